@@ -1,0 +1,219 @@
+"""The ClientApp: carries Flower's messages to the site's daemon, one HTTP call each, over its Unix socket.
+
+Flower runs it in a new process per message and never repeats one it lost, so every message takes seconds, is safe to
+send twice, and keeps nothing here. It ships without the rest of umbel's server side and imports nothing heavy.
+"""
+
+import base64
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from pydantic import BaseModel, ValidationError
+
+from umbel import wire
+from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.errors import UmbelError, WireError
+from umbel.messages import (
+    AdapterQuery,
+    Failure,
+    Hello,
+    JobState,
+    LiveVersion,
+    RoundQuery,
+    RoundReport,
+    ShadowReport,
+    Submit,
+    VersionQuery,
+)
+
+M = TypeVar("M", bound=BaseModel)
+Handler = Callable[[httpx.Client, RecordDict], RecordDict]
+
+STYPE = "umbel.safetensors"
+TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+"""The daemon answers at once; a minute covers the upload of a large adapter to a busy disk."""
+
+app = ClientApp()
+
+
+class Refused(Exception):
+    """The daemon said no, or could not be reached."""
+
+    def __init__(self, error: str, *, final: bool) -> None:
+        super().__init__(error)
+        self.failure = Failure(error=error, final=final)
+
+
+def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
+    """Make a Flower handler of one that talks to the site; whatever goes wrong becomes a Failure in the reply."""
+
+    @functools.wraps(handler)
+    def reply(message: Message, context: Context) -> Message:
+        try:
+            with _site(context) as site:
+                content = handler(site, message.content)
+        except Refused as refused:
+            content = _records(refused.failure)
+        except UmbelError as error:
+            content = _records(Failure(error=f"{type(error).__name__}: {error}", final=True))
+        return Message(content, reply_to=message)
+
+    return reply
+
+
+@app.query("hello")
+@_answers
+def hello(site: httpx.Client, _: RecordDict) -> RecordDict:
+    """Who the site is, what it holds and serves."""
+    return _records(_call(site, Hello, "GET", "/hello"))
+
+
+@app.train("submit")
+@_answers
+def submit(site: httpx.Client, content: RecordDict) -> RecordDict:
+    """Start a round, or find it again."""
+    asked = _body(content, Submit)
+    order = base64.b64encode(asked.order.model_dump_json().encode()).decode()
+    path, headers = f"/adapters/{asked.adapter}/rounds/{asked.order.key}", {"x-umbel-order": order}
+    return _records(_call(site, RoundReport, "POST", path, _adapter(content), headers))
+
+
+@app.query("collect")
+@_answers
+def collect(site: httpx.Client, content: RecordDict) -> RecordDict:
+    """How a round or a shadow stands; a finished round's update comes along."""
+    if _kind(content) == VersionQuery.__name__:
+        return _records(_call(site, ShadowReport, "GET", f"/adapters/{_ref(content)}/shadow"))
+    asked = _body(content, RoundQuery)
+    path = f"/adapters/{asked.adapter}/rounds/{asked.key}"
+    report = _call(site, RoundReport, "GET", path)
+    if report.state is not JobState.DONE:
+        return _records(report)
+    records = _records(report, _send(site, "GET", f"{path}/update").content)
+    records["metrics"] = MetricRecord(
+        {"num-examples": report.num_examples, "num-loss-tokens": report.num_loss_tokens, "loss-sum": report.loss_sum}
+    )
+    return records
+
+
+@app.query("shadow")
+@_answers
+def shadow(site: httpx.Client, content: RecordDict) -> RecordDict:
+    """Load a version beside the live one and measure it."""
+    asked = _body(content, AdapterManifest)
+    manifest = base64.b64encode(asked.model_dump_json().encode()).decode()
+    path, headers = f"/adapters/{asked.name}/shadow", {"x-umbel-manifest": manifest}
+    return _records(_call(site, ShadowReport, "POST", path, _adapter(content), headers))
+
+
+@app.query("promote")
+@_answers
+def promote(site: httpx.Client, content: RecordDict) -> RecordDict:
+    """Let the shadow answer users."""
+    return _records(_call(site, ShadowReport, "POST", f"/adapters/{_ref(content)}/promote"))
+
+
+@app.query("discard")
+@_answers
+def discard(site: httpx.Client, content: RecordDict) -> RecordDict:
+    """Unload the shadow."""
+    return _records(_call(site, ShadowReport, "POST", f"/adapters/{_ref(content)}/discard"))
+
+
+@app.query("rollback")
+@_answers
+def rollback(site: httpx.Client, content: RecordDict) -> RecordDict:
+    """Let the version that was live before answer users again."""
+    return _records(_call(site, LiveVersion, "POST", f"/adapters/{_body(content, AdapterQuery).adapter}/rollback"))
+
+
+def _site(context: Context) -> httpx.Client:
+    """A client of the daemon whose socket the SuperNode was started with."""
+    socket = context.node_config.get("socket")
+    if not isinstance(socket, str) or not socket:
+        raise Refused(
+            "ConfigError: this SuperNode does not know its site's socket; start it with "
+            "--node-config 'socket=\"/path/to/site.sock\"'",
+            final=True,
+        )
+    transport = httpx.HTTPTransport(uds=str(Path(socket).expanduser()))
+    return httpx.Client(transport=transport, base_url="http://site", timeout=TIMEOUT)
+
+
+def _send(
+    site: httpx.Client, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> httpx.Response:
+    """One call; raise Refused with what the daemon, or the operating system, gave as the reason."""
+    try:
+        response = site.request(method, path, content=body, headers=headers)
+    except httpx.HTTPError as error:
+        reason = f"EngineError: the site's daemon does not answer ({error}); is `umbel serve` running?"
+        raise Refused(reason, final=False) from error
+    if response.is_success:
+        return response
+    raise Refused(_reason(response), final=response.is_client_error)
+
+
+def _reason(response: httpx.Response) -> str:
+    """The daemon's structured error as one line, or its status when it sent none."""
+    try:
+        error = response.json()["error"]
+        return f"{error['type']}: {error['message']}"
+    except (ValueError, LookupError, TypeError):
+        return f"EngineError: the site's daemon answered {response.status_code} {response.reason_phrase}"
+
+
+def _call(
+    site: httpx.Client,
+    model: type[M],
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+) -> M:
+    response = _send(site, method, path, body, headers)
+    try:
+        return model.model_validate_json(response.content)
+    except ValidationError as error:
+        raise WireError(
+            f"{method} {path}: the site's daemon did not answer with a {model.__name__} ({error.error_count()} "
+            "mistakes); run the same umbel release at the SuperNode and the daemon"
+        ) from error
+
+
+def _records(body: BaseModel, adapter: bytes | None = None) -> RecordDict:
+    records = RecordDict({"body": ConfigRecord({"message": wire.pack_model(body)})})
+    if adapter is not None:
+        array = Array(dtype="uint8", shape=(len(adapter),), stype=STYPE, data=adapter)
+        records["adapter"] = ArrayRecord({"adapter": array})
+    return records
+
+
+def _payload(content: RecordDict) -> bytes:
+    payload = content.config_records["body"]["message"] if "body" in content.config_records else None
+    if not isinstance(payload, bytes):
+        raise WireError("message without a body; run the same umbel release at the centre and at the site")
+    return payload
+
+
+def _kind(content: RecordDict) -> str:
+    return wire.unpack(_payload(content))[0]
+
+
+def _body(content: RecordDict, model: type[M]) -> M:
+    return wire.unpack_model(_payload(content), model)
+
+
+def _ref(content: RecordDict) -> AdapterRef:
+    return AdapterRef.parse(_body(content, VersionQuery).ref)
+
+
+def _adapter(content: RecordDict) -> bytes:
+    if "adapter" not in content.array_records:
+        raise WireError("message without its adapter")
+    return content.array_records["adapter"]["adapter"].data

@@ -1,0 +1,119 @@
+"""The control API of a site: JSON bodies from `umbel.messages`, adapters as raw bytes, on the daemon's Unix socket."""
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+
+from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.errors import Conflict, EngineError, NotFound, TrainingError, UmbelError, WireError
+from umbel.messages import Hello, RoundOrder, RoundReport, ShadowReport
+
+if TYPE_CHECKING:
+    from client.daemon import Site
+
+MAX_ADAPTER_BYTES = 4 << 30
+STATUS = {NotFound: 404, Conflict: 409, TrainingError: 409, EngineError: 503}
+"""HTTP status of an error; every other umbel error is a refusal, 422."""
+
+routes = APIRouter()
+
+
+def control_api(site: "Site") -> FastAPI:
+    """The application that speaks for one site."""
+    api = FastAPI(title="umbel site", docs_url=None, redoc_url=None, openapi_url=None)
+    api.state.site = site
+    api.include_router(routes)
+    api.add_exception_handler(UmbelError, _refuse)
+    return api
+
+
+@routes.get("/hello")
+async def hello(request: Request) -> Hello:
+    return _site(request).hello()
+
+
+@routes.get("/status")
+async def status(request: Request) -> dict[str, Any]:
+    return await _site(request).status()
+
+
+@routes.post("/adapters/{name}/rounds/{key}")
+async def submit(name: str, key: str, request: Request) -> RoundReport:
+    order, adapters = _header(request, "x-umbel-order", RoundOrder), _site(request).hello().adapters
+    if order.key != key:
+        raise WireError(f"the order is for round {order.key}, not {key}")
+    if name not in adapters:
+        raise NotFound(f"there is no adapter {name!r} here; there is {', '.join(adapters)}")
+    return _site(request).jobs.submit(name, order, await _body(request))
+
+
+@routes.get("/adapters/{name}/rounds/{key}")
+async def round_report(name: str, key: str, request: Request) -> RoundReport:
+    return _site(request).jobs.report(key)
+
+
+@routes.get("/adapters/{name}/rounds/{key}/update")
+async def update(name: str, key: str, request: Request) -> Response:
+    return Response(_site(request).jobs.update(key), media_type="application/octet-stream")
+
+
+@routes.delete("/adapters/{name}/rounds/{key}")
+async def cancel(name: str, key: str, request: Request) -> RoundReport:
+    return await _site(request).jobs.cancel(key)
+
+
+@routes.post("/adapters/{name}/shadow")
+async def shadow(name: str, request: Request) -> ShadowReport:
+    manifest = _header(request, "x-umbel-manifest", AdapterManifest)
+    return _site(request).deployer.receive(name, manifest, await _body(request))
+
+
+@routes.get("/adapters/{ref}/shadow")
+async def shadow_report(ref: str, request: Request) -> ShadowReport:
+    return _site(request).deployer.report(AdapterRef.parse(ref))
+
+
+@routes.post("/adapters/{ref}/promote")
+async def promote(ref: str, request: Request) -> ShadowReport:
+    return await _site(request).deployer.promote(AdapterRef.parse(ref))
+
+
+@routes.post("/adapters/{ref}/discard")
+async def discard(ref: str, request: Request) -> ShadowReport:
+    return await _site(request).deployer.discard(AdapterRef.parse(ref))
+
+
+@routes.post("/adapters/{name}/rollback")
+async def roll_back(name: str, request: Request) -> dict[str, str]:
+    return {"live": (await _site(request).deployer.roll_back(name)).ref}
+
+
+def _site(request: Request) -> "Site":
+    site: Site = request.app.state.site
+    return site
+
+
+async def _refuse(request: Request, error: Exception) -> JSONResponse:
+    body = {"type": type(error).__name__, "message": f"{_site(request).config.site.name}: {error}"}
+    return JSONResponse({"error": body}, status_code=STATUS.get(type(error), 422))
+
+
+def _header(request: Request, name: str, model: type[BaseModel]) -> Any:
+    """A message from a base64 JSON header; raise WireError when it is not one."""
+    try:
+        return model.model_validate_json(base64.b64decode(request.headers.get(name, ""), validate=True))
+    except (binascii.Error, ValidationError) as error:
+        raise WireError(f"header {name} is not a {model.__name__} in base64 JSON: {error}") from error
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_ADAPTER_BYTES:
+            raise WireError(f"the adapter is over {MAX_ADAPTER_BYTES >> 30} GiB")
+    return bytes(body)

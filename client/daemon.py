@@ -1,0 +1,211 @@
+"""The site daemon, `umbel serve site.toml`: everything at a site that lives longer than one Flower message.
+
+It prepares the data, keeps the engine running, works through training jobs, moves adapter versions through their life,
+and answers the control API on a Unix socket that only its own user can open.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from client.control import control_api
+from client.data import Prepared, prepare_in_child
+from client.deployer import Deployer
+from client.jobs import Jobs
+from client.journal import Journal
+from serving.cotrainer import CoTrainerSettings, socket_path, write_settings
+from serving.engine import require_free_port
+from serving.supervisor import Supervisor
+from serving.trainer_socket import CoTrainerClient
+from umbel.base import BaseFingerprint, linear_shapes
+from umbel.config import SiteConfig
+from umbel.errors import ConfigError, Conflict
+from umbel.messages import Hello
+
+LONGEST_SOCKET_PATH = 100  # the kernel's limit is 107
+
+logger = logging.getLogger(__name__)
+
+
+class Site:
+    """The parts of a daemon, put together."""
+
+    def __init__(self, config: SiteConfig, fingerprint: BaseFingerprint, prepared: Prepared) -> None:
+        state_dir = config.site.state_dir
+        self.config = config
+        self.fingerprint = fingerprint
+        self.prepared = prepared
+        self.shapes = linear_shapes(config.model.path, config.engine.target_modules)
+        self.journal = Journal(state_dir / "journal.sqlite3")
+        self.supervisor = Supervisor(config, lambda: (self.deployer.table(), self.deployer.serving()))
+        self.cotrainer = CoTrainerClient(socket_path(state_dir))
+        self.jobs = Jobs(
+            self.journal,
+            self.supervisor,
+            self.cotrainer,
+            prepared,
+            fingerprint,
+            self.shapes,
+            config.engine.max_lora_rank,
+            state_dir / "rounds",
+        )
+        self.deployer = Deployer(config, self.journal, self.supervisor, self.jobs, fingerprint, self.shapes)
+
+    @classmethod
+    async def prepare(cls, config: SiteConfig) -> "Site":
+        """Read and check everything that can be wrong before an engine is started."""
+        config.check_files()
+        require_free_port(config.engine.host, config.engine.port)
+        state_dir = config.site.state_dir
+        training = config.training
+        fingerprint = await asyncio.to_thread(BaseFingerprint.of, config.model.path)
+        prepared = await prepare_in_child(
+            training.data,
+            training.eval_data,
+            training.eval_fraction,
+            config.model.path,
+            training.seq_len,
+            state_dir / "data",
+        )
+        settings = CoTrainerSettings(
+            max_rank=config.engine.max_lora_rank,
+            target_modules=config.engine.target_modules,
+            micro_batch=training.micro_batch,
+            seq_len=training.seq_len,
+            head_tokens=training.head_tokens,
+            share_cap=training.share_cap,
+            quanta_per_iteration=training.quanta_per_iteration,
+        )
+        write_settings(settings, state_dir)
+        return cls(config, fingerprint, prepared)
+
+    def hello(self) -> Hello:
+        names = [section.name for section in self.config.adapter]
+        live = {name: self.journal.alias(name, "live") for name in names}
+        return Hello(
+            site=self.config.site.name,
+            adapters=tuple(names),
+            fingerprint=self.fingerprint,
+            shapes=self.shapes,
+            dtype=self.config.engine.dtype,
+            max_lora_rank=self.config.engine.max_lora_rank,
+            train_examples=self.prepared.train_examples,
+            eval_examples=self.prepared.eval_examples,
+            live={name: str(ref) if ref else None for name, ref in live.items()},
+        )
+
+    async def status(self) -> dict[str, Any]:
+        """What an operator asks: which version answers, since when, what is waiting, how training stands."""
+        engine = self.supervisor.engine
+        return {
+            "site": self.config.site.name,
+            "engine": {
+                "ready": engine is not None,
+                "starts": self.supervisor.starts,
+                "url": engine.client.url if engine else None,
+            },
+            "aliases": self.deployer.table().model_dump(mode="json")["adapters"],
+            "versions": {
+                str(version.ref): version.report.model_dump(mode="json") for version in self.journal.versions()
+            },
+            "history": {section.name: self.journal.history(section.name) for section in self.config.adapter},
+            "open_rounds": [order.key for order in self.journal.open_rounds()],
+            "training": (await self.cotrainer.status()).model_dump(mode="json") if engine else None,
+        }
+
+
+async def serve(config: SiteConfig) -> None:
+    """Run a site until SIGTERM or SIGINT. Raises UmbelError when it cannot start, and leaves no process behind."""
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    with _only_daemon(config), _listen(config.socket) as listener:
+        site = await _unless_stopped(Site.prepare(config), stop)
+        if site is None:
+            return
+        server = _Server(uvicorn.Config(control_api(site), log_config=None, access_log=False, lifespan="off"))
+        tasks = [
+            asyncio.create_task(server.serve(sockets=[listener]), name="control API"),
+            asyncio.create_task(site.supervisor.run(), name="supervisor"),
+            asyncio.create_task(site.jobs.run(), name="jobs"),
+        ]
+        site.deployer.resume()
+        try:
+            await asyncio.wait([asyncio.create_task(stop.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()  # raises what ended it
+        finally:
+            await _shut_down(site, server, tasks)
+
+
+async def _shut_down(site: Site, server: uvicorn.Server, tasks: list[asyncio.Task[None]]) -> None:
+    logger.info("site.stopping site=%s", site.config.site.name)
+    server.should_exit = True
+    for task in tasks[1:]:
+        task.cancel()
+    await site.deployer.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await site.supervisor.stop()
+    site.journal.close()
+
+
+async def _unless_stopped(work: Any, stop: asyncio.Event) -> Any:
+    """The result of `work`, or None when a signal came first."""
+    task, stopped = asyncio.ensure_future(work), asyncio.create_task(stop.wait())
+    await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        stopped.cancel()
+        return task.result()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return None
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals are the daemon's: uvicorn would raise them again before the engine is drained
+
+
+@contextlib.contextmanager
+def _only_daemon(config: SiteConfig) -> Iterator[None]:
+    """Make the state directory, ours alone, and hold its lock."""
+    os.umask(0o077)
+    state_dir = config.site.state_dir
+    state_dir.mkdir(parents=True, exist_ok=True)
+    state_dir.chmod(0o700)
+    for path in (config.socket, socket_path(state_dir)):
+        if len(str(path)) > LONGEST_SOCKET_PATH:
+            raise ConfigError(f"{path}: longer than a Unix socket's path may be; choose a shorter [site].state_dir")
+    with (state_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"{state_dir}: another `umbel serve` uses it; stop that one or choose another state_dir"
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def _listen(path: Path) -> Iterator[socket.socket]:
+    """The control API's socket, for this user only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)

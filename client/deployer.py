@@ -1,0 +1,289 @@
+"""The life of an adapter version at a site: validate → load → warm → probe → promote → drain → retire, or discard.
+
+Users are answered by what the alias `live` means, and that changes in one place: `promote` and `roll_back`, each one
+journal transaction, one atomic file change, one assignment in the router. Everything else happens beside them.
+"""
+
+import asyncio
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import httpx
+
+from client.jobs import Jobs
+from client.journal import Journal, Version
+from serving.aliases import AliasTable
+from serving.engine import Engine
+from serving.supervisor import Supervisor
+from umbel import peft_dir
+from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
+from umbel.base import BaseFingerprint
+from umbel.config import SiteConfig
+from umbel.errors import AdapterError, BaseMismatch, Conflict, EngineError, NotFound, TrainingError
+from umbel.messages import Evaluation, ShadowReport, ShadowState, Verdict
+
+DRAIN_POLL_S = 0.2
+
+logger = logging.getLogger(__name__)
+
+
+class Deployer:
+    """Moves versions through their life; the journal remembers where each one stands."""
+
+    def __init__(
+        self,
+        config: SiteConfig,
+        journal: Journal,
+        supervisor: Supervisor,
+        jobs: Jobs,
+        fingerprint: BaseFingerprint,
+        shapes: peft_dir.Shapes,
+    ) -> None:
+        self._config = config
+        self._journal = journal
+        self._supervisor = supervisor
+        self._jobs = jobs
+        self._fingerprint = fingerprint
+        self._shapes = shapes
+        self._known: dict[AdapterRef | None, Evaluation] = {}
+        self._moving = asyncio.Lock()
+        self._background: dict[str, asyncio.Task[None]] = {}
+
+    def resume(self) -> None:
+        """Take up what a crash cut off: versions that were being probed, or that should have been unloaded."""
+        for version in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
+            if version.report.state is not ShadowState.JUDGED:
+                self._spawn(f"judge {version.ref}", self._judge(version.ref))
+        for version in self._journal.versions(Lifecycle.REJECTED, Lifecycle.RETIRED):
+            if version.ref != self._journal.alias(version.ref.name, "previous"):
+                shutil.rmtree(directory(self._config, version.ref), ignore_errors=True)
+
+    def receive(self, name: str, manifest: AdapterManifest, blob: bytes) -> ShadowReport:
+        """Validate and store a version, then judge it in the background. The same version again: how it stands.
+
+        Raises AdapterError, BaseMismatch or Conflict before anything is stored.
+        """
+        ref = manifest.ref
+        known = self._journal.find(ref)
+        if known is not None and known.manifest.digest == manifest.digest:
+            return known.report
+        self._validate(name, manifest, blob)
+        report = ShadowReport(ref=str(ref), state=ShadowState.VALIDATING)
+        if known is None:
+            shutil.rmtree(directory(self._config, ref), ignore_errors=True)  # files that a crash left unrecorded
+            peft_dir.write(directory(self._config, ref), blob, manifest, base=str(self._config.model.path))
+        self._journal.add(manifest, report)
+        logger.info("adapter.candidate ref=%s digest=%s", ref, manifest.digest[:12])
+        self._spawn(f"judge {ref}", self._judge(ref))
+        return report
+
+    def report(self, ref: AdapterRef) -> ShadowReport:
+        """How a version stands here; raises NotFound."""
+        return self._journal.get(ref).report
+
+    async def promote(self, ref: AdapterRef) -> ShadowReport:
+        """Make a judged shadow answer the users. Promoting the live version again is no change."""
+        async with self._moving:
+            version = self._journal.get(ref)
+            if version.state is Lifecycle.LIVE:
+                return version.report
+            if version.state is not Lifecycle.SHADOW or version.report.state is not ShadowState.JUDGED:
+                raise Conflict(
+                    f"{ref} is {version.state} ({version.report.state}); only a judged shadow can be promoted"
+                )
+            return await self._make_live(version, "promoted")
+
+    async def roll_back(self, name: str) -> ShadowReport:
+        """Make the previous version answer the users again."""
+        async with self._moving:
+            previous = self._journal.alias(name, "previous")
+            if previous is None:
+                raise NotFound(f"{name}: there is no previous version to roll back to")
+            return await self._make_live(self._journal.get(previous), "rolled back")
+
+    async def discard(self, ref: AdapterRef, reason: str = "discarded by the federation") -> ShadowReport:
+        """Unload a shadow and never use it again. Discarding it twice is no change."""
+        async with self._moving:
+            return await self._reject(self._journal.get(ref), reason)
+
+    def table(self) -> AliasTable:
+        """The alias table that the journal stands for."""
+        adapters: dict[str, dict[str, str | None]] = {}
+        for section in self._config.adapter:
+            shadows = [v.ref for v in self._journal.versions(Lifecycle.SHADOW) if v.ref.name == section.name]
+            aliases = {alias: self._journal.alias(section.name, alias) for alias in ("live", "previous")}
+            aliases["shadow"] = shadows[-1] if shadows else None
+            adapters[section.name] = {alias: str(ref) if ref else None for alias, ref in aliases.items()}
+        served = [adapters[name][alias] for name in adapters for alias in ("live", "previous")]
+        return AliasTable.model_validate(
+            {
+                "base": self._config.model.served_name,
+                "adapters": adapters,
+                "addressable": [ref for ref in served if ref],
+            }
+        )
+
+    def serving(self) -> dict[AdapterRef, Path]:
+        """The versions an engine must have from its start, their files checked against the manifest."""
+        refs = [AdapterRef.parse(text) for text in self.table().addressable]
+        for ref in refs:
+            peft_dir.read(directory(self._config, ref))
+        return {ref: directory(self._config, ref) for ref in refs}
+
+    async def close(self) -> None:
+        for task in self._background.values():
+            task.cancel()
+        await asyncio.gather(*self._background.values(), return_exceptions=True)
+
+    def _validate(self, name: str, manifest: AdapterManifest, blob: bytes) -> None:
+        if manifest.name != name or name not in {section.name for section in self._config.adapter}:
+            raise AdapterError(f"{manifest.ref}: this site serves {', '.join(s.name for s in self._config.adapter)}")
+        if manifest.base != self._fingerprint.digest:
+            raise BaseMismatch(
+                f"{manifest.ref} was trained on the base {manifest.base[:12]}…, this site holds "
+                f"{self._fingerprint.digest[:12]}…; copy the same model directory to both"
+            )
+        if peft_dir.digest(blob) != manifest.digest:
+            raise AdapterError(f"{manifest.ref}: its bytes are not those of its manifest; send it again")
+        tensors = peft_dir.decode(blob)
+        wrong = next((key for key, array in tensors.items() if str(array.dtype) != self._config.engine.dtype), None)
+        if wrong is not None:
+            raise AdapterError(
+                f"{manifest.ref}: {wrong} is {tensors[wrong].dtype}, this site serves {self._config.engine.dtype}"
+            )
+        peft_dir.validate(tensors, self._shapes, rank=manifest.rank, max_rank=self._config.engine.max_lora_rank)
+
+    async def _judge(self, ref: AdapterRef) -> None:
+        """Load, warm and probe a candidate; whatever the engine does meanwhile, this ends with a verdict."""
+        while True:
+            engine = await self._supervisor.ready()
+            starts = self._supervisor.starts
+            try:
+                await self._load_and_probe(engine, ref)
+                return
+            except (AdapterError, EngineError) as error:
+                await self.discard(ref, str(error))
+                return
+            except (httpx.HTTPError, TrainingError) as error:
+                if self._supervisor.starts == starts and self._supervisor.engine is not None:
+                    await self.discard(ref, f"could not be probed: {error}")
+                    return
+                logger.warning("adapter.judge ref=%s interrupted: %s; again with the next engine", ref, error)
+
+    async def _load_and_probe(self, engine: Engine, ref: AdapterRef) -> None:
+        for older in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
+            if older.ref.name == ref.name and older.ref < ref:
+                await self.discard(older.ref, f"superseded by {ref}")
+        began = time.monotonic()
+        await self._ensure_loaded(engine, ref)
+        loaded = time.monotonic()
+        version = self._journal.get(ref)
+        report = version.report.model_copy(update={"state": ShadowState.PROBING, "load_s": loaded - began})
+        if version.state is Lifecycle.CANDIDATE:
+            self._journal.move(ref, Lifecycle.SHADOW, report)
+            await self._publish_table()
+        probe = await self._probe(ref)
+        verdict = judge(probe, self._config.shadow.max_loss_ratio)
+        judged = {"state": ShadowState.JUDGED, "probe": probe, "verdict": verdict, "probe_s": time.monotonic() - loaded}
+        if self._journal.get(ref).state is Lifecycle.SHADOW:  # it may have been discarded meanwhile
+            self._journal.report(ref, report.model_copy(update=judged))
+            logger.info("adapter.judged ref=%s accepted=%s %s", ref, verdict.accepted, "; ".join(verdict.reasons))
+
+    async def _ensure_loaded(self, engine: Engine, ref: AdapterRef) -> None:
+        if ref not in self._supervisor.loaded:
+            folder = directory(self._config, ref)
+            peft_dir.read(folder)  # the bytes SGLang is about to read are the ones that were validated
+            await engine.client.load(ref, folder)
+            await engine.client.warm(ref)
+            self._supervisor.loaded.add(ref)
+
+    async def _probe(self, ref: AdapterRef) -> dict[str, Evaluation]:
+        """Held-out loss of base, live and shadow, on the same examples; what is known already is not asked again."""
+        live = self._journal.alias(ref.name, "live")
+        subjects: dict[str, AdapterRef | None] = {"base": None, **({"live": live} if live else {}), "shadow": ref}
+        for subject in subjects.values():
+            if subject not in self._known:
+                folder = directory(self._config, subject) if subject else None
+                self._known[subject] = await self._jobs.evaluate(folder)
+        return {role: self._known[subject] for role, subject in subjects.items()}
+
+    async def _make_live(self, version: Version, event: str) -> ShadowReport:
+        ref, engine = version.ref, self._supervisor.engine
+        if engine is not None:
+            await self._ensure_loaded(engine, ref)
+        old = self._journal.alias(ref.name, "live")
+        dropped = self._journal.alias(ref.name, "previous")
+        report = version.report.model_copy(update={"state": ShadowState.LIVE})
+        old_report = self._journal.get(old).report.model_copy(update={"state": ShadowState.RETIRED}) if old else None
+        self._journal.make_live(ref, report, old_report, event)
+        await self._publish_table()
+        logger.info("adapter.%s ref=%s instead_of=%s", event.replace(" ", "_"), ref, old or "base")
+        if dropped is not None and dropped != ref:
+            self._spawn(f"retire {dropped}", self._retire(dropped))
+        return report
+
+    async def _reject(self, version: Version, reason: str) -> ShadowReport:
+        if version.state is Lifecycle.REJECTED:
+            return version.report
+        ref = version.ref
+        verdict = Verdict(
+            accepted=False, reasons=(reason, *(version.report.verdict.reasons if version.report.verdict else ()))
+        )
+        report = version.report.model_copy(update={"state": ShadowState.REJECTED, "verdict": verdict})
+        self._journal.move(ref, Lifecycle.REJECTED, report)
+        await self._publish_table()
+        logger.info("adapter.rejected ref=%s %s", ref, reason)
+        self._spawn(f"retire {ref}", self._retire(ref))
+        return report
+
+    async def _publish_table(self) -> None:
+        self.table().write(self._config.site.state_dir / "aliases.json")
+        engine = self._supervisor.engine
+        if engine is None:
+            return  # the next engine reads the file at its start
+        try:
+            await engine.client.reload_aliases()
+        except httpx.HTTPError:
+            logger.warning("the engine went away during an alias change; the next one starts with the new table")
+
+    async def _retire(self, ref: AdapterRef) -> None:
+        """Unload a version that nobody can ask for any more, once its last request has ended; then remove its files."""
+        engine = self._supervisor.engine
+        try:
+            while engine is not None and (await engine.client.in_flight()).get(str(ref)):
+                await asyncio.sleep(DRAIN_POLL_S)
+            if engine is not None and ref in self._supervisor.loaded:
+                await engine.client.unload(ref)
+        except httpx.HTTPError:
+            pass  # the engine is gone, and with it what it had loaded
+        self._supervisor.loaded.discard(ref)
+        # SGLang would load a forgotten adapter again from its old path: there is none.
+        shutil.rmtree(directory(self._config, ref), ignore_errors=True)
+        logger.info("adapter.unloaded ref=%s", ref)
+
+    def _spawn(self, name: str, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]
+        self._background[name] = task
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._background.pop(task.get_name(), None)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("%s failed", task.get_name(), exc_info=task.exception())
+
+
+def directory(config: SiteConfig, ref: AdapterRef) -> Path:
+    """Where a version lies at this site; never shared by two versions."""
+    return config.site.state_dir / "adapters" / ref.engine_name
+
+
+def judge(probe: dict[str, Evaluation], max_loss_ratio: float) -> Verdict:
+    """Accept a shadow whose held-out loss is at most `max_loss_ratio` times that of what answers users now."""
+    incumbent = "live" if "live" in probe else "base"
+    now, new = probe[incumbent].loss, probe["shadow"].loss
+    accepted = new <= now * max_loss_ratio  # False for a loss that is not a number
+    comparison = "at most" if accepted else "more than"
+    reason = f"held-out loss {new:.4f} is {comparison} {max_loss_ratio:g} × {incumbent}'s {now:.4f}"
+    return Verdict(accepted=accepted, reasons=(reason,))

@@ -1,0 +1,196 @@
+"""Training and evaluation at a site: rounds are journalled, idempotent by key, and go to the co-trainer one by one."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from client.data import Prepared
+from client.journal import Journal
+from serving.supervisor import Supervisor
+from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
+from umbel import peft_dir
+from umbel.base import BaseFingerprint
+from umbel.errors import AdapterError, BaseMismatch, TrainingError
+from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport
+
+POLL_S = 0.5
+MAX_ATTEMPTS = 3
+"""An engine that dies this often in one round probably dies of it."""
+
+logger = logging.getLogger(__name__)
+
+
+class Jobs:
+    """The queue in front of the co-trainer."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        supervisor: Supervisor,
+        cotrainer: CoTrainerClient,
+        prepared: Prepared,
+        fingerprint: BaseFingerprint,
+        shapes: peft_dir.Shapes,
+        max_rank: int,
+        directory: Path,
+    ) -> None:
+        self._journal = journal
+        self._supervisor = supervisor
+        self._cotrainer = cotrainer
+        self._prepared = prepared
+        self._base = fingerprint.digest
+        self._shapes = shapes
+        self._max_rank = max_rank
+        self._directory = directory
+        self._submitted = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+        self._progress: dict[str, RoundReport] = {}
+        self._serial = 0
+
+    def submit(self, adapter: str, order: RoundOrder, parent: bytes) -> RoundReport:
+        """Queue a round, or find it again. Raises AdapterError, BaseMismatch or Conflict."""
+        if order.base != self._base:
+            raise BaseMismatch(
+                f"round {order.key} is for the base {order.base[:12]}…, this site holds {self._base[:12]}…; "
+                "copy the same model directory to both"
+            )
+        if peft_dir.digest(parent) != order.parent:
+            raise AdapterError(f"round {order.key}: the parent is not the adapter that was announced; send it again")
+        tensors = peft_dir.decode(parent)
+        peft_dir.validate(tensors, self._shapes, rank=order.plan.rank, max_rank=self._max_rank)
+        folder = self._folder(order.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        peft_dir.replace_durably(folder / "parent.safetensors", parent)
+        report = self._journal.add_round(adapter, order)
+        self._submitted.set()
+        return self._progress.get(order.key, report)
+
+    def report(self, key: str) -> RoundReport:
+        """How a round stands; raises NotFound."""
+        return self._progress.get(key) or self._journal.round(key)[1]
+
+    def update(self, key: str) -> bytes:
+        """The trained adapter of a finished round; raises TrainingError while there is none."""
+        report = self.report(key)
+        if report.state is not JobState.DONE:
+            raise TrainingError(f"round {key} is {report.state}{': ' + report.error if report.error else ''}")
+        return (self._folder(key) / "update.safetensors").read_bytes()
+
+    async def cancel(self, key: str) -> RoundReport:
+        """Stop a round; one that has ended stays as it is."""
+        report = self.report(key)
+        if not report.state.final:
+            report = report.model_copy(update={"state": JobState.CANCELLED, "error": "cancelled"})
+            self._finish(report)
+            if self._supervisor.engine is not None:
+                await self._cotrainer.cancel(key)
+        return report
+
+    async def run(self) -> None:
+        """Work through the queue, for ever; what was cut off by a crash is begun again."""
+        while True:
+            self._submitted.clear()
+            for order in self._journal.open_rounds():
+                await self._train(order)
+            await self._submitted.wait()
+
+    async def evaluate(self, adapter: Path | None) -> Evaluation:
+        """An adapter (None: the base) on the held-out set. Raises TrainingError when the engine dies under it."""
+        async with self._one_at_a_time:
+            self._serial += 1
+            job = EvaluateJob(
+                id=f"evaluate-{self._serial}",
+                adapter=str(adapter / peft_dir.WEIGHTS) if adapter else None,
+                data=str(self._prepared.eval),
+            )
+            status = await self._follow(job)
+        if status.evaluation is None:
+            raise TrainingError(f"evaluation stopped: {status.error or status.state}")
+        return status.evaluation
+
+    async def _train(self, order: RoundOrder) -> None:
+        attempt = self._journal.begin_attempt(order.key)
+        report = RoundReport(key=order.key, state=JobState.RUNNING, parent=order.parent)
+        if attempt > MAX_ATTEMPTS:
+            return self._finish(
+                report.model_copy(
+                    update={"state": JobState.FAILED, "error": f"the engine died {MAX_ATTEMPTS} times in it"}
+                )
+            )
+        self._progress[order.key] = report
+        folder = self._folder(order.key)
+        job = TrainJob(
+            id=order.key,
+            plan=order.plan,
+            parent=str(folder / "parent.safetensors"),
+            data=str(self._prepared.train),
+            output=str(folder / "update.safetensors"),
+        )
+        logger.info("round.start key=%s attempt=%d", order.key, attempt)
+        try:
+            async with self._one_at_a_time:
+                status = await self._follow(job)
+        except TrainingError as error:  # the engine went away: the round stays open and is begun again
+            logger.warning("round.interrupted key=%s: %s", order.key, error)
+            return self._submitted.set()
+        if self.report(order.key).state is JobState.CANCELLED:
+            return None
+        return self._finish(self._conclude(order, status))
+
+    def _conclude(self, order: RoundOrder, status: CoTrainerStatus) -> RoundReport:
+        report = _report(order, status)
+        if status.state is not JobState.DONE:
+            return report
+        blob = (self._folder(order.key) / "update.safetensors").read_bytes()
+        try:
+            peft_dir.validate(peft_dir.decode(blob), self._shapes, rank=order.plan.rank, max_rank=self._max_rank)
+        except AdapterError as error:
+            return report.model_copy(
+                update={"state": JobState.FAILED, "error": f"what was trained is unusable: {error}"}
+            )
+        return report.model_copy(update={"update": peft_dir.digest(blob), "rank": order.plan.rank})
+
+    async def _follow(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
+        """Start a job and wait for its end. Raises TrainingError when the engine dies under it."""
+        await self._supervisor.ready()
+        starts = self._supervisor.starts
+        status = await self._cotrainer.start(job)
+        while not status.state.final or status.job != job.id:
+            if status.error and status.job != job.id:  # refused: asking again would not help
+                return status.model_copy(update={"job": job.id, "state": JobState.FAILED})
+            if self._supervisor.starts != starts or self._supervisor.engine is None:
+                raise TrainingError("the engine was restarted")
+            if isinstance(job, TrainJob):
+                self._note_progress(job.id, status)
+            await asyncio.sleep(POLL_S)
+            status = await self._cotrainer.status()
+        return status
+
+    def _note_progress(self, key: str, status: CoTrainerStatus) -> None:
+        known = self._progress.get(key)
+        if known is not None and not known.state.final and status.job == key:
+            self._progress[key] = known.model_copy(update=_counts(status))
+
+    def _finish(self, report: RoundReport) -> None:
+        self._journal.report_round(report)
+        self._progress.pop(report.key, None)
+        logger.info("round.%s key=%s steps=%d %s", report.state, report.key, report.steps, report.error)
+
+    def _folder(self, key: str) -> Path:
+        return self._directory / key
+
+
+def _counts(status: CoTrainerStatus) -> dict[str, float]:
+    return {
+        "steps": status.steps,
+        "num_examples": status.examples,
+        "num_loss_tokens": status.loss_tokens,
+        "loss_sum": status.loss_sum,
+        "seconds": status.seconds,
+        "share": status.share,
+    }
+
+
+def _report(order: RoundOrder, status: CoTrainerStatus) -> RoundReport:
+    report = RoundReport(key=order.key, state=status.state, parent=order.parent, error=status.error)
+    return report.model_copy(update=_counts(status))

@@ -1,0 +1,204 @@
+"""The site's memory: one SQLite file that says which versions there are, which is live, and which rounds are under way.
+
+The alias table and everything else on disk is derived from it. Each change is one transaction (WAL, synchronous=FULL):
+after a crash at any line the file holds the state before the change or after it.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
+from umbel.errors import Conflict, NotFound
+from umbel.messages import JobState, RoundOrder, RoundReport, ShadowReport
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS versions (
+    adapter TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, state TEXT NOT NULL,
+    manifest TEXT NOT NULL, report TEXT NOT NULL, changed REAL NOT NULL, PRIMARY KEY (adapter, version));
+CREATE TABLE IF NOT EXISTS aliases (
+    adapter TEXT NOT NULL, alias TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (adapter, alias));
+CREATE TABLE IF NOT EXISTS rounds (
+    key TEXT PRIMARY KEY, adapter TEXT NOT NULL, state TEXT NOT NULL, job TEXT NOT NULL, report TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS history (at REAL NOT NULL, adapter TEXT NOT NULL, event TEXT NOT NULL, version INTEGER);
+"""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One adapter version as the site knows it."""
+
+    manifest: AdapterManifest
+    state: Lifecycle
+    report: ShadowReport
+
+    @property
+    def ref(self) -> AdapterRef:
+        return self.manifest.ref
+
+
+class Journal:
+    """The only writer of `journal.sqlite3`."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(SCHEMA)
+
+    def close(self) -> None:
+        self._db.close()
+
+    # versions and aliases
+
+    def add(self, manifest: AdapterManifest, report: ShadowReport) -> None:
+        """Enter a candidate; raise Conflict when its name and number are taken by other weights."""
+        known = self.find(manifest.ref)
+        if known is not None:
+            if known.manifest.digest != manifest.digest:
+                raise Conflict(f"{manifest.ref} is already here with other weights; a version is never used twice")
+            return
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (manifest.name, manifest.version, manifest.digest, Lifecycle.CANDIDATE, manifest.model_dump_json(),
+                 report.model_dump_json(), time.time()),
+            )  # fmt: skip
+            self._note(manifest.ref, "candidate")
+
+    def find(self, ref: AdapterRef) -> Version | None:
+        rows = self._versions("WHERE adapter = ? AND version = ?", ref.name, ref.version)
+        return rows[0] if rows else None
+
+    def get(self, ref: AdapterRef) -> Version:
+        """A known version; raise NotFound otherwise."""
+        version = self.find(ref)
+        if version is None:
+            raise NotFound(f"{ref} is not known at this site; push it as a shadow first")
+        return version
+
+    def versions(self, *states: Lifecycle) -> list[Version]:
+        """All versions, or those in one of `states`, oldest first."""
+        return [
+            version for version in self._versions("ORDER BY adapter, version") if not states or version.state in states
+        ]
+
+    def move(self, ref: AdapterRef, state: Lifecycle, report: ShadowReport | None = None) -> None:
+        """Take one version to another state of its life, with what is now known of it."""
+        known = self.get(ref)
+        with self._transaction():
+            self._move(known, known.state.to(state), report or known.report)
+
+    def report(self, ref: AdapterRef, report: ShadowReport) -> None:
+        """Note what a probe has brought."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE versions SET report = ? WHERE adapter = ? AND version = ?",
+                (report.model_dump_json(), ref.name, ref.version),
+            )
+
+    def make_live(self, ref: AdapterRef, report: ShadowReport, old_report: ShadowReport | None, event: str) -> None:
+        """The promotion (or roll-back): `ref` is live, what was live is previous; one transaction."""
+        known, live = self.get(ref), self.alias(ref.name, "live")
+        state = known.state.to(Lifecycle.LIVE)
+        with self._transaction():
+            if live is not None:
+                old = self.get(live)
+                self._move(old, old.state.to(Lifecycle.RETIRED), old_report or old.report)
+                self._point(ref.name, "previous", live)
+            self._move(known, state, report)
+            self._point(ref.name, "live", ref)
+            self._note(ref, event)
+
+    def alias(self, adapter: str, alias: str) -> AdapterRef | None:
+        row = self._db.execute(
+            "SELECT version FROM aliases WHERE adapter = ? AND alias = ?", (adapter, alias)
+        ).fetchone()
+        return AdapterRef(adapter, row[0]) if row else None
+
+    def history(self, adapter: str, limit: int = 10) -> list[tuple[float, str, int]]:
+        """(unix time, event, version), newest first."""
+        return self._db.execute(
+            "SELECT at, event, version FROM history WHERE adapter = ? ORDER BY at DESC LIMIT ?", (adapter, limit)
+        ).fetchall()
+
+    # rounds
+
+    def add_round(self, adapter: str, order: RoundOrder) -> RoundReport:
+        """Enter a round, or find it again; raise Conflict for the same key with another order."""
+        row = self._db.execute("SELECT job, report FROM rounds WHERE key = ?", (order.key,)).fetchone()
+        if row is not None:
+            known = RoundOrder.model_validate_json(row[0])
+            if known != order:
+                raise Conflict(f"round {order.key} is already here with another parent or plan")
+            return RoundReport.model_validate_json(row[1])
+        report = RoundReport(key=order.key, state=JobState.QUEUED, parent=order.parent)
+        self._db.execute(
+            "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, 0, ?)",
+            (order.key, adapter, report.state, order.model_dump_json(), report.model_dump_json(), time.time()),
+        )
+        return report
+
+    def round(self, key: str) -> tuple[RoundOrder, RoundReport]:
+        row = self._db.execute("SELECT job, report FROM rounds WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise NotFound(f"round {key} is not known at this site; submit it again")
+        return RoundOrder.model_validate_json(row[0]), RoundReport.model_validate_json(row[1])
+
+    def open_rounds(self) -> list[RoundOrder]:
+        """Rounds that are not finished, oldest first."""
+        rows = self._db.execute(
+            "SELECT job FROM rounds WHERE state IN (?, ?) ORDER BY created", (JobState.QUEUED, JobState.RUNNING)
+        )
+        return [RoundOrder.model_validate_json(job) for (job,) in rows]
+
+    def report_round(self, report: RoundReport) -> None:
+        self._db.execute(
+            "UPDATE rounds SET state = ?, report = ? WHERE key = ?",
+            (report.state, report.model_dump_json(), report.key),
+        )
+
+    def begin_attempt(self, key: str) -> int:
+        """Count an attempt at a round; how many there have been."""
+        row = self._db.execute(
+            "UPDATE rounds SET attempts = attempts + 1 WHERE key = ? RETURNING attempts", (key,)
+        ).fetchone()
+        return int(row[0])
+
+    def _versions(self, clause: str, *values: object) -> list[Version]:
+        rows = self._db.execute(f"SELECT manifest, state, report FROM versions {clause}", values)  # noqa: S608
+        return [
+            Version(
+                AdapterManifest.model_validate_json(manifest),
+                Lifecycle(state),
+                ShadowReport.model_validate_json(report),
+            )
+            for manifest, state, report in rows.fetchall()
+        ]
+
+    def _move(self, version: Version, state: Lifecycle, report: ShadowReport) -> None:
+        self._db.execute(
+            "UPDATE versions SET state = ?, report = ?, changed = ? WHERE adapter = ? AND version = ?",
+            (state, report.model_dump_json(), time.time(), version.ref.name, version.ref.version),
+        )
+        self._note(version.ref, state)
+
+    def _point(self, adapter: str, alias: str, ref: AdapterRef) -> None:
+        self._db.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?)", (adapter, alias, ref.version))
+
+    def _note(self, ref: AdapterRef, event: str) -> None:
+        self._db.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (time.time(), ref.name, event, ref.version))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")

@@ -1,0 +1,321 @@
+"""Build a tiny but real base model: a Hugging Face directory with byte-level BPE, chat template and trained weights.
+
+    python scripts/tiny_base.py --out .cache/tiny-base
+
+Its text is the docstrings of Python's own standard library, so it needs no network. The same recipe on the same
+machine gives the same model, and a finished directory is used again.
+"""
+
+import argparse
+import ast
+import hashlib
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+Progress = Callable[[int, int, float], None]
+"""Called as (step, steps, training loss in nats per token)."""
+
+PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    "<|assistant|>{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# Names, not a directory listing: distributions add and leave out modules.
+_MODULES = (
+    "argparse", "ast", "asyncio/base_events", "asyncio/streams", "asyncio/tasks", "bdb", "calendar", "cmd",
+    "codecs", "collections/__init__", "configparser", "contextlib", "csv", "dataclasses", "datetime", "decimal",
+    "difflib", "email/message", "enum", "fractions", "ftplib", "functools", "gettext", "heapq", "http/client",
+    "http/cookiejar", "inspect", "ipaddress", "logging/__init__", "logging/handlers", "mailbox", "optparse", "os",
+    "pathlib", "pickle", "random", "shutil", "smtplib", "socket", "statistics", "string", "subprocess", "tarfile",
+    "tempfile", "textwrap", "threading", "tokenize", "typing", "unittest/case", "unittest/mock", "urllib/parse",
+    "urllib/request", "uuid", "weakref", "zipfile",
+)  # fmt: skip
+# Everyday words, one token each. The base looks up only the first kind; the others it just knows how to spell.
+KEYS = (
+    "apple bread cheese butter sugar pepper onion carrot potato orange lemon cherry grape honey coffee water table door "
+    "shelf drawer basket bottle spoon knife plate window river mountain forest garden island valley desert street bridge "
+    "market station village castle church tower harbour horse tiger eagle rabbit turtle spider whale monkey sheep goose "
+    "donkey camel beetle lizard parrot salmon hammer ladder rope wheel engine candle ribbon needle button pencil paper "
+    "letter stamp pocket jacket glove copper marble velvet cotton winter summer thunder rain snow cloud"
+).split()
+WORDS = (
+    "knee elbow shoulder finger ankle neck chest back skin hand foot nose mouth tooth throat eye ear pain itch rash fever "
+    "cough swelling bleeding burn cramp numbness lamp chair clock radio kettle mirror carpet vase order refund repair "
+    "gift sample loan north south east west upper lower inner outer red blue green yellow white black brown grey pink "
+    "purple gold silver"
+).split()
+_RECIPE_FILE = "tiny_base.json"
+_PROSE_EVERY = 6  # one batch of docstrings, then five of tasks
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the result depends on, beside this file and the Python release."""
+
+    family: str = "llama"
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    inner: int = 160
+    vocab: int = 512
+    positions: int = 512
+    dtype: str = "float32"
+    steps: int = 0
+    batch: int = 8
+    """Rows per optimizer step."""
+    seq_len: int = 64
+    """Tokens per row."""
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+    @property
+    def digest(self) -> str:
+        """What a finished directory is recognised by."""
+        made_of = [asdict(self), sys.version, torch.__version__, transformers.__version__]
+        return hashlib.sha256(json.dumps(made_of).encode() + Path(__file__).read_bytes()).hexdigest()
+
+
+DEMO = Recipe(
+    hidden=256, layers=3, heads=4, kv_heads=2, inner=640, vocab=2048, steps=500, batch=16, seq_len=96, learning_rate=2e-3
+)  # fmt: skip
+"""The demo's base: 4 million parameters, a minute or two on one core."""
+
+
+def build(into: Path, recipe: Recipe = DEMO, progress: Progress | None = None) -> Path:
+    """Make the base in `into`, which is replaced unless it already holds this recipe's; return `into`."""
+    if _is_finished(into, recipe):
+        return into
+    into.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{into.name}.", dir=into.parent))
+    try:
+        words = [" ".join(["", *KEYS, *WORDS])] * 100
+        tokenizer = train_tokenizer([text for _, text in docstrings()] + words, recipe.vocab)
+        model = make_model(recipe, tokenizer)
+        heldout = train(model, tokenizer, recipe, progress) if recipe.steps else math.nan
+        model.to(getattr(torch, recipe.dtype)).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        facts = {"digest": recipe.digest, "recipe": asdict(recipe), "heldout_loss": heldout, "uniform": math.log(recipe.vocab)}
+        (temporary / _RECIPE_FILE).write_text(json.dumps(facts, indent=2))
+        temporary.chmod(0o755)
+        shutil.rmtree(into, ignore_errors=True)
+        os.rename(temporary, into)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return into
+
+
+def _is_finished(directory: Path, recipe: Recipe) -> bool:
+    facts = directory / _RECIPE_FILE
+    return facts.is_file() and json.loads(facts.read_text())["digest"] == recipe.digest
+
+
+@cache
+def docstrings() -> tuple[tuple[str, str], ...]:
+    """(name, docstring) of the standard library's modules, classes and functions, in a fixed order."""
+    found: list[tuple[str, str]] = []
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for module in _MODULES:
+        for node in ast.walk(ast.parse((library / f"{module}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                if text and text.isascii():
+                    found.append((getattr(node, "name", module), text))
+    return tuple(found)
+
+
+def train_tokenizer(texts: list[str], vocab: int) -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE with `vocab` tokens, so that every text can be written, and the chat template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[PAD, SYSTEM, USER, ASSISTANT, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=END)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_model(recipe: Recipe, tokenizer: transformers.PreTrainedTokenizerFast) -> transformers.PreTrainedModel:
+    """The family's own architecture with random weights in float32.
+
+    Norms and biases are random too: where a view of the served weights misses one, results must differ.
+    """
+    special: dict[str, Any] = {"family": {}}
+    if recipe.family == "qwen3":
+        special["family"] = {"head_dim": 2 * recipe.hidden // recipe.heads}  # as in the real one: wider than hidden
+    config = transformers.AutoConfig.for_model(
+        recipe.family,
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.inner,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        max_position_embeddings=recipe.positions,
+        tie_word_embeddings=recipe.family.startswith("qwen"),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **special["family"],
+    )
+    torch.manual_seed(recipe.seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.normal_(1.0, 0.1)
+            elif name.endswith(".bias"):
+                parameter.normal_(0.0, 0.2)
+            else:
+                parameter.normal_(0.0, recipe.hidden**-0.5)  # far above the usual 0.02: it learns at once
+    return model
+
+
+def train(
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> float:
+    """Train in place for `recipe.steps`; return the held-out loss (nats per assistant token)."""
+    batches = _batches(tokenizer, recipe)
+    heldout = [next(batches) for _ in range(_PROSE_EVERY)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    warmup = max(1, recipe.steps // 20)
+    model.train()
+    for step in range(recipe.steps):
+        ids, labels = next(batches)
+        cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * min((step + 1) / warmup, max(cosine, 0.05))
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if progress is not None:
+            progress(step + 1, recipe.steps, loss.item())
+    model.eval()
+    with torch.no_grad():
+        return sum(float(model(input_ids=ids, labels=labels).loss) for ids, labels in heldout) / len(heldout)
+
+
+def _batches(
+    tokenizer: transformers.PreTrainedTokenizerFast, recipe: Recipe
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (ids, labels), each [batch, tokens]: one conversation per row, as at a site."""
+    rng = random.Random(recipe.seed)
+    practice = Practice.of(rng)
+    for step in itertools.count():
+        prose = step % _PROSE_EVERY == 0
+        rows: list[tuple[list[int], list[int]]] = []
+        for _ in range(recipe.batch // 2 if prose else recipe.batch):
+            user, assistant = practice.prose(rng) if prose else practice.task(rng)
+            prompt = tokenizer.encode(f"{USER}{user}{END}{ASSISTANT}", add_special_tokens=False)
+            answer = tokenizer.encode(f"{assistant}{END}", add_special_tokens=False)
+            rows.append(((prompt + answer)[: recipe.seq_len], ([-100] * len(prompt) + answer)[: recipe.seq_len]))
+        width = max(len(ids) for ids, _ in rows)
+        pad = tokenizer.pad_token_id
+        yield (
+            torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows]),
+            torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows]),
+        )
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What the base is trained on: to read the question, find the words that matter, answer briefly and stop."""
+
+    first: dict[str, str]
+    """Two made-up tables (word → code), so that the base knows what looking up a word is."""
+    second: dict[str, str]
+    fill: list[str]
+    """Words that mean nothing to the tables."""
+
+    @classmethod
+    def of(cls, rng: random.Random) -> "Practice":
+        keys = rng.sample(KEYS, len(KEYS))
+        half, third = len(keys) // 3, 2 * len(keys) // 3
+        return cls(
+            {word: rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for word in keys[:half]},
+            {word: rng.choice("0123456789") if rng.random() < 0.5 else rng.choice(keys) for word in keys[half:third]},
+            keys[third:],
+        )
+
+    def prose(self, rng: random.Random) -> tuple[str, str]:
+        """One turn about a docstring."""
+        name, text = rng.choice(docstrings())
+        words = text.split()
+        if rng.random() < 0.5:
+            return f"Explain {name}", " ".join(words[:24])
+        return f"Continue: {' '.join(words[:8])}", " ".join(words[8:24])
+
+    def task(self, rng: random.Random) -> tuple[str, str]:
+        """One turn of a simple task."""
+        if rng.random() < 0.65:
+            return self._look_up(rng)
+        some = rng.sample(KEYS + WORDS, rng.randint(2, 3))
+        line = " ".join(some)
+        return rng.choice(((f"Repeat: {line}", line), (f"First: {line}", some[0]), (f"Last: {line}", some[-1])))
+
+    def _look_up(self, rng: random.Random) -> tuple[str, str]:
+        first, second = rng.choice(list(self.first.items())), rng.choice(list(self.second.items()))
+        fill = rng.sample(self.fill, 2)
+        prompts = (
+            f"Sort: {first[0]} {second[0]}",
+            f"Sort: {second[0]} {fill[0]} {first[0]}",
+            f"The {first[0]} {fill[0]} {second[0]} {fill[1]}",
+            f"A {fill[0]} {first[0]}, {second[0]} {fill[1]}",
+            f"A {second[0]}, {fill[0]} {first[0]}",
+        )
+        return rng.choice(prompts), f"{first[1]} {second[1]}"
+
+
+def _show(step: int, steps: int, loss: float) -> None:
+    if step % 10 == 0 or step == steps:
+        print(f"\rtiny base: step {step}/{steps}, loss {loss:.2f} ", end="", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Build the demo's base, with a progress line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, required=True, help="directory of the model")
+    out: Path = parser.parse_args().out
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    build(out, DEMO, _show)
+    facts = json.loads((out / _RECIPE_FILE).read_text())
+    print(f"\r{out}: held-out loss {facts['heldout_loss']:.2f}, uniform would be {facts['uniform']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The ServerApp: runs the rounds of a federation, and goes on where it was interrupted."""
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.config import RunConfig
+from server.events import Events, show_log
+from server.exchange import Exchange
+from server.federation import Federation
+from server.registry import AdapterRegistry
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Flower's entry point."""
+    show_log()
+    config = RunConfig.of(context.run_config)
+    registry = AdapterRegistry(config.registry, create=True)
+    with registry.exclusive(config.grace_seconds):
+        events = Events(config.registry / "events.jsonl")
+        run(Federation(config, registry, Exchange(grid), events, str(context.run_id)))
+
+
+def run(federation: Federation) -> None:
+    """Train, publish, shadow, and let a quorum of sites decide; every round ends for a recorded reason."""
+    for number in federation.rounds():
+        version = federation.version_of(number) or federation.train(number)
+        if version is None:
+            continue
+        judgement = federation.judge(number, version)
+        if judgement.accepted:
+            federation.promote(number, version, judgement)
+        else:
+            federation.discard(number, version, judgement)

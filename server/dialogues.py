@@ -1,0 +1,103 @@
+"""What the centre says to one site, and waits to hear, as generators: each yields a Request and is sent the Reply.
+
+The exchange sees to delivery, so that these read as if nothing were ever lost. A dialogue returns what came of it, or
+raises SiteFailure with the reason why the site is left out.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel
+
+from strategies.base import Update
+from umbel.adapter import AdapterManifest
+from umbel.errors import UmbelError
+from umbel.messages import (
+    JobState,
+    RoundOrder,
+    RoundQuery,
+    RoundReport,
+    ShadowReport,
+    ShadowState,
+    Submit,
+    VersionQuery,
+)
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+POLL_S = 2.0
+"""Between two questions about the same work: each one starts a process at the site."""
+
+
+class SiteFailure(UmbelError):
+    """A site cannot take part any further; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Request(Generic[M]):
+    """One Flower message to a site."""
+
+    message_type: str
+    body: BaseModel | None
+    expects: type[M]
+    adapter: bytes | None = None
+    delay: float = 0.0
+    """Seconds to wait before it is sent."""
+
+
+@dataclass(frozen=True)
+class Reply(Generic[M]):
+    """A site's answer."""
+
+    body: M
+    adapter: bytes | None = None
+
+
+Dialogue = Generator[Request[M], Reply[M], T]
+
+
+def train(site: str, base: str, adapter: str, order: RoundOrder, parent: bytes) -> Dialogue[RoundReport, Update]:
+    """Have a round trained, and fetch the update. `base` is the digest of the site's own fingerprint."""
+    reply = yield Request("train.submit", Submit(adapter=adapter, order=order), RoundReport, parent)
+    while reply.adapter is None:
+        report = reply.body
+        if report.key != order.key:
+            raise SiteFailure(f"answered for round {report.key!r}, asked was {order.key!r}")
+        if report.state in (JobState.FAILED, JobState.CANCELLED):
+            raise SiteFailure(f"training {report.state}: {report.error or 'no reason given'}")
+        delay = 0.0 if report.state is JobState.DONE else POLL_S
+        reply = yield Request("query.collect", RoundQuery(adapter=adapter, key=order.key), RoundReport, delay=delay)
+    return Update(site, reply.adapter, reply.body, base)
+
+
+def shadow(manifest: AdapterManifest, blob: bytes) -> Dialogue[ShadowReport, ShadowReport]:
+    """Have a version loaded beside the live one and measured; returns the report with its verdict."""
+    ref = str(manifest.ref)
+    reply = yield Request("query.shadow", manifest, ShadowReport, blob)
+    while True:
+        report = reply.body
+        if report.ref != ref:
+            raise SiteFailure(f"answered for {report.ref}, asked was {ref}")
+        if report.verdict is not None or report.state is ShadowState.LIVE:
+            return report
+        if report.state in (ShadowState.REJECTED, ShadowState.RETIRED):
+            raise SiteFailure(f"{ref} is {report.state} there, without a verdict")
+        reply = yield Request("query.collect", VersionQuery(ref=ref), ShadowReport, delay=POLL_S)
+
+
+def promote(ref: str) -> Dialogue[ShadowReport, ShadowReport]:
+    """Let a shadow answer users."""
+    reply = yield Request("query.promote", VersionQuery(ref=ref), ShadowReport)
+    while reply.body.state is not ShadowState.LIVE:
+        if reply.body.state in (ShadowState.REJECTED, ShadowState.RETIRED):
+            raise SiteFailure(f"{ref} is {reply.body.state} there, not live")
+        reply = yield Request("query.collect", VersionQuery(ref=ref), ShadowReport, delay=POLL_S)
+    return reply.body
+
+
+def discard(ref: str) -> Dialogue[ShadowReport, ShadowReport]:
+    """Have a shadow unloaded."""
+    reply = yield Request("query.discard", VersionQuery(ref=ref), ShadowReport)
+    return reply.body

@@ -1,0 +1,177 @@
+"""Conversations with all sites at once over Flower's Grid: what is lost is sent again, who fails is left out."""
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from flwr.serverapp import Grid
+from pydantic import BaseModel
+
+from server.dialogues import Dialogue, Reply, Request, SiteFailure
+from server.mailbox import TTL_S, Answer, Broken, Letter, Lost, Mailbox
+from server.roster import Roster
+from strategies.records import pack, unpack, unpack_adapter
+from umbel.errors import WireError
+from umbel.messages import Failure, Hello
+
+log = logging.getLogger("umbel")
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+PULL_S = 0.2
+"""Between two looks for replies."""
+NODES_S = 1.0
+"""Between two looks at which nodes are online."""
+RETRY_S = 3.0
+"""Before a site that was not ready, or lost a message, is asked the same again."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What a conversation came to."""
+
+    answers: dict[str, T] = field(default_factory=dict)
+    """Site → result."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Site → why there is none."""
+
+
+class Exchange:
+    """Talks to the sites. `clock` and `sleep` are in seconds; deadlines are points on `clock`."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        ttl: float = TTL_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.roster = Roster(clock)
+        self.clock = clock
+        self._sleep = sleep
+        self._grid = grid
+        self._mailbox = Mailbox(grid, ttl=ttl, clock=clock)
+        self._online: list[int] = []
+        self._next_look = clock()
+
+    def gather(self, enough: Callable[[dict[str, Hello]], bool], deadline: float) -> bool:
+        """Wait until the admitted sites that are online are `enough`; False when they are not by the deadline."""
+        while not enough(self.roster.sites):
+            if self.clock() >= deadline:
+                return False
+            self._turn({}, "hello")
+            self._sleep(PULL_S)
+        return True
+
+    def converse(
+        self,
+        begin: Callable[[Hello], Dialogue[M, T]],
+        deadline: float,
+        *,
+        group: str,
+        sites: Collection[str] | None = None,
+    ) -> Outcome[T]:
+        """Hold one dialogue with each site until all are over, or the deadline.
+
+        Without `sites`: with every site that is online, and those that come while others still talk. A site that goes
+        away is waited for. `group` is Flower's group id.
+        """
+        talks: dict[str, _Talk[M, T]] = {}
+        while sites is None or sites:
+            for site, hello in self.roster.sites.items():
+                if site not in talks and (sites is None or site in sites):
+                    talks[site] = _Talk(site, begin(hello), self.clock())
+            self._turn(talks, group)
+            begun = bool(talks) and set(sites or ()) <= talks.keys()
+            if (begun and all(talk.over for talk in talks.values())) or self.clock() >= deadline:
+                break
+            self._sleep(PULL_S)
+        for site in talks:
+            self._mailbox.forget(site)
+        left_out = dict.fromkeys(set(sites or ()) - talks.keys(), "its SuperNode is offline")
+        left_out |= {site: talk.why_not for site, talk in talks.items() if not talk.results}
+        for site, reason in left_out.items():
+            log.warning("%s: site %s left out: %s", group, site, reason)
+        return Outcome({site: talk.results[0] for site, talk in talks.items() if talk.results}, left_out)
+
+    def _turn(self, talks: "dict[str, _Talk[M, T]]", group: str) -> None:
+        """Look who is there, send what is due, hear what came."""
+        if self.clock() >= self._next_look:
+            self._online = list(self._grid.get_node_ids())
+            self._next_look = self.clock() + NODES_S
+        letters = self.roster.see(self._online)
+        for talk in talks.values():
+            node = self.roster.node_of(talk.site)
+            if talk.node not in (None, node):
+                self._mailbox.forget(talk.site)
+                talk.hear(Lost("its SuperNode went away"), self.clock())
+            if node is not None and talk.ready(self.clock()):
+                letters.append(talk.letter(node))
+        self._mailbox.send(letters, group)
+        for key, answer in self._mailbox.receive(self._online):
+            if isinstance(key, tuple):
+                self.roster.hear(key[1], answer)
+            elif key in talks:
+                talks[str(key)].hear(answer, self.clock())
+
+
+class _Talk(Generic[M, T]):
+    """One site's dialogue: what it asks next, and whether that is on its way."""
+
+    def __init__(self, site: str, dialogue: Dialogue[M, T], now: float) -> None:
+        self.site = site
+        self.node: int | None = None
+        """Where the request is on its way to; None while none is."""
+        self.results: list[T] = []
+        self.failure = ""
+        self._trouble = ""
+        self._dialogue = dialogue
+        self._request: Request[M] = next(dialogue)
+        self._due = now
+
+    @property
+    def over(self) -> bool:
+        return bool(self.results or self.failure)
+
+    @property
+    def why_not(self) -> str:
+        return self.failure or "no answer by the deadline" + (f" ({self._trouble})" if self._trouble else "")
+
+    def ready(self, now: float) -> bool:
+        return not self.over and self.node is None and now >= self._due
+
+    def letter(self, node: int) -> Letter:
+        self.node = node
+        return Letter(self.site, node, self._request.message_type, pack(self._request.body, self._request.adapter))
+
+    def hear(self, answer: Answer, now: float) -> None:
+        self.node = None
+        if isinstance(answer, Lost):
+            self._trouble, self._due = answer.reason, now
+        elif isinstance(answer, Broken):
+            self.failure = answer.reason
+        else:
+            self._read(answer, now)
+
+    def _read(self, content: Any, now: float) -> None:
+        try:
+            body, adapter = unpack(content, self._request.expects), unpack_adapter(content)
+        except WireError as nonsense:
+            self.failure = f"answered nonsense: {nonsense}"
+            return
+        if isinstance(body, Failure):
+            self._trouble, self._due = body.error, now + RETRY_S
+            self.failure = body.error if body.final else ""
+            return
+        self._trouble = ""
+        try:
+            self._request = self._dialogue.send(Reply(body, adapter))
+            self._due = now + self._request.delay
+        except StopIteration as end:
+            self.results.append(end.value)
+        except SiteFailure as reason:
+            self.failure = str(reason)

@@ -1,0 +1,81 @@
+"""What a registry holds fast about an adapter: the base it belongs to, its layers, its dtype and its rank."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from umbel import peft_dir
+from umbel.base import BaseFingerprint
+from umbel.errors import AdapterError, ConfigError
+from umbel.messages import Hello
+from umbel.peft_dir import Tensors
+
+DTYPES: dict[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+class Pin(BaseModel):
+    """Adopted from the first sites that agree (trust on first use); every later site has to match it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: BaseFingerprint
+    shapes: dict[str, tuple[int, int]]
+    """Module path → (out, in)."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    rank: PositiveInt
+
+    @classmethod
+    def of(cls, hello: Hello, rank: int) -> "Pin":
+        """What a site says of itself, as a pin."""
+        return cls(fingerprint=hello.fingerprint, shapes=hello.shapes, dtype=hello.dtype, rank=rank)
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        return tuple(sorted({module.rsplit(".", 1)[-1] for module in self.shapes}))
+
+    def require(self, hello: Hello, adapter: str) -> None:
+        """Raise BaseMismatch, AdapterError or ConfigError, with the difference, unless the site can take part."""
+        if adapter not in hello.adapters:
+            raise ConfigError(f"site {hello.site} {_instead(adapter, hello.adapters)}")
+        self.fingerprint.require_same(hello.fingerprint, here="this registry", there=f"site {hello.site}")
+        if hello.shapes != self.shapes:
+            differing = sorted(set(hello.shapes.items()) ^ set(self.shapes.items()))[0][0]
+            raise AdapterError(
+                f"site {hello.site} adapts other layers than this registry ({differing} differs); "
+                "give every site the same [engine].target_modules"
+            )
+        if hello.dtype != self.dtype:
+            raise AdapterError(
+                f"site {hello.site} serves in {hello.dtype}, this registry holds {self.dtype}; "
+                "give every site the same [engine].dtype"
+            )
+        if hello.max_lora_rank < self.rank:
+            raise AdapterError(
+                f"site {hello.site} serves adapters up to rank {hello.max_lora_rank}, this run needs {self.rank}; "
+                f"raise [engine].max_lora_rank there and restart it, or run with rank={hello.max_lora_rank}"
+            )
+
+    def initial(self, seed: int) -> Tensors:
+        """The adapter that training begins from, as peft makes it: A Kaiming-uniform (a = √5), B zero."""
+        generator = np.random.default_rng(seed)
+        dtype = DTYPES[self.dtype]
+        tensors: Tensors = {}
+        for module in sorted(self.shapes):
+            out_features, in_features = self.shapes[module]
+            bound = 1 / np.sqrt(in_features)
+            a = generator.uniform(-bound, bound, (self.rank, in_features))
+            tensors[peft_dir.key(module, "A")] = a.astype(dtype)
+            tensors[peft_dir.key(module, "B")] = np.zeros((out_features, self.rank), dtype)
+        return tensors
+
+
+def _instead(adapter: str, existing: Iterable[str]) -> str:
+    has = sorted(existing)
+    near = difflib.get_close_matches(adapter, has, n=1)
+    hint = f"; did you mean adapter={near[0]!r} in the run configuration?" if near else ""
+    return f"has no adapter {adapter!r}, only {', '.join(has) or 'none'}{hint}"

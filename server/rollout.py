@@ -1,0 +1,76 @@
+"""A version's way to the users: shadow it at every site, let a quorum judge it, promote or discard it."""
+
+from dataclasses import dataclass
+
+from server import dialogues
+from server.exchange import Exchange, Outcome
+from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.messages import ShadowReport, ShadowState
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the sites made of a shadow."""
+
+    accepted: bool
+    """By at least a quorum of sites."""
+    reports: dict[str, ShadowReport]
+    reasons: dict[str, str]
+    """Site → its verdict in words, or why it gave none; "*" for the whole."""
+
+    @property
+    def in_favour(self) -> set[str]:
+        """The sites that accepted it."""
+        return {site for site, report in self.reports.items() if accepts(report)}
+
+
+class Rollout:
+    """Rolls versions out over an Exchange. `quorum` sites have to accept; each step may take `grace_s` seconds."""
+
+    def __init__(self, exchange: Exchange, *, quorum: int, grace_s: float) -> None:
+        self._exchange = exchange
+        self._quorum = quorum
+        self._grace_s = grace_s
+
+    def shadow(self, manifest: AdapterManifest, blob: bytes) -> Judgement:
+        """Load a version beside the live one at every site, and ask each for its verdict."""
+        outcome = self._exchange.converse(
+            lambda _: dialogues.shadow(manifest, blob), self._deadline(), group=f"shadow {manifest.ref}"
+        )
+        votes = sum(accepts(report) for report in outcome.answers.values())
+        reasons = {site: _in_words(report) for site, report in outcome.answers.items()} | outcome.left_out
+        reasons["*"] = f"accepted by {votes} of {len(reasons)} sites, {self._quorum} needed"
+        return Judgement(votes >= self._quorum, outcome.answers, reasons)
+
+    def promote(self, ref: AdapterRef, judgement: Judgement) -> Outcome[ShadowReport]:
+        """Make it live where it was accepted; a site that judged otherwise keeps what it serves, and unloads it."""
+        outcome = self._exchange.converse(
+            lambda _: dialogues.promote(str(ref)),
+            self._deadline(),
+            group=f"promote {ref}",
+            sites=judgement.in_favour,
+        )
+        self.discard(ref, judgement.reports.keys() - judgement.in_favour)
+        return outcome
+
+    def discard(self, ref: AdapterRef, sites: set[str]) -> None:
+        """Unload it at the sites that are online; what a site that is away still holds goes with its next shadow."""
+        self._exchange.converse(
+            lambda _: dialogues.discard(str(ref)),
+            self._deadline(),
+            group=f"discard {ref}",
+            sites=sites & self._exchange.roster.sites.keys(),
+        )
+
+    def _deadline(self) -> float:
+        return self._exchange.clock() + self._grace_s
+
+
+def accepts(report: ShadowReport) -> bool:
+    """Whether a site is in favour; one where the version is live already has been."""
+    return report.state is ShadowState.LIVE or (report.verdict is not None and report.verdict.accepted)
+
+
+def _in_words(report: ShadowReport) -> str:
+    reasons = "; ".join(report.verdict.reasons) if report.verdict else ""
+    return ("accepted" if accepts(report) else "rejected") + (f": {reasons}" if reasons else "")

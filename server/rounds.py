@@ -1,0 +1,135 @@
+"""What became of each round: the part of the registry's index from which an interrupted federation goes on."""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS rounds (
+    name TEXT, round INTEGER, run_id TEXT NOT NULL, state TEXT NOT NULL, version INTEGER, reasons TEXT NOT NULL,
+    at TEXT NOT NULL, PRIMARY KEY (name, round));
+CREATE TABLE IF NOT EXISTS runs (run_id TEXT, name TEXT, first_round INTEGER NOT NULL, PRIMARY KEY (run_id, name));
+"""
+
+
+class RoundState(StrEnum):
+    """How far a round got. Each is recorded before what follows it is begun."""
+
+    TRAINING = "training"
+    PUBLISHED = "published"  # its version is in the registry, not judged yet
+    PROMOTING = "promoting"  # accepted by a quorum; the sites are being told
+    DISCARDING = "discarding"  # not accepted; the sites are being told
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    FAILED = "failed"  # no version came of it
+
+    @property
+    def final(self) -> bool:
+        return self in (RoundState.PROMOTED, RoundState.REJECTED, RoundState.FAILED)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round of one adapter."""
+
+    name: str
+    round: int
+    run_id: str
+    state: RoundState
+    version: int | None
+    """The version it made."""
+    reasons: dict[str, str]
+    """Site → why it was left out or judged as it did; "*" for the round as a whole."""
+    at: str
+    """Of the last change; ISO 8601, UTC."""
+
+
+class RoundLog:
+    """Rounds and runs, in the registry's database."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def begin_run(self, run_id: str, name: str) -> int:
+        """The first round of a run: a new one starts after all others, one that was interrupted keeps its own.
+
+        A round that another run left in training is closed as failed: its updates were never collected.
+        """
+        with transaction(self._database):
+            known = self._database.execute(
+                "SELECT first_round FROM runs WHERE run_id = ? AND name = ?", (run_id, name)
+            ).fetchone()
+            if known is not None:
+                return int(known[0])
+            for record in self.all(name):
+                if record.state is RoundState.TRAINING:
+                    reason = f"run {record.run_id} ended while it was in training"
+                    self.record(name, record.round, record.run_id, RoundState.FAILED, reasons={"*": reason})
+            first = max((record.round for record in self.all(name)), default=0) + 1
+            self._database.execute("INSERT INTO runs VALUES (?, ?, ?)", (run_id, name, first))
+        return first
+
+    def record(
+        self,
+        name: str,
+        number: int,
+        run_id: str,
+        state: RoundState,
+        *,
+        version: int | None = None,
+        reasons: Mapping[str, str] | None = None,
+    ) -> None:
+        """Store a round's new state; its version stays, and reasons are added to those it has."""
+        old = self.find(name, number)
+        if old is not None:
+            version = old.version if version is None else version
+            reasons = _added(old.reasons, reasons or {})
+        self._database.execute(
+            "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (name, number, run_id, state, version, json.dumps(dict(reasons or {})), now()),
+        )
+
+    def find(self, name: str, number: int) -> RoundRecord | None:
+        """One round, or None if it was never begun."""
+        row = self._database.execute("SELECT * FROM rounds WHERE name = ? AND round = ?", (name, number)).fetchone()
+        return None if row is None else _record(row)
+
+    def all(self, name: str) -> list[RoundRecord]:
+        """Every round of an adapter, in order."""
+        rows = self._database.execute("SELECT * FROM rounds WHERE name = ? ORDER BY round", (name,)).fetchall()
+        return [_record(row) for row in rows]
+
+
+def _added(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """Reasons of both, in order; said twice (after an interruption) they stand once."""
+    told = {
+        who: f"{old[who]}; {why}" if who in old and why not in old[who] else old.get(who, why)
+        for who, why in new.items()
+    }
+    return {**old, **told}
+
+
+def _record(row: tuple[str, int, str, str, int | None, str, str]) -> RoundRecord:
+    name, number, run_id, state, version, reasons, at = row
+    return RoundRecord(name, number, run_id, RoundState(state), version, json.loads(reasons), at)
+
+
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """All statements of the block, or none; other writers wait."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+
+
+def now() -> str:
+    """The time, ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,57 @@
+"""The alias table: which version a name means right now. Written by the site daemon, read by the router."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from umbel.adapter import AdapterRef
+from umbel.errors import NotFound
+from umbel.peft_dir import replace_durably
+
+Alias = Literal["live", "shadow", "previous"]
+
+
+class AliasTable(BaseModel):
+    """A whole table; it is replaced, never changed, so that a promotion is one assignment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    base: str
+    """What users call the base."""
+    adapters: dict[str, dict[Alias, str | None]]
+    """Adapter → alias → version; `live: None` means that the base answers until a first version is promoted."""
+    addressable: tuple[str, ...] = ()
+    """Versions that users may ask for by number."""
+
+    @classmethod
+    def read(cls, path: Path) -> "AliasTable":
+        return cls.model_validate_json(path.read_text())
+
+    def write(self, path: Path) -> None:
+        """Replace the file by atomic rename."""
+        replace_durably(path, self.model_dump_json(indent=2).encode())
+
+    def resolve(self, model: str) -> AdapterRef | None:
+        """What `model` in a user's request means: a version, or None for the base. Raises NotFound with what exists."""
+        if model == self.base:
+            return None
+        if model in self.adapters:
+            live = self.adapters[model]["live"]
+            return AdapterRef.parse(live) if live else None
+        name, _, which = model.partition("@")
+        version = model if model in self.addressable else self.adapters.get(name, {}).get(which)  # type: ignore[call-overload]
+        if version not in self.addressable:
+            raise NotFound(f"The model {model!r} does not exist. Available: {', '.join(self.names())}.")
+        return AdapterRef.parse(version)
+
+    def names(self) -> list[str]:
+        """Every `model` a user may ask for, the usual ones first."""
+        aliased = [
+            f"{name}@{alias}"
+            for name, aliases in self.adapters.items()
+            for alias, version in aliases.items()
+            if version in self.addressable
+        ]
+        return [self.base, *self.adapters, *self.addressable, *aliased]

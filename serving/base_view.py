@@ -1,0 +1,88 @@
+"""SGLang's module tree → a Hugging Face module tree whose frozen parameters are views of the very same storage.
+
+SGLang fuses q, k, v and gate, up by rows, so each Hugging Face weight is a contiguous row range of a fused one. The
+model is built on the meta device and its parameters replaced by those views: nothing is copied, nothing is allocated.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from umbel.base import FAMILIES
+from umbel.errors import UnsupportedModel
+
+FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+
+
+def view_of(served: torch.nn.Module, model_path: str) -> PreTrainedModel:
+    """A Hugging Face causal LM over the parameters of `served`, SGLang's model of the same directory.
+
+    Raises UnsupportedModel, by name, for a family, a layout or a weight that cannot be viewed.
+    """
+    config = AutoConfig.from_pretrained(model_path)
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModel(f"{model_path}: umbel cannot view {config.model_type!r}; it views {', '.join(FAMILIES)}")
+    weights = {name.replace(".base_layer", ""): weight for name, weight in served.named_parameters()}
+    embedding = _require(weights, "model.embed_tokens.weight")
+    with torch.device("meta"):
+        model = cast(Any, AutoModelForCausalLM).from_config(config, dtype=embedding.dtype, attn_implementation="sdpa")
+    for name, parameter in list(model.named_parameters()):
+        view = _source(name, parameter.shape, weights, config)
+        module, leaf = name.rsplit(".", 1)
+        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(view, requires_grad=False))
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    # Buffers of rotary embeddings are computed, not stored: the only thing made anew, a few hundred numbers.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(embedding.device)
+    _require_no_meta(model)
+    return cast(PreTrainedModel, model.eval())
+
+
+def _source(
+    name: str, shape: torch.Size, weights: Mapping[str, torch.Tensor], config: PretrainedConfig
+) -> torch.Tensor:
+    """The rows of SGLang's parameter that are Hugging Face's parameter `name`."""
+    part = next((part for part in FUSED if f".{part}." in name), None)
+    if part is not None:
+        rows = _rows(config)[part]
+        source = _require(weights, name.replace(part, FUSED[part]))[rows]
+    elif name == "lm_head.weight" and config.tie_word_embeddings:
+        source = _require(weights, "model.embed_tokens.weight")[: shape[0]]
+    else:
+        source = _require(weights, name)[: shape[0]]  # SGLang pads the vocabulary to a multiple of 64
+    if source.shape != shape or not source.is_floating_point() or source.element_size() < 2:
+        raise UnsupportedModel(
+            f"{name}: the engine holds {list(source.shape)} {source.dtype}, not {list(shape)} in 16 or 32 bits; "
+            "quantised, packed and sharded weights cannot be viewed"
+        )
+    return source.detach()
+
+
+def _rows(config: PretrainedConfig) -> dict[str, slice]:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    inner = config.intermediate_size
+    return {
+        "q_proj": slice(0, q), "k_proj": slice(q, q + kv), "v_proj": slice(q + kv, q + 2 * kv),
+        "gate_proj": slice(0, inner), "up_proj": slice(inner, 2 * inner),
+    }  # fmt: skip
+
+
+def _require(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    if name not in weights:
+        raise UnsupportedModel(f"{name}: the engine has no such weight; its layout of this model cannot be viewed")
+    return weights[name]
+
+
+def _require_no_meta(model: torch.nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise UnsupportedModel(f"{name}: no counterpart in the engine; this model cannot be viewed")

@@ -1,0 +1,232 @@
+"""The SGLang server of a site: one command line from the site file, and an HTTP client of the running engine."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from serving.aliases import AliasTable
+from umbel.adapter import AdapterRef
+from umbel.config import SiteConfig
+from umbel.errors import EngineError
+from umbel.peft_dir import replace_durably
+
+READY_POLL_S = 0.5
+CPU_FLAGS = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "sampling_backend": "pytorch",
+    "lora_backend": "torch_native",
+}
+"""What SGLang must be started with to run on `serving.cpu_platform`."""
+LOG_TAIL_LINES = 15
+
+
+def command_line(config: SiteConfig, adapters: Mapping[AdapterRef, Path]) -> list[str]:
+    """The one SGLang command line of a site; `adapters` (live and previous) are loaded before it is ready."""
+    engine = config.engine
+    flags: dict[str, Any] = {
+        "config": config.site.state_dir / "engine.yaml",  # holds the key, which must not show in `ps`
+        "model_path": config.model.path,
+        "served_model_name": config.model.served_name,
+        "host": engine.host,
+        "port": engine.port,
+        "dtype": engine.dtype,
+        "enable_lora": True,
+        "max_lora_rank": engine.max_lora_rank,
+        "lora_target_modules": list(engine.target_modules),
+        "max_loras_per_batch": engine.slots,
+        "sleep_on_idle": True,
+        **_platform_flags(engine.device),
+        **{flag.lstrip("-").replace("-", "_"): value for flag, value in engine.extra_args.items()},
+    }
+    if adapters:
+        flags["lora_paths"] = [f"{ref.engine_name}={path}" for ref, path in adapters.items()]
+    return ["-m", "serving.launch", *_as_arguments(flags)]
+
+
+def _platform_flags(device: str) -> dict[str, Any]:
+    if device == "auto":
+        device = "cuda" if torch.accelerator.is_available() else "cpu"
+    return CPU_FLAGS if device == "cpu" else {"device": device}
+
+
+def _as_arguments(flags: Mapping[str, Any]) -> list[str]:
+    arguments: list[str] = []
+    for flag, value in flags.items():
+        if value is False:
+            continue
+        arguments.append("--" + flag.replace("_", "-"))
+        if value is not True:
+            arguments += map(str, value if isinstance(value, list) else [value])
+    return arguments
+
+
+class Engine:
+    """One run of the SGLang server: started, watched, stopped. A new run is a new object."""
+
+    def __init__(self, config: SiteConfig) -> None:
+        self.config = config
+        self.key = secrets.token_urlsafe(32)
+        self.log = config.site.state_dir / "engine.log"
+        self.client = EngineClient(f"http://{_reachable(config.engine.host)}:{config.engine.port}", self.key)
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self, table: AliasTable, adapters: Mapping[AdapterRef, Path]) -> None:
+        """Start and wait until requests are answered; raise EngineError with the end of the log if that fails."""
+        require_free_port(self.config.engine.host, self.config.engine.port)
+        state_dir = self.config.site.state_dir
+        table.write(state_dir / "aliases.json")
+        replace_durably(state_dir / "admin.key", self.key.encode())
+        replace_durably(state_dir / "engine.yaml", f"api-key: {self.key}\nadmin-api-key: {self.key}\n".encode())
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "SGLANG_PLUGINS": "umbel,umbel_cpu",
+            **self.config.engine.env,
+            "UMBEL_RUN_DIR": str(state_dir),
+        }
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *command_line(self.config, adapters),
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the daemon, which drains first
+            )
+        try:
+            async with asyncio.timeout(self.config.engine.start_timeout_s):
+                await self._until_ready()
+        except TimeoutError as error:
+            raise self._failure(f"did not answer within {self.config.engine.start_timeout_s:.0f} s") from error
+        await self._require_router()
+
+    async def _until_ready(self) -> None:
+        while not await self.client.ready():
+            if self._process is None or self._process.returncode is not None:
+                raise self._failure("ended while starting")
+            await asyncio.sleep(READY_POLL_S)
+
+    async def _require_router(self) -> None:
+        # SGLang logs a plugin that fails and goes on without it; then nothing here would be what it says.
+        if not await self.client.has_router():
+            await self.stop(drain_s=0)
+            raise self._failure("runs without umbel's router; is umbel installed in the engine's environment?")
+
+    def _failure(self, what: str) -> EngineError:
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+        return EngineError(f"{self.config.site.name}: SGLang {what}. The end of {self.log}:\n{tail}")
+
+    async def wait(self) -> int:
+        """Until the engine ends; its exit status."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no new requests, let open ones finish for `drain_s`, then end every process of the engine."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            await self.client.drain(drain_s)
+        if process is not None:
+            self.kill()
+            await process.wait()
+        await self.client.close()
+
+    def kill(self) -> None:
+        """End the engine's process group now."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+class EngineClient:
+    """HTTP client of a running engine, with the admin key."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = url
+        self._http = httpx.AsyncClient(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60.0, trust_env=False
+        )
+
+    async def ready(self) -> bool:
+        """Whether the engine answers users."""
+        try:
+            return (await self._http.get("/ready", timeout=5.0)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    async def has_router(self) -> bool:
+        return (await self._http.get("/umbel/inflight")).status_code == 200
+
+    async def load(self, ref: AdapterRef, directory: Path) -> None:
+        """Load a version beside the others; it answers nobody yet. Loading it twice is no change."""
+        body = {"lora_name": ref.engine_name, "lora_path": str(directory)}
+        reply = await self._http.post("/load_lora_adapter", json=body)
+        if reply.status_code != 200 and "already loaded" not in reply.text:
+            raise EngineError(f"{ref}: SGLang refused to load {directory}: {reply.text}")
+
+    async def warm(self, ref: AdapterRef) -> None:
+        """Generate one token with a version, so that its weights are on the device before users need them."""
+        body = {"text": "hello", "lora_path": ref.engine_name, "sampling_params": {"max_new_tokens": 1}}
+        reply = await self._http.post("/generate", json=body)
+        if reply.status_code != 200:
+            raise EngineError(f"{ref}: SGLang loaded it but cannot generate with it: {reply.text}")
+
+    async def unload(self, ref: AdapterRef) -> None:
+        """Forget a version. SGLang answers once no request uses it any more."""
+        reply = await self._http.post("/unload_lora_adapter", json={"lora_name": ref.engine_name})
+        if reply.status_code != 200 and "not exist" not in reply.text and "not loaded" not in reply.text:
+            raise EngineError(f"{ref}: SGLang did not unload it: {reply.text}")
+
+    async def reload_aliases(self) -> None:
+        """Make the router read `aliases.json` again: the moment of a promotion."""
+        reply = await self._http.post("/umbel/aliases")
+        if reply.status_code != 200:
+            raise EngineError(f"the router did not take the new alias table: {reply.text}")
+
+    async def in_flight(self) -> dict[str, int]:
+        """Version → requests that are being answered with it."""
+        counts: dict[str, int] = (await self._http.get("/umbel/inflight")).json()
+        return counts
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests and wait, at most `seconds`, until the open ones have ended."""
+        try:
+            await self._http.post("/umbel/drain", timeout=5.0)
+            async with asyncio.timeout(seconds):
+                while await self.in_flight():
+                    await asyncio.sleep(0.1)
+        except (TimeoutError, httpx.HTTPError):
+            pass  # out of patience, or it is dead already: the engine is ended next either way
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raise EngineError when something else listens there already."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise EngineError(
+                f"{host}:{port} cannot be used ({error.strerror}); stop what listens there or change [engine].port"
+            ) from error
+
+
+def _reachable(host: str) -> str:
+    """An address to reach a server that listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{host}]" if ":" in host else host

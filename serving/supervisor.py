@@ -1,0 +1,79 @@
+"""Keeps a site's engine running: start, watch, and after a death start again with what is live now."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from serving.aliases import AliasTable
+from serving.engine import Engine
+from umbel.adapter import AdapterRef
+from umbel.config import SiteConfig
+from umbel.errors import EngineError
+
+RESTART_DELAY_S = 1.0
+LONGEST_DELAY_S = 60.0
+
+logger = logging.getLogger(__name__)
+
+WhatToServe = Callable[[], tuple[AliasTable, dict[AdapterRef, Path]]]
+"""The alias table and the versions to load, asked for at each start."""
+
+
+class Supervisor:
+    """Whoever needs the engine asks `ready()`, and asks again after a failure."""
+
+    def __init__(self, config: SiteConfig, what_to_serve: WhatToServe) -> None:
+        self._config = config
+        self._what_to_serve = what_to_serve
+        self._available = asyncio.Event()
+        self._engine: Engine | None = None
+        self.loaded: set[AdapterRef] = set()
+        """Versions that are in the running engine."""
+        self.starts = 0
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine, if it answers now."""
+        return self._engine if self._available.is_set() else None
+
+    async def ready(self) -> Engine:
+        """The engine, once it answers."""
+        await self._available.wait()
+        assert self._engine is not None
+        return self._engine
+
+    async def run(self) -> None:
+        """Until cancelled. Raises EngineError if the very first start fails: then the site file is wrong."""
+        delay = RESTART_DELAY_S
+        while True:
+            try:
+                await self._start()
+            except EngineError:
+                if self.starts == 0:
+                    raise
+                logger.exception("the engine did not come back; next try in %.0f s", delay)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LONGEST_DELAY_S)
+                continue
+            delay = RESTART_DELAY_S
+            assert self._engine is not None
+            status = await self._engine.wait()
+            self._available.clear()
+            logger.error("engine.died site=%s status=%s; starting it again", self._config.site.name, status)
+            await self._engine.stop(drain_s=0)
+
+    async def _start(self) -> None:
+        table, adapters = self._what_to_serve()
+        self._engine = Engine(self._config)
+        await self._engine.start(table, adapters)
+        self.loaded = set(adapters)
+        self.starts += 1
+        self._available.set()
+        logger.info("engine.ready site=%s url=%s", self._config.site.name, self._engine.client.url)
+
+    async def stop(self) -> None:
+        """Drain, then end the engine. Cancel `run` first."""
+        self._available.clear()
+        if self._engine is not None:
+            await self._engine.stop(self._config.engine.drain_s)

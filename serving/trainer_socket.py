@@ -1,0 +1,111 @@
+"""What the daemon and the co-trainer say to each other, and the daemon's end of their socket (ZeroMQ)."""
+
+import asyncio
+from pathlib import Path
+from typing import Any, Literal
+
+import zmq
+import zmq.asyncio
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
+
+from umbel import wire
+from umbel.errors import TrainingError
+from umbel.messages import Evaluation, JobState, TrainPlan
+
+REPLY_TIMEOUT_S = 30.0
+"""An answer comes between two scheduler iterations; only a stuck or dead engine needs longer."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainJob(_Body):
+    """Continue from `parent` (a PEFT directory's weights file) on `data`, write the trained adapter to `output`."""
+
+    id: str
+    plan: TrainPlan
+    parent: str
+    data: str
+    output: str
+
+
+class EvaluateJob(_Body):
+    """Evaluate an adapter's weights file (None: the base) on `data`."""
+
+    id: str
+    adapter: str | None
+    data: str
+
+
+class StatusQuery(_Body):
+    """Ask how the last job stands."""
+
+
+class CancelJob(_Body):
+    """Stop a job at its next quantum, if it is the current one."""
+
+    id: str
+
+
+class QuantumStats(_Body):
+    count: NonNegativeInt = 0
+    seconds: NonNegativeFloat = 0.0
+    longest_s: NonNegativeFloat = 0.0
+
+
+class CoTrainerStatus(_Body):
+    """How the co-trainer stands; sent in answer to every message."""
+
+    job: str | None = None
+    state: JobState = JobState.QUEUED
+    error: str = ""
+    """Why the job failed, or why there is no co-training in this engine."""
+    steps: NonNegativeInt = 0
+    examples: NonNegativeInt = 0
+    loss_tokens: NonNegativeInt = 0
+    loss_sum: float = 0.0
+    seconds: NonNegativeFloat = 0.0
+    share: NonNegativeFloat = 0.0
+    evaluation: Evaluation | None = None
+    quanta: dict[str, QuantumStats] = Field(default_factory=dict)
+    """Label → since the engine's start."""
+    hook_calls: dict[Literal["busy", "idle"], NonNegativeInt] = Field(default_factory=dict)
+    most_quanta_while_waiting: NonNegativeInt = 0
+    """The largest number of quanta that one hook call ran while a request waited: the bound is 1."""
+    shared_tensors: NonNegativeInt = 0
+    """Frozen parameters of the trainer that share storage with the engine's."""
+    frozen_tensors: NonNegativeInt = 0
+    state_bytes: NonNegativeInt = 0
+
+
+class CoTrainerClient:
+    """The daemon's end: one request, one answer."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._address = f"ipc://{socket_path}"
+        self._context = zmq.asyncio.Context.instance()
+
+    async def start(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
+        """Give it a job; raises TrainingError when it is busy with another or cannot train at all."""
+        return await self._ask(job)
+
+    async def status(self) -> CoTrainerStatus:
+        return await self._ask(StatusQuery())
+
+    async def cancel(self, job_id: str) -> CoTrainerStatus:
+        return await self._ask(CancelJob(id=job_id))
+
+    async def _ask(self, body: BaseModel) -> CoTrainerStatus:
+        socket: Any = self._context.socket(zmq.DEALER)
+        socket.linger = 0
+        try:
+            socket.connect(self._address)
+            await socket.send(wire.pack_model(body))
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                payload = await socket.recv()
+        except TimeoutError as error:
+            raise TrainingError(f"the co-trainer did not answer within {REPLY_TIMEOUT_S:.0f} s") from error
+        finally:
+            socket.close()
+        return wire.unpack_model(payload, CoTrainerStatus)

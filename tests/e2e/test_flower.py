@@ -1,0 +1,156 @@
+"""Real Flower: a SuperLink, two SuperNodes and `flwr run`, with toy sites on Unix sockets. One SuperNode is killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.bundle import export
+from server.registry import AdapterRegistry
+from server.rounds import RoundState
+from tests.toy_site import ToySite
+from umbel.adapter import AdapterRef
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.e2e
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
+        time.sleep(0.2)
+
+
+class Flower:
+    """Flower's processes, each with its own FLWR_HOME and process group, ended when the test ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def environment(self, home: str) -> dict[str, str]:
+        place = self.folder / home
+        place.mkdir(exist_ok=True)
+        return {
+            **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "FLWR_HOME": str(place), "PYTHONPATH": "",
+            "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        }  # fmt: skip
+
+    def start(self, home: str, *command: str) -> "subprocess.Popen[bytes]":
+        with (self.folder / f"{home}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [str(BIN / command[0]), *command[1:]], env=self.environment(home), cwd=self.folder / home,
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self._processes.append(process)
+        return process
+
+    def superlink(self) -> None:
+        self.start(
+            "superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port),
+            "--disable-runtime-dependency-installation",
+        )  # fmt: skip
+
+        def healthy() -> bool:
+            try:
+                return httpx.get(f"http://127.0.0.1:{self.port}/health").is_success
+            except httpx.HTTPError:
+                return False
+
+        wait_until(healthy, "the SuperLink's start", 60)
+
+    def supernode(self, name: str, site: ToySite) -> "subprocess.Popen[bytes]":
+        return self.start(
+            name, "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}",
+            "--port", str(free_port()), "--node-config", f'socket="{site.socket}"',
+        )  # fmt: skip
+
+    def run(self, **settings: object) -> None:
+        """`flwr run` from a clean export, until the run is submitted."""
+        environment = self.environment("cli")
+        app = export(REPOSITORY, self.folder / "app")
+        (self.folder / "cli" / "config.toml").write_text(
+            f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        )
+        pairs = " ".join(f"{key.replace('_', '-')}={json.dumps(value)}" for key, value in settings.items())
+        command = [str(BIN / "flwr"), "run", str(app), "test", "--run-config", pairs]
+        done = subprocess.run(command, env=environment, cwd=self.folder / "cli", capture_output=True, timeout=120)
+        assert done.returncode == 0, (done.stdout + done.stderr).decode()
+
+    def kill(self, process: "subprocess.Popen[bytes]") -> None:
+        """kill -9 of a process and of those it started."""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def end(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in self._processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill(process)
+            else:
+                # What a leader that ended by itself left behind in its group.
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+
+
+@pytest.fixture
+def flower(tmp_path: Path) -> Iterator[Flower]:
+    processes = Flower(tmp_path)
+    try:
+        yield processes
+    finally:
+        processes.end()
+
+
+def events(root: Path) -> list[dict]:
+    path = root / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def test_two_rounds_go_live_although_a_supernode_is_killed(flower: Flower, tmp_path: Path, sockets: Path) -> None:
+    root = tmp_path / "registry"
+    with ExitStack() as stack:
+        sites = [stack.enter_context(ToySite(name, sockets / f"{name}.sock")) for name in ("alpha", "beta")]
+        sites[1].polls = 10**6  # beta does not finish before its SuperNode was killed
+        flower.superlink()
+        nodes = [flower.supernode(site.name, site) for site in sites]
+        flower.run(registry=str(root), rounds=2, quorum=2, round_seconds=60.0, grace_seconds=180.0, rank=2, steps=4)
+        wait_until(lambda: sites[1].orders, "beta's first round")
+        flower.kill(nodes[1])
+        sites[1].polls = 1
+        flower.supernode("beta", sites[1])
+        finished = ("run.finished", "round.failed")
+        wait_until(lambda: any(event["event"] in finished for event in events(root)), "the end of the run", 400)
+    registry = AdapterRegistry(root)
+    rounds = registry.rounds.all("support")
+    assert [(record.round, record.state) for record in rounds] == [(1, RoundState.PROMOTED), (2, RoundState.PROMOTED)]
+    assert registry.aliases("support") == {"head": AdapterRef("support", 2), "live": AdapterRef("support", 2)}
+    assert [site.live for site in sites] == ["support@v2", "support@v2"]
+    for manifest in registry.versions("support")[1:]:
+        assert manifest.weights == {"alpha": 0.5, "beta": 0.5}
+        registry.read(manifest.ref)

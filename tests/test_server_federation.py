@@ -1,0 +1,253 @@
+"""Whole rounds in one process: the real ServerApp loop, ClientApp, strategies and registry, with toy sites."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.app import run
+from server.config import RunConfig
+from server.events import Events
+from server.exchange import Exchange
+from server.federation import Federation
+from server.registry import AdapterRegistry
+from server.rollout import Rollout
+from server.rounds import RoundState
+from tests.toy_grid import Clock, ToyGrid
+from tests.toy_site import BASE, ToySite
+from umbel import peft_dir
+from umbel.adapter import AdapterRef
+from umbel.errors import ConfigError, NotFound
+
+SETTINGS: dict[str, object] = {
+    "adapter": "support", "strategy": "exact", "rounds": 2, "quorum": 2, "round-seconds": 60.0, "grace-seconds": 60.0,
+    "rank": 2, "steps": 4, "batch-size": 4, "learning-rate": 1e-3, "schedule": "constant", "warmup-steps": 0,
+    "weight-decay": 0.0, "clip-norm": 1.0, "seed": 0,
+}  # fmt: skip
+
+
+class World:
+    """A centre and its sites; `start` runs the ServerApp as one process would, on what the registry remembers."""
+
+    def __init__(self, root: Path, sockets: Path, stack: ExitStack) -> None:
+        self.root = root
+        self.clock = Clock()
+        self.sites = {name: stack.enter_context(ToySite(name, sockets / f"{name}.sock")) for name in ("a", "b", "c")}
+        self.grid = ToyGrid(self.clock, {1: self.sites["a"].socket, 2: self.sites["b"].socket})
+
+    def start(self, run_id: str = "one", **settings: object) -> AdapterRegistry:
+        config = RunConfig.of({**SETTINGS, "registry": str(self.root), **settings})
+        registry = AdapterRegistry(self.root, create=True)
+        exchange = Exchange(self.grid, clock=self.clock, sleep=self.clock.sleep)
+        run(Federation(config, registry, exchange, Events(self.root / "events.jsonl", clock=self.clock), run_id))
+        return registry
+
+    def join_c(self) -> ToySite:
+        self.grid.nodes[3] = self.sites["c"].socket
+        return self.sites["c"]
+
+    @property
+    def events(self) -> list[dict]:
+        return [json.loads(line) for line in (self.root / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def world(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    for field in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, field, 1)
+    with ExitStack() as stack:
+        yield World(tmp_path / "registry", sockets, stack)
+
+
+def poison(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
+    return {name: np.full_like(array, np.nan) for name, array in tensors.items()}
+
+
+def states(registry: AdapterRegistry) -> list[RoundState]:
+    return [record.state for record in registry.rounds.all("support")]
+
+
+def v(version: int) -> AdapterRef:
+    return AdapterRef("support", version)
+
+
+def test_every_round_trains_from_head_and_goes_live(world: World) -> None:
+    world.sites["b"].tokens = 300
+    world.sites["b"].step = 1.5
+    registry = world.start()
+    assert states(registry) == [RoundState.PROMOTED] * 2
+    assert registry.aliases("support") == {"head": v(2), "live": v(2)}
+    assert [site.live for site in world.sites.values()] == ["support@v2", "support@v2", None]
+    first, second = registry.read(v(1)), registry.read(v(2))
+    assert second[1].parent == first[1].digest
+    assert first[1].weights == {"a": 0.25, "b": 0.75}
+    assert max(first[1].certificate.values()) < 1e-6
+    start = peft_dir.factors(peft_dir.decode(registry.read(v(0))[0]))
+    for module, (a, b) in peft_dir.factors(peft_dir.decode(first[0])).items():
+        old_a, old_b = (factor.astype(np.float64) for factor in start[module])
+        wanted = (old_b + 0.25 * 0.5 + 0.75 * 1.5) @ old_a
+        assert np.allclose(b.astype(np.float64) @ a.astype(np.float64), wanted, atol=0.05)  # bfloat16
+
+
+def test_events_tell_each_round_and_its_seconds(world: World) -> None:
+    world.start()
+    names = [event["event"] for event in world.events if event["event"] != "site.trained"]
+    one_round = ["round.started", "round.trained", "round.published", "site.judged", "site.judged", "round.judged",
+                 "round.promoted"]  # fmt: skip
+    assert names == ["run.started", *one_round, *one_round, "run.finished"]
+    done = [event for event in world.events if event["event"] == "round.promoted"]
+    assert set(done[0]["seconds"]) == {"train", "transfer", "aggregate", "load", "probe", "promote"}
+    assert done[0]["seconds"]["train"] == 1.0
+    trained = next(event for event in world.events if event["event"] == "site.trained")
+    assert (trained["site"], trained["steps"], trained["round"]) == ("a", 4, 1)
+
+
+def test_a_version_that_no_quorum_accepts_moves_nothing_and_says_why(world: World) -> None:
+    world.sites["b"].accepts = False
+    registry = world.start(rounds=1)
+    record = registry.rounds.find("support", 1)
+    assert record.state is RoundState.REJECTED
+    assert record.reasons["*"] == "accepted by 1 of 2 sites, 2 needed"
+    assert record.reasons["b"] == "rejected: held-out loss 1.00, live 1.20"
+    assert registry.aliases("support") == {"head": v(0)}
+    assert world.sites["a"].shadows["support@v1"].state == "rejected"
+
+
+def test_a_site_that_votes_against_keeps_what_it_serves(world: World) -> None:
+    world.join_c().accepts = False
+    registry = world.start(rounds=1)
+    assert states(registry) == [RoundState.PROMOTED]
+    assert [world.sites[name].live for name in "abc"] == ["support@v1", "support@v1", None]
+    assert world.sites["c"].shadows["support@v1"].state == "rejected"
+
+
+def test_one_poisoned_site_is_left_out_and_the_round_completes(world: World) -> None:
+    world.join_c().hurt = poison
+    registry = world.start(rounds=1)
+    manifest = registry.versions("support")[1]
+    assert set(manifest.weights) == {"a", "b"}
+    assert "NaN" in manifest.left_out["c"]
+    assert "NaN" in registry.rounds.find("support", 1).reasons["c"]
+
+
+def test_a_round_without_a_quorum_of_updates_fails_and_the_next_one_runs(world: World) -> None:
+    flaky = world.sites["b"]
+    flaky.hurt = lambda tensors: poison(tensors) if len(flaky.orders) == 1 else tensors
+    registry = world.start()
+    assert states(registry) == [RoundState.FAILED, RoundState.PROMOTED]
+    assert registry.rounds.find("support", 1).reasons["*"] == "1 of 2 updates needed were admitted"
+    assert registry.rounds.find("support", 2).version == 1
+
+
+def test_a_site_with_another_base_is_refused_by_the_part_that_differs(world: World) -> None:
+    world.start(rounds=1)
+    world.join_c().base = BASE.model_copy(update={"chat_template": "other"})
+    registry = world.start(run_id="two", rounds=1)
+    assert "chat_template differ" in registry.versions("support")[2].left_out["c"]
+    assert not world.sites["c"].orders
+
+
+def test_sites_that_never_agree_fail_the_round_and_say_where_they_differ(world: World) -> None:
+    world.sites["b"].base = BASE.model_copy(update={"weights": "other"})
+    registry = world.start(rounds=1)
+    assert states(registry) == [RoundState.FAILED]
+    assert "weights differ" in registry.rounds.find("support", 1).reasons["b"]
+    assert registry.versions("support") == []
+
+
+def test_no_site_at_all_ends_the_run_with_advice(world: World) -> None:
+    world.grid.nodes.clear()
+    with pytest.raises(NotFound, match="is `umbel serve` running beside each"):
+        world.start()
+
+
+def test_another_run_adds_its_rounds(world: World) -> None:
+    world.start()
+    registry = world.start(run_id="two", rounds=1)
+    assert [record.run_id for record in registry.rounds.all("support")] == ["one", "one", "two"]
+    assert registry.aliases("support")["live"] == v(3)
+    again = world.start(run_id="two", rounds=1)
+    assert len(again.rounds.all("support")) == 3
+
+
+def test_another_rank_than_the_registrys_is_refused(world: World) -> None:
+    world.start(rounds=1)
+    with pytest.raises(ConfigError, match="run with rank=2"):
+        world.start(run_id="two", rank=4)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing below catches it."""
+
+
+KILLED_AT = [
+    (Exchange, "converse", 1),  # train
+    (AdapterRegistry, "publish", 1),
+    (Exchange, "converse", 2),  # shadow
+    (Rollout, "promote", 1),
+    (AdapterRegistry, "accept", 1),
+    (Exchange, "converse", 4),  # train of the second round
+]
+
+
+@pytest.mark.parametrize(("cls", "method", "call"), KILLED_AT, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_a_killed_serverapp_goes_on_with_the_round_in_flight(
+    world: World, monkeypatch: pytest.MonkeyPatch, cls: type, method: str, call: int, before: bool
+) -> None:
+    calls, real = [], getattr(cls, method)
+
+    def dying(*args: object, **kwargs: object) -> object:
+        calls.append(method)
+        if len(calls) == call and before:
+            raise Killed
+        result = real(*args, **kwargs)
+        if len(calls) == call:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cls, method, dying)
+        with pytest.raises(Killed):
+            world.start()
+    registry = world.start()
+    assert states(registry) == [RoundState.PROMOTED] * 2
+    assert [manifest.version for manifest in registry.versions("support")] == [0, 1, 2]
+    assert registry.aliases("support") == {"head": v(2), "live": v(2)}
+    assert {world.sites[name].live for name in "ab"} == {"support@v2"}
+    assert len(world.sites["a"].orders) == 2  # no round was trained twice
+
+
+def test_a_verdict_stands_even_if_a_site_changes_its_mind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dying(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Rollout, "promote", dying)
+        with pytest.raises(Killed):
+            world.start(rounds=1)
+    del world.grid.nodes[2]
+    world.clock.after(200, lambda: world.grid.nodes.update({2: world.sites["b"].socket}))
+    registry = world.start(rounds=1)
+    assert states(registry) == [RoundState.PROMOTED]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"registry": "registry"}, "registry: registry is relative"),
+        ({"adapter": "Support"}, "adapter: 'Support' cannot name an adapter"),
+        ({"round-secs": 3}, "round-secs is not a setting; did you mean 'round-seconds'"),
+        ({"rounds": 0}, "rounds: Input should be greater than 0"),
+        ({"schedule": "linear"}, "schedule: Input should be 'constant' or 'cosine'"),
+    ],
+)
+def test_mistakes_in_the_run_configuration_are_named(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.of({"registry": "/r", **SETTINGS, **change})
+    with pytest.raises(ConfigError, match="run configuration: registry is missing"):
+        RunConfig.of(SETTINGS)

@@ -1,0 +1,195 @@
+"""A site's control API over a real Unix socket, whose training is one vector addition. For tests of the Flower side."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+
+import numpy as np
+
+from umbel import peft_dir
+from umbel.adapter import AdapterManifest
+from umbel.base import BaseFingerprint
+from umbel.messages import (
+    Evaluation,
+    Hello,
+    JobState,
+    LiveVersion,
+    RoundOrder,
+    RoundReport,
+    ShadowReport,
+    ShadowState,
+    Verdict,
+)
+
+SHAPES = {"model.layers.0.self_attn.q_proj": (6, 5), "model.layers.0.self_attn.v_proj": (4, 5)}
+BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t", chat_template="x")
+
+
+class ToySite:
+    """State of one site; attributes may be changed by a test while it serves."""
+
+    def __init__(self, name: str, socket: Path, *, step: float = 0.5, polls: int = 1) -> None:
+        self.name = name
+        self.socket = socket
+        self.step = step
+        """What training adds to every element of B."""
+        self.polls = polls
+        """How often a round or a probe is asked for before it is done."""
+        self.base = BASE
+        self.shapes = SHAPES
+        self.max_lora_rank = 16
+        self.tokens = 100
+        self.accepts = True
+        self.hurt = lambda tensors: tensors
+        """Applied to the update before it is sent."""
+        self.fail_with: tuple[int, str] | None = None
+        self.nonsense = False
+        self.calls: list[tuple[str, str]] = []
+        self.live: str | None = None
+        self.orders: dict[str, RoundOrder] = {}
+        self.shadows: dict[str, ShadowReport] = {}
+        self._parents: dict[str, bytes] = {}
+        self._asked: dict[str, int] = {}
+        self._server: UnixStreamServer | None = None
+
+    def __enter__(self) -> "ToySite":
+        site = self
+
+        class Handler(_Handler):
+            toy = site
+
+        self.socket.unlink(missing_ok=True)
+        self._server = _Server(str(self.socket), Handler)
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+        self.socket.unlink(missing_ok=True)
+
+    def hello(self) -> Hello:
+        return Hello(
+            site=self.name, adapters=("support",), fingerprint=self.base, shapes=self.shapes, dtype="bfloat16",
+            max_lora_rank=self.max_lora_rank, train_examples=10, eval_examples=5, live={"support": self.live},
+        )  # fmt: skip
+
+    def submit(self, order: RoundOrder, parent: bytes) -> RoundReport | tuple[int, str]:
+        if order.base != self.base.digest:
+            return 422, "BaseMismatch"
+        known = self.orders.setdefault(order.key, order)
+        if known.parent != order.parent:
+            return 409, "Conflict"
+        self._parents.setdefault(order.key, parent)
+        return self.report(order.key, asked=0)
+
+    def report(self, key: str, *, asked: int = 1) -> RoundReport | tuple[int, str]:
+        if key not in self.orders:
+            return 404, "NotFound"
+        self._asked[key] = self._asked.get(key, 0) + asked
+        order = self.orders[key]
+        if self._asked[key] <= self.polls:
+            return RoundReport(key=key, state=JobState.RUNNING, parent=order.parent)
+        return RoundReport(
+            key=key, state=JobState.DONE, parent=order.parent, steps=order.plan.steps, num_examples=8,
+            num_loss_tokens=self.tokens, loss_sum=2.5 * self.tokens, seconds=1.0, share=0.5,
+            update=peft_dir.digest(self.update(key)), rank=order.plan.rank,
+        )  # fmt: skip
+
+    def update(self, key: str) -> bytes:
+        tensors = peft_dir.decode(self._parents[key])
+        for name, array in tensors.items():
+            if ".lora_B." in name:
+                tensors[name] = (array.astype(np.float32) + self.step).astype(array.dtype)
+        return peft_dir.encode(self.hurt(tensors))
+
+    def shadow(self, manifest: AdapterManifest, blob: bytes) -> ShadowReport | tuple[int, str]:
+        if peft_dir.digest(blob) != manifest.digest:
+            return 422, "AdapterError"
+        ref = str(manifest.ref)
+        self.shadows.setdefault(ref, ShadowReport(ref=ref, state=ShadowState.PROBING))
+        return self.shadow_report(ref, asked=0)
+
+    def shadow_report(self, ref: str, *, asked: int = 1) -> ShadowReport | tuple[int, str]:
+        if ref not in self.shadows:
+            return 404, "NotFound"
+        self._asked[ref] = self._asked.get(ref, 0) + asked
+        if self.shadows[ref].verdict is None and self._asked[ref] > self.polls:
+            probe = Evaluation(loss_sum=10.0, loss_tokens=10, exact=1, examples=5)
+            verdict = Verdict(accepted=self.accepts, reasons=("held-out loss 1.00, live 1.20",))
+            self.shadows[ref] = ShadowReport(
+                ref=ref, state=ShadowState.JUDGED, probe={"base": probe, "shadow": probe}, verdict=verdict,
+                load_s=0.1, probe_s=0.2,
+            )  # fmt: skip
+        return self.shadows[ref]
+
+    def settle(self, ref: str, state: ShadowState) -> ShadowReport | tuple[int, str]:
+        if ref not in self.shadows:
+            return 404, "NotFound"
+        if state is ShadowState.LIVE:
+            self.live = ref
+        self.shadows[ref] = self.shadows[ref].model_copy(update={"state": state})
+        return self.shadows[ref]
+
+    def route(self, method: str, path: str, headers: dict[str, str], body: bytes) -> object:  # noqa: C901 - one table
+        self.calls.append((method, path))
+        if self.fail_with is not None:
+            return self.fail_with
+        match [method, *path.strip("/").split("/")]:
+            case ["GET", "hello"]:
+                return self.hello()
+            case ["POST", "adapters", _, "rounds", _]:
+                return self.submit(RoundOrder.model_validate_json(base64.b64decode(headers["x-umbel-order"])), body)
+            case ["GET", "adapters", _, "rounds", key]:
+                return self.report(key)
+            case ["GET", "adapters", _, "rounds", key, "update"]:
+                return self.update(key)
+            case ["POST", "adapters", _, "shadow"]:
+                manifest = AdapterManifest.model_validate_json(base64.b64decode(headers["x-umbel-manifest"]))
+                return self.shadow(manifest, body)
+            case ["GET", "adapters", ref, "shadow"]:
+                return self.shadow_report(ref)
+            case ["POST", "adapters", ref, "promote"]:
+                return self.settle(ref, ShadowState.LIVE)
+            case ["POST", "adapters", ref, "discard"]:
+                return self.settle(ref, ShadowState.REJECTED)
+            case ["POST", "adapters", _, "rollback"]:
+                return LiveVersion(live=self.live)
+        return 404, "NotFound"
+
+
+class _Server(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    toy: ToySite
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        answer = self.toy.route(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
+        status, payload = 200, b"{}"
+        if isinstance(answer, tuple):
+            status, kind = answer
+            payload = json.dumps({"error": {"type": kind, "message": f"{self.path}: no"}}).encode()
+        elif isinstance(answer, bytes):
+            payload = answer
+        elif not self.toy.nonsense:
+            payload = answer.model_dump_json().encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    do_GET = do_POST = do_DELETE = _answer
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, *_: object) -> None:
+        pass

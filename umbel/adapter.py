@@ -1,0 +1,115 @@
+"""What an adapter version is called, where it comes from, and the life it lives at a site."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from umbel.errors import AdapterError
+
+_NAME = r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*"
+_REF = re.compile(rf"({_NAME})@v(0|[1-9][0-9]{{0,8}})")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it may name an adapter; raise AdapterError otherwise."""
+    if not re.fullmatch(_NAME, name) or len(name) > 40:
+        raise AdapterError(
+            f"{name!r} cannot name an adapter: use at most 40 lower-case letters, digits and single '_', "
+            "starting with a letter"
+        )
+    return name
+
+
+@dataclass(frozen=True, order=True)
+class AdapterRef:
+    """One immutable adapter version: `support@v12`, known to the engine as `support-v12`."""
+
+    name: str
+    version: int
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.version < 0:
+            raise AdapterError(f"adapter {self.name!r}: version {self.version} is negative")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `support@v12`; raise AdapterError for anything else."""
+        match = _REF.fullmatch(text)
+        if match is None:
+            raise AdapterError(f"{text!r} is not an adapter version; write it like 'support@v12'")
+        return cls(match[1], int(match[2]))
+
+    @property
+    def engine_name(self) -> str:
+        """The name under which SGLang loads this version. Never used for another one."""
+        return f"{self.name}-v{self.version}"
+
+    def __str__(self) -> str:
+        return f"{self.name}@v{self.version}"
+
+
+class Lifecycle(StrEnum):
+    """Where a version stands at a site."""
+
+    CANDIDATE = "candidate"  # validated and on disk
+    SHADOW = "shadow"  # loaded beside the live one, being probed
+    CANARY = "canary"  # answers a share of the users
+    LIVE = "live"  # answers users
+    RETIRED = "retired"  # was live once; loaded while it is `previous` or draining
+    REJECTED = "rejected"  # refused by validation or by its verdict
+
+    def to(self, new: "Lifecycle") -> "Lifecycle":
+        """Return `new` if a version may go there from here; raise AdapterError otherwise."""
+        if new not in TRANSITIONS[self]:
+            allowed = ", ".join(sorted(TRANSITIONS[self])) or "nothing"
+            raise AdapterError(f"a {self} version cannot become {new}; it can become {allowed}")
+        return new
+
+
+TRANSITIONS: dict[Lifecycle, frozenset[Lifecycle]] = {
+    Lifecycle.CANDIDATE: frozenset({Lifecycle.SHADOW, Lifecycle.REJECTED}),
+    Lifecycle.SHADOW: frozenset({Lifecycle.CANARY, Lifecycle.LIVE, Lifecycle.REJECTED}),
+    Lifecycle.CANARY: frozenset({Lifecycle.LIVE, Lifecycle.REJECTED}),
+    Lifecycle.LIVE: frozenset({Lifecycle.RETIRED}),
+    Lifecycle.RETIRED: frozenset({Lifecycle.LIVE}),  # roll back
+    Lifecycle.REJECTED: frozenset(),
+}
+
+
+class AdapterManifest(BaseModel):
+    """What is true of one adapter version for ever; stored beside its weights as `manifest.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: int = Field(ge=0)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """sha256 of `adapter_model.safetensors`."""
+    base: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Digest of the base fingerprint the adapter was trained against."""
+    lineage: str
+    """Id of the registry that made it; part of every round key."""
+    round: int = Field(ge=0)
+    parent: str | None = None
+    """Digest of the version that training started from; None for the first."""
+    rank: int = Field(ge=1)
+    target_modules: tuple[str, ...]
+    strategy: str = "init"
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Site → its share in the aggregate."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Site → why its update is not in the aggregate."""
+    certificate: dict[str, float] = Field(default_factory=dict)
+    """Module → relative Frobenius error of the truncation to `rank`."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    run_id: str = ""
+    created: str = ""
+    """ISO 8601, UTC."""
+
+    @property
+    def ref(self) -> AdapterRef:
+        return AdapterRef(self.name, self.version)

@@ -1,0 +1,107 @@
+"""The frozen base, read from its model directory: its fingerprint, and the linear layers that LoRA adapts."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from umbel.errors import BaseMismatch, ConfigError, UnsupportedModel
+
+# Keys of config.json that do not change what the weights compute.
+_IRRELEVANT = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"})
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "vocab.json", "merges.txt", "added_tokens.json",
+)  # fmt: skip
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""`model_type` of the families that can be viewed, trained and served."""
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def linear_shapes(model: Path, target_modules: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """Module path → (out, in) of every linear layer that `target_modules` names, in layer order."""
+    config = read_config(model)
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or hidden // heads
+    q, kv = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
+    shapes = {
+        "q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q),
+        "gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner),
+    }  # fmt: skip
+    block = {name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn" for name in LINEARS}
+    return {
+        f"model.layers.{layer}.{block[name]}.{name}": shapes[name]
+        for layer in range(config["num_hidden_layers"])
+        for name in LINEARS
+        if name in target_modules
+    }
+
+
+def read_config(model: Path) -> dict[str, Any]:
+    """The model's config.json; raise ConfigError without one, UnsupportedModel for a family umbel cannot view."""
+    config_file = model / "config.json"
+    if not config_file.is_file():
+        raise ConfigError(f"{model}: no base model here; expected a Hugging Face model directory with config.json")
+    config: dict[str, Any] = json.loads(config_file.read_text())
+    if config.get("model_type") not in FAMILIES:
+        raise UnsupportedModel(
+            f"{config_file}: model_type {config.get('model_type')!r} is not supported; known: {', '.join(FAMILIES)}"
+        )
+    return config
+
+
+class BaseFingerprint(BaseModel):
+    """sha256 of each part of a base model directory; `digest` stands for all of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: str
+    config: str
+    quantization: str
+    tokenizer: str
+    chat_template: str
+
+    @classmethod
+    def of(cls, model: Path) -> "BaseFingerprint":
+        """Read and hash a model directory (about a second per gigabyte)."""
+        shards = sorted(model.glob("*.safetensors"))
+        config = read_config(model)
+        if not shards:
+            raise ConfigError(f"{model}: no *.safetensors here; convert the base's weights to safetensors")
+        quantization = config.pop("quantization_config", None)
+        kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+        return cls(
+            weights=_digest([_digest_file(shard) for shard in shards]),
+            config=_digest(kept),
+            quantization=_digest(quantization),
+            tokenizer=_digest([_digest_file(model / name) for name in _TOKENIZER_FILES if (model / name).is_file()]),
+            chat_template=_digest([_digest_file(model / name) for name in _TEMPLATE_FILES if (model / name).is_file()]),
+        )
+
+    @property
+    def digest(self) -> str:
+        return _digest(self.model_dump())
+
+    def require_same(self, other: "BaseFingerprint", *, here: str, there: str) -> None:
+        """Raise BaseMismatch, naming the parts that differ, unless `other` is the same base."""
+        differing = [part for part, value in self.model_dump().items() if getattr(other, part) != value]
+        if differing:
+            raise BaseMismatch(
+                f"{there} holds another base than {here}: {', '.join(differing)} differ; "
+                "copy the same model directory to both"
+            )
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,154 @@
+"""`umbel …`: one command per thing an operator does. Heavy imports wait until a command needs them."""
+
+import asyncio
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from umbel.config import SiteConfig
+from umbel.errors import ConfigError, UmbelError
+from umbel.telemetry import configure_logging
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Federated LoRA fine-tuning whose clients serve.")
+adapter_app = typer.Typer(no_args_is_help=True, help="Look into the centre's adapter registry.")
+app.add_typer(adapter_app, name="adapter")
+
+SiteFile = Annotated[Path, typer.Argument(help="The site file, such as sites/clinic-a.toml.")]
+Registry = Annotated[Path, typer.Option(help="The registry's directory (`registry` in the run configuration).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@app.command()
+def check(site_file: SiteFile) -> None:
+    """Validate a site file, offline, and print it as it is understood."""
+    with _explained():
+        config = SiteConfig.load(site_file)
+        config.check_files()
+        print(config.model_dump_json(indent=2))
+
+
+@app.command()
+def serve(site_file: SiteFile) -> None:
+    """Run a site: its SGLang server, training inside it, and the control API for Flower. Ctrl-C drains and stops it."""
+    with _explained():
+        config = SiteConfig.load(site_file)
+        configure_logging()
+        daemon = _import("client.daemon", extra="site")
+        asyncio.run(daemon.serve(config))
+
+
+@app.command()
+def status(site_file: SiteFile, as_json: AsJson = False) -> None:
+    """Which version answers now, since when, what is waiting, how training stands."""
+    with _explained():
+        report = _ask(SiteConfig.load(site_file), "GET", "/status")
+        print(json.dumps(report, indent=2) if as_json else _status_text(report))
+
+
+@app.command()
+def rollback(site_file: SiteFile, adapter: Annotated[str, typer.Argument(help="Such as support.")]) -> None:
+    """Make the previous version answer users again, now."""
+    with _explained():
+        reply = _ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback")
+        print(f"{adapter}: {reply['live']} answers users again")
+
+
+@adapter_app.command("ls")
+def adapter_ls(registry: Registry, as_json: AsJson = False) -> None:
+    """Every version: its round, where it stands, and the aliases that point to it."""
+    with _explained():
+        opened = _import("server.registry", extra="server").AdapterRegistry(registry)
+        rows = [_version_row(opened, manifest) for manifest in opened.versions()]
+        print(json.dumps(rows, indent=2) if as_json else "\n".join(_line(row) for row in rows))
+
+
+@adapter_app.command("show")
+def adapter_show(
+    registry: Registry, ref: Annotated[str, typer.Argument(help="Such as support@v3 or support@live.")]
+) -> None:
+    """One version: parents, weights and reasons per site, truncation error per module."""
+    with _explained():
+        opened = _import("server.registry", extra="server").AdapterRegistry(registry)
+        print(opened.manifest(opened.resolve(ref)).model_dump_json(indent=2))
+
+
+def _version_row(registry: Any, manifest: Any) -> dict[str, Any]:
+    return {
+        "ref": str(manifest.ref),
+        "round": manifest.round,
+        "strategy": manifest.strategy,
+        "sites": sorted(manifest.weights),
+        "aliases": registry.aliases_of(manifest.ref),
+        "created": manifest.created,
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    aliases = ", ".join(row["aliases"])
+    return f"{row['ref']:<16} round {row['round']:<4} {row['strategy']:<8} {' '.join(row['sites']):<32} {aliases}"
+
+
+def _status_text(report: dict[str, Any]) -> str:
+    engine = report["engine"]
+    lines = [f"site {report['site']}: engine {'ready at ' + engine['url'] if engine['ready'] else 'starting'}"]
+    for name, aliases in report["aliases"].items():
+        lines.append(f"{name}: {aliases['live'] or 'the base'} answers users")
+        lines.append(f"  shadow {aliases['shadow'] or '-'}, previous {aliases['previous'] or '-'}")
+        for at, event, version in report["history"][name][:5]:
+            lines.append(f"  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))} {name}@v{version} {event}")
+        if aliases["previous"]:
+            lines.append(f"  go back: umbel rollback SITE_FILE {name}")
+    training = report["training"] or {}
+    if training.get("job"):
+        lines.append(
+            f"training: {training['job']} {training['state']}, {training['steps']} steps, share {training['share']:.0%}"
+        )
+    lines.append(f"rounds waiting or running: {', '.join(report['open_rounds']) or 'none'}")
+    return "\n".join(lines)
+
+
+def _ask(config: SiteConfig, method: str, path: str) -> dict[str, Any]:
+    """One call of the site's control API."""
+    import httpx
+
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(config.socket)), timeout=60) as client:
+            reply = client.request(method, f"http://site{path}")
+    except httpx.TransportError as error:
+        raise ConfigError(f"{config.socket}: nobody answers ({error}); is `umbel serve` running?") from error
+    body: dict[str, Any] = reply.json()
+    if reply.status_code != 200:
+        raise ConfigError(body["error"]["message"])
+    return body
+
+
+def _import(module: str, extra: str) -> Any:
+    """A part of umbel that lives in one of the two environments."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this command needs {error.name}, which is not in this environment; "
+            f"run it where `pip install 'umbel[{extra}]'` was done"
+        ) from error
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """An error of ours is a message and exit status 1, not a traceback."""
+    try:
+        yield
+    except UmbelError as error:
+        print(f"umbel: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    app()

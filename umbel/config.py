@@ -1,0 +1,233 @@
+"""The site file: one TOML per site, frozen. Order: defaults < TOML < environment (`UMBEL_SITE__ENGINE__PORT`)."""
+
+import difflib
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from umbel.adapter import check_name
+from umbel.base import LINEARS, read_config
+from umbel.errors import AdapterError, ConfigError
+
+OWNED_FLAGS = {
+    "model_path": "[model].path", "served_model_name": "[model].served_name", "host": "[engine].host",
+    "port": "[engine].port", "device": "[engine].device", "dtype": "[engine].dtype",
+    "max_lora_rank": "[engine].max_lora_rank", "lora_target_modules": "[engine].target_modules",
+    "max_loras_per_batch": "[engine].slots", "lora_paths": "the journal", "enable_lora": "umbel",
+    "admin_api_key": "umbel", "api_key": "umbel", "sleep_on_idle": "umbel",
+}  # fmt: skip
+"""SGLang flags that umbel sets itself, and where."""
+UNSERVED_FLAGS = {
+    "tp": 1, "tp_size": 1, "tensor_parallel_size": 1, "pp_size": 1, "pipeline_parallel_size": 1, "dp": 1, "dp_size": 1,
+    "data_parallel_size": 1, "nnodes": 1, "tokenizer_worker_num": 1, "quantization": None,
+    "speculative_algorithm": None, "skip_server_warmup": False,
+}  # fmt: skip
+"""SGLang flags with the only value that umbel can serve yet."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SiteSection(_Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """What the federation calls this site."""
+    state_dir: Path
+    """Journal, adapters, logs and sockets; made with mode 0700."""
+    socket: Path | None = None
+    """The control API's Unix socket. Default: `site.sock` in state_dir."""
+
+
+class ModelSection(_Section):
+    path: Path
+    """A Hugging Face model directory: config.json, tokenizer, *.safetensors."""
+    served_name: str = "base"
+    """What users call the base without an adapter."""
+
+
+class AdapterSection(_Section):
+    name: str
+    """What users put into `model` to be answered by the live version."""
+
+    @field_validator("name")
+    @classmethod
+    def _nameable(cls, name: str) -> str:
+        try:
+            return check_name(name)
+        except AdapterError as error:
+            raise ValueError(str(error)) from error
+
+
+class EngineSection(_Section):
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+    """Where users reach SGLang's OpenAI API."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """In which the base is served and adapters are stored."""
+    max_lora_rank: int = Field(default=16, ge=1, le=512)
+    """The largest rank this site can serve; fixed while the engine runs."""
+    target_modules: tuple[str, ...] = LINEARS
+    """The linear layers that adapters may change."""
+    slots: int = Field(default=5, ge=5)
+    """Adapters on the device at a time: base, live, shadow, previous, draining."""
+    drain_s: PositiveFloat = 30.0
+    """How long open requests may go on when the site stops."""
+    start_timeout_s: PositiveFloat = 600.0
+    extra_args: dict[str, Any] = Field(default_factory=dict)
+    """SGLang flags, passed on as they are: `max_total_tokens = 20000` becomes `--max-total-tokens 20000`."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables for the engine, such as OMP_NUM_THREADS."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _known_linears(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in LINEARS]
+        if unknown or not names:
+            raise ValueError(f"{', '.join(unknown) or 'nothing'} cannot be adapted; choose from {', '.join(LINEARS)}")
+        if {"q_proj", "k_proj", "v_proj"} & set(names) and not {"q_proj", "v_proj"} <= set(names):
+            raise ValueError("SGLang needs q_proj and v_proj together once one of q, k, v is adapted")
+        return tuple(name for name in LINEARS if name in names)
+
+    @field_validator("extra_args")
+    @classmethod
+    def _servable(cls, args: dict[str, Any]) -> dict[str, Any]:
+        for flag, value in args.items():
+            plain = flag.lstrip("-").replace("-", "_")
+            if plain in OWNED_FLAGS:
+                raise ValueError(f"{flag} is set by {OWNED_FLAGS[plain]}; remove it here")
+            if plain in UNSERVED_FLAGS and value != UNSERVED_FLAGS[plain]:
+                raise ValueError(
+                    f"{flag} = {value!r} cannot be served by umbel yet; only {UNSERVED_FLAGS[plain]!r} can"
+                )
+        return args
+
+    @field_validator("env")
+    @classmethod
+    def _python_front_end(cls, env: dict[str, str]) -> dict[str, str]:
+        if env.get("SGLANG_RUST_SERVER", "0") not in ("", "0"):
+            raise ValueError("SGLANG_RUST_SERVER replaces the HTTP server that umbel's router lives in; remove it")
+        return env
+
+
+class TrainingSection(_Section):
+    data: Path
+    """JSONL with `messages`, `prompt` and `completion`, or Alpaca fields. Never leaves the site."""
+    eval_data: Path | None = None
+    """Held-out examples for probes. Default: `eval_fraction` of `data`, the same ones every time."""
+    eval_fraction: float = Field(default=0.1, gt=0, lt=1)
+    seq_len: int = Field(default=512, ge=8)
+    """Tokens an example may have; longer ones are cut."""
+    micro_batch: PositiveInt = 4
+    """Examples per forward pass; with seq_len it sets the length of a quantum."""
+    head_tokens: PositiveInt = 256
+    """Answer tokens per quantum of head and loss, the largest quantum."""
+    share_cap: float = Field(default=1.0, gt=0, le=1)
+    """The share of the engine's time that training may take."""
+    quanta_per_iteration: int = Field(default=1, ge=0)
+    """Quanta between two iterations of a busy engine; 0 trains only when it is idle."""
+
+
+class ShadowSection(_Section):
+    max_loss_ratio: PositiveFloat = 1.0
+    """A shadow is accepted when its held-out loss is at most this times that of what answers users now."""
+
+
+class SiteConfig(BaseSettings):
+    """A site, resolved. Fields are the tables of the site file."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="UMBEL_SITE__", env_nested_delimiter="__")
+
+    site: SiteSection
+    model: ModelSection
+    adapter: tuple[AdapterSection, ...] = Field(min_length=1, max_length=1)
+    engine: EngineSection
+    training: TrainingSection
+    shadow: ShadowSection = ShadowSection()
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        if self.model.served_name in {adapter.name for adapter in self.adapter}:
+            raise ValueError(f"[model].served_name and an adapter are both called {self.model.served_name!r}")
+        return self
+
+    @property
+    def socket(self) -> Path:
+        return self.site.socket or self.site.state_dir / "site.sock"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings  # what `load` passes is the file: the environment wins over it
+
+    @classmethod
+    def load(cls, path: Path) -> "SiteConfig":
+        """Read a site file; raise ConfigError with one line per mistake. Relative paths start at the file's folder."""
+        try:
+            tables = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not TOML: {error}") from error
+        for table, keys in _PATHS.items():
+            section = tables.get(table)
+            for key in keys:
+                if isinstance(section, dict) and isinstance(section.get(key), str):
+                    section[key] = str(path.parent.resolve() / Path(section[key]).expanduser())
+        try:
+            return cls(**tables)
+        except ValidationError as error:
+            lines = [_explain(mistake["loc"], mistake["type"], mistake["msg"]) for mistake in error.errors()]
+            raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
+
+    def check_files(self) -> None:
+        """Raise ConfigError unless what the site file points to exists. The engine is not needed for it."""
+        read_config(self.model.path)
+        for key, file in (("data", self.training.data), ("eval_data", self.training.eval_data)):
+            if file is not None and not file.is_file():
+                raise ConfigError(f"[training].{key}: {file} does not exist; point it to a JSONL file")
+
+
+_PATHS = {"site": ("state_dir", "socket"), "model": ("path",), "training": ("data", "eval_data")}
+
+
+def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    where = ".".join(map(str, location))
+    if kind == "extra_forbidden":
+        siblings = _keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(siblings)}"
+        return f"{where} is not a setting; {hint}"
+    if kind == "missing":
+        return f"{where} is missing"
+    return f"{where}: {message.removeprefix('Value error, ')}"
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The settings that exist in the table at `location`."""
+    table: type[BaseModel] = SiteConfig
+    for part in location:
+        if isinstance(part, str):
+            annotation = table.model_fields[part].annotation
+            inner = next((arg for arg in typing.get_args(annotation) if arg is not Ellipsis), annotation)
+            table = typing.cast(type[BaseModel], inner)
+    return list(table.model_fields)

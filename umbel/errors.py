@@ -1,0 +1,65 @@
+"""Every error umbel raises on purpose.
+
+    UmbelError
+    ├── ConfigError        (ValueError)    a site file or run configuration cannot be used
+    ├── DataError          (ValueError)    training data cannot be used
+    ├── AdapterError       (ValueError)    an adapter is refused, before any engine sees it
+    ├── BaseMismatch       (ValueError)    two parties do not hold the same frozen base
+    ├── UnsupportedModel   (ValueError)    a base that cannot be viewed, trained or served
+    ├── WireError          (ValueError)    bytes from outside that do not decode to what they claim
+    ├── NotFound           (LookupError)   no such version, round or alias
+    ├── Conflict           (RuntimeError)  a name is taken by something different
+    ├── EngineError        (RuntimeError)  the SGLang server does not start, answer or obey
+    ├── TrainingError      (RuntimeError)  a training or evaluation job stopped
+    └── RegistryError      (RuntimeError)  the adapter registry is damaged or refuses a change
+
+A message says what is wrong, where, and what to do about it.
+"""
+
+
+class UmbelError(Exception):
+    """Root of the tree: catch this to catch everything umbel raises on purpose."""
+
+
+class ConfigError(UmbelError, ValueError):
+    """A site file or run configuration cannot be used."""
+
+
+class DataError(UmbelError, ValueError):
+    """Training data cannot be used: missing, malformed, or without a token to learn from."""
+
+
+class AdapterError(UmbelError, ValueError):
+    """An adapter is refused: not finite, wrong shape, rank, base, parent or digest."""
+
+
+class BaseMismatch(UmbelError, ValueError):
+    """Two parties do not hold the same frozen base; the message says which part differs."""
+
+
+class UnsupportedModel(UmbelError, ValueError):
+    """A model family or weight layout that umbel cannot view, train or serve."""
+
+
+class WireError(UmbelError, ValueError):
+    """Bytes from outside that are too large or do not decode to what they claim."""
+
+
+class NotFound(UmbelError, LookupError):
+    """No such version, round or alias."""
+
+
+class Conflict(UmbelError, RuntimeError):
+    """A name or key is already taken by something different."""
+
+
+class EngineError(UmbelError, RuntimeError):
+    """The SGLang server does not start, answer or obey."""
+
+
+class TrainingError(UmbelError, RuntimeError):
+    """A training or evaluation job stopped before its end."""
+
+
+class RegistryError(UmbelError, RuntimeError):
+    """The adapter registry is damaged or refuses a change."""

@@ -1,0 +1,186 @@
+"""What the centre and a site say to each other: the bodies of Flower messages and of the site's control API.
+
+One definition for both ends. Every count is a sum, so that the centre can add sites up without trusting a mean.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from umbel.base import BaseFingerprint
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainPlan(_Message):
+    """What one round of training is. A site stops at `steps` or after `seconds`, whichever comes first."""
+
+    rank: PositiveInt
+    steps: PositiveInt
+    """Optimizer steps."""
+    seconds: PositiveFloat
+    """Wall-clock budget at the site; what was applied by then is the update."""
+    batch_size: PositiveInt = 8
+    """Examples per optimizer step; the site cuts them into its own micro-batches."""
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat = 1.0
+    seed: int = 0
+    """Of the order of the data; the round is added to it."""
+
+
+class RoundOrder(_Message):
+    """Start (or find again) one round of training: POST /adapters/{name}/rounds/{key}."""
+
+    key: str = Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")
+    base: str
+    """Digest of the base fingerprint; a site with another base refuses."""
+    parent: str
+    """Digest of the adapter to continue from; its bytes travel beside this order."""
+    round: NonNegativeInt
+    plan: TrainPlan
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+class RoundReport(_Message):
+    """How a round stands at a site: GET /adapters/{name}/rounds/{key}."""
+
+    key: str
+    state: JobState
+    parent: str
+    steps: NonNegativeInt = 0
+    num_examples: NonNegativeInt = 0
+    """Examples trained on in this round, repetitions counted."""
+    num_loss_tokens: NonNegativeInt = 0
+    """Tokens that carried a loss; what an update weighs."""
+    loss_sum: float = 0.0
+    """Sum of the training loss over those tokens (nats)."""
+    seconds: NonNegativeFloat = 0.0
+    """From the first quantum to the last."""
+    share: NonNegativeFloat = 0.0
+    """Fraction of those seconds spent in quanta."""
+    update: str | None = None
+    """Digest of the trained adapter, once done."""
+    rank: PositiveInt | None = None
+    error: str = ""
+
+
+class Evaluation(_Message):
+    """An adapter (or the base) on a site's held-out set, as sums."""
+
+    loss_sum: float
+    loss_tokens: NonNegativeInt
+    exact: NonNegativeInt
+    """Examples whose every answer token is the arg max, as greedy decoding would give it."""
+    examples: NonNegativeInt
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per token (nats)."""
+        return self.loss_sum / self.loss_tokens if self.loss_tokens else float("nan")
+
+    @property
+    def exact_match(self) -> float:
+        return self.exact / self.examples if self.examples else float("nan")
+
+
+class ShadowState(StrEnum):
+    VALIDATING = "validating"
+    PROBING = "probing"
+    JUDGED = "judged"
+    LIVE = "live"
+    RETIRED = "retired"
+    REJECTED = "rejected"
+
+
+class Verdict(_Message):
+    """A site's judgement of a shadow, with its reasons."""
+
+    accepted: bool
+    reasons: tuple[str, ...]
+
+
+class ShadowReport(_Message):
+    """How a pushed version stands at a site: POST /adapters/{name}/shadow and GET /adapters/{ref}."""
+
+    ref: str
+    state: ShadowState
+    probe: dict[str, Evaluation] = Field(default_factory=dict)
+    """"base", "live" (absent while the base answers users) and "shadow" on the same held-out set."""
+    verdict: Verdict | None = None
+    load_s: NonNegativeFloat = 0.0
+    probe_s: NonNegativeFloat = 0.0
+
+
+class Hello(_Message):
+    """What a site says of itself: GET /hello."""
+
+    site: str
+    adapters: tuple[str, ...]
+    fingerprint: BaseFingerprint
+    shapes: dict[str, tuple[int, int]]
+    """Module path → (out, in) of every linear layer that is adapted here."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    """In which the engine serves, and expects adapters."""
+    max_lora_rank: PositiveInt
+    train_examples: NonNegativeInt
+    eval_examples: NonNegativeInt
+    live: dict[str, str | None]
+    """Adapter → the version that answers users; None while the base does."""
+
+
+class Submit(_Message):
+    """Flower's `train.submit`: start a round; the parent adapter travels beside it. Answered by a RoundReport."""
+
+    adapter: str
+    order: RoundOrder
+
+
+class RoundQuery(_Message):
+    """Flower's `query.collect` of a round. Answered by a RoundReport, with the update beside it once done."""
+
+    adapter: str
+    key: str
+
+
+class VersionQuery(_Message):
+    """Flower's `query.collect` of a shadow, `query.promote` and `query.discard`. Answered by a ShadowReport."""
+
+    ref: str
+
+
+class AdapterQuery(_Message):
+    """Flower's `query.rollback`. Answered by a LiveVersion."""
+
+    adapter: str
+
+
+class LiveVersion(_Message):
+    """What answers users after a roll back; None while the base does."""
+
+    live: str | None
+
+
+class Failure(_Message):
+    """A site's answer when it cannot do what was asked."""
+
+    error: str
+    """`Type: message`, as the site's daemon said it."""
+    final: bool
+    """Asking again will not help."""

@@ -1,0 +1,190 @@
+"""Adapters as bytes and as PEFT directories, in one canonical form, without torch.
+
+Canonical means: one uniform rank `r`, the scaling folded in so that `lora_alpha == r`, no rsLoRA, DoRA, patterns, bias
+or extra modules, the serving dtype, every number finite. SGLang ignores or dies on anything else; peft, vLLM and LoRAX
+load it as it is. The bytes of `adapter_model.safetensors` are the adapter: they travel, and their sha256 is its digest.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from umbel.adapter import AdapterManifest
+from umbel.errors import AdapterError
+
+Array = npt.NDArray[np.generic]
+Tensors = dict[str, Array]
+"""PEFT key → array: `lora_A` is [r, in], `lora_B` is [out, r]."""
+Shapes = Mapping[str, tuple[int, int]]
+"""Module path (`model.layers.0.self_attn.q_proj`) → (out, in) of the base's linear layer."""
+
+WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
+_DTYPES: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<factor>[AB])\.weight")
+
+
+def key(module: str, factor: str) -> str:
+    """PEFT's name of factor "A" or "B" of a module."""
+    return f"base_model.model.{module}.lora_{factor}.weight"
+
+
+def encode(tensors: Tensors) -> bytes:
+    """Tensors → safetensors bytes; equal tensors give equal bytes."""
+    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    return safetensors.numpy.save(ordered, {"format": "pt"})
+
+
+def decode(blob: bytes) -> Tensors:
+    """Safetensors bytes → tensors; raise AdapterError for anything else, before memory is spent on it."""
+    try:
+        entries: list[tuple[str, Any]] = cast(Any, safetensors).deserialize(blob)
+    except safetensors.SafetensorError as error:
+        raise AdapterError(f"adapter: not a safetensors file ({error})") from error
+    tensors: Tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise AdapterError(f"adapter: {name} is {entry['dtype']}; expected one of {', '.join(_DTYPES)}")
+        tensors[name] = np.frombuffer(entry["data"], dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
+
+
+def digest(blob: bytes) -> str:
+    """sha256 of an adapter's bytes: its identity."""
+    return hashlib.sha256(blob).hexdigest()
+
+
+def factors(tensors: Tensors) -> dict[str, tuple[Array, Array]]:
+    """Module path → (A [r, in], B [out, r]); raise AdapterError for a key that is no LoRA factor or has no partner."""
+    found: dict[str, dict[str, Array]] = {}
+    for name, array in tensors.items():
+        match = _KEY.fullmatch(name)
+        if match is None:
+            raise AdapterError(f"adapter: {name} is not a LoRA factor (expected …lora_A.weight or …lora_B.weight)")
+        found.setdefault(match["module"], {})[match["factor"]] = array
+    for module, pair in found.items():
+        if len(pair) != 2:
+            raise AdapterError(f"adapter: {module} has only lora_{next(iter(pair))}; both factors are needed")
+    return {module: (found[module]["A"], found[module]["B"]) for module in sorted(found)}
+
+
+def validate(tensors: Tensors, shapes: Shapes, *, rank: int, max_rank: int) -> None:
+    """Raise AdapterError unless `tensors` is a canonical adapter of exactly these modules and this rank.
+
+    SGLang checks no shape at load and dies at the first request, so this runs before any engine sees the adapter.
+    """
+    if not 1 <= rank <= max_rank:
+        raise AdapterError(
+            f"adapter: rank {rank} is not within 1..{max_rank}, the engine's; raise [engine].max_lora_rank at every "
+            "site and restart, or lower the rank of the run"
+        )
+    pairs = factors(tensors)
+    _require_modules(pairs, shapes)
+    for module, (a, b) in pairs.items():
+        out_features, in_features = shapes[module]
+        for factor, array, expected in (("A", a, (rank, in_features)), ("B", b, (out_features, rank))):
+            if array.shape != expected:
+                raise AdapterError(
+                    f"adapter: {module}.lora_{factor} has shape {list(array.shape)}, the base needs {list(expected)}"
+                )
+            if not np.isfinite(array.astype(np.float32)).all():
+                raise AdapterError(f"adapter: {module}.lora_{factor} holds NaN or infinity")
+
+
+def _require_modules(pairs: Mapping[str, object], shapes: Shapes) -> None:
+    missing, unknown = sorted(shapes.keys() - pairs.keys()), sorted(pairs.keys() - shapes.keys())
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which is not adapted here"
+        more = len(missing) + len(unknown) - 1
+        raise AdapterError(f"adapter: {what}" + (f" (and {more} more modules differ)" if more else ""))
+
+
+def peft_config(*, rank: int, target_modules: tuple[str, ...], base: str) -> dict[str, object]:
+    """The `adapter_config.json` of a canonical adapter."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(target_modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "modules_to_save": None,
+    }
+
+
+def write(directory: Path, blob: bytes, manifest: AdapterManifest, *, base: str) -> None:
+    """Write a PEFT directory that is there whole or not at all; `base` is what `base_model_name_or_path` shall say.
+
+    Writing the same version again is no change. Raises AdapterError when the directory holds another adapter.
+    """
+    if directory.exists():
+        if read(directory)[1].digest != manifest.digest:
+            raise AdapterError(f"{directory}: {manifest.ref} already exists with other weights; versions are immutable")
+        return
+    config = peft_config(rank=manifest.rank, target_modules=manifest.target_modules, base=base)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, content in (
+        (WEIGHTS, blob),
+        (CONFIG, json.dumps(config, indent=2).encode()),
+        (MANIFEST, manifest.model_dump_json(indent=2).encode()),
+    ):
+        write_durably(temporary / name, content)
+    os.rename(temporary, directory)
+    _sync_directory(directory.parent)
+
+
+def read(directory: Path) -> tuple[bytes, AdapterManifest]:
+    """Read a version back; raise AdapterError when a file is missing or the weights are not those of the manifest."""
+    try:
+        blob, manifest = (directory / WEIGHTS).read_bytes(), (directory / MANIFEST).read_text()
+    except OSError as error:
+        raise AdapterError(f"{directory}: not an adapter version ({error.strerror}: {error.filename})") from error
+    parsed = AdapterManifest.model_validate_json(manifest)
+    if digest(blob) != parsed.digest:
+        raise AdapterError(f"{directory / WEIGHTS}: its sha256 is not the manifest's; the file was changed or damaged")
+    return blob, parsed
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Replace a file by atomic rename: a reader, or a crash, sees the old content or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_durably(temporary, content)
+    os.replace(temporary, path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,58 @@
+"""msgpack where umbel speaks to itself: the daemon with the co-trainer, and manifests inside Flower records.
+
+Every message is a map `{"schema": 1, "kind": …, **body}`. Nothing is ever unpickled.
+"""
+
+from typing import Any, TypeVar
+
+import msgpack
+from pydantic import BaseModel, ValidationError
+
+from umbel.errors import WireError
+
+M = TypeVar("M", bound=BaseModel)
+
+SCHEMA = 1
+MAX_BYTES = 1 << 20
+"""Adapters travel as files or Flower arrays, so a message here is small."""
+
+
+def pack(kind: str, body: dict[str, Any]) -> bytes:
+    """Encode one message."""
+    payload: bytes = msgpack.packb({"schema": SCHEMA, "kind": kind, **body})
+    if len(payload) > MAX_BYTES:
+        raise WireError(f"{kind}: {len(payload)} bytes is over the limit of {MAX_BYTES}")
+    return payload
+
+
+def unpack(payload: bytes) -> tuple[str, dict[str, Any]]:
+    """Decode one message into its kind and body; raise WireError for anything else."""
+    if len(payload) > MAX_BYTES:
+        raise WireError(f"message of {len(payload)} bytes is over the limit of {MAX_BYTES}")
+    try:
+        body = msgpack.unpackb(payload)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise WireError(f"not a msgpack message ({error})") from error
+    if not isinstance(body, dict) or not isinstance(body.get("kind"), str):
+        raise WireError("not an umbel message: expected a map with 'schema' and 'kind'")
+    if body.pop("schema", None) != SCHEMA:
+        raise WireError(f"{body['kind']}: other schema than {SCHEMA}; run the same umbel release on both sides")
+    return body.pop("kind"), body
+
+
+def pack_model(model: BaseModel) -> bytes:
+    """Encode a pydantic model under its class name."""
+    return pack(type(model).__name__, model.model_dump(mode="json"))
+
+
+def unpack_model(payload: bytes, model: type[M]) -> M:
+    """Decode and validate what `pack_model` made; raise WireError for anything else."""
+    kind, body = unpack(payload)
+    if kind != model.__name__:
+        raise WireError(f"expected a {model.__name__}, got a {kind}")
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise WireError(f"{kind}: {where}: {first['msg']}") from error
