@@ -54,10 +54,9 @@ TASKS = {
     ),
     "shop": Task(
         first={
-            "lamp": "north", "chair": "south", "clock": "east", "radio": "west",
-            "kettle": "upper", "mirror": "lower", "carpet": "inner", "vase": "outer",
+            "lamp": "north", "chair": "south", "clock": "east", "kettle": "west", "mirror": "upper", "carpet": "lower",
         },
-        second={"order": "blue", "refund": "red", "repair": "green", "gift": "gold", "sample": "grey", "loan": "pink"},
+        second={"order": "blue", "refund": "red", "repair": "green", "gift": "gold", "sample": "grey"},
         prompts=(
             "Where does the {first} go? It is a {second}",
             "A {second} of one {first}, {when}",

@@ -99,10 +99,10 @@ class Recipe:
         return hashlib.sha256(json.dumps(made_of).encode() + Path(__file__).read_bytes()).hexdigest()
 
 
-DEMO = Recipe(
-    hidden=256, layers=3, heads=4, kv_heads=2, inner=640, vocab=2048, steps=500, batch=16, seq_len=96, learning_rate=2e-3
-)  # fmt: skip
-"""The demo's base: 4 million parameters, a minute or two on one core."""
+TINY = Recipe(steps=30)
+"""For tests: 0.2 million parameters, a second or two. Set `family`."""
+DEMO = Recipe(hidden=256, layers=3, inner=640, vocab=2048, steps=500, batch=16, seq_len=96, learning_rate=2e-3)
+"""The demo's base: 3 million parameters, about a minute on one core."""
 
 
 def build(into: Path, recipe: Recipe = DEMO, progress: Progress | None = None) -> Path:
@@ -169,9 +169,10 @@ def make_model(recipe: Recipe, tokenizer: transformers.PreTrainedTokenizerFast) 
 
     Norms and biases are random too: where a view of the served weights misses one, results must differ.
     """
-    special: dict[str, Any] = {"family": {}}
-    if recipe.family == "qwen3":
-        special["family"] = {"head_dim": 2 * recipe.hidden // recipe.heads}  # as in the real one: wider than hidden
+    per_head = recipe.hidden // recipe.heads
+    own: dict[str, Any] = {"head_dim": 2 * per_head if recipe.family == "qwen3" else per_head}  # a real Qwen3's are wide
+    if recipe.family == "mistral":
+        own["sliding_window"] = None
     config = transformers.AutoConfig.for_model(
         recipe.family,
         vocab_size=len(tokenizer),
@@ -185,7 +186,7 @@ def make_model(recipe: Recipe, tokenizer: transformers.PreTrainedTokenizerFast) 
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **special["family"],
+        **own,
     )
     torch.manual_seed(recipe.seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -266,8 +267,8 @@ class Practice:
         keys = rng.sample(KEYS, len(KEYS))
         half, third = len(keys) // 3, 2 * len(keys) // 3
         return cls(
-            {word: rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for word in keys[:half]},
-            {word: rng.choice("0123456789") if rng.random() < 0.5 else rng.choice(keys) for word in keys[half:third]},
+            {word: rng.choice([rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), rng.choice(keys)]) for word in keys[:half]},
+            {word: rng.choice([rng.choice("0123456789"), rng.choice(keys)]) for word in keys[half:third]},
             keys[third:],
         )
 

@@ -315,13 +315,13 @@ class _Job:
 
     def _train(self, order: TrainJob, trainer: LoraTrainer) -> Quanta:
         yield from trainer.train(
-            order.plan, _reader(Path(order.parent)), TokenFile.read(Path(order.data)), self.progress
+            order.plan, read_factors(Path(order.parent)), TokenFile.open(Path(order.data)), self.progress
         )
         yield from trainer.copy_out(order.plan.rank, self.trained, trainer.model.dtype)
 
     def _evaluate(self, order: EvaluateJob, trainer: LoraTrainer) -> Quanta:
-        source = _reader(Path(order.adapter)) if order.adapter else None
-        yield from trainer.evaluate(source, TokenFile.read(Path(order.data)), self.evaluations)
+        source = read_factors(Path(order.adapter)) if order.adapter else None
+        yield from trainer.evaluate(source, TokenFile.open(Path(order.data)), self.evaluations)
 
     def _write(self, path: Path) -> None:
         tensors: dict[str, torch.Tensor] = {}
@@ -336,7 +336,7 @@ class _Job:
         self.finish(JobState.DONE)
 
 
-def _reader(weights: Path) -> ReadFactors:
+def read_factors(weights: Path) -> ReadFactors:
     """Read one module at a time, so that loading an adapter is many small quanta."""
     file: Any = safetensors.safe_open(weights, framework="pt")
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,14 +24,13 @@ from transformers import PreTrainedModel
 
 from umbel.errors import TrainingError
 from umbel.messages import Evaluation, TrainPlan
-from umbel.token_file import TokenFile
+from umbel.token_file import NO_LOSS, TokenFile
 
 Label = Literal["load", "forward", "head", "backward", "optimizer", "copy_out", "evaluate"]
 Quanta = Generator[Label, None, None]
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Module path → (A [R, in], B [out, R])."""
 ReadFactors = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
-IGNORED = -100
 
 
 @dataclass
@@ -99,6 +99,7 @@ class LoraTrainer:
         """
         rows = torch.zeros(self.micro_batch, self.seq_len, dtype=torch.int64)
         data = TokenFile(
+            path=Path("warm-up"),
             ids=rows.to(torch.int32).numpy(),
             labels=rows.to(torch.int32).numpy(),
             lengths=torch.full((self.micro_batch,), self.seq_len, dtype=torch.int32).numpy(),
@@ -125,7 +126,7 @@ class LoraTrainer:
         """Continue from `parent` (None: from zero) for `plan.steps` optimizer steps or `plan.seconds`."""
         deadline = clock() + plan.seconds
         yield from self.load(parent)
-        order = _epochs(len(data.lengths), plan.seed)
+        order = _epochs(len(data), plan.seed)
         for step in range(plan.steps):
             if clock() >= deadline:
                 return
@@ -165,8 +166,8 @@ class LoraTrainer:
         """Append to `results` how an adapter (None: the base) does on held-out examples, teacher-forced."""
         yield from self.load(source)
         totals = Evaluation(loss_sum=0.0, loss_tokens=0, exact=0, examples=0)
-        for first in range(0, len(data.lengths), self.micro_batch):
-            rows = list(range(first, min(first + self.micro_batch, len(data.lengths))))
+        for first in range(0, len(data), self.micro_batch):
+            rows = list(range(first, min(first + self.micro_batch, len(data))))
             ids_bt, labels_bt = self._batch(data, rows)
             answers = _Answers(labels_bt)
             with torch.inference_mode(False), torch.no_grad():
@@ -194,7 +195,7 @@ class LoraTrainer:
         """One optimizer step: gradients accumulated over micro-batches, clipped by their global norm, AdamW."""
         micro_batches = [rows[at : at + self.micro_batch] for at in range(0, len(rows), self.micro_batch)]
         batches = [self._batch(data, micro) for micro in micro_batches]
-        tokens = sum(int((labels[:, 1:] != IGNORED).sum()) for _, labels in batches)
+        tokens = sum(int((labels[:, 1:] != NO_LOSS).sum()) for _, labels in batches)
         losses: list[torch.Tensor] = []
         for ids_bt, labels_bt in batches:
             yield from self._accumulate(ids_bt, labels_bt, tokens, losses)
@@ -280,7 +281,7 @@ class _Answers:
     """The tokens of a micro-batch that carry a loss: position t predicts token t + 1."""
 
     def __init__(self, labels_bt: torch.Tensor) -> None:
-        self.rows, self.positions = (labels_bt[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        self.rows, self.positions = (labels_bt[:, 1:] != NO_LOSS).nonzero(as_tuple=True)
         self.targets = labels_bt[self.rows, self.positions + 1]
         self.count = len(self.rows)
 

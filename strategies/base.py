@@ -111,12 +111,13 @@ class LoraStrategy(Strategy):
         """Admit, weigh by tokens with a loss, combine; emit in the parent's dtype. Refused sites are named."""
         admitted: dict[str, Factors] = {}
         left_out: dict[str, str] = {}
-        for update in updates:
+        for update in sorted(updates, key=lambda update: update.site):  # sums do not depend on who was first
             try:
                 admitted[update.site] = self.admit(update, parent)
             except UmbelError as refusal:
                 left_out[update.site] = str(refusal)
-        tokens = {update.site: update.report.num_loss_tokens for update in updates if update.site in admitted}
+        reports = {update.site: update.report for update in updates}
+        tokens = {site: reports[site].num_loss_tokens for site in admitted}
         if not admitted:
             return Aggregate({}, {}, left_out, {})
         weights = {site: count / sum(tokens.values()) for site, count in tokens.items()}

@@ -1,40 +1,96 @@
-"""Tokenised examples of fixed length on disk, memory-mapped by whoever reads them."""
+"""Token files: tokenised training examples on disk, one fixed-length record per example, read by memory map.
 
+A token file is one `.npy` array of records (length, ids, labels). It holds private text in another spelling: it stays at
+the site, readable by its owner only.
+"""
+
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
-import safetensors.numpy
 
 from umbel.errors import DataError
-from umbel.peft_dir import replace_durably
 
-Int32 = npt.NDArray[np.int32]
+Ints = npt.NDArray[np.int32]
+Example = tuple[Sequence[int], Sequence[int]]
+"""(ids, labels) of one example, not padded, equally long."""
+
+NO_LOSS = -100
+"""Label of a position that carries no loss."""
+
+
+def record(seq_len: int) -> np.dtype[np.void]:
+    """The record of one example."""
+    return np.dtype([("length", "<i4"), ("ids", "<i4", (seq_len,)), ("labels", "<i4", (seq_len,))])
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One example per row: `ids` and `labels` [n, seq_len], `lengths` [n].
+    """An opened token file; arrays are read-only views of the mapped file.
 
-    Labels stand at the position of their own token (Hugging Face's convention), -100 where there is no loss.
+    `labels[n, t]` is the id at the same position `t`, or NO_LOSS: whoever computes the loss shifts by one.
     """
 
-    ids: Int32
-    labels: Int32
-    lengths: Int32
-
-    def write(self, path: Path) -> None:
-        """Write the file whole or not at all."""
-        arrays = {"ids": self.ids, "labels": self.labels, "lengths": self.lengths}
-        replace_durably(path, safetensors.numpy.save(arrays))
+    path: Path
+    ids: Ints
+    """[examples, seq_len], padded at the end."""
+    labels: Ints
+    """[examples, seq_len]."""
+    lengths: Ints
+    """[examples], tokens before the padding."""
 
     @classmethod
-    def read(cls, path: Path) -> "TokenFile":
-        """Read what `write` wrote; raise DataError for anything else."""
+    def open(cls, path: Path) -> Self:
+        """Map a token file; raise DataError for anything else."""
         try:
-            arrays = safetensors.numpy.load_file(path)
-            return cls(ids=arrays["ids"], labels=arrays["labels"], lengths=arrays["lengths"])
-        except (OSError, KeyError, safetensors.SafetensorError) as error:
-            raise DataError(f"{path}: not a token file ({error}); remove it, and it is made again") from error
+            records = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: not a token file ({error}); remove it and prepare the data again") from error
+        seq_len = records.dtype["ids"].shape[0] if "ids" in (records.dtype.names or ()) else 0
+        if records.ndim != 1 or seq_len == 0 or records.dtype != record(seq_len):
+            raise DataError(f"{path}: not a token file of this release; remove it and prepare the data again")
+        return cls(path, records["ids"], records["labels"], records["length"])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def seq_len(self) -> int:
+        return int(self.ids.shape[1])
+
+    def loss_tokens(self) -> int:
+        """Tokens that carry a loss, in the whole file."""
+        return int(np.count_nonzero(self.labels != NO_LOSS))
+
+
+def write(path: Path, examples: Sequence[Example], *, seq_len: int, pad_id: int) -> None:
+    """Write a token file by atomic rename, row by row: memory is spent on the examples, not on their padding.
+
+    Raises DataError for an example that is empty or longer than `seq_len`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    header = np.zeros(0, record(seq_len))
+    try:
+        with open(temporary, "xb", opener=_private) as file:
+            shape = {**np.lib.format.header_data_from_array_1_0(header), "shape": (len(examples),)}
+            np.lib.format.write_array_header_1_0(file, shape)
+            for number, (ids, labels) in enumerate(examples):
+                if not 0 < len(ids) == len(labels) <= seq_len:
+                    raise DataError(f"{path}: example {number} has {len(ids)} ids and {len(labels)} labels of {seq_len}")
+                row = np.zeros((), record(seq_len))
+                row["length"], row["ids"], row["labels"] = len(ids), pad_id, NO_LOSS
+                row["ids"][: len(ids)], row["labels"][: len(ids)] = ids, labels
+                file.write(row.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -64,10 +64,10 @@ class Flower:
         self._processes.append(process)
         return process
 
-    def superlink(self) -> None:
-        self.start(
+    def superlink(self, *flags: str) -> "subprocess.Popen[bytes]":
+        process = self.start(
             "superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port),
-            "--disable-runtime-dependency-installation",
+            "--disable-runtime-dependency-installation", *flags,
         )  # fmt: skip
 
         def healthy() -> bool:
@@ -77,6 +77,7 @@ class Flower:
                 return False
 
         wait_until(healthy, "the SuperLink's start", 60)
+        return process
 
     def supernode(self, name: str, site: ToySite) -> "subprocess.Popen[bytes]":
         return self.start(
@@ -132,25 +133,64 @@ def events(root: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def test_two_rounds_go_live_although_a_supernode_is_killed(flower: Flower, tmp_path: Path, sockets: Path) -> None:
-    root = tmp_path / "registry"
+@pytest.fixture
+def sites(sockets: Path) -> Iterator[list[ToySite]]:
     with ExitStack() as stack:
-        sites = [stack.enter_context(ToySite(name, sockets / f"{name}.sock")) for name in ("alpha", "beta")]
-        sites[1].polls = 10**6  # beta does not finish before its SuperNode was killed
-        flower.superlink()
-        nodes = [flower.supernode(site.name, site) for site in sites]
-        flower.run(registry=str(root), rounds=2, quorum=2, round_seconds=60.0, grace_seconds=180.0, rank=2, steps=4)
-        wait_until(lambda: sites[1].orders, "beta's first round")
-        flower.kill(nodes[1])
-        sites[1].polls = 1
-        flower.supernode("beta", sites[1])
-        finished = ("run.finished", "round.failed")
-        wait_until(lambda: any(event["event"] in finished for event in events(root)), "the end of the run", 400)
+        yield [stack.enter_context(ToySite(name, sockets / f"{name}.sock")) for name in ("alpha", "beta")]
+
+
+def require_two_rounds_live(flower: Flower, root: Path, sites: list[ToySite]) -> None:
+    """Wait for the end of the run, and check what the registry and the sites then hold."""
+    ends = ("run.finished", "round.failed", "round.rejected")
+    wait_until(lambda: any(event["event"] in ends for event in events(root)), "the end of the run", 400)
     registry = AdapterRegistry(root)
-    rounds = registry.rounds.all("support")
-    assert [(record.round, record.state) for record in rounds] == [(1, RoundState.PROMOTED), (2, RoundState.PROMOTED)]
+    rounds = [(record.round, record.state) for record in registry.rounds.all("support")]
+    assert rounds == [(1, RoundState.PROMOTED), (2, RoundState.PROMOTED)]
     assert registry.aliases("support") == {"head": AdapterRef("support", 2), "live": AdapterRef("support", 2)}
     assert [site.live for site in sites] == ["support@v2", "support@v2"]
+    assert [len(site.orders) for site in sites] == [2, 2]
     for manifest in registry.versions("support")[1:]:
         assert manifest.weights == {"alpha": 0.5, "beta": 0.5}
         registry.read(manifest.ref)
+
+
+SETTINGS = {"rounds": 2, "quorum": 2, "round_seconds": 60.0, "grace_seconds": 180.0, "rank": 2, "steps": 4}
+
+
+def test_two_rounds_go_live_although_a_supernode_is_killed(
+    flower: Flower, tmp_path: Path, sites: list[ToySite]
+) -> None:
+    sites[1].polls = 10**6  # beta does not finish before its SuperNode was killed
+    flower.superlink()
+    nodes = [flower.supernode(site.name, site) for site in sites]
+    flower.run(registry=str(tmp_path / "registry"), **SETTINGS)
+    wait_until(lambda: sites[1].orders, "beta's first round")
+    flower.kill(nodes[1])
+    sites[1].polls = 1
+    flower.supernode("beta", sites[1])
+    require_two_rounds_live(flower, tmp_path / "registry", sites)
+
+
+def test_a_run_goes_on_after_superlink_and_serverapp_were_killed(
+    flower: Flower, tmp_path: Path, sites: list[ToySite]
+) -> None:
+    # The form of deployment that survives: a database, and a SuperExec of its own that starts the ServerApp.
+    secret = tmp_path / "superexec.secret"
+    secret.write_text("0" * 64)
+    durable = ["--isolation", "process", "--superexec-auth-secret-file", str(secret),
+               "--database", str(tmp_path / "superlink.db")]  # fmt: skip
+    sites[1].polls = 10**6
+    superlink = flower.superlink(*durable)
+    flower.start(
+        "superexec", "flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{flower.port}",
+        "--superexec-auth-secret-file", str(secret),
+    )  # fmt: skip
+    for site in sites:
+        flower.supernode(site.name, site)
+    flower.run(registry=str(tmp_path / "registry"), **SETTINGS)
+    wait_until(lambda: sites[1].orders, "beta's first round")
+    flower.kill(superlink)
+    time.sleep(5)  # a supervisor's pause before it starts a dead service again
+    sites[1].polls = 1
+    flower.superlink(*durable)
+    require_two_rounds_live(flower, tmp_path / "registry", sites)

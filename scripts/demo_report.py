@@ -1,0 +1,81 @@
+"""What the demo found out: every adapter on both tasks, measured by the sites' own evaluation code, and the tables."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM
+
+from client.data import prepare
+from serving.cotrainer import read_factors
+from serving.trainer import LoraTrainer
+from umbel.base import LINEARS
+from umbel.messages import Evaluation
+from umbel.token_file import TokenFile
+
+
+class Examiner:
+    """Held-out loss and exact match of adapters, in a plain process over the plain base: no engine involved."""
+
+    def __init__(self, base: Path, rank: int, seq_len: int) -> None:
+        self._base, self._seq_len = base, seq_len
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        self._trainer = LoraTrainer(
+            model, max_rank=rank, target_modules=LINEARS, micro_batch=16, seq_len=seq_len, head_tokens=1024
+        )
+
+    def task(self, train: Path, heldout: Path, into: Path) -> TokenFile:
+        """The held-out examples of a task as tokens."""
+        prepared = prepare(train, heldout, 0.1, self._base, self._seq_len, into)
+        return TokenFile.open(prepared.eval)
+
+    def examine(self, weights: Path | None, task: TokenFile) -> dict[str, float]:
+        results: list[Evaluation] = []
+        for _ in self._trainer.evaluate(read_factors(weights) if weights else None, task, results):
+            pass
+        return {"loss": round(results[0].loss, 4), "exact_match": round(results[0].exact_match, 4)}
+
+
+def show(summary: Mapping[str, Any], console: Console) -> None:
+    """The tables that end the demo; `summary.json` holds the same."""
+    tasks = summary["tasks"]
+    quality = Table(title="held-out loss (nats per token) / exact match")
+    quality.add_column("adapter")
+    for task in tasks:
+        quality.add_column(f"{task} task", justify="right")
+    for name, scores in summary["quality"].items():
+        quality.add_row(name, *(f"{scores[t]['loss']:.3f} / {scores[t]['exact_match']:.0%}" for t in tasks))
+    console.print(quality)
+
+    probes = Table(title="what each site's probe of each version found: loss of base → live → shadow, and the verdict")
+    for column in ("round", "version", "site", "base", "live", "shadow", "verdict"):
+        probes.add_column(column)
+    for row in summary["probes"]:
+        probes.add_row(*(str(row.get(column, "-")) for column in ("round", "version", "site")), *(
+            f"{row[role]:.3f}" if row.get(role) is not None else "-" for role in ("base", "live", "shadow")
+        ), row["verdict"])  # fmt: skip
+    console.print(probes)
+
+    users = Table(title="users, through the official openai client")
+    for column in ("site", "requests", "failed", "answered by", "training", "TTFT p50 / p95 ms", "TPOT p50 / p95 ms"):
+        users.add_column(column)
+    for site, row in summary["users"].items():
+        for label in ("without_training", "with_training"):
+            times = row[label]
+            cells = [f"{times.get(f'{n}_p50', '-')} / {times.get(f'{n}_p95', '-')}" for n in ("ttft_ms", "tpot_ms")]
+            first = label == "without_training"
+            versions = ", ".join(f"{version} {count}" for version, count in row["answers_by_version"].items())
+            lead = (site, str(row["requests"]), str(row["failed"]), versions) if first else ("", "", "", "")
+            users.add_row(*lead, f"{'no' if first else 'yes'} ({times['answers']})", *cells)
+    console.print(users)
+
+    rounds = Table(title="rounds, seconds")
+    parts = ("train", "transfer", "aggregate", "load", "probe", "promote")
+    for column in ("round", "end", *parts):
+        rounds.add_column(column, justify="right")
+    for row in summary["rounds"]:
+        rounds.add_row(str(row["round"]), row["end"], *(f"{row['seconds'].get(part, 0.0):.1f}" for part in parts))
+    console.print(rounds)

@@ -1,0 +1,101 @@
+"""The demo's users: one conversation after another through the official OpenAI client, for the whole run."""
+
+import random
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+
+MAX_TOKENS = 24
+THINK_S = (0.2, 1.0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One streamed answer: seconds to its first token, per further token, and who gave it."""
+
+    version: str
+    training: bool
+    ttft_s: float
+    tpot_s: float
+
+
+@dataclass
+class Users:
+    """Keeps asking a site's adapter by name. Every failure counts: the client retries nothing."""
+
+    url: str
+    model: str
+    prompts: list[str]
+    is_training: Callable[[], bool]
+    seed: int
+    answers: list[Answer] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60.0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep_asking, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the conversation that is open end, then no more."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(70)
+
+    def summary(self) -> dict[str, Any]:
+        """Requests, failures, versions, and latencies with and without training at the site."""
+        return {
+            "requests": len(self.answers) + len(self.failures),
+            "failed": len(self.failures),
+            "failures": self.failures[:10],
+            "answers_by_version": dict(Counter(answer.version for answer in self.answers)),
+            "with_training": _latency([answer for answer in self.answers if answer.training]),
+            "without_training": _latency([answer for answer in self.answers if not answer.training]),
+        }
+
+    def _keep_asking(self) -> None:
+        dice = random.Random(self.seed)
+        while not self._stop.is_set():
+            training = self.is_training()
+            try:
+                self.answers.append(self._ask(dice.choice(self.prompts), training))
+            except Exception as error:  # whatever it is, a user was not answered
+                self.failures.append(f"{type(error).__name__}: {error}")
+            self._stop.wait(dice.uniform(*THINK_S))
+
+    def _ask(self, prompt: str, training: bool) -> Answer:
+        began = time.perf_counter()
+        raw = self._client.chat.completions.with_raw_response.create(
+            model=self.model, messages=[{"role": "user", "content": prompt}], max_tokens=MAX_TOKENS, stream=True
+        )
+        times, finished = [], False
+        for chunk in raw.parse():
+            choice = chunk.choices[0] if chunk.choices else None
+            if choice is not None and choice.delta.content:
+                times.append(time.perf_counter())
+            finished = finished or (choice is not None and choice.finish_reason is not None)
+        if not finished:
+            raise RuntimeError("the stream ended before its answer did")
+        first = times[0] if times else time.perf_counter()
+        tpot = (times[-1] - first) / (len(times) - 1) if len(times) > 1 else 0.0
+        return Answer(raw.headers["x-umbel-adapter"], training, first - began, tpot)
+
+
+def _latency(answers: list[Answer]) -> dict[str, float]:
+    """Medians and 95th percentiles in milliseconds."""
+    found: dict[str, float] = {"answers": len(answers)}
+    tpots = [answer.tpot_s for answer in answers if answer.tpot_s]
+    for name, seconds in (("ttft_ms", [answer.ttft_s for answer in answers]), ("tpot_ms", tpots)):
+        if len(seconds) > 1:
+            found[f"{name}_p50"] = round(1000 * statistics.median(seconds), 1)
+            found[f"{name}_p95"] = round(1000 * statistics.quantiles(seconds, n=20)[-1], 1)
+    return found

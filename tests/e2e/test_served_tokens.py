@@ -1,0 +1,116 @@
+"""What a site serves is what transformers + peft compute, for every family, base and adapter, on every route."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from site_process import SiteProcess, random_adapter
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+pytestmark = pytest.mark.e2e
+
+TOKENS = 64
+PROMPTS = (
+    "Return the number of",
+    "import os",
+    "The quick brown fox",
+    "class Reader:",
+    "What does this function do?",
+    "a list of strings and",
+    "If the file does not exist",
+    "one two three four",
+)
+ROUTES = ("completions", "chat", "responses", "messages")
+
+
+@pytest.fixture(scope="module", params=["tiny_llama", "tiny_qwen2", "tiny_qwen3"])
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteProcess]:
+    model: Path = request.getfixturevalue(request.param)
+    with SiteProcess(tmp_path_factory.mktemp(request.param), model) as site:
+        site.deploy(1, random_adapter(model, seed=1))
+        yield site
+
+
+@pytest.mark.parametrize("asked", ["tiny", "support"])
+def test_greedy_tokens_equal_the_reference(site: SiteProcess, asked: str) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(site.model)
+    model = transformers.AutoModelForCausalLM.from_pretrained(site.model, dtype=torch.float32)
+    adapter = site.folder / "state" / "adapters" / "support-v1"
+    if asked == "support":
+        model = peft.PeftModel.from_pretrained(model, adapter)
+    for prompt in PROMPTS:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+        )
+        expected = {text: _reference(model, tokenizer, text) for text in (prompt, chat)}
+        for route in ROUTES:
+            for stream in (False, True):
+                reply = ask(site.users, route, asked, prompt, stream=stream)
+                assert reply.headers["x-umbel-adapter"] == ("support@v1" if asked == "support" else "base")
+                wanted = expected[prompt if route == "completions" else chat]
+                assert text_of(route, reply, stream) == wanted, (route, stream, prompt)
+
+
+def test_an_adapter_changes_the_answer(site: SiteProcess) -> None:
+    answers = {
+        model: text_of("completions", ask(site.users, "completions", model, PROMPTS[0]))
+        for model in ("tiny", "support")
+    }
+    assert answers["tiny"] != answers["support"]
+
+
+def _reference(model: Any, tokenizer: Any, text: str) -> str:
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=TOKENS,
+            do_sample=False,
+            repetition_penalty=1.0,
+        )
+    text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    return str(text)
+
+
+def ask(users: httpx.Client, route: str, model: str, prompt: str, stream: bool = False) -> httpx.Response:
+    messages = [{"role": "user", "content": prompt}]
+    path, body = {
+        "completions": ("/v1/completions", {"prompt": prompt, "max_tokens": TOKENS}),
+        "chat": ("/v1/chat/completions", {"messages": messages, "max_tokens": TOKENS}),
+        "responses": ("/v1/responses", {"input": prompt, "max_output_tokens": TOKENS}),
+        "messages": ("/v1/messages", {"messages": messages, "max_tokens": TOKENS}),
+    }[route]
+    reply = users.post(path, json={"model": model, "temperature": 0, "stream": stream, **body})
+    assert reply.status_code == 200, reply.text
+    return reply
+
+
+def text_of(route: str, reply: httpx.Response, stream: bool = False) -> str:
+    if stream:
+        lines = [line.removeprefix("data:").strip() for line in reply.text.splitlines() if line.startswith("data:")]
+        return "".join(_delta(route, json.loads(line)) for line in lines if line != "[DONE]")
+    body = reply.json()
+    if route == "completions":
+        return str(body["choices"][0]["text"])
+    if route == "chat":
+        return str(body["choices"][0]["message"]["content"])
+    if route == "responses":
+        return "".join(part["text"] for item in body["output"] for part in item["content"])
+    return "".join(part["text"] for part in body["content"])
+
+
+def _delta(route: str, event: dict[str, Any]) -> str:
+    if route == "completions":
+        return "".join(choice["text"] for choice in event["choices"])
+    if route == "chat":
+        return "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+    if route == "responses":
+        return str(event["delta"]) if event["type"] == "response.output_text.delta" else ""
+    return str(event["delta"].get("text", "")) if event["type"] == "content_block_delta" else ""
