@@ -92,7 +92,9 @@ class ChatTokenizer:
     def _render_chat(self, turns: list[Turn], where: str) -> tuple[str, list[Span]]:
         text, spans = self._render(turns, where, add_generation_prompt=False)
         if spans is None:
-            spans = [self._span(turns, index, text, where) for index, turn in enumerate(turns) if turn[0] == "assistant"]
+            spans = [
+                self._span(turns, index, text, where) for index, turn in enumerate(turns) if turn[0] == "assistant"
+            ]
         return text, spans
 
     def _span(self, turns: list[Turn], index: int, text: str, where: str) -> Span:
@@ -116,8 +118,9 @@ class ChatTokenizer:
         # that begins with a space, and runs on to the end after one that ends with it, where offsets are trimmed.
         template = self.template or ""
         marked = "endgeneration" in template
+        rendered: Any  # (texts, spans), one of each per conversation; its annotation says str
         try:
-            texts, spans = render_jinja_template(
+            rendered = render_jinja_template(
                 [[{"role": role, "content": content} for role, content in turns]],
                 chat_template=template,
                 return_assistant_tokens_mask=marked,
@@ -127,12 +130,15 @@ class ChatTokenizer:
         except TemplateError as error:
             # Only what the template's author wrote may be repeated, never what it quotes of an example.
             said = f": {error}" if str(error) in template else ""
-            raise DataError(f"{where}: the chat template refuses these turns{said}; check roles and their order") from error
-        return texts[0], [tuple(span) for span in spans[0]] if marked else None
+            raise DataError(
+                f"{where}: the chat template refuses the turns{said}; check roles and their order"
+            ) from error
+        texts, spans = rendered
+        return texts[0], list(spans[0]) if marked else None
 
 
 def _ends_of_generation(model: Path) -> list[int]:
     """The end-of-sequence ids that generation_config.json names: an instruct model may have several."""
     file = model / "generation_config.json"
     ends = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    return ends if isinstance(ends, list) else [ends]
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -98,8 +98,9 @@ def _site(request: Request) -> "Site":
 
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 422)
     body = {"type": type(error).__name__, "message": f"{_site(request).config.site.name}: {error}"}
-    return JSONResponse({"error": body}, status_code=STATUS.get(type(error), 422))
+    return JSONResponse({"error": body}, status_code=status)
 
 
 def _header(request: Request, name: str, model: type[BaseModel]) -> Any:

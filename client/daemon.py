@@ -22,16 +22,17 @@ from client.data import Prepared, prepare_in_child
 from client.deployer import Deployer
 from client.jobs import Jobs
 from client.journal import Journal
-from serving.cotrainer import CoTrainerSettings, socket_path, write_settings
 from serving.engine import require_free_port
 from serving.supervisor import Supervisor
-from serving.trainer_socket import CoTrainerClient
+from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from umbel.base import BaseFingerprint, linear_shapes
 from umbel.config import SiteConfig
-from umbel.errors import ConfigError, Conflict
+from umbel.errors import ConfigError, Conflict, TrainingError
 from umbel.messages import Hello
 
 LONGEST_SOCKET_PATH = 100  # the kernel's limit is 107
+STATUS_TIMEOUT_S = 3.0
+MAX_HEADER_BYTES = 1 << 20  # a manifest travels in a header, and names every module
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Site:
             share_cap=training.share_cap,
             quanta_per_iteration=training.quanta_per_iteration,
         )
-        write_settings(settings, state_dir)
+        settings.write(state_dir)
         return cls(config, fingerprint, prepared)
 
     def hello(self) -> Hello:
@@ -119,8 +120,16 @@ class Site:
             },
             "history": {section.name: self.journal.history(section.name) for section in self.config.adapter},
             "open_rounds": [order.key for order in self.journal.open_rounds()],
-            "training": (await self.cotrainer.status()).model_dump(mode="json") if engine else None,
+            "training": await self._training(),
         }
+
+    async def _training(self) -> dict[str, Any] | None:
+        if self.supervisor.engine is None:
+            return None
+        try:
+            return (await self.cotrainer.status(STATUS_TIMEOUT_S)).model_dump(mode="json")
+        except TrainingError as error:  # an engine that is dying; the rest of the answer is still true
+            return {"job": None, "error": str(error)}
 
 
 async def serve(config: SiteConfig) -> None:
@@ -132,7 +141,16 @@ async def serve(config: SiteConfig) -> None:
         site = await _unless_stopped(Site.prepare(config), stop)
         if site is None:
             return
-        server = _Server(uvicorn.Config(control_api(site), log_config=None, access_log=False, lifespan="off"))
+        server = _Server(
+            uvicorn.Config(
+                control_api(site),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                http="h11",
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            )
+        )
         tasks = [
             asyncio.create_task(server.serve(sockets=[listener]), name="control API"),
             asyncio.create_task(site.supervisor.run(), name="supervisor"),

@@ -159,10 +159,8 @@ def _split(examples: list[_Example], fraction: float) -> tuple[list[_Example], l
     """(train, eval) by content: an example's side does not depend on the others, and duplicates share one side."""
     distinct = sorted({example.content for example in examples})
     held_out = {content for content in distinct if int(content, 16) < fraction * 2**256}
-    if len(distinct) > 1:  # neither side may be empty
-        held_out = (held_out | {distinct[0]}) - {distinct[-1]}
-    else:
-        held_out = set()
+    # Neither side may be empty; a single example is for training.
+    held_out = (held_out | set(distinct[:1])) - set(distinct[-1:])
     train = [example for example in examples if example.content not in held_out]
     return train, [example for example in examples if example.content in held_out]
 

@@ -21,10 +21,11 @@ from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
-from umbel.errors import AdapterError, BaseMismatch, Conflict, EngineError, NotFound, TrainingError
+from umbel.errors import AdapterError, BaseMismatch, Conflict, EngineError, EngineGone, NotFound, TrainingError
 from umbel.messages import Evaluation, ShadowReport, ShadowState, Verdict
 
 DRAIN_POLL_S = 0.2
+NOTICE_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -159,18 +160,19 @@ class Deployer:
         """Load, warm and probe a candidate; whatever the engine does meanwhile, this ends with a verdict."""
         while True:
             engine = await self._supervisor.ready()
-            starts = self._supervisor.starts
             try:
-                await self._load_and_probe(engine, ref)
-                return
-            except (AdapterError, EngineError) as error:
+                return await self._load_and_probe(engine, ref)
+            except EngineGone as gone:
+                logger.warning("adapter.judge ref=%s interrupted: %s", ref, gone)
+            except (AdapterError, EngineError, TrainingError) as error:
                 await self.discard(ref, str(error))
-                return
-            except (httpx.HTTPError, TrainingError) as error:
-                if self._supervisor.starts == starts and self._supervisor.engine is not None:
-                    await self.discard(ref, f"could not be probed: {error}")
-                    return
-                logger.warning("adapter.judge ref=%s interrupted: %s; again with the next engine", ref, error)
+                return None
+            except httpx.HTTPError as error:
+                await asyncio.sleep(NOTICE_S)  # a dead engine is noticed a moment after its connections break
+                if self._supervisor.engine is engine:
+                    await self.discard(ref, f"the engine does not answer: {error}")
+                    return None
+                logger.warning("adapter.judge ref=%s interrupted: %s", ref, error)
 
     async def _load_and_probe(self, engine: Engine, ref: AdapterRef) -> None:
         for older in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):

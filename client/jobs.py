@@ -10,11 +10,11 @@ from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
 from umbel import peft_dir
 from umbel.base import BaseFingerprint
-from umbel.errors import AdapterError, BaseMismatch, TrainingError
+from umbel.errors import AdapterError, BaseMismatch, EngineGone, TrainingError
 from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport
 
 POLL_S = 0.5
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 5
 """An engine that dies this often in one round probably dies of it."""
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ class Jobs:
             await self._submitted.wait()
 
     async def evaluate(self, adapter: Path | None) -> Evaluation:
-        """An adapter (None: the base) on the held-out set. Raises TrainingError when the engine dies under it."""
+        """An adapter (None: the base) on the held-out set. Raises EngineGone when the engine dies under it."""
+        await self._supervisor.ready()
         async with self._one_at_a_time:
             self._serial += 1
             job = EvaluateJob(
@@ -109,14 +110,12 @@ class Jobs:
         return status.evaluation
 
     async def _train(self, order: RoundOrder) -> None:
+        await self._supervisor.ready()
         attempt = self._journal.begin_attempt(order.key)
         report = RoundReport(key=order.key, state=JobState.RUNNING, parent=order.parent)
         if attempt > MAX_ATTEMPTS:
-            return self._finish(
-                report.model_copy(
-                    update={"state": JobState.FAILED, "error": f"the engine died {MAX_ATTEMPTS} times in it"}
-                )
-            )
+            error = f"given up: the engine died in each of {MAX_ATTEMPTS} attempts"
+            return self._finish(report.model_copy(update={"state": JobState.FAILED, "error": error}))
         self._progress[order.key] = report
         folder = self._folder(order.key)
         job = TrainJob(
@@ -130,7 +129,7 @@ class Jobs:
         try:
             async with self._one_at_a_time:
                 status = await self._follow(job)
-        except TrainingError as error:  # the engine went away: the round stays open and is begun again
+        except (EngineGone, TrainingError) as error:  # the round stays open and is begun again
             logger.warning("round.interrupted key=%s: %s", order.key, error)
             return self._submitted.set()
         if self.report(order.key).state is JobState.CANCELLED:
@@ -151,19 +150,17 @@ class Jobs:
         return report.model_copy(update={"update": peft_dir.digest(blob), "rank": order.plan.rank})
 
     async def _follow(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
-        """Start a job and wait for its end. Raises TrainingError when the engine dies under it."""
-        await self._supervisor.ready()
-        starts = self._supervisor.starts
-        status = await self._cotrainer.start(job)
+        """Start a job and wait for its end. Raises EngineGone when the engine dies under it."""
+        status = await self._supervisor.while_running(self._cotrainer.start(job))
         while not status.state.final or status.job != job.id:
-            if status.error and status.job != job.id:  # refused: asking again would not help
-                return status.model_copy(update={"job": job.id, "state": JobState.FAILED})
-            if self._supervisor.starts != starts or self._supervisor.engine is None:
-                raise TrainingError("the engine was restarted")
+            if status.job != job.id:  # refused, with a reason; or a new engine, which knows of no job
+                if status.error:
+                    return status.model_copy(update={"job": job.id, "state": JobState.FAILED})
+                raise EngineGone("the engine was started anew")
             if isinstance(job, TrainJob):
                 self._note_progress(job.id, status)
             await asyncio.sleep(POLL_S)
-            status = await self._cotrainer.status()
+            status = await self._supervisor.while_running(self._cotrainer.status())
         return status
 
     def _note_progress(self, key: str, status: CoTrainerStatus) -> None:

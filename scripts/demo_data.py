@@ -41,7 +41,10 @@ TASKS = {
         first={
             "knee": "K", "eye": "B", "ear": "T", "tooth": "M", "back": "D", "chest": "H", "skin": "P", "hand": "W",
         },
-        second={"pain": "2", "itch": "9", "swelling": "5", "bleeding": "7", "numbness": "3", "burn": "8"},
+        second={
+            "pain": "2", "itch": "9", "swelling": "5", "bleeding": "7",
+            "numbness": "3", "burn": "8", "rash": "4", "cramp": "6",
+        },
         prompts=(
             "Patient reports {first} {second}",
             "The {first} shows {second} since {when}",
@@ -54,9 +57,13 @@ TASKS = {
     ),
     "shop": Task(
         first={
-            "lamp": "north", "chair": "south", "clock": "east", "kettle": "west", "mirror": "upper", "carpet": "lower",
+            "lamp": "north", "chair": "south", "clock": "east", "kettle": "west",
+            "mirror": "upper", "carpet": "lower", "radio": "inner", "vase": "outer",
         },
-        second={"order": "blue", "refund": "red", "repair": "green", "gift": "gold", "sample": "grey"},
+        second={
+            "order": "blue", "refund": "red", "repair": "green", "gift": "gold",
+            "sample": "grey", "loan": "pink", "return": "black", "delivery": "white",
+        },
         prompts=(
             "Where does the {first} go? It is a {second}",
             "A {second} of one {first}, {when}",
@@ -77,7 +84,7 @@ def examples(task: str, *, heldout: bool) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for i, (first, first_answer) in enumerate(rule.first.items()):
         for j, (second, second_answer) in enumerate(rule.second.items()):
-            if ((i + j) % 4 == 0) != heldout:
+            if ((i + j) % 5 == 0) != heldout:
                 continue
             answer = rule.answer.format(first=first_answer, second=second_answer)
             for template in rule.prompts:
@@ -87,7 +94,7 @@ def examples(task: str, *, heldout: bool) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def write(task: str, into: Path, n_train: int = 400, n_eval: int = 64, seed: int = 0) -> tuple[Path, Path]:
+def write(task: str, into: Path, n_train: int = 500, n_eval: int = 64, seed: int = 0) -> tuple[Path, Path]:
     """Write `train.jsonl` and `eval.jsonl` of a task into a directory; return their paths.
 
     Raises ValueError when the task has fewer distinct examples than asked for.

@@ -9,6 +9,7 @@ federated adapter beats the base on both tasks.
 import argparse
 import json
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 CACHE = REPOSITORY / ".cache"
 TASKS = ("clinic", "shop")
-RANK, STEPS, BATCH, LEARNING_RATE, SEQ_LEN = 8, 50, 8, 4e-3, 48
+RANK, STEPS, BATCH, LEARNING_RATE, SEQ_LEN = 8, 80, 8, 4e-3, 48
 SHARE_CAP = 0.6
 """Calm on two cores: two engines, their users and all of Flower share them."""
 QUIET_S = 20.0
@@ -48,6 +49,7 @@ def main() -> int:
         print("\ndemo: stopping", file=sys.stderr)
         return 130
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not stop the cleaning up
         if demo is not None:
             demo.stop_users()
         processes.stop()
@@ -55,7 +57,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--sites", type=int, default=2, help="sites, each an SGLang server (default 2, about 4 GB each)")
+    parser.add_argument("--sites", type=int, default=2, help="SGLang servers, about 4 GB each (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the federation (default 3)")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "demo-out", help="where logs and results go")
     options = parser.parse_args()
@@ -84,7 +86,7 @@ class Demo:
         from rich.console import Console
 
         self.out, self.rounds, self.processes = out, rounds, processes
-        self.console = Console()
+        self.console = Console(width=None if sys.stdout.isatty() else 120)
         self.tasks = {site_name(index): TASKS[index % len(TASKS)] for index in range(sites)}
         self.ports: dict[str, int] = {}
         self.users: dict[str, Users] = {}
@@ -113,9 +115,7 @@ class Demo:
     def write_data(self) -> dict[str, tuple[Path, Path]]:
         import demo_data
 
-        folder = self.out / "data"
-        folder.mkdir()
-        return {task: demo_data.write(task, folder) for task in set(self.tasks.values())}
+        return {task: demo_data.write(task, self.out / "data" / task) for task in sorted(set(self.tasks.values()))}
 
     def start_site(self, site: str, base: Path, data: tuple[Path, Path]) -> None:
         """`umbel serve`, one after the other, until its engine answers."""
@@ -202,7 +202,7 @@ class Demo:
 
         self.say("examining every adapter on every task")
         examiner = Examiner(base, RANK, SEQ_LEN)
-        tasks = {task: examiner.task(*files, self.out / "examined") for task, files in data.items()}
+        tasks = {task: examiner.task(*files, self.out / "examined" / task) for task, files in data.items()}
         versions = sorted((self.out / "registry" / "support").glob("v*[1-9]*"))
         subjects: dict[str, Path | None] = {"base": None}
         subjects |= {f"{site} alone": weights for site, weights in alone.items()}
@@ -367,14 +367,20 @@ def describe(event: dict[str, Any]) -> str:
         case "site.trained":
             return f"round {number}: {event['site']} took {event['steps']} steps at {event['share']:.0%} of the time"
         case "round.published":
-            return f"round {number}: published support@v{event['version']}, truncation error {event['relative_error']:.1e}"
+            return (
+                f"round {number}: published support@v{event['version']}, truncation error {event['relative_error']:.1e}"
+            )
         case "site.judged":
             verdict = event["verdict"] or {"reasons": ["no verdict"]}
             return f"round {number}: {event['site']} says: {'; '.join(verdict['reasons'])}"
         case "round.promoted":
-            return f"[bold]round {number}: support@v{event['version']} answers users at {', '.join(event['sites'])}[/bold]"
+            return (
+                f"[bold]round {number}: support@v{event['version']} answers users at {', '.join(event['sites'])}[/bold]"
+            )
         case _:
-            rest = {key: value for key, value in event.items() if key not in ("event", "at", "run_id", "adapter", "seconds")}
+            rest = {
+                key: value for key, value in event.items() if key not in ("event", "at", "run_id", "adapter", "seconds")
+            }
             return f"{kind} {json.dumps(rest)}"
 
 
@@ -402,7 +408,9 @@ def broken_promises(summary: dict[str, Any], rounds: int) -> list[str]:
             broken.append(f"{site}: {users['failed']} of {users['requests']} requests failed: {users['failures'][0]}")
         if not users["requests"]:
             broken.append(f"{site}: no user was answered")
-    ended = [row for row in summary["rounds"] if row["end"] == "promoted" or (row["end"] == "rejected" and row["reasons"])]
+    ended = [
+        row for row in summary["rounds"] if row["end"] == "promoted" or (row["end"] == "rejected" and row["reasons"])
+    ]
     if len(ended) < rounds:
         broken.append(f"only {len(ended)} of {rounds} rounds were promoted or rejected for a stated reason")
     live = {site["live"] for site in summary["sites"].values()}

@@ -7,7 +7,6 @@ machine gives the same model, and a finished directory is used again.
 """
 
 import argparse
-import ast
 import hashlib
 import itertools
 import json
@@ -16,17 +15,16 @@ import os
 import random
 import shutil
 import sys
-import sysconfig
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tiny_base_text
 import torch
 import transformers
+from tiny_base_text import CODES, KEYS, WORDS, Practice, docstrings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 Progress = Callable[[int, int, float], None]
@@ -43,30 +41,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# Names, not a directory listing: distributions add and leave out modules.
-_MODULES = (
-    "argparse", "ast", "asyncio/base_events", "asyncio/streams", "asyncio/tasks", "bdb", "calendar", "cmd",
-    "codecs", "collections/__init__", "configparser", "contextlib", "csv", "dataclasses", "datetime", "decimal",
-    "difflib", "email/message", "enum", "fractions", "ftplib", "functools", "gettext", "heapq", "http/client",
-    "http/cookiejar", "inspect", "ipaddress", "logging/__init__", "logging/handlers", "mailbox", "optparse", "os",
-    "pathlib", "pickle", "random", "shutil", "smtplib", "socket", "statistics", "string", "subprocess", "tarfile",
-    "tempfile", "textwrap", "threading", "tokenize", "typing", "unittest/case", "unittest/mock", "urllib/parse",
-    "urllib/request", "uuid", "weakref", "zipfile",
-)  # fmt: skip
-# Everyday words, one token each. The base looks up only the first kind; the others it just knows how to spell.
-KEYS = (
-    "apple bread cheese butter sugar pepper onion carrot potato orange lemon cherry grape honey coffee water table door "
-    "shelf drawer basket bottle spoon knife plate window river mountain forest garden island valley desert street bridge "
-    "market station village castle church tower harbour horse tiger eagle rabbit turtle spider whale monkey sheep goose "
-    "donkey camel beetle lizard parrot salmon hammer ladder rope wheel engine candle ribbon needle button pencil paper "
-    "letter stamp pocket jacket glove copper marble velvet cotton winter summer thunder rain snow cloud"
-).split()
-WORDS = (
-    "knee elbow shoulder finger ankle neck chest back skin hand foot nose mouth tooth throat eye ear pain itch rash fever "
-    "cough swelling bleeding burn cramp numbness lamp chair clock radio kettle mirror carpet vase order refund repair "
-    "gift sample loan north south east west upper lower inner outer red blue green yellow white black brown grey pink "
-    "purple gold silver"
-).split()
 _RECIPE_FILE = "tiny_base.json"
 _PROSE_EVERY = 6  # one batch of docstrings, then five of tasks
 
@@ -96,12 +70,13 @@ class Recipe:
     def digest(self) -> str:
         """What a finished directory is recognised by."""
         made_of = [asdict(self), sys.version, torch.__version__, transformers.__version__]
-        return hashlib.sha256(json.dumps(made_of).encode() + Path(__file__).read_bytes()).hexdigest()
+        code = Path(__file__).read_bytes() + Path(tiny_base_text.__file__).read_bytes()
+        return hashlib.sha256(json.dumps(made_of).encode() + code).hexdigest()
 
 
 TINY = Recipe(steps=30)
 """For tests: 0.2 million parameters, a second or two. Set `family`."""
-DEMO = Recipe(hidden=256, layers=3, inner=640, vocab=2048, steps=500, batch=16, seq_len=96, learning_rate=2e-3)
+DEMO = Recipe(hidden=256, layers=3, inner=640, vocab=2048, steps=600, batch=16, seq_len=96, learning_rate=2e-3)
 """The demo's base: 3 million parameters, about a minute on one core."""
 
 
@@ -112,13 +87,18 @@ def build(into: Path, recipe: Recipe = DEMO, progress: Progress | None = None) -
     into.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{into.name}.", dir=into.parent))
     try:
-        words = [" ".join(["", *KEYS, *WORDS])] * 100
+        words = [f" {KEYS} {CODES} {WORDS}"] * 100  # often enough to become a token each
         tokenizer = train_tokenizer([text for _, text in docstrings()] + words, recipe.vocab)
         model = make_model(recipe, tokenizer)
         heldout = train(model, tokenizer, recipe, progress) if recipe.steps else math.nan
         model.to(getattr(torch, recipe.dtype)).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        facts = {"digest": recipe.digest, "recipe": asdict(recipe), "heldout_loss": heldout, "uniform": math.log(recipe.vocab)}
+        facts = {
+            "digest": recipe.digest,
+            "recipe": asdict(recipe),
+            "heldout_loss": heldout,
+            "uniform": math.log(recipe.vocab),
+        }
         (temporary / _RECIPE_FILE).write_text(json.dumps(facts, indent=2))
         temporary.chmod(0o755)
         shutil.rmtree(into, ignore_errors=True)
@@ -133,33 +113,19 @@ def _is_finished(directory: Path, recipe: Recipe) -> bool:
     return facts.is_file() and json.loads(facts.read_text())["digest"] == recipe.digest
 
 
-@cache
-def docstrings() -> tuple[tuple[str, str], ...]:
-    """(name, docstring) of the standard library's modules, classes and functions, in a fixed order."""
-    found: list[tuple[str, str]] = []
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for module in _MODULES:
-        for node in ast.walk(ast.parse((library / f"{module}.py").read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node)
-                if text and text.isascii():
-                    found.append((getattr(node, "name", module), text))
-    return tuple(found)
-
-
 def train_tokenizer(texts: list[str], vocab: int) -> transformers.PreTrainedTokenizerFast:
     """Byte-level BPE with `vocab` tokens, so that every text can be written, and the chat template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    trainer = trainers.BpeTrainer(  # type: ignore[no-untyped-call]
         vocab_size=vocab,
         special_tokens=[PAD, SYSTEM, USER, ASSISTANT, END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=END)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=END)  # type: ignore[no-untyped-call]
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -170,7 +136,9 @@ def make_model(recipe: Recipe, tokenizer: transformers.PreTrainedTokenizerFast) 
     Norms and biases are random too: where a view of the served weights misses one, results must differ.
     """
     per_head = recipe.hidden // recipe.heads
-    own: dict[str, Any] = {"head_dim": 2 * per_head if recipe.family == "qwen3" else per_head}  # a real Qwen3's are wide
+    own: dict[str, Any] = {
+        "head_dim": 2 * per_head if recipe.family == "qwen3" else per_head
+    }  # a real Qwen3's are wide
     if recipe.family == "mistral":
         own["sliding_window"] = None
     config = transformers.AutoConfig.for_model(
@@ -189,7 +157,8 @@ def make_model(recipe: Recipe, tokenizer: transformers.PreTrainedTokenizerFast) 
         **own,
     )
     torch.manual_seed(recipe.seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    from_config: Any = transformers.AutoModelForCausalLM.from_config
+    model: transformers.PreTrainedModel = from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
@@ -225,7 +194,7 @@ def train(
         optimizer.zero_grad()
         if progress is not None:
             progress(step + 1, recipe.steps, loss.item())
-    model.eval()
+    model.train(False)
     with torch.no_grad():
         return sum(float(model(input_ids=ids, labels=labels).loss) for ids, labels in heldout) / len(heldout)
 
@@ -252,55 +221,6 @@ def _batches(
         )
 
 
-@dataclass(frozen=True)
-class Practice:
-    """What the base is trained on: to read the question, find the words that matter, answer briefly and stop."""
-
-    first: dict[str, str]
-    """Two made-up tables (word → code), so that the base knows what looking up a word is."""
-    second: dict[str, str]
-    fill: list[str]
-    """Words that mean nothing to the tables."""
-
-    @classmethod
-    def of(cls, rng: random.Random) -> "Practice":
-        keys = rng.sample(KEYS, len(KEYS))
-        half, third = len(keys) // 3, 2 * len(keys) // 3
-        return cls(
-            {word: rng.choice([rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), rng.choice(keys)]) for word in keys[:half]},
-            {word: rng.choice([rng.choice("0123456789"), rng.choice(keys)]) for word in keys[half:third]},
-            keys[third:],
-        )
-
-    def prose(self, rng: random.Random) -> tuple[str, str]:
-        """One turn about a docstring."""
-        name, text = rng.choice(docstrings())
-        words = text.split()
-        if rng.random() < 0.5:
-            return f"Explain {name}", " ".join(words[:24])
-        return f"Continue: {' '.join(words[:8])}", " ".join(words[8:24])
-
-    def task(self, rng: random.Random) -> tuple[str, str]:
-        """One turn of a simple task."""
-        if rng.random() < 0.65:
-            return self._look_up(rng)
-        some = rng.sample(KEYS + WORDS, rng.randint(2, 3))
-        line = " ".join(some)
-        return rng.choice(((f"Repeat: {line}", line), (f"First: {line}", some[0]), (f"Last: {line}", some[-1])))
-
-    def _look_up(self, rng: random.Random) -> tuple[str, str]:
-        first, second = rng.choice(list(self.first.items())), rng.choice(list(self.second.items()))
-        fill = rng.sample(self.fill, 2)
-        prompts = (
-            f"Sort: {first[0]} {second[0]}",
-            f"Sort: {second[0]} {fill[0]} {first[0]}",
-            f"The {first[0]} {fill[0]} {second[0]} {fill[1]}",
-            f"A {fill[0]} {first[0]}, {second[0]} {fill[1]}",
-            f"A {second[0]}, {fill[0]} {first[0]}",
-        )
-        return rng.choice(prompts), f"{first[1]} {second[1]}"
-
-
 def _show(step: int, steps: int, loss: float) -> None:
     if step % 10 == 0 or step == steps:
         print(f"\rtiny base: step {step}/{steps}, loss {loss:.2f} ", end="", file=sys.stderr, flush=True)
@@ -311,8 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="directory of the model")
     out: Path = parser.parse_args().out
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     build(out, DEMO, _show)
     facts = json.loads((out / _RECIPE_FILE).read_text())
     print(f"\r{out}: held-out loss {facts['heldout_loss']:.2f}, uniform would be {facts['uniform']:.2f}")

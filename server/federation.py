@@ -38,7 +38,7 @@ class Federation:
 
     def rounds(self) -> Iterator[int]:
         """The rounds to run: versions an earlier run left without a verdict, then what is left of this run's own."""
-        first = self._registry.rounds.begin_run(self._run_id, self._name)
+        first = self._registry.rounds.begin_run(self._run_id, self._name, self._config.plan.model_dump_json())
         own = range(first, first + self._config.rounds)
         self._emit("run.started", first_round=first, rounds=len(own), strategy=self._config.strategy)
         earlier = [record.round for record in self._registry.rounds.all(self._name) if record.round < first]

@@ -12,7 +12,8 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS rounds (
     name TEXT, round INTEGER, run_id TEXT NOT NULL, state TEXT NOT NULL, version INTEGER, reasons TEXT NOT NULL,
     at TEXT NOT NULL, PRIMARY KEY (name, round));
-CREATE TABLE IF NOT EXISTS runs (run_id TEXT, name TEXT, first_round INTEGER NOT NULL, PRIMARY KEY (run_id, name));
+CREATE TABLE IF NOT EXISTS runs (
+    run_id TEXT, name TEXT, first_round INTEGER NOT NULL, plan TEXT NOT NULL, PRIMARY KEY (run_id, name));
 """
 
 
@@ -54,10 +55,12 @@ class RoundLog:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
-    def begin_run(self, run_id: str, name: str) -> int:
+    def begin_run(self, run_id: str, name: str, plan: str) -> int:
         """The first round of a run: a new one starts after all others, one that was interrupted keeps its own.
 
-        A round that another run left in training is closed as failed: its updates were never collected.
+        Flower does not start a killed ServerApp again, its operator does, as a new run. A round that an earlier run
+        left in training is therefore taken over, as the first of the new one, if both have the same `plan`: the sites
+        know it by its key and go on. Otherwise it is closed as failed.
         """
         with transaction(self._database):
             known = self._database.execute(
@@ -65,13 +68,23 @@ class RoundLog:
             ).fetchone()
             if known is not None:
                 return int(known[0])
-            for record in self.all(name):
-                if record.state is RoundState.TRAINING:
-                    reason = f"run {record.run_id} ended while it was in training"
-                    self.record(name, record.round, record.run_id, RoundState.FAILED, reasons={"*": reason})
-            first = max((record.round for record in self.all(name)), default=0) + 1
-            self._database.execute("INSERT INTO runs VALUES (?, ?, ?)", (run_id, name, first))
+            first = self._take_over(name, plan)
+            self._database.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", (run_id, name, first, plan))
         return first
+
+    def _take_over(self, name: str, plan: str) -> int:
+        """The round that was left in training, or else the first that nobody had."""
+        every = self.all(name)
+        left = [record for record in every if record.state is RoundState.TRAINING]
+        for record in left:
+            same = self._database.execute(
+                "SELECT 1 FROM runs WHERE run_id = ? AND name = ? AND plan = ?", (record.run_id, name, plan)
+            ).fetchone()
+            if same and record is every[-1]:
+                return record.round
+            reason = f"run {record.run_id} ended while it was in training"
+            self.record(name, record.round, record.run_id, RoundState.FAILED, reasons={"*": reason})
+        return every[-1].round + 1 if every else 1
 
     def record(
         self,

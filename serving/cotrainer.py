@@ -4,7 +4,6 @@ It runs on the scheduler's only thread, so there is no lock, and the longest tha
 Every hook body catches everything: a failure costs the job, never the engine.
 """
 
-import json
 import logging
 import threading
 import time
@@ -16,17 +15,19 @@ import safetensors
 import safetensors.torch
 import torch
 import zmq
-from pydantic import BaseModel, ConfigDict
 
 from serving.governor import FixedGovernor, Load
+from serving.memory import give_back, private_bytes
 from serving.trainer import Factors, LoraTrainer, Progress, Quanta, ReadFactors
 from serving.trainer_socket import (
     CancelJob,
+    CoTrainerSettings,
     CoTrainerStatus,
     EvaluateJob,
     QuantumStats,
     StatusQuery,
     TrainJob,
+    socket_path,
 )
 from umbel import peft_dir, wire
 from umbel.errors import TrainingError, UmbelError, WireError
@@ -40,24 +41,6 @@ JOBS = {body.__name__: body for body in (TrainJob, EvaluateJob, StatusQuery, Can
 logger = logging.getLogger(__name__)
 
 
-class CoTrainerSettings(BaseModel):
-    """`trainer.json` in the run directory."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_rank: int
-    target_modules: tuple[str, ...]
-    micro_batch: int
-    seq_len: int
-    head_tokens: int
-    share_cap: float
-    quanta_per_iteration: int
-
-
-def socket_path(run_dir: Path) -> Path:
-    return run_dir / "trainer.sock"
-
-
 class Hooks:
     """What `serving.plugin` registers on SGLang's Scheduler. Without `trainer.json` the engine only serves."""
 
@@ -67,13 +50,11 @@ class Hooks:
 
     def after_init(self, result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """AFTER `Scheduler.__init__`: build and warm up the trainer, before the engine reports ready."""
-        settings = self.run_dir / "trainer.json"
-        if not settings.is_file():
+        settings = CoTrainerSettings.read(self.run_dir)
+        if settings is None:
             return
         try:
-            cotrainer = CoTrainer(
-                CoTrainerSettings.model_validate_json(settings.read_text()), socket_path(self.run_dir)
-            )
+            cotrainer = CoTrainer(settings, socket_path(self.run_dir))
             scheduler.idle_sleeper.poller.register(cotrainer.socket, zmq.POLLIN)
             cotrainer.idle_poller = scheduler.idle_sleeper.poller
             self.cotrainer = cotrainer
@@ -124,6 +105,7 @@ class CoTrainer:
         self.trainer: LoraTrainer | None = None
         self.unavailable = "the co-trainer is still being built"
         self.shared = 0
+        self.memory: dict[str, int] = {}
         self.job: _Job | None = None
         self.stats: dict[str, QuantumStats] = {}
         self.hook_calls: dict[Literal["busy", "idle"], int] = {"busy": 0, "idle": 0}
@@ -134,7 +116,10 @@ class CoTrainer:
         from serving.base_view import view_of
 
         self.unavailable = "the co-trainer could not be built"  # unless we get to the end
+        give_back()
+        self.memory["before"] = private_bytes()
         model = view_of(served, model_path)
+        self.memory["view"] = private_bytes()
         trainer = LoraTrainer(
             model,
             max_rank=self.settings.max_rank,
@@ -147,8 +132,12 @@ class CoTrainer:
         self.shared = sum(w.untyped_storage().data_ptr() in engine_storages for w in trainer.frozen.values())
         if self.shared != len(trainer.frozen):
             raise TrainingError(f"only {self.shared} of {len(trainer.frozen)} frozen parameters are the engine's own")
+        self.memory["lora"] = private_bytes()
         for label, seconds in trainer.warm_up().items():
             self.stats[label] = QuantumStats(longest_s=seconds)
+        self.memory["warm_up"] = private_bytes()
+        give_back()
+        self.memory["after"] = private_bytes()
         self.trainer, self.unavailable = trainer, ""
         logger.info(
             "co-trainer ready: %d tensors shared with the engine, %d bytes of its own", self.shared, trainer.state_bytes
@@ -259,6 +248,7 @@ class CoTrainer:
             "shared_tensors": self.shared,
             "frozen_tensors": len(self.trainer.frozen) if self.trainer else 0,
             "state_bytes": self.trainer.state_bytes if self.trainer else 0,
+            "memory": self.memory,
         }
         job = self.job
         if job is None or error:
@@ -344,8 +334,3 @@ def read_factors(weights: Path) -> ReadFactors:
         return file.get_tensor(peft_dir.key(module, "A")), file.get_tensor(peft_dir.key(module, "B"))
 
     return read
-
-
-def write_settings(settings: CoTrainerSettings, run_dir: Path) -> None:
-    """Prepare the run directory for an engine that trains."""
-    peft_dir.replace_durably(run_dir / "trainer.json", json.dumps(settings.model_dump(), indent=2).encode())

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 
 from serving.aliases import AliasTable
 from umbel.adapter import AdapterRef
@@ -21,13 +20,6 @@ from umbel.errors import EngineError
 from umbel.peft_dir import replace_durably
 
 READY_POLL_S = 0.5
-CPU_FLAGS = {
-    "device": "cpu",
-    "attention_backend": "torch_native",
-    "sampling_backend": "pytorch",
-    "lora_backend": "torch_native",
-}
-"""What SGLang must be started with to run on `serving.cpu_platform`."""
 LOG_TAIL_LINES = 15
 
 
@@ -46,18 +38,12 @@ def command_line(config: SiteConfig, adapters: Mapping[AdapterRef, Path]) -> lis
         "lora_target_modules": list(engine.target_modules),
         "max_loras_per_batch": engine.slots,
         "sleep_on_idle": True,
-        **_platform_flags(engine.device),
+        **({} if engine.device == "auto" else {"device": engine.device}),
         **{flag.lstrip("-").replace("-", "_"): value for flag, value in engine.extra_args.items()},
     }
     if adapters:
         flags["lora_paths"] = [f"{ref.engine_name}={path}" for ref, path in adapters.items()]
     return ["-m", "serving.launch", *_as_arguments(flags)]
-
-
-def _platform_flags(device: str) -> dict[str, Any]:
-    if device == "auto":
-        device = "cuda" if torch.accelerator.is_available() else "cpu"
-    return CPU_FLAGS if device == "cpu" else {"device": device}
 
 
 def _as_arguments(flags: Mapping[str, Any]) -> list[str]:
@@ -76,7 +62,7 @@ class Engine:
 
     def __init__(self, config: SiteConfig) -> None:
         self.config = config
-        self.key = secrets.token_urlsafe(32)
+        self.key = secrets.token_hex(32)  # SGLang hands it to argparse: it must not begin with "-"
         self.log = config.site.state_dir / "engine.log"
         self.client = EngineClient(f"http://{_reachable(config.engine.host)}:{config.engine.port}", self.key)
         self._process: asyncio.subprocess.Process | None = None

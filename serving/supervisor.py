@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from serving.aliases import AliasTable
 from serving.engine import Engine
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
-from umbel.errors import EngineError
+from umbel.errors import EngineError, EngineGone
 
 RESTART_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ class Supervisor:
     def __init__(self, config: SiteConfig, what_to_serve: WhatToServe) -> None:
         self._config = config
         self._what_to_serve = what_to_serve
-        self._available = asyncio.Event()
+        self._available, self._gone = asyncio.Event(), asyncio.Event()
         self._engine: Engine | None = None
         self.loaded: set[AdapterRef] = set()
         """Versions that are in the running engine."""
@@ -42,6 +45,18 @@ class Supervisor:
         await self._available.wait()
         assert self._engine is not None
         return self._engine
+
+    async def while_running(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`; raises EngineGone as soon as the engine is gone: nobody waits for a dead one."""
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone.wait())
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise EngineGone(f"{self._config.site.name}: the engine went away")
+        finally:
+            task.cancel()
+            gone.cancel()
 
     async def run(self) -> None:
         """Until cancelled. Raises EngineError if the very first start fails: then the site file is wrong."""
@@ -59,7 +74,7 @@ class Supervisor:
             delay = RESTART_DELAY_S
             assert self._engine is not None
             status = await self._engine.wait()
-            self._available.clear()
+            self._lost()
             logger.error("engine.died site=%s status=%s; starting it again", self._config.site.name, status)
             await self._engine.stop(drain_s=0)
 
@@ -69,11 +84,16 @@ class Supervisor:
         await self._engine.start(table, adapters)
         self.loaded = set(adapters)
         self.starts += 1
+        self._gone.clear()
         self._available.set()
         logger.info("engine.ready site=%s url=%s", self._config.site.name, self._engine.client.url)
 
     async def stop(self) -> None:
         """Drain, then end the engine. Cancel `run` first."""
-        self._available.clear()
+        self._lost()
         if self._engine is not None:
             await self._engine.stop(self._config.engine.drain_s)
+
+    def _lost(self) -> None:
+        self._available.clear()
+        self._gone.set()

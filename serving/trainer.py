@@ -176,17 +176,17 @@ class LoraTrainer:
                 with torch.inference_mode(False), torch.no_grad():
                     hidden_bth = _run(layer, hidden_bth, rotary)
                 yield "evaluate"
-            loss, wrong_b = 0.0, torch.zeros(len(rows), dtype=torch.int64)
+            loss, wrong = 0.0, set[int]()
             for chunk in answers.chunks(self.head_tokens):
                 with torch.inference_mode(False), torch.no_grad():
                     logits_nv = self._logits(hidden_bth[chunk.rows, chunk.positions])
                     loss += F.cross_entropy(logits_nv, chunk.targets, reduction="sum").item()
-                    wrong_b.index_add_(0, chunk.rows.cpu(), (logits_nv.argmax(-1) != chunk.targets).long().cpu())
+                    wrong.update(chunk.rows[logits_nv.argmax(-1) != chunk.targets].tolist())
                 yield "evaluate"
             totals = Evaluation(
                 loss_sum=totals.loss_sum + loss,
                 loss_tokens=totals.loss_tokens + answers.count,
-                exact=totals.exact + int((wrong_b == 0).sum()),
+                exact=totals.exact + len(rows) - len(wrong),
                 examples=totals.examples + len(rows),
             )
         results.append(totals)
@@ -234,7 +234,8 @@ class LoraTrainer:
                 hidden_bth = _run(layer, inner, rotary)
                 tape.append((inner, hidden_bth))
             yield "forward"
-        gradient_bth = torch.zeros_like(hidden_bth, requires_grad=False)
+        with torch.inference_mode(False):
+            gradient_bth = torch.zeros_like(hidden_bth, requires_grad=False)
         for chunk in _Answers(labels_bt).chunks(self.head_tokens):
             with differentiable():
                 inner_nh = hidden_bth.detach()[chunk.rows, chunk.positions].requires_grad_()
@@ -251,6 +252,7 @@ class LoraTrainer:
                 gradient_bth = inner.grad if inner.grad is not None else gradient_bth
             yield "backward"
 
+    @torch.inference_mode(mode=False)  # what it makes is used in backward passes
     def _batch(self, data: TokenFile, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and labels [B, T] of some rows, cut to the longest; causal attention never looks at the padding."""
         device = self.model.model.embed_tokens.weight.device
@@ -280,6 +282,7 @@ class _Chunk:
 class _Answers:
     """The tokens of a micro-batch that carry a loss: position t predicts token t + 1."""
 
+    @torch.inference_mode(mode=False)
     def __init__(self, labels_bt: torch.Tensor) -> None:
         self.rows, self.positions = (labels_bt[:, 1:] != NO_LOSS).nonzero(as_tuple=True)
         self.targets = labels_bt[self.rows, self.positions + 1]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from umbel import wire
 from umbel.errors import TrainingError
 from umbel.messages import Evaluation, JobState, TrainPlan
+from umbel.peft_dir import replace_durably
 
 REPLY_TIMEOUT_S = 30.0
 """An answer comes between two scheduler iterations; only a stuck or dead engine needs longer."""
@@ -18,6 +19,30 @@ REPLY_TIMEOUT_S = 30.0
 
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CoTrainerSettings(_Body):
+    """`trainer.json` in the run directory: an engine that finds one trains, one that does not only serves."""
+
+    max_rank: int
+    target_modules: tuple[str, ...]
+    micro_batch: int
+    seq_len: int
+    head_tokens: int
+    share_cap: float
+    quanta_per_iteration: int
+
+    def write(self, run_dir: Path) -> None:
+        replace_durably(run_dir / "trainer.json", self.model_dump_json(indent=2).encode())
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "CoTrainerSettings | None":
+        file = run_dir / "trainer.json"
+        return cls.model_validate_json(file.read_text()) if file.is_file() else None
+
+
+def socket_path(run_dir: Path) -> Path:
+    return run_dir / "trainer.sock"
 
 
 class TrainJob(_Body):
@@ -77,6 +102,9 @@ class CoTrainerStatus(_Body):
     """Frozen parameters of the trainer that share storage with the engine's."""
     frozen_tensors: NonNegativeInt = 0
     state_bytes: NonNegativeInt = 0
+    """LoRA weights, gradients and AdamW's moments."""
+    memory: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    """Private bytes of the scheduler process at each stage of building the trainer, in order."""
 
 
 class CoTrainerClient:
@@ -90,22 +118,22 @@ class CoTrainerClient:
         """Give it a job; raises TrainingError when it is busy with another or cannot train at all."""
         return await self._ask(job)
 
-    async def status(self) -> CoTrainerStatus:
-        return await self._ask(StatusQuery())
+    async def status(self, timeout_s: float = REPLY_TIMEOUT_S) -> CoTrainerStatus:
+        return await self._ask(StatusQuery(), timeout_s)
 
     async def cancel(self, job_id: str) -> CoTrainerStatus:
         return await self._ask(CancelJob(id=job_id))
 
-    async def _ask(self, body: BaseModel) -> CoTrainerStatus:
+    async def _ask(self, body: BaseModel, timeout_s: float = REPLY_TIMEOUT_S) -> CoTrainerStatus:
         socket: Any = self._context.socket(zmq.DEALER)
         socket.linger = 0
         try:
             socket.connect(self._address)
             await socket.send(wire.pack_model(body))
-            async with asyncio.timeout(REPLY_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 payload = await socket.recv()
         except TimeoutError as error:
-            raise TrainingError(f"the co-trainer did not answer within {REPLY_TIMEOUT_S:.0f} s") from error
+            raise TrainingError(f"the co-trainer did not answer within {timeout_s:.0f} s") from error
         finally:
             socket.close()
         return wire.unpack_model(payload, CoTrainerStatus)

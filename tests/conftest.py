@@ -1,32 +1,40 @@
-"""Tiny bases for all tests: built once per run, seconds each, no network. Skipped where transformers is not installed."""
+"""What several test files share: tiny bases, built once per run, and short places for Unix sockets."""
 
 import importlib.util
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # scripts are no package
 
-def _load_tiny_base() -> ModuleType:
-    """`scripts/tiny_base.py` as a module; scripts are no package."""
-    for needed in ("torch", "transformers"):
-        pytest.importorskip(needed, reason=f"a tiny base needs {needed}: run in the engine's environment")
-    path = Path(__file__).parents[1] / "scripts" / "tiny_base.py"
-    spec = importlib.util.spec_from_file_location("tiny_base", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_base"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+
+# Each environment runs what can be imported there; between the two every file is run.
+NEEDS = {
+    "sglang": ["test_serving_*.py", "test_client_data.py", "test_scripts_*.py", "test_peft_*.py",
+               "e2e/test_site.py", "e2e/test_served_tokens.py"],
+    "flwr": ["test_server_*.py", "test_strategies_*.py", "test_client_app.py", "e2e/test_flower.py"],
+}  # fmt: skip
+collect_ignore_glob = [glob for needed in NEEDS if not importlib.util.find_spec(needed) for glob in NEEDS[needed]]
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder with a short path: a Unix socket's path has at most 107 bytes, and pytest's own folders are deep."""
+    with tempfile.TemporaryDirectory(prefix="umbel-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
 def tiny_base() -> ModuleType:
     """The module `scripts/tiny_base.py`."""
-    return _load_tiny_base()
+    for needed in ("torch", "transformers"):
+        pytest.importorskip(needed, reason=f"a tiny base needs {needed}: run in the engine's environment")
+    return importlib.import_module("tiny_base")
 
 
 def _build(module: ModuleType, family: str, into: Path) -> Path:

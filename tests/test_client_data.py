@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("transformers", reason="data is prepared in the engine's environment")
-
 from client.chat_tokens import ChatTokenizer
 from client.data import MAX_LINE, Prepared, parse, prepare, prepare_in_child
 from umbel.errors import ConfigError, DataError
@@ -96,7 +94,7 @@ def test_base_without_template(model: Path) -> None:
 
 
 def test_template_refusals_never_quote_an_example(model: Path) -> None:
-    with pytest.raises(DataError, match="f:7: .*roles must alternate"):
+    with pytest.raises(DataError, match=r"f:7: .*roles must alternate"):
         with_template(model, REFUSES).encode(TWO_TURNS, "f:7")
     with pytest.raises(DataError, match="f:7") as caught:
         with_template(model, QUOTES).encode([("user", SECRET), ("assistant", "x")], "f:7")

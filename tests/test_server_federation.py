@@ -222,6 +222,29 @@ def test_a_killed_serverapp_goes_on_with_the_round_in_flight(
     assert len(world.sites["a"].orders) == 2  # no round was trained twice
 
 
+@pytest.mark.parametrize("call", [1, 2], ids=["in training", "before its verdict"])
+def test_a_new_run_finishes_the_round_that_a_killed_one_left(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    calls, real = [], Exchange.converse
+
+    def dying(*args: object, **kwargs: object) -> object:
+        calls.append(call)
+        result = real(*args, **kwargs)
+        if len(calls) == call:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Exchange, "converse", dying)
+        with pytest.raises(Killed):
+            world.start(rounds=1)
+    registry = world.start(run_id="two", rounds=1)
+    # A round in training is the new run's own; a version without a verdict is judged before the new run's rounds.
+    assert states(registry) == [RoundState.PROMOTED] * call
+    assert len(world.sites["a"].orders) == call
+
+
 def test_a_verdict_stands_even_if_a_site_changes_its_mind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def dying(*_: object) -> None:
         raise Killed

@@ -162,15 +162,23 @@ def test_only_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_runs_keep_their_first_round_and_a_new_run_goes_on_after_them(tmp_path: Path) -> None:
-    registry = begun(tmp_path)
-    assert registry.rounds.begin_run("one", "support") == 1
-    registry.rounds.record("support", 1, "one", RoundState.FAILED, reasons={"*": "x"})
-    registry.rounds.record("support", 2, "one", RoundState.TRAINING)
-    assert registry.rounds.begin_run("one", "support") == 1
-    assert registry.rounds.begin_run("two", "support") == 3
-    closed = registry.rounds.find("support", 2)
+    rounds = begun(tmp_path).rounds
+    assert rounds.begin_run("one", "support", "plan") == 1
+    rounds.record("support", 1, "one", RoundState.FAILED, reasons={"*": "x"})
+    rounds.record("support", 2, "one", RoundState.TRAINING)
+    assert rounds.begin_run("one", "support", "plan") == 1
+    assert rounds.begin_run("two", "support", "another plan") == 3
+    closed = rounds.find("support", 2)
     assert closed.state is RoundState.FAILED
     assert "run one ended" in closed.reasons["*"]
+
+
+def test_a_new_run_with_the_same_plan_takes_over_the_round_in_training(tmp_path: Path) -> None:
+    rounds = begun(tmp_path).rounds
+    rounds.begin_run("one", "support", "plan")
+    rounds.record("support", 1, "one", RoundState.TRAINING)
+    assert rounds.begin_run("two", "support", "plan") == 1
+    assert rounds.find("support", 1).state is RoundState.TRAINING
 
 
 def test_missing_and_foreign_registries_are_said_so(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def adapter_ls(registry: Registry, as_json: AsJson = False) -> None:
     """Every version: its round, where it stands, and the aliases that point to it."""
     with _explained():
         opened = _import("server.registry", extra="server").AdapterRegistry(registry)
-        rows = [_version_row(opened, manifest) for manifest in opened.versions()]
+        rows = [row for name in opened.names() for row in _version_rows(opened, name)]
         print(json.dumps(rows, indent=2) if as_json else "\n".join(_line(row) for row in rows))
 
 
@@ -76,18 +76,22 @@ def adapter_show(
     """One version: parents, weights and reasons per site, truncation error per module."""
     with _explained():
         opened = _import("server.registry", extra="server").AdapterRegistry(registry)
-        print(opened.manifest(opened.resolve(ref)).model_dump_json(indent=2))
+        print(opened.read(opened.resolve(ref))[1].model_dump_json(indent=2))
 
 
-def _version_row(registry: Any, manifest: Any) -> dict[str, Any]:
-    return {
-        "ref": str(manifest.ref),
-        "round": manifest.round,
-        "strategy": manifest.strategy,
-        "sites": sorted(manifest.weights),
-        "aliases": registry.aliases_of(manifest.ref),
-        "created": manifest.created,
-    }
+def _version_rows(registry: Any, name: str) -> list[dict[str, Any]]:
+    aliases = registry.aliases(name)
+    return [
+        {
+            "ref": str(manifest.ref),
+            "round": manifest.round,
+            "strategy": manifest.strategy,
+            "sites": sorted(manifest.weights),
+            "aliases": [alias for alias, ref in aliases.items() if ref == manifest.ref],
+            "created": manifest.created,
+        }
+        for manifest in registry.versions(name)
+    ]
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -73,9 +73,11 @@ class AdapterSection(_Section):
 
 class EngineSection(_Section):
     host: str = "127.0.0.1"
+    """The address users reach; 0.0.0.0 for all of the machine's."""
     port: int = Field(ge=1, le=65535)
     """Where users reach SGLang's OpenAI API."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes an accelerator if there is one, and else any CPU through umbel's platform."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """In which the base is served and adapters are stored."""
     max_lora_rank: int = Field(default=16, ge=1, le=512)
@@ -87,6 +89,7 @@ class EngineSection(_Section):
     drain_s: PositiveFloat = 30.0
     """How long open requests may go on when the site stops."""
     start_timeout_s: PositiveFloat = 600.0
+    """How long the engine may take until it answers."""
     extra_args: dict[str, Any] = Field(default_factory=dict)
     """SGLang flags, passed on as they are: `max_total_tokens = 20000` becomes `--max-total-tokens 20000`."""
     env: dict[str, str] = Field(default_factory=dict)
@@ -129,6 +132,7 @@ class TrainingSection(_Section):
     eval_data: Path | None = None
     """Held-out examples for probes. Default: `eval_fraction` of `data`, the same ones every time."""
     eval_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """The share of `data` that is held out when there is no `eval_data`."""
     seq_len: int = Field(default=512, ge=8)
     """Tokens an example may have; longer ones are cut."""
     micro_batch: PositiveInt = 4

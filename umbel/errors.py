@@ -10,6 +10,7 @@
     ├── NotFound           (LookupError)   no such version, round or alias
     ├── Conflict           (RuntimeError)  a name is taken by something different
     ├── EngineError        (RuntimeError)  the SGLang server does not start, answer or obey
+    │   └── EngineGone                     it went away; the daemon is starting it again
     ├── TrainingError      (RuntimeError)  a training or evaluation job stopped
     └── RegistryError      (RuntimeError)  the adapter registry is damaged or refuses a change
 
@@ -55,6 +56,10 @@ class Conflict(UmbelError, RuntimeError):
 
 class EngineError(UmbelError, RuntimeError):
     """The SGLang server does not start, answer or obey."""
+
+
+class EngineGone(EngineError):
+    """The SGLang server went away under a job; the daemon is starting it again."""
 
 
 class TrainingError(UmbelError, RuntimeError):

@@ -1,14 +1,15 @@
 """Token files: tokenised training examples on disk, one fixed-length record per example, read by memory map.
 
-A token file is one `.npy` array of records (length, ids, labels). It holds private text in another spelling: it stays at
-the site, readable by its owner only.
+A token file is one `.npy` array of records (length, ids, labels). It holds private text in another spelling: it stays
+at the site, readable by its owner only.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -72,15 +73,14 @@ def write(path: Path, examples: Sequence[Example], *, seq_len: int, pad_id: int)
 
     Raises DataError for an example that is empty or longer than `seq_len`.
     """
+    for number, (ids, labels) in enumerate(examples):
+        if not 0 < len(ids) == len(labels) <= seq_len:
+            raise DataError(f"{path}: example {number} has {len(ids)} ids, {len(labels)} labels; seq_len is {seq_len}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    header = np.zeros(0, record(seq_len))
     try:
         with open(temporary, "xb", opener=_private) as file:
-            shape = {**np.lib.format.header_data_from_array_1_0(header), "shape": (len(examples),)}
-            np.lib.format.write_array_header_1_0(file, shape)
-            for number, (ids, labels) in enumerate(examples):
-                if not 0 < len(ids) == len(labels) <= seq_len:
-                    raise DataError(f"{path}: example {number} has {len(ids)} ids and {len(labels)} labels of {seq_len}")
+            file.write(_header(len(examples), seq_len))
+            for ids, labels in examples:
                 row = np.zeros((), record(seq_len))
                 row["length"], row["ids"], row["labels"] = len(ids), pad_id, NO_LOSS
                 row["ids"][: len(ids)], row["labels"][: len(ids)] = ids, labels
@@ -90,6 +90,15 @@ def write(path: Path, examples: Sequence[Example], *, seq_len: int, pad_id: int)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _header(examples: int, seq_len: int) -> bytes:
+    """What numpy writes before the records."""
+    described = {"descr": record(seq_len).descr, "fortran_order": False, "shape": (examples,)}
+    file = io.BytesIO()
+    write_header: Any = np.lib.format.write_array_header_1_0
+    write_header(file, described)
+    return file.getvalue()
 
 
 def _private(path: str, flags: int) -> int:

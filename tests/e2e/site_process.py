@@ -188,7 +188,7 @@ micro_batch = 4
             time.sleep(0.2)
 
 
-def random_adapter(model: Path, seed: int, b_std: float = 0.05) -> bytes:
+def random_adapter(model: Path, seed: int, b_std: float = 0.3) -> bytes:
     """A canonical adapter that changes what the base says (b_std = 0: one that does not)."""
     generator = np.random.default_rng(seed)
     tensors: peft_dir.Tensors = {}

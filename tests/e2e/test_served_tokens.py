@@ -1,17 +1,17 @@
 """What a site serves is what transformers + peft compute, for every family, base and adapter, on every route."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import peft
 import pytest
+import torch
+import transformers
 from site_process import SiteProcess, random_adapter
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
 
 pytestmark = pytest.mark.e2e
 
@@ -30,9 +30,9 @@ ROUTES = ("completions", "chat", "responses", "messages")
 
 
 @pytest.fixture(scope="module", params=["tiny_llama", "tiny_qwen2", "tiny_qwen3"])
-def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteProcess]:
+def site(request: pytest.FixtureRequest) -> Iterator[SiteProcess]:
     model: Path = request.getfixturevalue(request.param)
-    with SiteProcess(tmp_path_factory.mktemp(request.param), model) as site:
+    with tempfile.TemporaryDirectory(prefix="umbel-") as folder, SiteProcess(Path(folder), model) as site:
         site.deploy(1, random_adapter(model, seed=1))
         yield site
 

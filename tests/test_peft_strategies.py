@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
+import torch
 
 from strategies.lowrank import LowRank, truncate, weighted_sum
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest
-
-peft = pytest.importorskip("peft")
-torch = pytest.importorskip("torch")
 
 
 def layer() -> "torch.nn.Module":

@@ -1,0 +1,132 @@
+"""Private memory of a co-trainer inside the engine, beside that of a trainer in a process of its own; one run."""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
+
+RANK, MICRO_BATCH, SEQ_LEN, HEAD_TOKENS = 8, 2, 64, 64
+MB = 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        print(json.dumps(alone(options.alone)))
+        return
+    with tempfile.TemporaryDirectory(prefix="umbel-") as folder:
+        base = make_base(Path(folder) / "base", options.hidden, options.layers)
+        base_bytes = sum(shard.stat().st_size for shard in base.glob("*.safetensors"))
+        command = [sys.executable, __file__, "--alone", str(base)]
+        separate = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        )
+        status = asyncio.run(inside(base, Path(folder)))
+    show(base_bytes, status, separate)
+
+
+def make_base(into: Path, hidden: int, layers: int) -> Path:
+    """A random Llama; sizes matter here, what it says does not."""
+    import tiny_base
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base.build(REPOSITORY / ".cache" / "tiny-base"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=int(hidden * 2.75), num_hidden_layers=layers,
+        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 128, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).float().save_pretrained(into)
+    tokenizer.save_pretrained(into)
+    return into
+
+
+def build(model: Any) -> Any:
+    from serving.trainer import LoraTrainer
+    from umbel.base import LINEARS
+
+    return LoraTrainer(
+        model, max_rank=RANK, target_modules=LINEARS, micro_batch=MICRO_BATCH, seq_len=SEQ_LEN, head_tokens=HEAD_TOKENS
+    )
+
+
+def alone(base: Path) -> dict[str, int]:
+    """A trainer that loads a base of its own: private bytes before, and after one step."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import serving.trainer
+    from serving.memory import give_back, private_bytes
+
+    assert serving.trainer
+    before = private_bytes()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # a loaded base, not pages of a file that somebody else may map too
+    trainer = build(model)
+    trainer.warm_up()
+    give_back()
+    return {"before": before, "after": private_bytes(), "state": trainer.state_bytes}
+
+
+async def inside(base: Path, folder: Path) -> Any:
+    """The co-trainer's own account, from a running engine."""
+    from demo_processes import free_port
+
+    from serving.aliases import AliasTable
+    from serving.engine import Engine
+    from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
+    from umbel.base import LINEARS
+    from umbel.config import SiteConfig
+
+    (folder / "site.toml").write_text(
+        f'[site]\nname = "bench"\nstate_dir = "state"\n[model]\npath = "{base}"\n[[adapter]]\nname = "support"\n'
+        f'[engine]\nport = {free_port()}\ndtype = "float32"\nmax_lora_rank = {RANK}\n'
+        "[engine.extra_args]\nmax_total_tokens = 4000\nmax_running_requests = 4\n"
+        '[engine.env]\nOMP_NUM_THREADS = "1"\n[training]\ndata = "none"\n'
+    )
+    config = SiteConfig.load(folder / "site.toml")
+    config.site.state_dir.mkdir()
+    CoTrainerSettings(
+        max_rank=RANK, target_modules=LINEARS, micro_batch=MICRO_BATCH, seq_len=SEQ_LEN, head_tokens=HEAD_TOKENS,
+        share_cap=1.0, quanta_per_iteration=1,
+    ).write(config.site.state_dir)  # fmt: skip
+    engine = Engine(config)
+    try:
+        await engine.start(AliasTable(base="base", adapters={"support": {"live": None}}), {})
+        return await CoTrainerClient(socket_path(config.site.state_dir)).status()
+    finally:
+        await engine.stop(drain_s=0)
+
+
+def show(base_bytes: int, status: Any, separate: dict[str, int]) -> None:
+    memory, state = status.memory, status.state_bytes
+    added = memory["after"] - memory["before"] - state
+    allowed = max(0.02 * base_bytes, 32e6)
+    own = separate["after"] - separate["before"] - separate["state"]
+    activations = memory["warm_up"] - memory["after"]
+    print(f"base: {base_bytes / MB:.0f} MB; {status.shared_tensors} of {status.frozen_tensors} frozen tensors shared")
+    print(f"inside the engine, private MB added: {added / MB:.1f} (allowed {allowed / MB:.0f})")
+    print(f"  of it the module tree: {(memory['view'] - memory['before']) / MB:.1f}")
+    print(f"  reported apart: LoRA state {state / MB:.1f}, given back after the step {activations / MB:.1f}")
+    print(
+        f"a trainer in a process of its own, likewise: {own / MB:.1f}, that is {own / max(added, 1):.0f} times as much"
+    )
+    if added > allowed or status.shared_tensors != status.frozen_tensors:
+        sys.exit("bench_memory: over what is allowed")
+
+
+if __name__ == "__main__":
+    main()

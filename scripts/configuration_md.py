@@ -1,0 +1,73 @@
+"""Write docs/configuration.md from the docstrings of the settings themselves: `python scripts/configuration_md.py`."""
+
+import tomllib
+import typing
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from umbel.config import SiteConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TARGET = REPOSITORY / "docs" / "configuration.md"
+HEAD = """# Configuration
+
+*Made by `scripts/configuration_md.py` from the settings' own docstrings; a test holds it up to date.*
+
+## The site file
+
+One TOML file per site. Order: defaults < file < environment: `UMBEL_SITE__ENGINE__PORT=30001` sets `[engine].port`.
+Relative paths start at the file's folder. `umbel check site.toml` validates it offline and prints what it means.
+`[[adapter]]` is a list of length one for now.
+"""
+RUN = """
+## The run configuration
+
+`[tool.flwr.app.config]` in `pyproject.toml`; override with `flwr run APP CENTRE --run-config 'rounds=10 rank=16'`.
+
+| key | default | meaning |
+|---|---|---|
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    tables = [HEAD]
+    for name, field in SiteConfig.model_fields.items():
+        annotation = field.annotation
+        section = next((arg for arg in typing.get_args(annotation) if arg is not Ellipsis), annotation)
+        title = f"[[{name}]]" if section is not annotation else f"[{name}]"
+        tables.append(f"\n### `{title}`\n\n| key | default | meaning |\n|---|---|---|")
+        tables += [_row(key, typing.cast(type[BaseModel], section)) for key in section.model_fields]
+    return "\n".join(tables) + "\n" + RUN + "\n".join(_run_rows()) + "\n"
+
+
+def _row(key: str, section: type[BaseModel]) -> str:
+    field = section.model_fields[key]
+    default = field.get_default(call_default_factory=True)
+    shown = "*required*" if default is PydanticUndefined else f"`{_plain(default)}`"
+    return f"| `{key}` | {shown} | {' '.join((field.description or '').split())} |"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return {"None": "unset", "{}": "empty"}.get(str(value), str(value))
+
+
+def _run_rows() -> list[str]:
+    lines = (REPOSITORY / "pyproject.toml").read_text().splitlines()
+    start = lines.index("[tool.flwr.app.config]") + 1
+    rows = []
+    for line in lines[start:]:
+        if not line:
+            break
+        setting, _, comment = line.partition("#")
+        key, value = next(iter(tomllib.loads(setting).items()))
+        rows.append(f"| `{key}` | `{value}` | {comment.strip().replace('|', 'or')} |")
+    return rows
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render())
