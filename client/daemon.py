@@ -87,6 +87,13 @@ class Site:
             quanta_per_iteration=training.quanta_per_iteration,
         )
         settings.write(state_dir)
+        logger.info(
+            "data.ready train=%d eval=%d cut=%d dropped=%d",
+            prepared.train_examples,
+            prepared.eval_examples,
+            prepared.cut,
+            prepared.dropped,
+        )
         return cls(config, fingerprint, prepared)
 
     def hello(self) -> Hello:

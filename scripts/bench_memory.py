@@ -19,7 +19,7 @@ MB = 1e6
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
@@ -83,7 +83,7 @@ def alone(base: Path) -> dict[str, int]:
 
 async def inside(base: Path, folder: Path) -> Any:
     """The co-trainer's own account, from a running engine."""
-    from demo_processes import free_port
+    from processes import free_port
 
     from serving.aliases import AliasTable
     from serving.engine import Engine

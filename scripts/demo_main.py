@@ -34,7 +34,7 @@ def main() -> int:
     """Parse, run, and clean up whatever happens."""
     options = parse()
     sys.path[:0] = [str(REPOSITORY)]  # the repository, not an installed copy
-    from demo_processes import DemoError, Processes
+    from processes import ProcessError, Processes
 
     out = fresh_folder(options.out)
     processes = Processes(out / "logs")
@@ -42,7 +42,7 @@ def main() -> int:
     try:
         demo = Demo(out, options.sites, options.rounds, processes)
         return demo.run()
-    except DemoError as error:
+    except ProcessError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -119,7 +119,7 @@ class Demo:
 
     def start_site(self, site: str, base: Path, data: tuple[Path, Path]) -> None:
         """`umbel serve`, one after the other, until its engine answers."""
-        from demo_processes import ENGINE_BIN, free_port
+        from processes import ENGINE_BIN, free_port
 
         self.ports[site] = free_port()
         folder = self.out / site
@@ -142,7 +142,7 @@ class Demo:
 
     def run_federation(self) -> list[dict[str, Any]]:
         """SuperLink, SuperNodes, `flwr run`; the events of the run."""
-        from demo_processes import Flower
+        from processes import Flower
 
         from server.bundle import export
 
@@ -189,9 +189,9 @@ class Demo:
                             alone[site] = self.out / site / "alone.safetensors"
                             alone[site].write_bytes(control.get("/adapters/support/rounds/alone/update").content)
                         elif report["state"] in ("failed", "cancelled"):
-                            from demo_processes import DemoError
+                            from processes import ProcessError
 
-                            raise DemoError(f"{site} could not train alone: {report['error']}")
+                            raise ProcessError(f"{site} could not train alone: {report['error']}")
                 time.sleep(1.0)
         return {site: alone[site] for site in self.tasks}
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, field_validator
 
-from umbel.adapter import check_name
-from umbel.errors import AdapterError, ConfigError
+from umbel.adapter import AdapterName
+from umbel.errors import ConfigError
 from umbel.messages import TrainPlan
 
 
@@ -20,7 +20,7 @@ class RunConfig(BaseModel):
     )
 
     registry: Path
-    adapter: str
+    adapter: AdapterName
     strategy: str
     rounds: PositiveInt
     quorum: PositiveInt
@@ -46,14 +46,6 @@ class RunConfig(BaseModel):
                 "write an absolute path, or one that starts with ~"
             )
         return expanded
-
-    @field_validator("adapter")
-    @classmethod
-    def _nameable(cls, name: str) -> str:
-        try:
-            return check_name(name)
-        except AdapterError as error:
-            raise ValueError(str(error)) from error
 
     @classmethod
     def of(cls, run_config: Mapping[str, object]) -> "RunConfig":

@@ -37,4 +37,4 @@ class FixedGovernor:
 
     def ran(self, seconds: float, now: float) -> None:
         """Take note of a quantum that has just ended."""
-        self._ready_at = now + seconds * self._rest
+        self._ready_at = max(self._ready_at, now - seconds) + seconds * (1 + self._rest)  # a burst adds up

@@ -96,7 +96,7 @@ class Router:
             return await _error(send, 413, f"The body is over {MAX_BODY_BYTES >> 20} MiB.", "invalid_request_error")
         try:
             request = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return await _error(send, 400, "The body is not valid JSON.", "invalid_request_error")
         model = request.get("model") if isinstance(request, dict) else None
         if not isinstance(model, str):

@@ -81,6 +81,7 @@ class Supervisor:
     async def _start(self) -> None:
         table, adapters = self._what_to_serve()
         self._engine = Engine(self._config)
+        logger.info("engine.starting site=%s log=%s", self._config.site.name, self._engine.log)
         await self._engine.start(table, adapters)
         self.loaded = set(adapters)
         self.starts += 1

@@ -10,14 +10,11 @@ from types import ModuleType
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # scripts are no package
-
-
 # Each environment runs what can be imported there; between the two every file is run.
 NEEDS = {
     "sglang": ["test_serving_*.py", "test_client_data.py", "test_scripts_*.py", "test_peft_*.py",
-               "e2e/test_site.py", "e2e/test_served_tokens.py"],
-    "flwr": ["test_server_*.py", "test_strategies_*.py", "test_client_app.py", "e2e/test_flower.py"],
+               "e2e/test_site.py", "e2e/test_kills.py", "e2e/test_served_tokens.py"],
+    "flwr": ["test_server_*.py", "test_strategies_*.py", "test_client_app.py"],
 }  # fmt: skip
 collect_ignore_glob = [glob for needed in NEEDS if not importlib.util.find_spec(needed) for glob in NEEDS[needed]]
 

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from umbel.errors import AdapterError
 
@@ -21,6 +21,10 @@ def check_name(name: str) -> str:
             "starting with a letter"
         )
     return name
+
+
+AdapterName = Annotated[str, AfterValidator(check_name)]
+"""A name in a pydantic model."""
 
 
 @dataclass(frozen=True, order=True)

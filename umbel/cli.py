@@ -60,6 +60,16 @@ def rollback(site_file: SiteFile, adapter: Annotated[str, typer.Argument(help="S
         print(f"{adapter}: {reply['live']} answers users again")
 
 
+@app.command()
+def bundle(into: Annotated[Path, typer.Argument(help="A new folder; `flwr run` it.")]) -> None:
+    """Copy what Flower ships into a folder of its own; `flwr run` in a checkout would walk its virtual environments."""
+    with _explained():
+        if into.exists() and any(into.iterdir()):
+            raise ConfigError(f"{into} is not empty; choose a new folder")
+        exporter = _import("server.bundle", extra="server")
+        print(f"flwr run {exporter.export(Path(exporter.__file__).parents[1], into)} …")
+
+
 @adapter_app.command("ls")
 def adapter_ls(registry: Registry, as_json: AsJson = False) -> None:
     """Every version: its round, where it stands, and the aliases that point to it."""

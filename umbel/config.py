@@ -18,9 +18,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from umbel.adapter import check_name
+from umbel.adapter import AdapterName
 from umbel.base import LINEARS, read_config
-from umbel.errors import AdapterError, ConfigError
+from umbel.errors import ConfigError
 
 OWNED_FLAGS = {
     "model_path": "[model].path", "served_model_name": "[model].served_name", "host": "[engine].host",
@@ -59,16 +59,8 @@ class ModelSection(_Section):
 
 
 class AdapterSection(_Section):
-    name: str
+    name: AdapterName
     """What users put into `model` to be answered by the live version."""
-
-    @field_validator("name")
-    @classmethod
-    def _nameable(cls, name: str) -> str:
-        try:
-            return check_name(name)
-        except AdapterError as error:
-            raise ValueError(str(error)) from error
 
 
 class EngineSection(_Section):
@@ -190,7 +182,7 @@ class SiteConfig(BaseSettings):
             tables = tomllib.loads(path.read_text())
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError
             raise ConfigError(f"{path}: not TOML: {error}") from error
         for table, keys in _PATHS.items():
             section = tables.get(table)

@@ -25,5 +25,5 @@ def configure_logging() -> None:
     text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(_Json() if os.environ.get("UMBEL_LOG") == "json" else text)
     logging.basicConfig(level=os.environ.get("UMBEL_LOG_LEVEL", "INFO"), handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "asyncio"):
+    for noisy in ("httpx", "httpcore", "asyncio", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

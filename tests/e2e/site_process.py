@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+from processes import free_port
 
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
@@ -22,12 +22,6 @@ from umbel.messages import RoundOrder, TrainPlan
 
 RANK = 8
 START_S = 300
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class SiteProcess:

@@ -27,6 +27,8 @@ PROMPTS = (
     "one two three four",
 )
 ROUTES = ("completions", "chat", "responses", "messages")
+IGNORES_EOS = ("completions", "chat")
+"""Routes whose body may ask to go on after the end of a sequence; the others stop there."""
 
 
 @pytest.fixture(scope="module", params=["tiny_llama", "tiny_qwen2", "tiny_qwen3"])
@@ -50,10 +52,13 @@ def test_greedy_tokens_equal_the_reference(site: SiteProcess, asked: str) -> Non
         )
         expected = {text: _reference(model, tokenizer, text) for text in (prompt, chat)}
         for route in ROUTES:
-            for stream in (False, True):
+            for stream in (False, True) if prompt in PROMPTS[:2] else (False,):
                 reply = ask(site.users, route, asked, prompt, stream=stream)
                 assert reply.headers["x-umbel-adapter"] == ("support@v1" if asked == "support" else "base")
-                wanted = expected[prompt if route == "completions" else chat]
+                ids = expected[prompt if route == "completions" else chat]
+                if route not in IGNORES_EOS and tokenizer.eos_token_id in ids:
+                    ids = ids[: ids.index(tokenizer.eos_token_id)]
+                wanted = tokenizer.decode(ids, skip_special_tokens=True)
                 assert text_of(route, reply, stream) == wanted, (route, stream, prompt)
 
 
@@ -65,18 +70,15 @@ def test_an_adapter_changes_the_answer(site: SiteProcess) -> None:
     assert answers["tiny"] != answers["support"]
 
 
-def _reference(model: Any, tokenizer: Any, text: str) -> str:
+def _reference(model: Any, tokenizer: Any, text: str) -> list[int]:
+    """The next TOKENS ids, greedily; an end of sequence ends nothing."""
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    model.generation_config.eos_token_id = None
     with torch.no_grad():
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=TOKENS,
-            do_sample=False,
-            repetition_penalty=1.0,
-        )
-    text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    return str(text)
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
+    generated: list[int] = out[0, ids.shape[1] :].tolist()
+    assert len(generated) == TOKENS
+    return generated
 
 
 def ask(users: httpx.Client, route: str, model: str, prompt: str, stream: bool = False) -> httpx.Response:
@@ -87,6 +89,7 @@ def ask(users: httpx.Client, route: str, model: str, prompt: str, stream: bool =
         "responses": ("/v1/responses", {"input": prompt, "max_output_tokens": TOKENS}),
         "messages": ("/v1/messages", {"messages": messages, "max_tokens": TOKENS}),
     }[route]
+    body |= {"ignore_eos": True} if route in IGNORES_EOS else {}
     reply = users.post(path, json={"model": model, "temperature": 0, "stream": stream, **body})
     assert reply.status_code == 200, reply.text
     return reply

@@ -1,0 +1,37 @@
+"""What `flwr run` ships: the app, whole, and nothing of a site's."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from server.bundle import export
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_flower_builds_the_exported_app_and_it_holds_no_site_file(tmp_path: Path) -> None:
+    app = export(REPOSITORY, tmp_path / "app")
+    (app / "clinic-a.toml").write_text("[site]\nname = 'left here by mistake'\n")
+    (app / "client" / "daemon.py").write_text("")
+    flwr = Path(sys.executable).parent / "flwr"
+    subprocess.run([flwr, "build", "--app", app], cwd=tmp_path, check=True, capture_output=True)
+    (bundle,) = tmp_path.glob("*.fab")
+    names = set(zipfile.ZipFile(bundle).namelist())
+    assert {"server/app.py", "client/app.py", "strategies/exact.py", "umbel/messages.py"} <= names
+    assert {Path(name).parts[0] for name in names} == {
+        "pyproject.toml", ".info", "server", "client", "strategies", "umbel",
+    }  # fmt: skip
+    assert "client/daemon.py" not in names
+
+
+def test_the_packages_are_the_five_and_come_from_here() -> None:
+    import client
+    import server
+    import serving
+    import strategies
+    import umbel
+
+    for package in (client, server, serving, strategies, umbel):
+        assert Path(package.__file__ or "").parent.parent == REPOSITORY
+        assert (Path(package.__file__ or "").read_text()) == "", "imports must cost nothing"

@@ -1,0 +1,172 @@
+"""Issue Show H: by counting, no hook call does more than one quantum of training while a request waits."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serving.cotrainer import HOUSEKEEPING_S
+from tests.toy_scheduler import ToyScheduler
+from umbel.messages import JobState
+
+QUANTUM_WORK = [[], ["layer"], ["head"], ["step"]]
+"""What torch may do in one quantum: a layer forward, head and loss, an optimizer step; backward and copies are none."""
+Make = Callable[..., ToyScheduler]
+
+
+@pytest.fixture
+def make(sockets: Path, tiny_llama: Path) -> Iterator[Make]:
+    made: list[ToyScheduler] = []
+
+    def build(**settings: Any) -> ToyScheduler:
+        made.append(ToyScheduler(sockets, tiny_llama, **settings))
+        return made[-1]
+
+    yield build
+    for scheduler in made:
+        scheduler.close()
+
+
+def backwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with every backward pass."""
+    passes: list[int] = []
+    real = torch.autograd.backward
+    monkeypatch.setattr(torch.autograd, "backward", lambda *args, **more: (passes.append(1), real(*args, **more))[1])
+    return passes
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("waits", ["in the queue", "on the socket"])
+def test_no_hook_call_runs_more_than_one_quantum_while_a_request_waits(
+    make: Make, kind: str, waits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = make(quanta_per_iteration=4)
+    passes = backwards(monkeypatch)
+    scheduler.tell(scheduler.train_job() if kind == "train" else scheduler.evaluate_job())
+    scheduler.load(running=2, waiting=1 if waits == "in the queue" else 0)
+    if waits == "on the socket":
+        scheduler.arrive()
+    ran: list[int] = []
+    while scheduler.cotrainer.job is not None and scheduler.cotrainer.job.quanta is not None:
+        work, passed = len(scheduler.work), len(passes)
+        ran.append(len(scheduler.busy()))
+        assert scheduler.work[work:] in QUANTUM_WORK
+        assert len(passes) - passed <= 1
+    assert set(ran) == {0, 1}, "0 only in the call that finds the job at its end"
+    assert len(ran) == len(scheduler.labels) + 1
+    assert scheduler.cotrainer.most_while_waiting == 1
+    labels = {
+        "train": {"load", "forward", "head", "backward", "optimizer", "copy_out"},
+        "evaluate": {"load", "evaluate"},
+    }
+    assert set(scheduler.labels) == labels[kind], "each kind of quantum was seen"
+    assert scheduler.finish().state is JobState.DONE
+
+
+@pytest.mark.parametrize("per_iteration", [1, 3, 4])
+def test_a_busy_engine_on_which_nobody_waits_runs_as_many_as_are_set(make: Make, per_iteration: int) -> None:
+    scheduler = make(quanta_per_iteration=per_iteration)
+    scheduler.tell(scheduler.train_job())
+    scheduler.load(running=2)
+    assert [len(scheduler.busy()) for _ in range(5)] == [per_iteration] * 5
+    assert scheduler.cotrainer.most_while_waiting == 0
+
+
+def test_none_per_iteration_trains_only_when_idle(make: Make) -> None:
+    scheduler = make(quanta_per_iteration=0)
+    scheduler.tell(scheduler.train_job())
+    scheduler.load(running=1)
+    assert [scheduler.busy() for _ in range(3)] == [[], [], []]
+    scheduler.load()
+    assert scheduler.idle() != []
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_request_that_arrives_between_quanta_ends_the_hook_call(make: Make, at: int) -> None:
+    scheduler = make(quanta_per_iteration=4)
+    scheduler.tell(scheduler.train_job())
+    scheduler.load(running=2)
+    scheduler.on_quantum = lambda count: scheduler.arrive() if count == at else None
+    assert len(scheduler.busy()) == at
+    assert [len(scheduler.busy()) for _ in range(3)] == [1, 1, 1], "it still lies there"
+    scheduler.take()
+    assert len(scheduler.busy()) == 4
+    assert scheduler.cotrainer.most_while_waiting == 1
+
+
+@pytest.mark.parametrize("at", [1, 2, 7])
+def test_an_idle_engine_trains_until_a_request_arrives_and_not_a_quantum_longer(make: Make, at: int) -> None:
+    scheduler = make()
+    scheduler.tell(scheduler.train_job())
+    scheduler.on_quantum = lambda count: scheduler.arrive() if count == at else None
+    assert len(scheduler.idle()) == at
+    assert scheduler.idle() == [], "it still lies there"
+    assert scheduler.sleeps == 0, "the scheduler goes on at once"
+    scheduler.take()
+    scheduler.on_quantum = lambda count: None
+    assert len(scheduler.idle()) > 1
+
+
+def test_an_idle_engine_that_must_rest_wakes_for_a_request(make: Make) -> None:
+    scheduler = make(share_cap=0.5)
+    scheduler.tell(scheduler.train_job())
+    scheduler.cotrainer.governor.ran(seconds=1000.0, now=time.monotonic())
+    poller = Poller(scheduler.cotrainer.idle_poller)
+    scheduler.cotrainer.idle_poller = poller
+    scheduler.arrive()
+    assert scheduler.idle() == []
+    assert len(poller.timeouts_ms) == 1
+    assert scheduler.sleeps == 0
+
+
+def test_a_long_rest_does_not_hold_up_the_engines_housekeeping(make: Make) -> None:
+    scheduler = make(share_cap=0.5)
+    scheduler.tell(scheduler.train_job())
+    scheduler.cotrainer.governor.ran(seconds=1000.0, now=time.monotonic())
+    poller = Poller(scheduler.cotrainer.idle_poller, longest_ms=100)
+    scheduler.cotrainer.idle_poller = poller
+    assert scheduler.idle() == []
+    assert max(poller.timeouts_ms) <= 1000 * HOUSEKEEPING_S
+
+
+class Poller:
+    """The idle engine's poller, which notes how long it was to wait."""
+
+    def __init__(self, poller: Any, longest_ms: float = 60_000) -> None:
+        self.poller, self.longest_ms = poller, longest_ms
+        self.timeouts_ms: list[float] = []
+
+    def poll(self, timeout_ms: float) -> Any:
+        self.timeouts_ms.append(timeout_ms)
+        return self.poller.poll(min(timeout_ms, self.longest_ms))
+
+
+def test_an_engine_without_a_job_sleeps_as_always(make: Make) -> None:
+    scheduler = make()
+    assert scheduler.idle() == []
+    assert scheduler.sleeps == 1
+    scheduler.load(running=1)
+    assert scheduler.busy() == []
+    scheduler.tell(scheduler.train_job())
+    assert scheduler.finish().state is JobState.DONE
+    assert scheduler.idle() == []
+    assert scheduler.sleeps > 1
+
+
+def test_the_counts_that_are_reported_are_those_that_were_counted(make: Make) -> None:
+    scheduler = make()
+    before = {label: stats.count for label, stats in scheduler.cotrainer.stats.items()}
+    assert set(before.values()) == {0}, "the warm-up is timed, not counted"
+    scheduler.tell(scheduler.train_job())
+    scheduler.load(running=1)
+    for _ in range(5):
+        scheduler.busy()
+    status = scheduler.finish()
+    assert {label: stats.count for label, stats in status.quanta.items()} == {
+        label: scheduler.labels.count(label) for label in scheduler.labels
+    }
+    assert status.hook_calls["busy"] == 5
+    assert status.shared_tensors == status.frozen_tensors > 0

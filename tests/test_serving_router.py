@@ -1,0 +1,238 @@
+"""The router around a small application that treats a pinned request as SGLang's TokenizerManager would."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.aliases import AliasTable
+from serving.router import GENERATING, MAX_BODY_BYTES, Message, Receive, Router, Scope, Send, apply_pin
+
+KEY = "0123abcd" * 8
+ADMIN = {"authorization": f"Bearer {KEY}"}
+TABLE = AliasTable(
+    base="tiny",
+    adapters={"support": {"live": "support@v2", "previous": "support@v1", "shadow": "support@v3"}},
+    addressable=("support@v2", "support@v1"),
+)
+CHAT = "/v1/chat/completions"
+
+
+class Inner:
+    """Answers every route; on generating ones, what the pin made of the request."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.headers: dict[bytes, bytes] = {}
+        self.before: Callable[[Receive, Send], Awaitable[None]] | None = None
+        """What happens before the tokenizer manager is called."""
+        self.after: Callable[[], Awaitable[None]] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.paths.append(scope["path"])
+        self.headers = dict(scope["headers"])
+        if scope["path"] not in GENERATING:
+            return await answer(send, {"path": scope["path"]})
+        if self.before is not None:
+            await self.before(receive, send)
+        body = json.loads((await receive())["body"])
+        asked = SimpleNamespace(lora_path=body.get("lora_path"), extra_key=body.get("extra_key"))
+        if body.get("max_tokens") != 0:  # an invalid request never reaches the tokenizer manager
+            apply_pin(None, asked, None)
+        if self.after is not None:
+            await self.after()
+        await answer(send, {**vars(asked), "model": body["model"]}, status=200 if body.get("max_tokens") != 0 else 400)
+        return None
+
+
+async def answer(send: Send, body: object, status: int = 200) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+
+@pytest.fixture
+def table_file(tmp_path: Path) -> Path:
+    TABLE.write(tmp_path / "aliases.json")
+    return tmp_path / "aliases.json"
+
+
+@pytest.fixture
+def inner() -> Inner:
+    return Inner()
+
+
+@pytest.fixture
+def router(inner: Inner, table_file: Path) -> Router:
+    return Router(inner, table_file, KEY)
+
+
+def ask(router: Router, method: str, path: str, **request: Any) -> httpx.Response:
+    """One request, in a task of its own as under uvicorn."""
+
+    async def asked() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(router), base_url="http://site") as client:
+            return await client.request(method, path, **request)
+
+    return asyncio.run(asked())
+
+
+def generate(router: Router, model: object, path: str = CHAT, **body: Any) -> httpx.Response:
+    return ask(router, "POST", path, json={"model": model, **body})
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/generate"), ("POST", "/load_lora_adapter"), ("GET", "/server_info"), ("GET", "/docs"), ("GET", "/"),
+     ("POST", "/umbel/aliases"), ("GET", "/umbel/inflight"), ("POST", "/v1/embeddings"), ("POST", "/v1/rerank"),
+     ("GET", CHAT), ("POST", CHAT + "/"), ("POST", "//v1/chat/completions"), ("POST", "/V1/chat/completions")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer ", "Bearer x", f"bearer {KEY}", KEY, f"Bearer {KEY} ", f"Bearer {KEY[:-1]}"]
+)
+def test_all_but_the_users_routes_are_404_without_the_key(
+    router: Router, inner: Inner, method: str, path: str, authorization: str | None
+) -> None:
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    if authorization is not None:
+        scope["headers"] = [(b"authorization", authorization.encode())]
+    sent = asyncio.run(call(router, scope, [{"type": "http.request", "body": b'{"model": "tiny"}'}]))
+    assert sent[0]["status"] == 404
+    assert inner.paths == []
+
+
+@pytest.mark.parametrize("path", ["/generate", "/load_lora_adapter", "/server_info", "/anything"])
+def test_the_key_opens_every_other_route(router: Router, inner: Inner, path: str) -> None:
+    assert ask(router, "POST", path, headers=ADMIN).json() == {"path": path}
+    assert inner.paths == [path]
+
+
+@pytest.mark.parametrize("path", ["/health", "/health_generate", "/metrics"])
+def test_health_and_metrics_need_no_key(router: Router, path: str) -> None:
+    assert ask(router, "GET", path).json() == {"path": path}
+
+
+def test_websockets_are_closed(router: Router) -> None:
+    sent = asyncio.run(call(router, {"type": "websocket", "path": CHAT, "headers": []}, []))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+@pytest.mark.parametrize("path", sorted(GENERATING))
+@pytest.mark.parametrize(
+    ("model", "engine_name", "label"),
+    [("tiny", None, "base"), ("support", "support-v2", "support@v2"), ("support@live", "support-v2", "support@v2"),
+     ("support@previous", "support-v1", "support@v1"), ("support@v1", "support-v1", "support@v1")],
+)  # fmt: skip
+def test_the_version_is_the_tables_whatever_the_body_asks_for(
+    router: Router, inner: Inner, path: str, model: str, engine_name: str | None, label: str
+) -> None:
+    reply = generate(router, model, path, lora_path="support-v9", extra_key="another tenant's")
+    assert reply.json() == {"lora_path": engine_name, "extra_key": None, "model": model}, "`model` is never rewritten"
+    assert reply.headers["x-umbel-adapter"] == label
+    assert inner.headers[b"authorization"] == f"Bearer {KEY}".encode(), "SGLang answers nobody without it"
+    assert router.in_flight.total() == 0
+
+
+def test_a_request_of_the_daemon_itself_is_not_pinned(router: Router) -> None:
+    asked = SimpleNamespace(lora_path="support-v3", extra_key="k")
+    apply_pin(None, asked, None)
+    assert vars(asked) == {"lora_path": "support-v3", "extra_key": "k"}
+
+
+def test_the_header_is_of_what_was_applied_only(router: Router) -> None:
+    reply = generate(router, "support", max_tokens=0)
+    assert reply.status_code == 400
+    assert "x-umbel-adapter" not in reply.headers
+
+
+@pytest.mark.parametrize(
+    "model", ["suport", "support@v9", "support@shadow", "support@v3", "support@", "@live", "tiny@live"]
+)
+def test_an_unknown_model_is_404_and_the_known_ones_are_named(router: Router, inner: Inner, model: str) -> None:
+    reply = generate(router, model)
+    assert reply.status_code == 404
+    error = reply.json()["error"]
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert f"{model!r} does not exist. Available: tiny, support, support@v2, support@v1" in error["message"]
+    assert inner.paths == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff\xfe{}", b"[]", b'"tiny"', b"null", b"{}", b'{"model": null}', b'{"model": ["tiny"]}',
+     b'{"model": {"a": 1}}', b"[" * 200_000],
+)  # fmt: skip
+def test_a_body_that_names_no_model_is_400(router: Router, inner: Inner, body: bytes) -> None:
+    reply = ask(router, "POST", CHAT, content=body)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+    assert inner.paths == []
+
+
+def test_a_body_over_the_limit_is_413_before_it_is_read_to_its_end(router: Router, inner: Inner) -> None:
+    chunk: Message = {"type": "http.request", "body": b" " * (MAX_BODY_BYTES // 4), "more_body": True}
+    messages = [chunk] * 100
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+    sent = asyncio.run(call(router, scope, messages))
+    assert (sent[0]["status"], len(messages)) == (413, 95), "five of a hundred chunks were read"
+    assert inner.paths == []
+
+
+def test_without_a_table_there_is_nobody_to_answer(inner: Inner, tmp_path: Path) -> None:
+    router = Router(inner, tmp_path / "aliases.json", KEY)
+    for reply in (generate(router, "tiny"), ask(router, "GET", "/v1/models"), ask(router, "GET", "/ready")):
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "not_ready")
+        assert int(reply.headers["retry-after"]) > 0
+    assert inner.paths == []
+    TABLE.write(tmp_path / "aliases.json")
+    assert ask(router, "POST", "/umbel/aliases", headers=ADMIN).status_code == 200
+    assert ask(router, "GET", "/ready").json() == {"path": "/health"}
+    assert generate(router, "tiny").status_code == 200
+
+
+def test_a_draining_site_takes_no_new_requests(router: Router) -> None:
+    assert ask(router, "POST", "/umbel/drain", headers=ADMIN).json() == {}
+    reply = generate(router, "support")
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"junk"])
+def test_a_table_that_cannot_be_read_leaves_the_old_one_in_place(
+    router: Router, table_file: Path, damage: bytes
+) -> None:
+    table_file.write_bytes(damage)
+    assert ask(router, "POST", "/umbel/aliases", headers=ADMIN).status_code == 500
+    assert generate(router, "support").headers["x-umbel-adapter"] == "support@v2"
+
+
+def test_models_lists_what_can_be_asked_for(router: Router) -> None:
+    cards = {card["id"]: card for card in ask(router, "GET", "/v1/models").json()["data"]}
+    names = ["tiny", "support", "support@v2", "support@v1", "support@live", "support@previous"]
+    assert list(cards) == names
+    assert {name: card["root"] for name, card in cards.items()} == dict(
+        zip(names, ["base", *["support@v2", "support@v2", "support@v1"], "support@v2", "support@v1"], strict=True)
+    )
+    assert (cards["tiny"]["parent"], cards["support"]["parent"]) == (None, "tiny")
+    for name in names:
+        assert ask(router, "GET", f"/v1/models/{name}").json()["root"] == cards[name]["root"]
+        assert generate(router, name).headers["x-umbel-adapter"] == cards[name]["root"]
+    assert "support@live" in ask(router, "GET", "/v1/models/support@v3").json()["error"]["message"]
+    assert ask(router, "DELETE", "/v1/models/support").status_code == 405
+
+
+async def call(router: Router, scope: Scope, messages: list[Message]) -> list[Message]:
+    """One raw ASGI call; what was sent. `messages` are taken from its beginning."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await router(scope, receive, send)
+    return sent

@@ -1,0 +1,243 @@
+"""The site file: what is read, and what is said, one line per mistake, when it cannot be."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from umbel.base import LINEARS
+from umbel.config import OWNED_FLAGS, UNSERVED_FLAGS, SiteConfig
+from umbel.errors import ConfigError, UnsupportedModel
+
+REPOSITORY = Path(__file__).parents[1]
+GOOD = """
+[site]
+name = "clinic-a"
+state_dir = "state"
+[model]
+path = "base"
+[[adapter]]
+name = "support"
+[engine]
+port = 30000
+{engine}
+[training]
+data = "private/train.jsonl"
+{training}
+{more}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith("UMBEL_SITE__"):
+            monkeypatch.delenv(name)
+
+
+def load(folder: Path, text: str | None = None, **parts: str) -> SiteConfig:
+    file = folder / "site.toml"
+    file.write_text(text if text is not None else GOOD.format(**{"engine": "", "training": "", "more": "", **parts}))
+    return SiteConfig.load(file)
+
+
+def refusal(folder: Path, text: str | None = None, **parts: str) -> list[str]:
+    """The lines of a refusal, each without the file's name that it begins with."""
+    with pytest.raises(ConfigError) as error:
+        load(folder, text, **parts)
+    lines = str(error.value).splitlines()
+    assert all(line.startswith(f"{folder / 'site.toml'}: ") for line in lines), lines
+    return [line.removeprefix(f"{folder / 'site.toml'}: ") for line in lines]
+
+
+def test_a_good_file_is_understood_with_paths_from_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/umbel")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = load(tmp_path, training='eval_data = "~/eval.jsonl"')
+    assert config.site.state_dir == tmp_path / "state"
+    assert config.model.path == tmp_path / "base"
+    assert config.training.data == tmp_path / "private" / "train.jsonl"
+    assert config.training.eval_data == Path("/home/umbel/eval.jsonl")
+    assert config.socket == tmp_path / "state" / "site.sock"
+    assert config.engine.target_modules == LINEARS
+
+
+def test_absolute_paths_and_a_socket_of_its_own_stay_as_they_are(tmp_path: Path) -> None:
+    text = GOOD.format(engine="", training="", more="").replace('"state"', '"/s"\nsocket = "/run/u.sock"')
+    config = load(tmp_path, text)
+    assert (config.site.state_dir, config.socket) == (Path("/s"), Path("/run/u.sock"))
+
+
+def test_the_environment_wins_over_the_file_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UMBEL_SITE__ENGINE__PORT", "30001")
+    monkeypatch.setenv("UMBEL_SITE__SITE__NAME", "clinic-b")
+    config = load(tmp_path, engine="max_lora_rank = 32")
+    assert (config.engine.port, config.engine.max_lora_rank, config.site.name) == (30001, 32, "clinic-b")
+    monkeypatch.setenv("UMBEL_SITE__ENGINE__PROT", "1")
+    assert refusal(tmp_path) == ["engine.prot is not a setting; did you mean 'port'?"]
+
+
+def test_a_loaded_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        config.engine.port = 1  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        config.engine = config.engine  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ({"engine": "max_lora_rnak = 8"}, "engine.max_lora_rnak is not a setting; did you mean 'max_lora_rank'?"),
+        ({"training": "microbatch = 8"}, "training.microbatch is not a setting; did you mean 'micro_batch'?"),
+        ({"more": "[shadw]\nmax_loss_ratio = 1.0"}, "shadw is not a setting; did you mean 'shadow'?"),
+        ({"more": "[shadow]\nmax_loss = 1.0"}, "shadow.max_loss is not a setting; did you mean 'max_loss_ratio'?"),
+        ({"more": "[shadow]\nzzz = 1"}, "shadow.zzz is not a setting; known here: max_loss_ratio"),
+    ],
+)
+def test_an_unknown_key_says_which_was_meant(tmp_path: Path, parts: dict[str, str], line: str) -> None:
+    assert refusal(tmp_path, **parts) == [line]
+
+
+@pytest.mark.xfail(strict=True, reason="bug: a mistake in [[adapter]] adds a line that the tuple is too short")
+def test_an_unknown_key_of_an_adapter_says_which_was_meant(tmp_path: Path) -> None:
+    text = GOOD.format(engine="", training="", more="").replace('name = "support"', 'nmae = "support"')
+    assert sorted(refusal(tmp_path, text)) == [
+        "adapter.0.name is missing",
+        "adapter.0.nmae is not a setting; did you mean 'name'?",
+    ]
+
+
+def test_each_mistake_has_a_line_of_its_own(tmp_path: Path) -> None:
+    text = GOOD.replace('data = "private/train.jsonl"\n', "").replace("30000", "0")
+    lines = refusal(tmp_path, text.format(engine='dtype = "int4"', training="share_cap = 2", more=""))
+    assert [line.split(" ")[0].rstrip(":") for line in lines] == [
+        "engine.port", "engine.dtype", "training.data", "training.share_cap",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"engine": 'target_modules = ["q_proj"]'}, "engine.target_modules: SGLang needs q_proj and v_proj together"),
+        ({"engine": 'target_modules = ["k_proj", "v_proj"]'}, "engine.target_modules: SGLang needs q_proj and v_proj"),
+        ({"engine": "target_modules = []"}, "engine.target_modules: nothing cannot be adapted; choose from q_proj"),
+        ({"engine": 'target_modules = ["lm_head"]'}, "engine.target_modules: lm_head cannot be adapted; choose from"),
+        ({"engine": "slots = 4"}, "engine.slots: "),
+        ({"engine": "max_lora_rank = 0"}, "engine.max_lora_rank: "),
+        ({"engine": "port = 1"}, "not TOML: Cannot overwrite a value"),
+        ({"engine": 'env = {SGLANG_RUST_SERVER = "1"}'}, "engine.env: SGLANG_RUST_SERVER replaces the HTTP server"),
+        ({"more": '[[adapter]]\nname = "second"'}, "adapter: "),
+        ({"more": "[shadow]\nmax_loss_ratio = 0"}, "shadow.max_loss_ratio: "),
+        ({"training": "eval_fraction = 1.0"}, "training.eval_fraction: "),
+        ({"training": "seq_len = 0"}, "training.seq_len: "),
+    ],
+)
+def test_a_value_that_cannot_be_used_says_where_and_why(tmp_path: Path, parts: dict[str, str], says: str) -> None:
+    lines = refusal(tmp_path, **parts)
+    assert len(lines) == 1
+    assert lines[0].startswith(says)
+
+
+@pytest.mark.parametrize("name", ["Support", "support-v1", "a@v1", ""])
+def test_an_adapter_that_cannot_be_named_so_is_refused(tmp_path: Path, name: str) -> None:
+    text = GOOD.format(engine="", training="", more="").replace('"support"', f'"{name}"')
+    assert refusal(tmp_path, text)[0].startswith(f"adapter.0.name: {name!r} cannot name an adapter")
+
+
+def test_base_and_adapter_cannot_share_a_name(tmp_path: Path) -> None:
+    text = GOOD.format(engine="", training="", more="").replace('path = "base"', 'path = "b"\nserved_name = "support"')
+    assert refusal(tmp_path, text) == [": [model].served_name and an adapter are both called 'support'"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        (["down_proj", "v_proj", "q_proj"], ("q_proj", "v_proj", "down_proj")),
+        (["up_proj"], ("up_proj",)),
+        (["o_proj", "o_proj"], ("o_proj",)),
+    ],
+)
+def test_target_modules_are_kept_in_layer_order(tmp_path: Path, asked: list[str], kept: tuple[str, ...]) -> None:
+    assert load(tmp_path, engine=f"target_modules = {json.dumps(asked)}").engine.target_modules == kept
+
+
+@pytest.mark.parametrize("flag", OWNED_FLAGS)
+@pytest.mark.parametrize("spelling", ["{}", "--{}"])
+def test_a_flag_that_umbel_sets_is_refused_in_every_spelling(tmp_path: Path, flag: str, spelling: str) -> None:
+    for written in (flag, flag.replace("_", "-")):
+        key = json.dumps(spelling.format(written))
+        (line,) = refusal(tmp_path, more=f"[engine.extra_args]\n{key} = 1")
+        assert line == f"engine.extra_args: {json.loads(key)} is set by {OWNED_FLAGS[flag]}; remove it here"
+
+
+@pytest.mark.parametrize(("flag", "only"), UNSERVED_FLAGS.items())
+def test_a_flag_that_cannot_be_served_is_refused_unless_it_changes_nothing(
+    tmp_path: Path, flag: str, only: Any
+) -> None:
+    (line,) = refusal(tmp_path, more=f'[engine.extra_args]\n{flag} = "other"')
+    assert line == f"engine.extra_args: {flag} = 'other' cannot be served by umbel yet; only {only!r} can"
+    if only is not None:
+        more = f"[engine.extra_args]\n{flag} = {json.dumps(only)}"
+        assert load(tmp_path, more=more).engine.extra_args == {flag: only}
+
+
+def test_other_flags_and_variables_are_passed_on(tmp_path: Path) -> None:
+    more = '[engine.extra_args]\nmax_total_tokens = 20000\n[engine.env]\nOMP_NUM_THREADS = "1"'
+    engine = load(tmp_path, more=f'{more}\nSGLANG_RUST_SERVER = "0"').engine
+    assert engine.extra_args == {"max_total_tokens": 20000}
+    assert engine.env["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize("content", ["[site", "a = ", "[site]\n[site]"])
+def test_a_file_that_is_not_toml_says_where(tmp_path: Path, content: str) -> None:
+    assert re.match(r"not TOML: .+ \(at .+\)$", refusal(tmp_path, content)[0])
+
+
+def test_a_file_that_is_not_text_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_bytes('[site]\nname = "clínic"'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"site\.toml: not TOML"):
+        SiteConfig.load(tmp_path / "site.toml")
+
+
+@pytest.mark.parametrize("missing", ["nothing.toml", "."])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        SiteConfig.load(tmp_path / missing)
+
+
+def test_check_files_names_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
+    config = load(tmp_path, training='eval_data = "eval.jsonl"')
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/base: no base model here"):
+        config.check_files()
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UnsupportedModel, match="gpt2"):
+        config.check_files()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    for key, file in (("data", "private/train.jsonl"), ("eval_data", "eval.jsonl")):
+        with pytest.raises(ConfigError, match=rf"^\[training\].{key}: {tmp_path}/{file} does not exist; point it to"):
+            config.check_files()
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    config.check_files()
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    sys.path.append(str(REPOSITORY / "scripts"))
+    import configuration_md
+
+    assert configuration_md.render() == configuration_md.TARGET.read_text(), "run scripts/configuration_md.py"
+
+
+def test_the_example_in_the_readme_loads(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    config = load(tmp_path, example)
+    assert (config.site.name, config.adapter[0].name, config.engine.port) == ("clinic-a", "support", 30000)

@@ -1,0 +1,206 @@
+"""SGLang's scheduler as far as umbel's hooks see it, over a real tiny model laid out as SGLang lays it out."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import zmq
+from pydantic import BaseModel
+
+from serving.cotrainer import CoTrainer, Hooks
+from serving.trainer import LoraTrainer, Quanta
+from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus, EvaluateJob, StatusQuery, TrainJob, socket_path
+from umbel import peft_dir, token_file, wire
+from umbel.base import LINEARS, linear_shapes
+from umbel.messages import TrainPlan
+
+RANK, MAX_RANK, SEQ_LEN, MICRO_BATCH = 4, 8, 16, 2
+PATIENCE_MS = 20_000
+
+
+def fused(model: Path, dtype: torch.dtype = torch.float32, padding: int = 64) -> torch.nn.Module:
+    """The parameters of a model under SGLang's names: q, k, v and gate, up by rows in one, the vocabulary padded."""
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    source = {name: weight.detach() for name, weight in theirs.named_parameters()}
+    served: dict[str, torch.Tensor] = {}
+    for name, weight in source.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            served[name] = torch.cat([weight, torch.full((padding, weight.shape[1]), 7.0, dtype=dtype)])
+        elif ".q_proj." in name:
+            parts = [source[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
+            served[_wrapped(name.replace("q_proj", "qkv_proj"))] = torch.cat(parts)
+        elif ".gate_proj." in name:
+            parts = [weight, source[name.replace("gate_proj", "up_proj")]]
+            served[_wrapped(name.replace("gate_proj", "gate_up_proj"))] = torch.cat(parts)
+        elif not any(f".{part}." in name for part in ("k_proj", "v_proj", "up_proj")):
+            served[_wrapped(name)] = weight.clone()
+    root = torch.nn.Module()
+    for name, weight in served.items():
+        put(root, name, weight)
+    return root
+
+
+def _wrapped(name: str) -> str:
+    """SGLang's LoRA layers hold the base's in `base_layer`."""
+    module, leaf = name.rsplit(".", 1)
+    return f"{module}.base_layer.{leaf}" if module.endswith("_proj") else name
+
+
+def put(root: torch.nn.Module, name: str, weight: torch.Tensor) -> None:
+    """Set a parameter by its dotted name, whatever was there."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in dict(root.named_children()):
+            root.add_module(part, torch.nn.Module())
+        root = root.get_submodule(part)
+    setattr(root, leaf, torch.nn.Parameter(weight, requires_grad=False))
+
+
+class ToyScheduler:
+    """An engine whose load a test sets, with umbel's hooks on it. Every piece of training work is noted twice:
+    the labels that the trainer's generators yield, and what torch really did."""
+
+    def __init__(self, run_dir: Path, model: Path, served: torch.nn.Module | None = None, **settings: Any) -> None:
+        self.run_dir, self.model = run_dir, model
+        fields: dict[str, Any] = {
+            "max_rank": MAX_RANK, "target_modules": LINEARS, "micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN,
+            "head_tokens": 4, "share_cap": 1.0, "quanta_per_iteration": 4, **settings,
+        }  # fmt: skip
+        CoTrainerSettings(**fields).write(run_dir)
+        self.context = zmq.Context()
+        self.requests, self._users = self.context.socket(zmq.PULL), self.context.socket(zmq.PUSH)
+        self._users.connect(f"tcp://127.0.0.1:{self.requests.bind_to_random_port('tcp://127.0.0.1')}")
+        self._daemon = self.context.socket(zmq.DEALER)
+        self._daemon.connect(f"ipc://{socket_path(run_dir)}")
+        poller = zmq.Poller()
+        poller.register(self.requests, zmq.POLLIN)
+        self.scheduler = SimpleNamespace(
+            idle_sleeper=SimpleNamespace(poller=poller), running_batch=None, last_batch=None, waiting_queue=[],
+            tp_worker=SimpleNamespace(model_runner=SimpleNamespace(model=served or fused(model))),
+            server_args=SimpleNamespace(model_path=str(model)),
+        )  # fmt: skip
+        self.sleeps = 0
+        self.labels: list[str] = []
+        self.work: list[str] = []
+        self.on_quantum: Callable[[int], None] = lambda count: None
+        """Called with the number of quanta so far, within the quantum."""
+        self.hooks = Hooks(run_dir)
+        self.hooks.after_init(None, self.scheduler)
+        if self.hooks.cotrainer is not None and self.hooks.cotrainer.trainer is not None:
+            self._watch(self.hooks.cotrainer.trainer)
+
+    @property
+    def cotrainer(self) -> CoTrainer:
+        assert self.hooks.cotrainer is not None
+        return self.hooks.cotrainer
+
+    @property
+    def trainer(self) -> LoraTrainer:
+        assert self.cotrainer.trainer is not None
+        return self.cotrainer.trainer
+
+    def close(self) -> None:
+        if self.hooks.cotrainer is not None:
+            job = self.hooks.cotrainer.job
+            while job is not None and job.quanta is None and not job.state.final:
+                time.sleep(0.01)  # its thread is writing into a folder that is removed next
+            self.hooks.cotrainer.socket.close(0)
+        self.context.destroy(0)
+
+    def load(self, running: int = 0, waiting: int = 0) -> None:
+        self.scheduler.running_batch = SimpleNamespace(reqs=[None] * running) if running else None
+        self.scheduler.waiting_queue = [None] * waiting
+
+    def busy(self) -> list[str]:
+        """One iteration of the scheduler; the labels of the quanta that it ran."""
+        before = len(self.labels)
+        self.hooks.before_iteration(self.scheduler)
+        return self.labels[before:]
+
+    def idle(self) -> list[str]:
+        """One time that the scheduler would sleep; the labels of the quanta that it ran instead."""
+        before = len(self.labels)
+        self.hooks.around_sleep(self._sleep, self.scheduler)
+        return self.labels[before:]
+
+    def arrive(self) -> None:
+        """A request of a user is on its way, and lies on the scheduler's socket."""
+        self._users.send(b"request")
+        assert self.requests.poll(PATIENCE_MS)
+
+    def take(self) -> None:
+        """The scheduler has received the request."""
+        self.requests.recv()
+
+    def tell(self, message: BaseModel | bytes) -> CoTrainerStatus:
+        """What the daemon says, and the answer it gets in the scheduler's next iteration (of an idle engine)."""
+        self._daemon.send(message if isinstance(message, bytes) else wire.pack_model(message))
+        assert self.cotrainer.socket.poll(PATIENCE_MS)
+        running, waiting = self.scheduler.running_batch, self.scheduler.waiting_queue
+        self.load()
+        assert self.busy() == [], "an idle engine trains in the sleeper's place only"
+        self.scheduler.running_batch, self.scheduler.waiting_queue = running, waiting
+        assert self._daemon.poll(PATIENCE_MS)
+        return wire.unpack_model(self._daemon.recv(), CoTrainerStatus)
+
+    def finish(self) -> CoTrainerStatus:
+        """Let an idle engine train to the end of the job."""
+        self.load()
+        while not (status := self.tell(StatusQuery())).state.final:
+            self.idle()
+        return status
+
+    def train_job(self, job: str = "job", **changes: Any) -> TrainJob:
+        """A small job over random text, continuing from a random adapter."""
+        data, parent = self.run_dir / "train.npy", self.run_dir / "parent.safetensors"
+        write_data(data)
+        parent.write_bytes(random_adapter(self.model))
+        plan = TrainPlan(rank=RANK, steps=2, seconds=1e6, batch_size=2 * MICRO_BATCH)
+        fields: dict[str, Any] = {"id": job, "plan": plan, "parent": str(parent), "data": str(data)}
+        return TrainJob(**{**fields, "output": str(self.run_dir / f"{job}.safetensors"), **changes})
+
+    def evaluate_job(self, job: str = "evaluate") -> EvaluateJob:
+        order = self.train_job()
+        return EvaluateJob(id=job, adapter=order.parent, data=order.data)
+
+    def _sleep(self, scheduler: Any) -> None:
+        assert scheduler is self.scheduler
+        self.sleeps += 1
+
+    def _watch(self, trainer: LoraTrainer) -> None:
+        for name in ("train", "evaluate", "copy_out"):
+            setattr(trainer, name, self._counted(getattr(trainer, name)))
+        for layer in trainer.layers:
+            layer.register_forward_pre_hook(lambda *_: self.work.append("layer"))
+        trainer.model.lm_head.register_forward_pre_hook(lambda *_: self.work.append("head"))
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_pre_hook(lambda *_: self.work.append("step"))
+
+    def _counted(self, generator: Callable[..., Quanta]) -> Callable[..., Quanta]:
+        def counted(*args: Any) -> Quanta:
+            for label in generator(*args):
+                self.labels.append(label)
+                self.on_quantum(len(self.labels))
+                yield label
+
+        return counted
+
+
+def write_data(path: Path, rows: int = 6) -> None:
+    generator = np.random.default_rng(0)
+    ids = generator.integers(8, 400, (rows, SEQ_LEN)).tolist()
+    token_file.write(path, [(row, [token_file.NO_LOSS] * 6 + row[6:]) for row in ids], seq_len=SEQ_LEN, pad_id=0)
+
+
+def random_adapter(model: Path, rank: int = RANK) -> bytes:
+    generator = np.random.default_rng(1)
+    tensors: peft_dir.Tensors = {}
+    for module, (out, inner) in linear_shapes(model, LINEARS).items():
+        tensors[peft_dir.key(module, "A")] = (generator.standard_normal((rank, inner)) * 0.1).astype(np.float32)
+        tensors[peft_dir.key(module, "B")] = (generator.standard_normal((out, rank)) * 0.1).astype(np.float32)
+    return peft_dir.encode(tensors)
