@@ -7,6 +7,7 @@ and answers the control API on a Unix socket that only its own user can open.
 import asyncio
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from pydantic import BaseModel
 
 from client.control import control_api
 from client.data import Prepared, prepare_in_child
@@ -122,9 +124,7 @@ class Site:
                 "url": engine.client.url if engine else None,
             },
             "aliases": self.deployer.table().model_dump(mode="json")["adapters"],
-            "versions": {
-                str(version.ref): version.report.model_dump(mode="json") for version in self.journal.versions()
-            },
+            "versions": {str(version.ref): _plain(version.report) for version in self.journal.versions()},
             "history": {section.name: self.journal.history(section.name) for section in self.config.adapter},
             "open_rounds": [order.key for order in self.journal.open_rounds()],
             "training": await self._training(),
@@ -134,9 +134,15 @@ class Site:
         if self.supervisor.engine is None:
             return None
         try:
-            return (await self.cotrainer.status(STATUS_TIMEOUT_S)).model_dump(mode="json")
+            return _plain(await self.cotrainer.status(STATUS_TIMEOUT_S))
         except TrainingError as error:  # an engine that is dying; the rest of the answer is still true
             return {"job": None, "error": str(error)}
+
+
+def _plain(message: BaseModel) -> dict[str, Any]:
+    """A message as JSON can hold it: a loss that is not a number is a string."""
+    plain: dict[str, Any] = json.loads(message.model_dump_json())
+    return plain
 
 
 async def serve(config: SiteConfig) -> None:

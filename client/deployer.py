@@ -89,6 +89,7 @@ class Deployer:
         async with self._moving:
             version = self._journal.get(ref)
             if version.state is Lifecycle.LIVE:
+                await self._publish_table()  # the router may have missed it the first time
                 return version.report
             if version.state is not Lifecycle.SHADOW or version.report.state is not ShadowState.JUDGED:
                 raise Conflict(
@@ -177,11 +178,13 @@ class Deployer:
     async def _load_and_probe(self, engine: Engine, ref: AdapterRef) -> None:
         for older in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
             if older.ref.name == ref.name and older.ref < ref:
-                await self.discard(older.ref, f"superseded by {ref}")
+                await self._supersede(older.ref, ref)
         began = time.monotonic()
         await self._ensure_loaded(engine, ref)
         loaded = time.monotonic()
         version = self._journal.get(ref)
+        if version.state is Lifecycle.REJECTED:  # discarded while it was loading
+            return await self._retire(ref)
         report = version.report.model_copy(update={"state": ShadowState.PROBING, "load_s": loaded - began})
         if version.state is Lifecycle.CANDIDATE:
             self._journal.move(ref, Lifecycle.SHADOW, report)
@@ -192,6 +195,14 @@ class Deployer:
         if self._journal.get(ref).state is Lifecycle.SHADOW:  # it may have been discarded meanwhile
             self._journal.report(ref, report.model_copy(update=judged))
             logger.info("adapter.judged ref=%s accepted=%s %s", ref, verdict.accepted, "; ".join(verdict.reasons))
+
+        return None
+
+    async def _supersede(self, older: AdapterRef, newer: AdapterRef) -> None:
+        async with self._moving:
+            version = self._journal.get(older)
+            if version.state in (Lifecycle.CANDIDATE, Lifecycle.SHADOW):  # it may have been promoted just now
+                await self._reject(version, f"superseded by {newer}")
 
     async def _ensure_loaded(self, engine: Engine, ref: AdapterRef) -> None:
         if ref not in self._supervisor.loaded:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 from pathlib import Path
 
 from client.data import Prepared
@@ -10,10 +11,12 @@ from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
 from umbel import peft_dir
 from umbel.base import BaseFingerprint
-from umbel.errors import AdapterError, BaseMismatch, EngineGone, TrainingError
+from umbel.errors import AdapterError, BaseMismatch, EngineGone, NotFound, TrainingError
 from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport
 
 POLL_S = 0.5
+KEPT_ROUNDS = 3
+"""Finished rounds whose files stay; the centre has long fetched older ones."""
 MAX_ATTEMPTS = 5
 """An engine that dies this often in one round probably dies of it."""
 
@@ -58,12 +61,17 @@ class Jobs:
             raise AdapterError(f"round {order.key}: the parent is not the adapter that was announced; send it again")
         tensors = peft_dir.decode(parent)
         peft_dir.validate(tensors, self._shapes, rank=order.plan.rank, max_rank=self._max_rank)
+        known = self._journal.find_round(order)
+        if known is not None:
+            return self._progress.get(order.key, known)
         folder = self._folder(order.key)
         folder.mkdir(parents=True, exist_ok=True)
         peft_dir.replace_durably(folder / "parent.safetensors", parent)
         report = self._journal.add_round(adapter, order)
+        for old in self._journal.finished_rounds()[KEPT_ROUNDS:]:
+            shutil.rmtree(self._folder(old), ignore_errors=True)
         self._submitted.set()
-        return self._progress.get(order.key, report)
+        return report
 
     def report(self, key: str) -> RoundReport:
         """How a round stands; raises NotFound."""
@@ -74,7 +82,10 @@ class Jobs:
         report = self.report(key)
         if report.state is not JobState.DONE:
             raise TrainingError(f"round {key} is {report.state}{': ' + report.error if report.error else ''}")
-        return (self._folder(key) / "update.safetensors").read_bytes()
+        file = self._folder(key) / "update.safetensors"
+        if not file.exists():
+            raise NotFound(f"the update of round {key} is not kept any more; submit the round again under a new key")
+        return file.read_bytes()
 
     async def cancel(self, key: str) -> RoundReport:
         """Stop a round; one that has ended stays as it is."""
@@ -111,10 +122,12 @@ class Jobs:
 
     async def _train(self, order: RoundOrder) -> None:
         await self._supervisor.ready()
+        if self.report(order.key).state.final:  # cancelled while it was waiting
+            return None
         attempt = self._journal.begin_attempt(order.key)
         report = RoundReport(key=order.key, state=JobState.RUNNING, parent=order.parent)
         if attempt > MAX_ATTEMPTS:
-            error = f"given up: the engine died in each of {MAX_ATTEMPTS} attempts"
+            error = f"given up after {MAX_ATTEMPTS} attempts; the site's log says what ended each"
             return self._finish(report.model_copy(update={"state": JobState.FAILED, "error": error}))
         self._progress[order.key] = report
         folder = self._folder(order.key)

@@ -128,14 +128,20 @@ class Journal:
 
     # rounds
 
+    def find_round(self, order: RoundOrder) -> RoundReport | None:
+        """How a round stands, if it is known; raise Conflict for the same key with another order."""
+        row = self._db.execute("SELECT job, report FROM rounds WHERE key = ?", (order.key,)).fetchone()
+        if row is None:
+            return None
+        if RoundOrder.model_validate_json(row[0]) != order:
+            raise Conflict(f"round {order.key} is already here with another parent or plan")
+        return RoundReport.model_validate_json(row[1])
+
     def add_round(self, adapter: str, order: RoundOrder) -> RoundReport:
         """Enter a round, or find it again; raise Conflict for the same key with another order."""
-        row = self._db.execute("SELECT job, report FROM rounds WHERE key = ?", (order.key,)).fetchone()
-        if row is not None:
-            known = RoundOrder.model_validate_json(row[0])
-            if known != order:
-                raise Conflict(f"round {order.key} is already here with another parent or plan")
-            return RoundReport.model_validate_json(row[1])
+        known = self.find_round(order)
+        if known is not None:
+            return known
         report = RoundReport(key=order.key, state=JobState.QUEUED, parent=order.parent)
         self._db.execute(
             "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, 0, ?)",
@@ -155,6 +161,14 @@ class Journal:
             "SELECT job FROM rounds WHERE state IN (?, ?) ORDER BY created", (JobState.QUEUED, JobState.RUNNING)
         )
         return [RoundOrder.model_validate_json(job) for (job,) in rows]
+
+    def finished_rounds(self) -> list[str]:
+        """Keys of rounds that are over, newest first."""
+        rows = self._db.execute(
+            "SELECT key FROM rounds WHERE state NOT IN (?, ?) ORDER BY created DESC",
+            (JobState.QUEUED, JobState.RUNNING),
+        )
+        return [key for (key,) in rows]
 
     def report_round(self, report: RoundReport) -> None:
         self._db.execute(

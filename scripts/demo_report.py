@@ -10,7 +10,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from client.data import prepare
-from serving.cotrainer import read_factors
+from serving.job import read_factors
 from serving.trainer import LoraTrainer
 from umbel.base import LINEARS
 from umbel.messages import Evaluation

@@ -5,20 +5,18 @@ Every hook body catches everything: a failure costs the job, never the engine.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-import safetensors.torch
 import torch
 import zmq
 
 from serving.governor import FixedGovernor, Load
+from serving.job import Job
 from serving.memory import give_back, private_bytes
-from serving.trainer import Factors, LoraTrainer, Progress, Quanta, ReadFactors
+from serving.trainer import LoraTrainer
 from serving.trainer_socket import (
     CancelJob,
     CoTrainerSettings,
@@ -29,10 +27,9 @@ from serving.trainer_socket import (
     TrainJob,
     socket_path,
 )
-from umbel import peft_dir, wire
+from umbel import wire
 from umbel.errors import TrainingError, UmbelError, WireError
-from umbel.messages import Evaluation, JobState
-from umbel.token_file import TokenFile
+from umbel.messages import JobState
 
 HOUSEKEEPING_S = 1.0
 """SGLang's idle loop sleeps at most this long between two rounds of its housekeeping; so do we."""
@@ -50,10 +47,10 @@ class Hooks:
 
     def after_init(self, result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """AFTER `Scheduler.__init__`: build and warm up the trainer, before the engine reports ready."""
-        settings = CoTrainerSettings.read(self.run_dir)
-        if settings is None:
-            return
         try:
+            settings = CoTrainerSettings.read(self.run_dir)
+            if settings is None:
+                return
             cotrainer = CoTrainer(settings, socket_path(self.run_dir))
             scheduler.idle_sleeper.poller.register(cotrainer.socket, zmq.POLLIN)
             cotrainer.idle_poller = scheduler.idle_sleeper.poller
@@ -106,7 +103,7 @@ class CoTrainer:
         self.unavailable = "the co-trainer is still being built"
         self.shared = 0
         self.memory: dict[str, int] = {}
-        self.job: _Job | None = None
+        self.job: Job | None = None
         self.stats: dict[str, QuantumStats] = {}
         self.hook_calls: dict[Literal["busy", "idle"], int] = {"busy": 0, "idle": 0}
         self.most_while_waiting = 0
@@ -166,7 +163,7 @@ class CoTrainer:
         self.hook_calls["idle"] += 1
         until = time.monotonic() + HOUSEKEEPING_S
         while self._runnable() is not None and time.monotonic() < until:
-            if self._requests_arrived(self.governor.wait(time.monotonic())):
+            if self._requests_arrived(min(HOUSEKEEPING_S, self.governor.wait(time.monotonic()))):
                 return True
             self._serve_socket()
             if self.governor.wait(time.monotonic()) <= 0:
@@ -180,7 +177,7 @@ class CoTrainer:
         if self.job is not None:
             self.job.finish(JobState.FAILED, str(error) or type(error).__name__)
 
-    def _runnable(self) -> "_Job | None":
+    def _runnable(self) -> Job | None:
         return self.job if self.job is not None and self.job.quanta is not None else None
 
     def _run_quantum(self) -> bool:
@@ -214,12 +211,12 @@ class CoTrainer:
 
     def _serve_socket(self) -> None:
         try:
-            sender, payload = self.socket.recv_multipart(zmq.NOBLOCK)
+            sender, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return
         error = ""
         try:
-            self._obey(payload)
+            self._obey(b"".join(frames))
         except UmbelError as refusal:
             error = str(refusal)
         self.socket.send_multipart([sender, wire.pack_model(self._status(error))], zmq.NOBLOCK)
@@ -238,7 +235,7 @@ class CoTrainer:
         if self._runnable() is not None and self.job is not None and self.job.id != message.id:
             raise TrainingError(f"busy with job {self.job.id}")
         if self.job is None or self.job.id != message.id:
-            self.job = _Job(message, self.trainer)
+            self.job = Job(message, self.trainer)
 
     def _status(self, error: str) -> CoTrainerStatus:
         common: dict[str, Any] = {
@@ -266,71 +263,3 @@ class CoTrainer:
             evaluation=job.evaluations[0] if job.evaluations else None,
             **common,
         )
-
-
-class _Job:
-    """A job's generator and what it has brought so far."""
-
-    def __init__(self, order: TrainJob | EvaluateJob, trainer: LoraTrainer) -> None:
-        self.id = order.id
-        self.order = order
-        self.state, self.error = JobState.RUNNING, ""
-        self.progress = Progress()
-        self.evaluations: list[Evaluation] = []
-        self.trained: Factors = {}
-        self.busy_s = 0.0
-        self._began, self._ended = time.monotonic(), 0.0
-        self.quanta: Quanta | None = (
-            self._evaluate(order, trainer) if isinstance(order, EvaluateJob) else self._train(order, trainer)
-        )
-
-    @property
-    def seconds(self) -> float:
-        return (self._ended or time.monotonic()) - self._began
-
-    def finish(self, state: JobState, error: str = "") -> None:
-        """Let the generator go; a job that has ended keeps the way it ended."""
-        if self.quanta is not None:
-            self.quanta.close()
-            self.quanta, self._ended = None, time.monotonic()
-        if not self.state.final:
-            self.error, self.state = error, state
-
-    def end(self) -> None:
-        """The generator is through: a trained adapter is now written by a thread, from buffers of its own."""
-        if isinstance(self.order, EvaluateJob):
-            return self.finish(JobState.DONE)
-        self.quanta, self._ended = None, time.monotonic()
-        return threading.Thread(target=self._write, args=(Path(self.order.output),), daemon=True).start()
-
-    def _train(self, order: TrainJob, trainer: LoraTrainer) -> Quanta:
-        yield from trainer.train(
-            order.plan, read_factors(Path(order.parent)), TokenFile.open(Path(order.data)), self.progress
-        )
-        yield from trainer.copy_out(order.plan.rank, self.trained, trainer.model.dtype)
-
-    def _evaluate(self, order: EvaluateJob, trainer: LoraTrainer) -> Quanta:
-        source = read_factors(Path(order.adapter)) if order.adapter else None
-        yield from trainer.evaluate(source, TokenFile.open(Path(order.data)), self.evaluations)
-
-    def _write(self, path: Path) -> None:
-        tensors: dict[str, torch.Tensor] = {}
-        for module, (a_ri, b_or) in self.trained.items():
-            tensors[peft_dir.key(module, "A")], tensors[peft_dir.key(module, "B")] = a_ri, b_or
-        try:
-            ordered = {name: tensors[name] for name in sorted(tensors)}
-            peft_dir.replace_durably(path, safetensors.torch.save(ordered, {"format": "pt"}))
-        except Exception as error:  # a thread has nobody to raise to
-            logger.exception("the trained adapter could not be written to %s", path)
-            self.finish(JobState.FAILED, f"{path}: {error}")
-        self.finish(JobState.DONE)
-
-
-def read_factors(weights: Path) -> ReadFactors:
-    """Read one module at a time, so that loading an adapter is many small quanta."""
-    file: Any = safetensors.safe_open(weights, framework="pt")
-
-    def read(module: str) -> tuple[torch.Tensor, torch.Tensor]:
-        return file.get_tensor(peft_dir.key(module, "A")), file.get_tensor(peft_dir.key(module, "B"))
-
-    return read

@@ -84,10 +84,21 @@ class Supervisor:
         logger.info("engine.starting site=%s log=%s", self._config.site.name, self._engine.log)
         await self._engine.start(table, adapters)
         self.loaded = set(adapters)
+        await self._catch_up(self._engine, table)
         self.starts += 1
         self._gone.clear()
         self._available.set()
         logger.info("engine.ready site=%s url=%s", self._config.site.name, self._engine.client.url)
+
+    async def _catch_up(self, engine: Engine, table: AliasTable) -> None:
+        """Serve what was promoted while the engine was starting."""
+        while (wanted := self._what_to_serve())[0] != table:
+            table, adapters = wanted
+            for ref in adapters.keys() - self.loaded:
+                await engine.client.load(ref, adapters[ref])
+                await engine.client.warm(ref)
+                self.loaded.add(ref)
+            await engine.client.reload_aliases()
 
     async def stop(self) -> None:
         """Drain, then end the engine. Cancel `run` first."""

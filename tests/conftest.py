@@ -1,7 +1,6 @@
 """What several test files share: tiny bases, built once per run, and short places for Unix sockets."""
 
 import importlib.util
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +11,9 @@ import pytest
 
 # Each environment runs what can be imported there; between the two every file is run.
 NEEDS = {
-    "sglang": ["test_serving_*.py", "test_client_data.py", "test_scripts_*.py", "test_peft_*.py",
-               "e2e/test_site.py", "e2e/test_kills.py", "e2e/test_served_tokens.py"],
+    "sglang": ["test_serving_*.py", "test_client_data.py", "test_client_deployer*.py", "test_client_jobs*.py",
+               "test_scripts_*.py", "test_peft_*.py", "e2e/test_site.py", "e2e/test_kills.py",
+               "e2e/test_served_tokens.py"],
     "flwr": ["test_server_*.py", "test_strategies_*.py", "test_client_app.py"],
 }  # fmt: skip
 collect_ignore_glob = [glob for needed in NEEDS if not importlib.util.find_spec(needed) for glob in NEEDS[needed]]

@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from serving.cotrainer import HOUSEKEEPING_S
+from serving import cotrainer
 from tests.toy_scheduler import ToyScheduler
 from umbel.messages import JobState
 
 QUANTUM_WORK = [[], ["layer"], ["head"], ["step"]]
 """What torch may do in one quantum: a layer forward, head and loss, an optimizer step; backward and copies are none."""
 Make = Callable[..., ToyScheduler]
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No idle hook call of these tests ends because the machine is slow."""
+    monkeypatch.setattr(cotrainer, "HOUSEKEEPING_S", 60.0)
 
 
 @pytest.fixture
@@ -122,14 +128,15 @@ def test_an_idle_engine_that_must_rest_wakes_for_a_request(make: Make) -> None:
     assert scheduler.sleeps == 0
 
 
-def test_a_long_rest_does_not_hold_up_the_engines_housekeeping(make: Make) -> None:
+def test_a_long_rest_does_not_hold_up_the_engines_housekeeping(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cotrainer, "HOUSEKEEPING_S", 0.3)
     scheduler = make(share_cap=0.5)
     scheduler.tell(scheduler.train_job())
     scheduler.cotrainer.governor.ran(seconds=1000.0, now=time.monotonic())
-    poller = Poller(scheduler.cotrainer.idle_poller, longest_ms=100)
+    poller = Poller(scheduler.cotrainer.idle_poller, longest_ms=50)
     scheduler.cotrainer.idle_poller = poller
     assert scheduler.idle() == []
-    assert max(poller.timeouts_ms) <= 1000 * HOUSEKEEPING_S
+    assert max(poller.timeouts_ms) <= 300
 
 
 class Poller:

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from umbel.adapter import TRANSITIONS, AdapterManifest, AdapterRef, Lifecycle, check_name
 from umbel.errors import AdapterError
 
-NAMES = st.from_regex(r"[a-z][a-z0-9]{0,5}(_[a-z0-9]{1,5}){0,3}", fullmatch=True)
+NAMES = st.from_regex(r"[a-z][a-z0-9]{0,5}([-_][a-z0-9]{1,5}){0,3}", fullmatch=True)
 REFS = st.builds(AdapterRef, NAMES, st.integers(0, 10**9 - 1))
 
 
-@pytest.mark.parametrize("name", ["support", "a", "a1_b2", "x" * 40])
+@pytest.mark.parametrize("name", ["support", "a", "a1_b2", "customer-support", "x" * 40])
 def test_a_good_name_is_returned_as_it_is(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize(
-    "name", ["", "Support", "1a", "_a", "a_", "a__b", "a-b", "a b", "a@v1", "ä", "a\n", "../a", "a.b", "x" * 41]
+    "name", ["", "Support", "1a", "_a", "a_", "a__b", "a--b", "-a", "a b", "a@v1", "ä", "a\n", "../a", "a.b", "x" * 41]
 )
 def test_any_other_name_is_refused_and_quoted(name: str) -> None:
     with pytest.raises(AdapterError) as refusal:
@@ -42,17 +42,13 @@ def test_engine_names_never_collide(one: AdapterRef, other: AdapterRef) -> None:
 @given(NAMES, st.integers(0, 200), NAMES, st.integers(0, 200))
 def test_engine_names_of_nearby_refs_never_collide(a: str, i: int, b: str, j: int) -> None:
     """Names that end like a version, versions that begin like one another."""
-    refs = {AdapterRef(name, version) for name in (a, b, f"{a}_v{i}", f"{a}v{i}") for version in (i, j)}
+    refs = {AdapterRef(name, version) for name in (a, b, f"{a}-v{i}", f"{a}_v{i}", f"{a}v{i}") for version in (i, j)}
     assert len({ref.engine_name for ref in refs}) == len(refs)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a version of 10 digits can be made, but AdapterRef.parse refuses it")
-def test_every_ref_that_can_be_made_can_be_read_back() -> None:
-    try:
-        ref = AdapterRef("support", 10**9)
-    except AdapterError:
-        return
-    assert AdapterRef.parse(str(ref)) == ref
+def test_a_version_that_could_not_be_read_back_is_refused() -> None:
+    with pytest.raises(AdapterError, match="999999999"):
+        AdapterRef("support", 10**9)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +62,7 @@ def test_other_text_is_no_ref_and_the_message_shows_a_good_one(text: str) -> Non
 
 
 def test_a_negative_version_is_refused() -> None:
-    with pytest.raises(AdapterError, match="negative"):
+    with pytest.raises(AdapterError, match="-1 is not within"):
         AdapterRef("support", -1)
 
 

@@ -142,7 +142,6 @@ def test_a_directory_without_config_or_weights_says_what_is_missing(model: Path)
         BaseFingerprint.of(model)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: read_config raises JSONDecodeError or AttributeError, not ConfigError")
 @pytest.mark.parametrize("content", ["", "{", "[]"])
 def test_a_config_that_is_no_json_object_is_a_config_error(model: Path, content: str) -> None:
     (model / "config.json").write_text(content)

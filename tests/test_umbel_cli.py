@@ -94,7 +94,6 @@ def test_a_model_of_another_family_is_refused_by_name(site_file: Path) -> None:
     assert "model_type 'gpt2' is not supported; known: llama, mistral" in refusal("check", site_file)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: umbel.base.read_config lets JSONDecodeError through, a traceback")
 def test_a_model_with_a_broken_config_is_said_in_one_line(site_file: Path) -> None:
     (site_file.parent / "base" / "config.json").write_text("{")
     assert "config.json" in refusal("check", site_file)

@@ -106,7 +106,6 @@ def test_an_unknown_key_says_which_was_meant(tmp_path: Path, parts: dict[str, st
     assert refusal(tmp_path, **parts) == [line]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a mistake in [[adapter]] adds a line that the tuple is too short")
 def test_an_unknown_key_of_an_adapter_says_which_was_meant(tmp_path: Path) -> None:
     text = GOOD.format(engine="", training="", more="").replace('name = "support"', 'nmae = "support"')
     assert sorted(refusal(tmp_path, text)) == [
@@ -146,7 +145,7 @@ def test_a_value_that_cannot_be_used_says_where_and_why(tmp_path: Path, parts: d
     assert lines[0].startswith(says)
 
 
-@pytest.mark.parametrize("name", ["Support", "support-v1", "a@v1", ""])
+@pytest.mark.parametrize("name", ["Support", "support--v1", "a@v1", ""])
 def test_an_adapter_that_cannot_be_named_so_is_refused(tmp_path: Path, name: str) -> None:
     text = GOOD.format(engine="", training="", more="").replace('"support"', f'"{name}"')
     assert refusal(tmp_path, text)[0].startswith(f"adapter.0.name: {name!r} cannot name an adapter")

@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from umbel.errors import AdapterError
 
-_NAME = r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*"
+_NAME = r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*"
+MAX_VERSION = 10**9 - 1
 _REF = re.compile(rf"({_NAME})@v(0|[1-9][0-9]{{0,8}})")
 
 
@@ -17,7 +18,7 @@ def check_name(name: str) -> str:
     """Return `name` if it may name an adapter; raise AdapterError otherwise."""
     if not re.fullmatch(_NAME, name) or len(name) > 40:
         raise AdapterError(
-            f"{name!r} cannot name an adapter: use at most 40 lower-case letters, digits and single '_', "
+            f"{name!r} cannot name an adapter: use at most 40 lower-case letters, digits, single '-' and '_', "
             "starting with a letter"
         )
     return name
@@ -36,8 +37,8 @@ class AdapterRef:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.version < 0:
-            raise AdapterError(f"adapter {self.name!r}: version {self.version} is negative")
+        if not 0 <= self.version <= MAX_VERSION:
+            raise AdapterError(f"adapter {self.name!r}: version {self.version} is not within 0..{MAX_VERSION}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -90,7 +91,7 @@ class AdapterManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    version: int = Field(ge=0)
+    version: int = Field(ge=0, le=MAX_VERSION)
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     """sha256 of `adapter_model.safetensors`."""
     base: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -192,7 +192,11 @@ class SiteConfig(BaseSettings):
         try:
             return cls(**tables)
         except ValidationError as error:
-            lines = [_explain(mistake["loc"], mistake["type"], mistake["msg"]) for mistake in error.errors()]
+            # A tuple whose item is wrong is also "too short" to pydantic: the item's own line says it.
+            mistakes = [
+                mistake for mistake in error.errors() if error.error_count() == 1 or mistake["type"] != "too_short"
+            ]
+            lines = [_explain(mistake["loc"], mistake["type"], mistake["msg"]) for mistake in mistakes]
             raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
 
     def check_files(self) -> None:

@@ -12,7 +12,8 @@ from umbel.base import BaseFingerprint
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no NaN; a loss may be one, and must survive being written down.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class TrainPlan(_Message):

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
+from pydantic import ValidationError
 
 from umbel.adapter import AdapterManifest
 from umbel.errors import AdapterError
@@ -157,10 +158,12 @@ def write(directory: Path, blob: bytes, manifest: AdapterManifest, *, base: str)
 def read(directory: Path) -> tuple[bytes, AdapterManifest]:
     """Read a version back; raise AdapterError when a file is missing or the weights are not those of the manifest."""
     try:
-        blob, manifest = (directory / WEIGHTS).read_bytes(), (directory / MANIFEST).read_text()
+        blob, manifest = (directory / WEIGHTS).read_bytes(), (directory / MANIFEST).read_bytes()
+        parsed = AdapterManifest.model_validate_json(manifest)
     except OSError as error:
         raise AdapterError(f"{directory}: not an adapter version ({error.strerror}: {error.filename})") from error
-    parsed = AdapterManifest.model_validate_json(manifest)
+    except ValidationError as error:
+        raise AdapterError(f"{directory / MANIFEST}: not a manifest; the file was changed or damaged") from error
     if digest(blob) != parsed.digest:
         raise AdapterError(f"{directory / WEIGHTS}: its sha256 is not the manifest's; the file was changed or damaged")
     return blob, parsed

@@ -1,0 +1,87 @@
+"""One training or evaluation job in the engine: its generator of quanta, and what it has brought so far."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from serving.trainer import Factors, LoraTrainer, Progress, Quanta, ReadFactors
+from serving.trainer_socket import EvaluateJob, TrainJob
+from umbel import peft_dir
+from umbel.messages import Evaluation, JobState
+from umbel.token_file import TokenFile
+
+logger = logging.getLogger(__name__)
+
+
+class Job:
+    """A job's generator and what it has brought so far."""
+
+    def __init__(self, order: TrainJob | EvaluateJob, trainer: LoraTrainer) -> None:
+        self.id = order.id
+        self.order = order
+        self.state, self.error = JobState.RUNNING, ""
+        self.progress = Progress()
+        self.evaluations: list[Evaluation] = []
+        self.trained: Factors = {}
+        self.busy_s = 0.0
+        self._began, self._ended = time.monotonic(), 0.0
+        self.quanta: Quanta | None = (
+            self._evaluate(order, trainer) if isinstance(order, EvaluateJob) else self._train(order, trainer)
+        )
+
+    @property
+    def seconds(self) -> float:
+        return (self._ended or time.monotonic()) - self._began
+
+    def finish(self, state: JobState, error: str = "") -> None:
+        """Let the generator go; a job that has ended keeps the way it ended."""
+        if self.quanta is not None:
+            self.quanta.close()
+            self.quanta, self._ended = None, time.monotonic()
+        if not self.state.final:
+            self.error, self.state = error, state
+
+    def end(self) -> None:
+        """The generator is through: a trained adapter is now written by a thread, from buffers of its own."""
+        if isinstance(self.order, EvaluateJob):
+            return self.finish(JobState.DONE)
+        self.quanta, self._ended = None, time.monotonic()
+        return threading.Thread(target=self._write, args=(Path(self.order.output),), daemon=True).start()
+
+    def _train(self, order: TrainJob, trainer: LoraTrainer) -> Quanta:
+        yield from trainer.train(
+            order.plan, read_factors(Path(order.parent)), TokenFile.open(Path(order.data)), self.progress
+        )
+        yield from trainer.copy_out(order.plan.rank, self.trained, trainer.model.dtype)
+
+    def _evaluate(self, order: EvaluateJob, trainer: LoraTrainer) -> Quanta:
+        source = read_factors(Path(order.adapter)) if order.adapter else None
+        yield from trainer.evaluate(source, TokenFile.open(Path(order.data)), self.evaluations)
+
+    def _write(self, path: Path) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        for module, (a_ri, b_or) in self.trained.items():
+            tensors[peft_dir.key(module, "A")], tensors[peft_dir.key(module, "B")] = a_ri, b_or
+        try:
+            ordered = {name: tensors[name] for name in sorted(tensors)}
+            peft_dir.replace_durably(path, safetensors.torch.save(ordered, {"format": "pt"}))
+        except Exception as error:  # a thread has nobody to raise to
+            logger.exception("the trained adapter could not be written to %s", path)
+            self.finish(JobState.FAILED, f"{path}: {error}")
+        self.finish(JobState.DONE)
+
+
+def read_factors(weights: Path) -> ReadFactors:
+    """Read one module at a time, so that loading an adapter is many small quanta."""
+    file: Any = safetensors.safe_open(weights, framework="pt")
+
+    def read(module: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return file.get_tensor(peft_dir.key(module, "A")), file.get_tensor(peft_dir.key(module, "B"))
+
+    return read

@@ -1,0 +1,132 @@
+"""Rounds that are cancelled, and evaluations that share the co-trainer with them."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.toy_cotrainer import PARENT, Queue, Run, ToyCoTrainer, runner
+from tests.toy_deployment import until
+from umbel.errors import EngineGone, NotFound, TrainingError
+from umbel.messages import JobState
+
+
+@pytest.fixture
+def cotrainer() -> ToyCoTrainer:
+    return ToyCoTrainer()
+
+
+@pytest.fixture
+def run(tmp_path: Path, cotrainer: ToyCoTrainer, monkeypatch: pytest.MonkeyPatch) -> Run:
+    return runner(tmp_path, cotrainer, monkeypatch)
+
+
+def test_a_running_round_is_cancelled_and_the_next_one_runs(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        queue.cotrainer.hold = asyncio.Event()
+        queue.submit("r1")
+        await until(lambda: queue.jobs.report("r1").steps == 1)
+        for _ in range(2):
+            assert (await queue.jobs.cancel("r1")).state is JobState.CANCELLED, "twice is no change"
+        assert queue.cotrainer.cancelled == ["r1"]
+        queue.cotrainer.hold.set()
+        queue.submit("r2")
+        assert (await queue.ended("r2")).state is JobState.DONE
+        assert queue.jobs.report("r1").state is JobState.CANCELLED
+        assert queue.submit("r1", PARENT).state is JobState.CANCELLED
+        with pytest.raises(TrainingError, match="round r1 is cancelled"):
+            queue.jobs.update("r1")
+
+    run(story)
+
+
+def test_a_round_that_has_ended_stays_as_it_is(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        queue.submit("r1")
+        report = await queue.ended("r1")
+        assert await queue.jobs.cancel("r1") == report
+        with pytest.raises(NotFound):
+            await queue.jobs.cancel("unknown")
+        assert queue.cotrainer.cancelled == []
+
+    run(story)
+
+
+def test_a_round_that_is_cancelled_in_the_queue_never_runs(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        queue.cotrainer.hold = asyncio.Event()
+        queue.submit("r1")
+        queue.submit("r2")
+        await until(lambda: queue.cotrainer.started == ["r1"])
+        assert (await queue.jobs.cancel("r2")).state is JobState.CANCELLED
+        queue.cotrainer.hold.set()
+        await queue.ended("r1")
+        queue.submit("r3")
+        await queue.ended("r3")
+        assert queue.jobs.report("r2").state is JobState.CANCELLED
+        assert queue.cotrainer.started == ["r1", "r3"]
+
+    run(story)
+
+
+def test_a_round_that_is_cancelled_while_the_engine_is_away_never_runs(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        await until(lambda: queue.supervisor.engine is not None)
+        queue.machine.gates["start"] = asyncio.Event()
+        queue.machine.kill()
+        await until(lambda: queue.supervisor.engine is None)
+        queue.submit("r1")
+        await asyncio.sleep(0.05)
+        assert (await queue.jobs.cancel("r1")).state is JobState.CANCELLED
+        queue.machine.gates["start"].set()
+        queue.submit("r2")
+        await queue.ended("r2")
+        assert queue.jobs.report("r1").state is JobState.CANCELLED
+        assert queue.cotrainer.started == ["r2"]
+
+    run(story)
+
+
+@pytest.mark.parametrize(("adapter", "loss"), [(Path("/adapters/support-v1"), 1.0), (None, 2.0)])
+def test_an_evaluation_is_the_cotrainers(run: Run, adapter: Path | None, loss: float) -> None:
+    async def story(queue: Queue) -> None:
+        assert (await queue.jobs.evaluate(adapter)).loss == loss
+
+    run(story)
+
+
+def test_an_evaluation_that_stops_says_why(run: Run, cotrainer: ToyCoTrainer) -> None:
+    async def story(queue: Queue) -> None:
+        for reason in ("no such file", "out of memory"):
+            cotrainer.fails_with = reason
+            with pytest.raises(TrainingError, match=f"evaluation stopped: {reason}"):
+                await queue.jobs.evaluate(None)
+
+    run(story)
+
+
+def test_an_evaluation_whose_engine_dies_says_so(run: Run, cotrainer: ToyCoTrainer) -> None:
+    async def story(queue: Queue) -> None:
+        cotrainer.hold = asyncio.Event()
+        evaluation = asyncio.create_task(queue.jobs.evaluate(None))
+        await until(lambda: cotrainer.started == ["evaluate-1"])
+        await queue.restart_engine()
+        with pytest.raises(EngineGone):
+            await evaluation
+
+    run(story)
+
+
+def test_the_cotrainer_gets_one_job_at_a_time(run: Run, cotrainer: ToyCoTrainer) -> None:
+    async def story(queue: Queue) -> None:
+        cotrainer.polls = 5
+        for key in ("r1", "r2"):
+            queue.submit(key)
+        evaluations = await asyncio.gather(*(queue.jobs.evaluate(None) for _ in range(3)))
+        assert len(evaluations) == 3
+        for key in ("r1", "r2"):
+            assert (await queue.ended(key)).state is JobState.DONE
+        assert sorted(cotrainer.started) == ["evaluate-1", "evaluate-2", "evaluate-3", "r1", "r2"]
+        assert cotrainer.most_at_a_time == 1
+
+    run(story)

@@ -1,0 +1,157 @@
+"""A daemon's queue of jobs, real but for the co-trainer, whose training is done after a number of polls."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client import jobs as jobs_module
+from client.data import Prepared
+from client.jobs import Jobs
+from client.journal import Journal
+from serving.aliases import AliasTable
+from serving.supervisor import Supervisor
+from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
+from tests.toy_deployment import BASE, RANK, SHAPES, adapter, quick, until
+from tests.toy_engine import ToyMachine, site_config
+from umbel import peft_dir
+from umbel.errors import TrainingError
+from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport, TrainPlan
+
+
+class ToyCoTrainer:
+    def __init__(self) -> None:
+        self.polls = 2
+        """How often a job is asked for before it is done."""
+        self.unavailable = ""
+        self.fails_with = ""
+        self.silent = 0
+        """So many calls are not answered."""
+        self.value: float | None = None
+        """What stands somewhere in the update, None: the parent's."""
+        self.hold: asyncio.Event | None = None
+        """No job is done before this is set."""
+        self.started: list[str] = []
+        self.cancelled: list[str] = []
+        self.most_at_a_time = 0
+        self._jobs: dict[str, TrainJob | EvaluateJob] = {}
+        self._status = CoTrainerStatus()
+        self._left = 0
+
+    def forget(self) -> None:
+        """The engine is started anew."""
+        self._jobs, self._status = {}, CoTrainerStatus()
+
+    async def start(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
+        self._answer()
+        if self.unavailable:
+            return CoTrainerStatus(error=self.unavailable)
+        self.started.append(job.id)
+        if job.id not in self._jobs:
+            self._jobs[job.id] = job
+            self.most_at_a_time = max(self.most_at_a_time, 1 + int(not self._status.state.final and bool(self._left)))
+            self._status = CoTrainerStatus(job=job.id, state=JobState.RUNNING, steps=1, loss_tokens=5)
+            self._left = self.polls
+        return self._status
+
+    async def status(self, timeout_s: float = 0.0) -> CoTrainerStatus:
+        self._answer()
+        if self._status.job is None or self._status.state.final:
+            return self._status
+        self._left = max(0, self._left - 1)
+        if self._left == 0 and (self.hold is None or self.hold.is_set()):
+            self._status = self._ended(self._jobs[self._status.job])
+        return self._status
+
+    async def cancel(self, job_id: str) -> CoTrainerStatus:
+        self.cancelled.append(job_id)
+        if self._status.job == job_id and not self._status.state.final:
+            self._status = self._status.model_copy(update={"state": JobState.CANCELLED, "error": "cancelled"})
+        return self._status
+
+    def _answer(self) -> None:
+        if self.silent:
+            self.silent -= 1
+            raise TrainingError("the co-trainer did not answer within 30 s")
+
+    def _ended(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
+        if self.fails_with:
+            return self._status.model_copy(update={"state": JobState.FAILED, "error": self.fails_with})
+        if isinstance(job, EvaluateJob):
+            found = Evaluation(loss_sum=2.0 if job.adapter else 4.0, loss_tokens=2, exact=0, examples=1)
+            return self._status.model_copy(update={"state": JobState.DONE, "evaluation": found})
+        tensors = peft_dir.decode(Path(job.parent).read_bytes())
+        if self.value is not None:
+            name = next(iter(tensors))
+            tensors[name] = np.full_like(tensors[name], self.value)
+        Path(job.output).write_bytes(peft_dir.encode(tensors))
+        counts = {"steps": job.plan.steps, "examples": 8, "loss_tokens": 40, "loss_sum": 20.0, "seconds": 2.0}
+        return self._status.model_copy(update={"state": JobState.DONE, **counts})
+
+
+PARENT = adapter(1)
+
+
+class Queue:
+    """A daemon's jobs over a real journal and a real supervisor; a second one is what follows a kill."""
+
+    def __init__(self, state_dir: Path, cotrainer: ToyCoTrainer, machine: ToyMachine) -> None:
+        self.cotrainer: Any = cotrainer
+        self.machine, self.state_dir = machine, state_dir
+        config = site_config(state_dir)
+        self.journal = Journal(state_dir / "journal.sqlite3")
+        table = AliasTable(base="tiny", adapters={"support": {"live": None}})
+        self.supervisor = Supervisor(config, lambda: (table, {}))
+        prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0)
+        self.jobs = Jobs(
+            self.journal, self.supervisor, self.cotrainer, prepared, BASE, SHAPES, 4, state_dir / "rounds"
+        )  # fmt: skip
+
+    def submit(self, key: str, parent: bytes = PARENT, **changes: Any) -> RoundReport:
+        return self.jobs.submit("support", order(key, parent, **changes), parent)
+
+    async def ended(self, key: str) -> RoundReport:
+        await until(lambda: self.jobs.report(key).state.final)
+        return self.jobs.report(key)
+
+    async def restart_engine(self) -> None:
+        starts = self.supervisor.starts
+        self.machine.kill()
+        self.cotrainer.forget()
+        await until(lambda: self.supervisor.engine is not None and self.supervisor.starts > starts)
+
+
+def order(key: str, parent: bytes = PARENT, **changes: Any) -> RoundOrder:
+    plan = TrainPlan(**{"rank": RANK, "steps": 4, "seconds": 9.0, **changes.pop("plan", {})})
+    fields = {"key": key, "base": BASE.digest, "parent": peft_dir.digest(parent), "round": 1, "plan": plan}
+    return RoundOrder.model_validate({**fields, **changes})
+
+
+Story = Callable[[Queue], Coroutine[Any, Any, None]]
+Run = Callable[[Story], None]
+
+
+def runner(state_dir: Path, cotrainer: ToyCoTrainer, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Tells a story of one daemon's run; each call is another run over the same state directory."""
+    machine = ToyMachine()
+    quick(monkeypatch, machine)
+    monkeypatch.setattr(jobs_module, "POLL_S", 0.002)
+
+    async def main(story: Story) -> None:
+        queue = Queue(state_dir, cotrainer, machine)
+        tasks = [asyncio.create_task(work) for work in (queue.supervisor.run(), queue.jobs.run())]
+        try:
+            async with asyncio.timeout(30):
+                await story(queue)
+        finally:
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            await queue.supervisor.stop()
+            queue.journal.close()
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
+
+    return lambda story: asyncio.run(main(story))

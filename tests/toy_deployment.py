@@ -1,0 +1,172 @@
+"""A site's deployer with a real journal, supervisor, router and engine client; SGLang and training are toys."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from client import deployer as deployer_module
+from client.control import control_api
+from client.deployer import Deployer
+from client.journal import Journal
+from serving import supervisor as supervisor_module
+from serving.aliases import AliasTable
+from serving.supervisor import Supervisor
+from tests.toy_engine import ToyEngine, ToyMachine, site_config
+from umbel import peft_dir
+from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.base import BaseFingerprint
+from umbel.config import SiteConfig
+from umbel.errors import EngineGone, TrainingError
+from umbel.messages import Evaluation, ShadowReport, ShadowState
+
+PATIENCE_S = 10.0
+RANK = 2
+SHAPES = {"model.layers.0.self_attn.q_proj": (6, 5), "model.layers.0.self_attn.v_proj": (4, 5)}
+BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t", chat_template="x")
+
+
+class ToyJobs:
+    """Evaluations whose loss a test sets; the adapter's file must be there."""
+
+    def __init__(self) -> None:
+        self.losses: dict[str, float] = {}
+        """Engine name ("base" for the base) → loss; 1 where nothing is set."""
+        self.gate: asyncio.Event | None = None
+        self.gone = 0
+        """So many evaluations end because the engine dies."""
+        self.asked: list[str] = []
+
+    async def evaluate(self, folder: Path | None) -> Evaluation:
+        name = folder.name if folder else "base"
+        self.asked.append(name)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.gone:
+            self.gone -= 1
+            raise EngineGone("the engine went away")
+        if folder is not None and not (folder / peft_dir.WEIGHTS).is_file():
+            raise TrainingError(f"{folder} is not there")
+        return Evaluation(loss_sum=10 * self.losses.get(name, 1.0), loss_tokens=10, exact=1, examples=2)
+
+
+class Deployment:
+    """One run of a daemon over a state directory. A second one over the same directory is what follows a kill."""
+
+    def __init__(self, state_dir: Path, machine: ToyMachine | None = None) -> None:
+        self.config: SiteConfig = site_config(state_dir)
+        self.machine = machine or ToyMachine()
+        self.jobs: Any = ToyJobs()
+        self.journal = Journal(state_dir / "journal.sqlite3")
+        self.supervisor = Supervisor(self.config, lambda: (self.deployer.table(), self.deployer.serving()))
+        self.deployer = Deployer(self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES)
+        self._running: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Deployment":
+        self._running = asyncio.create_task(self.supervisor.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.deployer.close()
+        assert self._running is not None
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+        await self.supervisor.stop()
+        self.journal.close()
+
+    @property
+    def engine(self) -> ToyEngine:
+        return self.machine.engines[-1]
+
+    def after_a_kill(self) -> tuple[AliasTable, list[str]]:
+        """What another daemon would serve, if this one were killed now."""
+        other = Deployment(self.config.site.state_dir)
+        try:
+            return other.deployer.table(), sorted(map(str, other.deployer.serving()))
+        finally:
+            other.journal.close()
+
+    def push(self, version: int, **changes: Any) -> AdapterRef:
+        blob = adapter(version)
+        manifest = manifest_of(version, blob, **changes)
+        self.deployer.receive("support", manifest, blob)
+        return manifest.ref
+
+    async def judged(self, ref: AdapterRef) -> ShadowReport:
+        def ended() -> bool:
+            return self.deployer.report(ref).state not in (ShadowState.VALIDATING, ShadowState.PROBING)
+
+        await until(ended)
+        return self.deployer.report(ref)
+
+    async def deploy(self, version: int) -> AdapterRef:
+        ref = self.push(version)
+        await self.judged(ref)
+        await self.deployer.promote(ref)
+        return ref
+
+    async def ready(self, starts: int = 1) -> None:
+        def answers() -> bool:
+            if self._running is not None and self._running.done():
+                self._running.result()  # raises what ended the supervisor
+            return self.supervisor.engine is not None and self.supervisor.starts >= starts
+
+        await until(answers)
+
+    async def quiet(self) -> None:
+        """Until nothing happens in the background any more."""
+        await until(lambda: not self.deployer._background)
+
+    def http(self) -> httpx.AsyncClient:
+        """A client of the control API."""
+        site: Any = SimpleNamespace(config=self.config, deployer=self.deployer)
+        return httpx.AsyncClient(transport=httpx.ASGITransport(control_api(site)), base_url="http://site")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def quick(monkeypatch: pytest.MonkeyPatch, machine: ToyMachine) -> None:
+    """Engines are toys, and nothing waits longer than it must."""
+    monkeypatch.setattr(supervisor_module, "Engine", machine.engine)
+    monkeypatch.setattr(supervisor_module, "RESTART_DELAY_S", 0.01)
+    monkeypatch.setattr(deployer_module, "DRAIN_POLL_S", 0.005)
+    monkeypatch.setattr(deployer_module, "NOTICE_S", 0.05)
+
+
+def run(state_dir: Path, machine: ToyMachine, story: Callable[[Deployment], Coroutine[Any, Any, None]]) -> None:
+    """One daemon's run, from its start to its end."""
+
+    async def main() -> None:
+        async with asyncio.timeout(2 * PATIENCE_S), Deployment(state_dir, machine) as site:
+            await site.ready(0)
+            await story(site)
+
+    asyncio.run(main())
+
+
+def adapter(seed: int, dtype: Any = np.float32, rank: int = RANK, value: float | None = None) -> bytes:
+    generator = np.random.default_rng(seed)
+    tensors: peft_dir.Tensors = {}
+    for module, (out, inner) in SHAPES.items():
+        tensors[peft_dir.key(module, "A")] = generator.standard_normal((rank, inner)).astype(dtype)
+        tensors[peft_dir.key(module, "B")] = generator.standard_normal((out, rank)).astype(dtype)
+        if value is not None:
+            tensors[peft_dir.key(module, "B")][0, 0] = value
+    return peft_dir.encode(tensors)
+
+
+def manifest_of(version: int, blob: bytes, **changes: Any) -> AdapterManifest:
+    fields: dict[str, Any] = {
+        "name": "support", "version": version, "digest": peft_dir.digest(blob), "base": BASE.digest, "lineage": "test",
+        "round": version, "rank": RANK, "target_modules": ("q_proj", "v_proj"),
+    }  # fmt: skip
+    return AdapterManifest(**{**fields, **changes})

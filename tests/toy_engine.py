@@ -1,0 +1,125 @@
+"""SGLang's HTTP server as far as the daemon needs it, in this process, behind umbel's real router and real client."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serving.aliases import AliasTable
+from serving.engine import EngineClient
+from serving.router import Receive, Router, Scope, Send
+from umbel.adapter import AdapterRef
+from umbel.config import SiteConfig
+
+KEY = "k" * 64
+LOAD, UNLOAD, GENERATE, ALIASES = "/load_lora_adapter", "/unload_lora_adapter", "/generate", "/umbel/aliases"
+
+
+class ToyMachine:
+    """Where engines run: it keeps what tests set across restarts, and the engines that were started."""
+
+    def __init__(self) -> None:
+        self.engines: list[ToyEngine] = []
+        self.refuse: dict[str, str] = {}
+        """Path → the reason with which it is refused."""
+        self.gates: dict[str, asyncio.Event] = {}
+        """Path ("start" for a start) → a call of it waits until this is set."""
+        self.calls: Counter[tuple[str, str]] = Counter()
+
+    def engine(self, config: SiteConfig) -> "ToyEngine":
+        """What stands in for `serving.engine.Engine`."""
+        self.engines.append(ToyEngine(config, self))
+        return self.engines[-1]
+
+    def kill(self) -> None:
+        self.engines[-1].ended.set()
+
+
+class ToyEngine:
+    def __init__(self, config: SiteConfig, machine: ToyMachine) -> None:
+        self.config, self.machine = config, machine
+        self.log = config.site.state_dir / "engine.log"
+        self.ended = asyncio.Event()
+        self.adapters: set[str] = set()
+        """Engine names of what is loaded."""
+        self.router: Router | None = None
+        self.client = EngineClient("http://toy", KEY)
+        self.client._http = httpx.AsyncClient(
+            transport=_Wire(self), base_url="http://toy", headers={"Authorization": f"Bearer {KEY}"}
+        )
+
+    async def start(self, table: AliasTable, adapters: Mapping[AdapterRef, Path]) -> None:
+        aliases = self.config.site.state_dir / "aliases.json"
+        table.write(aliases)
+        self.router = Router(self._sglang, aliases, KEY)
+        self.adapters = {ref.engine_name for ref in adapters}
+        await self.gate("start")
+
+    async def wait(self) -> int:
+        await self.ended.wait()
+        return -9
+
+    async def stop(self, drain_s: float) -> None:
+        self.ended.set()
+        await self.client.close()
+
+    def answers(self, model: str) -> str | None:
+        """The version that a user of `model` is answered by, which must be loaded; None for the base."""
+        assert self.router is not None
+        assert self.router.table is not None
+        ref = self.router.table.resolve(model)
+        assert ref is None or ref.engine_name in self.adapters, f"{ref} is not loaded"
+        return str(ref) if ref else None
+
+    async def gate(self, path: str) -> None:
+        if path in self.machine.gates:
+            await self.machine.gates[path].wait()
+
+    async def _sglang(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, body = scope["path"], json.loads((await receive())["body"])
+        name = str(body.get("lora_name") or body.get("lora_path"))
+        if path == LOAD:
+            assert (Path(body["lora_path"]) / "adapter_model.safetensors").is_file()
+            self.adapters.add(name)
+        elif path == UNLOAD:
+            self.adapters.discard(name)
+        elif name not in self.adapters:
+            return await _answer(send, 400, f"{name} is not loaded")
+        return await _answer(send, 200, "ok")
+
+
+class _Wire(httpx.AsyncBaseTransport):
+    """From the daemon's client to the engine's router, as long as it lives."""
+
+    def __init__(self, engine: ToyEngine) -> None:
+        self.engine = engine
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        path, machine = request.url.path, self.engine.machine
+        body = json.loads(request.content or b"{}")
+        machine.calls[path, body.get("lora_name") or body.get("lora_path") or ""] += 1
+        await self.engine.gate(path)
+        if self.engine.ended.is_set() or self.engine.router is None:
+            raise httpx.ConnectError("Connection refused", request=request)
+        if path in machine.refuse:
+            return httpx.Response(500, text=machine.refuse[path], request=request)
+        return await httpx.ASGITransport(self.engine.router).handle_async_request(request)
+
+
+async def _answer(send: Send, status: int, text: str) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+def site_config(state_dir: Path, **engine: Any) -> SiteConfig:
+    return SiteConfig(
+        site={"name": "clinic-a", "state_dir": state_dir},
+        model={"path": state_dir / "base", "served_name": "tiny"},
+        adapter=[{"name": "support"}],
+        engine={"port": 30000, "dtype": "float32", "max_lora_rank": 4, **engine},
+        training={"data": state_dir / "train.jsonl"},
+    )
