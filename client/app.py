@@ -141,8 +141,11 @@ def _site(context: Context) -> httpx.Client:
             "--node-config 'socket=\"/path/to/site.sock\"'",
             final=True,
         )
-    transport = httpx.HTTPTransport(uds=str(Path(socket).expanduser()))
-    return httpx.Client(transport=transport, base_url="http://site", timeout=TIMEOUT)
+    path = str(Path(socket).expanduser())
+    headers = {"x-umbel-socket": path}  # for whoever has to say which one does not answer
+    return httpx.Client(
+        transport=httpx.HTTPTransport(uds=path), base_url="http://site", timeout=TIMEOUT, headers=headers
+    )
 
 
 def _send(
@@ -152,7 +155,8 @@ def _send(
     try:
         response = site.request(method, path, content=body, headers=headers)
     except httpx.HTTPError as error:
-        reason = f"EngineError: the site's daemon does not answer ({error}); is `umbel serve` running?"
+        socket = site.headers["x-umbel-socket"]
+        reason = f"EngineError: {socket}: the site's daemon does not answer ({error}); is `umbel serve` running?"
         raise Refused(reason, final=False) from error
     if response.is_success:
         return response

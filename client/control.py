@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import Conflict, EngineError, NotFound, TrainingError, UmbelError, WireError
-from umbel.messages import Hello, RoundOrder, RoundReport, ShadowReport
+from umbel.messages import Hello, LiveVersion, RoundOrder, RoundReport, ShadowReport
 
 if TYPE_CHECKING:
     from client.daemon import Site
@@ -88,8 +88,8 @@ async def discard(ref: str, request: Request) -> ShadowReport:
 
 
 @routes.post("/adapters/{name}/rollback")
-async def roll_back(name: str, request: Request) -> dict[str, str]:
-    return {"live": (await _site(request).deployer.roll_back(name)).ref}
+async def roll_back(name: str, request: Request) -> LiveVersion:
+    return LiveVersion(live=await _site(request).deployer.roll_back(name))
 
 
 def _site(request: Request) -> "Site":

@@ -97,13 +97,21 @@ class Deployer:
                 )
             return await self._make_live(version, "promoted")
 
-    async def roll_back(self, name: str) -> ShadowReport:
-        """Make the previous version answer the users again."""
+    async def roll_back(self, name: str) -> str | None:
+        """Make what answered before answer the users again; what that is: a version, or None for the base."""
+        names = [section.name for section in self._config.adapter]
+        if name not in names:
+            raise NotFound(f"there is no adapter {name!r} here; there is {', '.join(names)}")
         async with self._moving:
-            previous = self._journal.alias(name, "previous")
-            if previous is None:
-                raise NotFound(f"{name}: there is no previous version to roll back to")
-            return await self._make_live(self._journal.get(previous), "rolled back")
+            previous, live = self._journal.alias(name, "previous"), self._journal.alias(name, "live")
+            if previous is not None:
+                return (await self._make_live(self._journal.get(previous), "live again by roll-back")).ref
+            if live is None:
+                raise NotFound(f"{name}: the base answers, and no version ever did; there is nothing to roll back to")
+            self._journal.make_base_live(live, _retired(self._journal.get(live)))
+            await self._publish_table()
+            logger.info("adapter.rolled_back ref=base instead_of=%s", live)
+            return None
 
     async def discard(self, ref: AdapterRef, reason: str = "discarded by the federation") -> ShadowReport:
         """Unload a shadow and never use it again. Discarding it twice is no change."""
@@ -229,7 +237,7 @@ class Deployer:
         old = self._journal.alias(ref.name, "live")
         dropped = self._journal.alias(ref.name, "previous")
         report = version.report.model_copy(update={"state": ShadowState.LIVE})
-        old_report = self._journal.get(old).report.model_copy(update={"state": ShadowState.RETIRED}) if old else None
+        old_report = _retired(self._journal.get(old)) if old else None
         self._journal.make_live(ref, report, old_report, event)
         await self._publish_table()
         logger.info("adapter.%s ref=%s instead_of=%s", event.replace(" ", "_"), ref, old or "base")
@@ -290,6 +298,10 @@ class Deployer:
 def directory(config: SiteConfig, ref: AdapterRef) -> Path:
     """Where a version lies at this site; never shared by two versions."""
     return config.site.state_dir / "adapters" / ref.engine_name
+
+
+def _retired(version: Version) -> ShadowReport:
+    return version.report.model_copy(update={"state": ShadowState.RETIRED})
 
 
 def judge(probe: dict[str, Evaluation], max_loss_ratio: float) -> Verdict:

@@ -114,6 +114,15 @@ class Journal:
             self._point(ref.name, "live", ref)
             self._note(ref, event)
 
+    def make_base_live(self, live: AdapterRef, report: ShadowReport) -> None:
+        """The roll-back of a first version: the base answers again, `live` is previous; one transaction."""
+        old = self.get(live)
+        with self._transaction():
+            self._move(old, old.state.to(Lifecycle.RETIRED), report)
+            self._point(live.name, "previous", live)
+            self._db.execute("DELETE FROM aliases WHERE adapter = ? AND alias = 'live'", (live.name,))
+            self._note(live, "taken back: the base answers")
+
     def alias(self, adapter: str, alias: str) -> AdapterRef | None:
         row = self._db.execute(
             "SELECT version FROM aliases WHERE adapter = ? AND alias = ?", (adapter, alias)

@@ -36,6 +36,8 @@ def main() -> int:
     sys.path[:0] = [str(REPOSITORY)]  # the repository, not an installed copy
     from processes import ProcessError, Processes
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)  # also where a shell had SIGINT ignored
     out = fresh_folder(options.out)
     processes = Processes(out / "logs")
     demo = None
@@ -49,10 +51,16 @@ def main() -> int:
         print("\ndemo: stopping", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not stop the cleaning up
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # an impatient second Ctrl-C must not stop the cleaning up
         if demo is not None:
             demo.stop_users()
         processes.stop()
+
+
+def interrupt(number: int, frame: object) -> None:
+    """Every way of being told to stop is Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def parse() -> argparse.Namespace:
@@ -71,6 +79,8 @@ def fresh_folder(out: Path) -> Path:
     out = out.resolve()
     if len(str(out)) > 60:
         sys.exit(f"demo: {out} is too long a path for the Unix sockets below it; choose a shorter --out")
+    if out.exists() and not out.is_dir():
+        sys.exit(f"demo: {out} is a file; choose another --out")
     if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
         sys.exit(f"demo: {out} is not empty and not a demo's; choose another --out")
     shutil.rmtree(out, ignore_errors=True)
@@ -127,7 +137,10 @@ class Demo:
         (folder / "site.toml").write_text(site_file(site, base, data, self.ports[site]))
         self.say(f"{site}: starting SGLang on port {self.ports[site]} ({self.tasks[site]} data)")
         self.processes.start(f"serve-{site}", [str(ENGINE_BIN / "umbel"), "serve", str(folder / "site.toml")])
-        self.processes.wait_for(lambda: bool(self.status(site).get("engine", {}).get("ready")), f"{site}'s start", 400)
+        with self.console.status("about a minute: SGLang imports, loads the base, warms up"):
+            self.processes.wait_for(
+                lambda: bool(self.status(site).get("engine", {}).get("ready")), f"{site}'s start", 400
+            )
 
     def start_users(self, data: dict[str, tuple[Path, Path]]) -> None:
         from demo_users import Users
@@ -163,7 +176,8 @@ class Demo:
                 ended = run.poll() is not None
                 for event in read_events(registry / "events.jsonl")[len(shown) :]:
                     shown.append(event)
-                    self.say(describe(event))
+                    if event["event"] in SHOWN:
+                        self.say(describe(event))
                 if ended or (shown and shown[-1]["event"] == "run.finished"):
                     break
                 self.processes.require_alive()
@@ -358,30 +372,36 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
+SHOWN = (
+    "run.started", "round.started", "site.trained", "round.published", "site.judged", "round.promoted",
+    "round.rejected", "round.failed", "run.finished",
+)  # fmt: skip
+
+
 def describe(event: dict[str, Any]) -> str:
     """One line of an event for people."""
     kind, number = event["event"], event.get("round", "")
     match kind:
+        case "run.started":
+            return f"flwr run: {event['rounds']} rounds, strategy {event['strategy']}"
         case "round.started":
-            return f"round {number}: {', '.join(event['sites'])} train from {event['parent'][:12]}"
+            return f"round {number}: {', '.join(event['sites'])} train, beginning with {event['parent'][:12]}"
         case "site.trained":
-            return f"round {number}: {event['site']} took {event['steps']} steps at {event['share']:.0%} of the time"
+            share = f"{event['share']:.0%} of {event['seconds']:.0f} s went into training, the rest into serving"
+            return f"round {number}: {event['site']} took {event['steps']} steps; {share}"
         case "round.published":
-            return (
-                f"round {number}: published support@v{event['version']}, truncation error {event['relative_error']:.1e}"
-            )
+            lost = f"{event['relative_error']:.0%} of the update's norm is beyond rank {RANK}"
+            return f"round {number}: published support@v{event['version']} ({lost} in the worst module)"
         case "site.judged":
             verdict = event["verdict"] or {"reasons": ["no verdict"]}
-            return f"round {number}: {event['site']} says: {'; '.join(verdict['reasons'])}"
+            return f"round {number}: {event['site']} judges the shadow: {'; '.join(verdict['reasons'])}"
         case "round.promoted":
-            return (
-                f"[bold]round {number}: support@v{event['version']} answers users at {', '.join(event['sites'])}[/bold]"
-            )
+            return f"[bold]round {number}: v{event['version']} answers users at {', '.join(event['sites'])}[/bold]"
+        case "run.finished":
+            return f"the run is over; {event['head']} is where the next one would begin"
         case _:
-            rest = {
-                key: value for key, value in event.items() if key not in ("event", "at", "run_id", "adapter", "seconds")
-            }
-            return f"{kind} {json.dumps(rest)}"
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in event.get("reasons", {}).items())
+            return f"[red]round {number}: {ENDS[kind]}[/red] {reasons}"
 
 
 def probe_row(event: dict[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_only_a_judged_shadow_is_promoted_and_the_control_api_says_409(tmp_path:
                 assert (reply.status_code, reply.json()["state"]) == (200, "live")
             assert (await http.post("/adapters/support@v9/promote")).status_code == 404
             assert (await http.post("/adapters/support/promote")).status_code == 422
-            assert (await http.post("/adapters/support/rollback")).status_code == 404
+            assert (await http.post("/adapters/suport/rollback")).status_code == 404
             assert (await http.post("/adapters/support@v1/discard")).status_code == 422, "it answers users"
             assert (await http.get("/adapters/support@v1/shadow")).json()["state"] == "live"
 
@@ -151,19 +151,31 @@ def test_a_newer_push_supersedes_a_shadow(tmp_path: Path, machine: ToyMachine) -
     run(tmp_path, machine, story)
 
 
+def test_the_first_version_can_be_taken_back(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        assert await site.deployer.roll_back("support") is None
+        assert (site.engine.answers("support"), site.engine.answers("support@previous")) == (None, "support@v1")
+        assert site.after_a_kill()[0].adapters["support"]["live"] is None
+        assert await site.deployer.roll_back("support") == "support@v1"
+        assert site.engine.answers("support") == "support@v1"
+
+    run(tmp_path, machine, story)
+
+
 def test_rolling_back_twice_comes_back(tmp_path: Path, machine: ToyMachine) -> None:
     async def story(site: Deployment) -> None:
-        with pytest.raises(NotFound, match="no previous version"):
+        with pytest.raises(NotFound, match="nothing to roll back to"):
             await site.deployer.roll_back("support")
         for version in (1, 2, 3):
             await site.deploy(version)
         for live, previous in (("support@v2", "support@v3"), ("support@v3", "support@v2")):
-            assert (await site.deployer.roll_back("support")).ref == live
+            assert await site.deployer.roll_back("support") == live
             assert (site.engine.answers("support"), site.engine.answers("support@previous")) == (live, previous)
             assert site.after_a_kill()[0].adapters["support"]["live"] == live
         await site.quiet()
         assert site.engine.adapters == {"support-v3", "support-v2"}
-        assert site.journal.history("support", limit=1)[0][1] == "rolled back"
+        assert site.journal.history("support", limit=1)[0][1] == "live again by roll-back"
 
     run(tmp_path, machine, story)
 

@@ -16,9 +16,16 @@ from umbel.config import SiteConfig
 from umbel.errors import ConfigError, UmbelError
 from umbel.telemetry import configure_logging
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Federated LoRA fine-tuning whose clients serve.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they print locals, and a local may be private text
+    help="Federated LoRA fine-tuning whose clients serve.",
+)
 adapter_app = typer.Typer(no_args_is_help=True, help="Look into the centre's adapter registry.")
 app.add_typer(adapter_app, name="adapter")
+
+ENVIRONMENTS = {"site": ".venv-engine", "server": ".venv"}
 
 SiteFile = Annotated[Path, typer.Argument(help="The site file, such as sites/clinic-a.toml.")]
 Registry = Annotated[Path, typer.Option(help="The registry's directory (`registry` in the run configuration).")]
@@ -54,10 +61,10 @@ def status(site_file: SiteFile, as_json: AsJson = False) -> None:
 
 @app.command()
 def rollback(site_file: SiteFile, adapter: Annotated[str, typer.Argument(help="Such as support.")]) -> None:
-    """Make the previous version answer users again, now."""
+    """Make what answered before answer users again, now: the previous version, or the base before the first one."""
     with _explained():
         reply = _ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback")
-        print(f"{adapter}: {reply['live']} answers users again")
+        print(f"{adapter}: {reply['live'] or 'the base'} answers users again; once more would take this back")
 
 
 @app.command()
@@ -113,12 +120,13 @@ def _status_text(report: dict[str, Any]) -> str:
     engine = report["engine"]
     lines = [f"site {report['site']}: engine {'ready at ' + engine['url'] if engine['ready'] else 'starting'}"]
     for name, aliases in report["aliases"].items():
-        lines.append(f"{name}: {aliases['live'] or 'the base'} answers users")
+        verb = "answers" if engine["ready"] else "will answer"
+        lines.append(f"{name}: {aliases['live'] or 'the base'} {verb} users")
         lines.append(f"  shadow {aliases['shadow'] or '-'}, previous {aliases['previous'] or '-'}")
         for at, event, version in report["history"][name][:5]:
             lines.append(f"  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))} {name}@v{version} {event}")
         if aliases["previous"]:
-            lines.append(f"  go back: umbel rollback SITE_FILE {name}")
+            lines.append(f"  back to {aliases['previous']}: umbel rollback SITE_FILE {name}")
     training = report["training"] or {}
     if training.get("job"):
         lines.append(
@@ -149,8 +157,8 @@ def _import(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"this command needs {error.name}, which is not in this environment; "
-            f"run it where `pip install 'umbel[{extra}]'` was done"
+            f"this command belongs to the other environment, the one with umbel[{extra}]: {ENVIRONMENTS[extra]} "
+            f"({error.name} is not in this one)"
         ) from error
 
 
@@ -159,8 +167,9 @@ def _explained() -> Iterator[None]:
     """An error of ours is a message and exit status 1, not a traceback."""
     try:
         yield
-    except UmbelError as error:
-        print(f"umbel: {error}", file=sys.stderr)
+    except (UmbelError, OSError) as error:
+        for line in str(error).splitlines():
+            print(f"umbel: {line}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
