@@ -176,7 +176,10 @@ def _read(path: Path) -> Iterator[tuple[str, list[Turn]]]:
             if len(line) > MAX_LINE:
                 raise DataError(f"{where}: over {MAX_LINE >> 20} MiB in one line; write one example per line")
             if line.strip():
-                yield where, parse(line.removeprefix(b"\xef\xbb\xbf"), where)
+                turns = parse(line.removeprefix(b"\xef\xbb\xbf"), where)
+                if not any(content.strip() for role, content in turns if role == "assistant"):
+                    raise DataError(f"{where}: the answer is empty; write one or remove the line")
+                yield where, turns
 
 
 def parse(line: bytes, where: str) -> list[Turn]:

@@ -237,3 +237,13 @@ def test_child_gives_the_same_result_and_errors(tiny_llama: Path, tmp_path: Path
     assert done == prepare(data, None, 0.1, tiny_llama, 16, tmp_path / "tokens")
     with pytest.raises(DataError, match=r"missing\.jsonl: cannot be read"):
         in_child(tmp_path / "missing.jsonl")
+
+
+@pytest.mark.parametrize("answer", ["", "  \n"])
+def test_an_empty_answer_is_nothing_to_learn(tmp_path: Path, tiny_llama: Path, answer: str) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text(
+        json.dumps({"prompt": "p", "completion": "c"}) + "\n" + json.dumps({"prompt": "p", "completion": answer})
+    )
+    with pytest.raises(DataError, match=r"train\.jsonl:2: the answer is empty"):
+        prepare(data, None, 0.5, tiny_llama, 32, tmp_path / "out")

@@ -102,8 +102,7 @@ def test_a_model_with_a_broken_config_is_said_in_one_line(site_file: Path) -> No
 @pytest.mark.skipif(bool(importlib.util.find_spec("sglang")), reason="for the environment without SGLang")
 def test_serve_in_flowers_environment_says_which_one_is_needed(site_file: Path) -> None:
     said = refusal("serve", site_file)
-    assert "which is not in this environment" in said
-    assert "pip install 'umbel[site]'" in said
+    assert "belongs to the other environment, the one with umbel[site]: .venv-engine" in said
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["rollback"]])
