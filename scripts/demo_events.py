@@ -1,0 +1,85 @@
+"""What the demo reads from the registry's events, says of them, and promises."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ENDS = {"round.promoted": "promoted", "round.rejected": "rejected", "round.failed": "failed"}
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+SHOWN = (
+    "run.started", "round.started", "site.trained", "round.published", "site.judged", "round.promoted",
+    "round.rejected", "round.failed", "run.finished",
+)  # fmt: skip
+
+
+def describe(event: dict[str, Any]) -> str:
+    """One line of an event for people."""
+    kind, number = event["event"], event.get("round", "")
+    match kind:
+        case "run.started":
+            return f"flwr run: {event['rounds']} rounds, strategy {event['strategy']}"
+        case "round.started":
+            return f"round {number}: {', '.join(event['sites'])} train, beginning with {event['parent'][:12]}"
+        case "site.trained":
+            share = f"{event['share']:.0%} of {event['seconds']:.0f} s went into training, the rest into serving"
+            return f"round {number}: {event['site']} took {event['steps']} steps; {share}"
+        case "round.published":
+            lost = f"{event['relative_error']:.0%} of the update's norm is beyond its rank"
+            return f"round {number}: published support@v{event['version']} ({lost} in the worst module)"
+        case "site.judged":
+            verdict = event["verdict"] or {"reasons": ["no verdict"]}
+            return f"round {number}: {event['site']} judges the shadow: {'; '.join(verdict['reasons'])}"
+        case "round.promoted":
+            return f"[bold]round {number}: v{event['version']} answers users at {', '.join(event['sites'])}[/bold]"
+        case "run.finished":
+            return f"the run is over; {event['head']} is where the next one would begin"
+        case _:
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in event.get("reasons", {}).items())
+            return f"[red]round {number}: {ENDS[kind]}[/red] {reasons}"
+
+
+def probe_row(event: dict[str, Any]) -> dict[str, Any]:
+    losses = {role: e["loss_sum"] / e["loss_tokens"] for role, e in event["probe"].items() if e["loss_tokens"]}
+    verdict = event["verdict"] or {"accepted": False, "reasons": ["no verdict"]}
+    return {
+        "round": event["round"], "version": event["ref"], "site": event["site"], **losses,
+        "verdict": "accepted" if verdict["accepted"] else "; ".join(verdict["reasons"]),
+    }  # fmt: skip
+
+
+def round_row(event: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "round": event["round"], "end": ENDS[event["event"]], "seconds": event.get("seconds", {}),
+        "reasons": event.get("reasons", {}),
+    }  # fmt: skip
+
+
+def broken_promises(summary: dict[str, Any], rounds: int) -> list[str]:
+    """What the demo promised and did not keep."""
+    broken = []
+    for site, users in summary["users"].items():
+        if users["failed"]:
+            broken.append(f"{site}: {users['failed']} of {users['requests']} requests failed: {users['failures'][0]}")
+        if not users["requests"]:
+            broken.append(f"{site}: no user was answered")
+    ended = [
+        row for row in summary["rounds"] if row["end"] == "promoted" or (row["end"] == "rejected" and row["reasons"])
+    ]
+    if len(ended) < rounds:
+        broken.append(f"only {len(ended)} of {rounds} rounds were promoted or rejected for a stated reason")
+    live = {site["live"] for site in summary["sites"].values()}
+    federated = summary["quality"].get(next(iter(live)) or "") if len(live) == 1 else None
+    if federated is None:
+        return [*broken, f"the sites do not serve one federated version: {sorted(map(str, live))}"]
+    for task, score in federated.items():
+        base = summary["quality"]["base"][task]
+        if not (score["loss"] < base["loss"] and score["exact_match"] >= base["exact_match"]):
+            broken.append(f"the federated adapter does not beat the base on the {task} task: {score} against {base}")
+    return broken
