@@ -31,6 +31,10 @@ class TrainPlan(_Message):
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat = 1.0
+    factors: Literal["AB", "A", "B"] = "AB"
+    """Which of the two factors are trained; the other stays as the parent has it (FFA-LoRA, RoLoRA)."""
+    proximal: NonNegativeFloat = 0.0
+    """FedProx's μ: the gradient of μ/2 · ‖w − w_parent‖² over the trained factors is added."""
     seed: int = 0
     """Of the order of the data; the round is added to it."""
 
