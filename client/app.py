@@ -86,13 +86,13 @@ def submit(site: httpx.Client, content: RecordDict) -> RecordDict:
 @app.query("collect")
 @_answers
 def collect(site: httpx.Client, content: RecordDict) -> RecordDict:
-    """How a round or a shadow stands; a finished round's update comes along."""
+    """How a round or a shadow stands; a finished round's update comes along where it is asked for."""
     if _kind(content) == VersionQuery.__name__:
         return _records(_call(site, ShadowReport, "GET", f"/adapters/{_ref(content)}/shadow"))
     asked = _body(content, RoundQuery)
     path = f"/adapters/{asked.adapter}/rounds/{asked.key}"
     report = _call(site, RoundReport, "GET", path)
-    if report.state is not JobState.DONE:
+    if not asked.fetch or report.state is not JobState.DONE:
         return _records(report)
     records = _records(report, _send(site, "GET", f"{path}/update").content)
     records["metrics"] = MetricRecord(

@@ -48,7 +48,9 @@ async def submit(name: str, key: str, request: Request) -> RoundReport:
         raise WireError(f"the order is for round {order.key}, not {key}")
     if name not in adapters:
         raise NotFound(f"there is no adapter {name!r} here; there is {', '.join(adapters)}")
-    return _site(request).jobs.submit(name, order, await _body(request))
+    report = _site(request).jobs.submit(name, order, await _body(request))
+    await _site(request).jobs.supersede(name, order)
+    return report
 
 
 @routes.get("/adapters/{name}/rounds/{key}")

@@ -87,11 +87,17 @@ class Jobs:
             raise NotFound(f"the update of round {key} is not kept any more; submit the round again under a new key")
         return file.read_bytes()
 
-    async def cancel(self, key: str) -> RoundReport:
+    async def supersede(self, adapter: str, order: RoundOrder) -> None:
+        """Stop what is open of the same registry's earlier rounds: who gives out a new one waits for them no more."""
+        for older in self._journal.open_rounds(adapter):
+            if older.round < order.round and _lineage(older) == _lineage(order):
+                await self.cancel(older.key, f"superseded by round {order.round}")
+
+    async def cancel(self, key: str, reason: str = "cancelled") -> RoundReport:
         """Stop a round; one that has ended stays as it is."""
         report = self.report(key)
         if not report.state.final:
-            report = report.model_copy(update={"state": JobState.CANCELLED, "error": "cancelled"})
+            report = report.model_copy(update={"state": JobState.CANCELLED, "error": reason})
             self._finish(report)
             if self._supervisor.engine is not None:
                 await self._cotrainer.cancel(key)
@@ -188,6 +194,11 @@ class Jobs:
 
     def _folder(self, key: str) -> Path:
         return self._directory / key
+
+
+def _lineage(order: RoundOrder) -> str:
+    """The part of a round's key that says which registry gave it out."""
+    return order.key.partition(f"-{order.round}-")[0]
 
 
 def _counts(status: CoTrainerStatus) -> dict[str, float]:

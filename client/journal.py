@@ -164,10 +164,11 @@ class Journal:
             raise NotFound(f"round {key} is not known at this site; submit it again")
         return RoundOrder.model_validate_json(row[0]), RoundReport.model_validate_json(row[1])
 
-    def open_rounds(self) -> list[RoundOrder]:
-        """Rounds that are not finished, oldest first."""
+    def open_rounds(self, adapter: str | None = None) -> list[RoundOrder]:
+        """Rounds that are not finished, oldest first; of one adapter, or of all."""
         rows = self._db.execute(
-            "SELECT job FROM rounds WHERE state IN (?, ?) ORDER BY created", (JobState.QUEUED, JobState.RUNNING)
+            "SELECT job FROM rounds WHERE state IN (?, ?) AND adapter = coalesce(?, adapter) ORDER BY created",
+            (JobState.QUEUED, JobState.RUNNING, adapter),
         )
         return [RoundOrder.model_validate_json(job) for (job,) in rows]
 

@@ -1,6 +1,7 @@
 """Starting and ending the processes of a federation on one machine: none is left behind, whatever group it moved to."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -151,4 +152,4 @@ class Flower:
 
 
 def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str | Path) else str(value)
+    return json.dumps(str(value) if isinstance(value, Path) else value)  # TOML writes these as JSON does

@@ -45,6 +45,8 @@ class Request(Generic[M]):
     adapter: bytes | None = None
     delay: float = 0.0
     """Seconds to wait before it is sent."""
+    fetches: bool = False
+    """Whether the answer brings an adapter; the exchange has only a few such requests under way at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,31 @@ class Reply(Generic[M]):
 Dialogue = Generator[Request[M], Reply[M], T]
 
 
-def train(site: str, base: str, adapter: str, order: RoundOrder, parent: bytes) -> Dialogue[RoundReport, Update]:
-    """Have a round trained, and fetch the update. `base` is the digest of the site's own fingerprint."""
+def submit(adapter: str, order: RoundOrder, parent: bytes) -> Dialogue[RoundReport, RoundReport]:
+    """Give a site a round to train, from `parent`'s bytes; returns how it stands there."""
     reply = yield Request("train.submit", Submit(adapter=adapter, order=order), RoundReport, parent)
-    while reply.adapter is None:
-        report = reply.body
-        if report.key != order.key:
-            raise SiteFailure(f"answered for round {report.key!r}, asked was {order.key!r}")
-        if report.state in (JobState.FAILED, JobState.CANCELLED):
-            raise SiteFailure(f"training {report.state}: {report.error or 'no reason given'}")
-        delay = 0.0 if report.state is JobState.DONE else POLL_S
-        reply = yield Request("query.collect", RoundQuery(adapter=adapter, key=order.key), RoundReport, delay=delay)
+    return reply.body
+
+
+def collect(site: str, base: str, adapter: str, order: RoundOrder) -> Dialogue[RoundReport, Update]:
+    """Wait for a round that a site was given, and fetch the update. `base` is the digest of the site's fingerprint."""
+    query = RoundQuery(adapter=adapter, key=order.key)
+    reply = yield Request("query.collect", query, RoundReport, delay=POLL_S)
+    while not _is_done(reply.body, order):
+        reply = yield Request("query.collect", query, RoundReport, delay=POLL_S)
+    fetch = query.model_copy(update={"fetch": True})
+    reply = yield Request("query.collect", fetch, RoundReport, fetches=True)
+    if reply.adapter is None or not _is_done(reply.body, order):
+        raise SiteFailure("said that its round was done, and sent no update")
     return Update(site, reply.adapter, reply.body, base)
+
+
+def _is_done(report: RoundReport, order: RoundOrder) -> bool:
+    if report.key != order.key:
+        raise SiteFailure(f"answered for round {report.key!r}, asked was {order.key!r}")
+    if report.state in (JobState.FAILED, JobState.CANCELLED):
+        raise SiteFailure(f"training {report.state}: {report.error or 'no reason given'}")
+    return report.state is JobState.DONE
 
 
 def shadow(manifest: AdapterManifest, blob: bytes) -> Dialogue[ShadowReport, ShadowReport]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +27,8 @@ NODES_S = 1.0
 """Between two looks at which nodes are online."""
 RETRY_S = 3.0
 """Before a site that was not ready, or lost a message, is asked the same again."""
+DOWNLOADS = 8
+"""Adapters on their way from the sites at a time: the SuperLink holds each of them until it is pulled."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Outcome(Generic[T]):
     """Site → result."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Site → why there is none."""
+    late: frozenset[str] = frozenset()
+    """Those of the left out that did not fail, and might have answered later."""
 
 
 class Exchange:
@@ -49,11 +53,13 @@ class Exchange:
         ttl: float = TTL_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        downloads: int = DOWNLOADS,
     ) -> None:
         self.roster = Roster(clock)
         self.clock = clock
         self._sleep = sleep
         self._grid = grid
+        self._downloads = downloads
         self._mailbox = Mailbox(grid, ttl=ttl, clock=clock)
         self._online: list[int] = []
         self._next_look = clock()
@@ -74,20 +80,25 @@ class Exchange:
         *,
         group: str,
         sites: Collection[str] | None = None,
+        enough: Callable[[Mapping[str, T]], bool] = lambda answers: False,
     ) -> Outcome[T]:
-        """Hold one dialogue with each site until all are over, or the deadline.
+        """Hold one dialogue with each site until all are over, the answers are `enough`, or the deadline.
 
         Without `sites`: with every site that is online, and those that come while others still talk. A site that goes
-        away is waited for. `group` is Flower's group id.
+        away is waited for. `group` is Flower's group id. What a dialogue returns is kept to the end: one that fetches
+        something large makes use of it and returns what is small.
         """
         talks: dict[str, _Talk[M, T]] = {}
+        answers: dict[str, T] = {}
         while sites is None or sites:
             for site, hello in self.roster.sites.items():
                 if site not in talks and (sites is None or site in sites):
                     talks[site] = _Talk(site, begin(hello), self.clock())
             self._turn(talks, group)
             begun = bool(talks) and set(sites or ()) <= talks.keys()
-            if (begun and all(talk.over for talk in talks.values())) or self.clock() >= deadline:
+            answers = {site: talk.results[0] for site, talk in talks.items() if talk.results}
+            over = begun and all(talk.over for talk in talks.values())
+            if over or enough(answers) or self.clock() >= deadline:
                 break
             self._sleep(PULL_S)
         for site in talks:
@@ -96,7 +107,8 @@ class Exchange:
         left_out |= {site: talk.why_not for site, talk in talks.items() if not talk.results}
         for site, reason in left_out.items():
             log.warning("%s: site %s left out: %s", group, site, reason)
-        return Outcome({site: talk.results[0] for site, talk in talks.items() if talk.results}, left_out)
+        late = frozenset(site for site, talk in talks.items() if not talk.over)
+        return Outcome(answers, left_out, late)
 
     def _turn(self, talks: "dict[str, _Talk[M, T]]", group: str) -> None:
         """Look who is there, send what is due, hear what came."""
@@ -104,12 +116,14 @@ class Exchange:
             self._online = list(self._grid.get_node_ids())
             self._next_look = self.clock() + NODES_S
         letters = self.roster.see(self._online)
+        free = self._downloads - sum(talk.node is not None and talk.fetches for talk in talks.values())
         for talk in talks.values():
             node = self.roster.node_of(talk.site)
             if talk.node not in (None, node):
                 self._mailbox.forget(talk.site)
                 talk.hear(Lost("its SuperNode went away"), self.clock())
-            if node is not None and talk.ready(self.clock()):
+            if node is not None and talk.ready(self.clock()) and (free > 0 or not talk.fetches):
+                free -= talk.fetches
                 letters.append(talk.letter(node))
         self._mailbox.send(letters, group)
         for key, answer in self._mailbox.receive(self._online):
@@ -117,6 +131,7 @@ class Exchange:
                 self.roster.hear(key[1], answer)
             elif key in talks:
                 talks[str(key)].hear(answer, self.clock())
+            del answer  # the next adapter is pulled when this one is gone
 
 
 class _Talk(Generic[M, T]):
@@ -130,12 +145,18 @@ class _Talk(Generic[M, T]):
         self.failure = ""
         self._trouble = ""
         self._dialogue = dialogue
-        self._request: Request[M] = next(dialogue)
+        self._request: Request[M]
+        """What to ask; none in a dialogue that was over before it asked anything."""
         self._due = now
+        self._go_on(lambda: next(dialogue), now)
 
     @property
     def over(self) -> bool:
         return bool(self.results or self.failure)
+
+    @property
+    def fetches(self) -> bool:
+        return self._request.fetches
 
     @property
     def why_not(self) -> str:
@@ -146,7 +167,8 @@ class _Talk(Generic[M, T]):
 
     def letter(self, node: int) -> Letter:
         self.node = node
-        return Letter(self.site, node, self._request.message_type, pack(self._request.body, self._request.adapter))
+        content = pack(self._request.body, self._request.adapter)
+        return Letter(self.site, node, self._request.message_type, content, self._request.fetches)
 
     def hear(self, answer: Answer, now: float) -> None:
         self.node = None
@@ -168,8 +190,11 @@ class _Talk(Generic[M, T]):
             self.failure = body.error if body.final else ""
             return
         self._trouble = ""
+        self._go_on(lambda: self._dialogue.send(Reply(body, adapter)), now)
+
+    def _go_on(self, step: Callable[[], Request[M]], now: float) -> None:
         try:
-            self._request = self._dialogue.send(Reply(body, adapter))
+            self._request = step()
             self._due = now + self._request.delay
         except StopIteration as end:
             self.results.append(end.value)

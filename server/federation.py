@@ -1,22 +1,23 @@
 """The steps of a federation's rounds; server/app.py puts them in order. Each is recorded before the next begins."""
 
+import hashlib
+import importlib.metadata
 from collections import defaultdict
 from collections.abc import Iterator
 
-from server import dialogues
 from server.config import RunConfig
 from server.events import Events
-from server.exchange import Exchange, Outcome
+from server.exchange import Exchange
 from server.pin import Pin
 from server.registry import HEAD, AdapterRegistry
 from server.rollout import Judgement, Rollout
 from server.rounds import RoundState
+from server.training import RoundResult, Training
 from strategies import catalogue
-from strategies.base import Adapter, Aggregate, Update
 from umbel import peft_dir
-from umbel.adapter import AdapterManifest
+from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import ConfigError, NotFound, UmbelError
-from umbel.messages import Hello, RoundOrder
+from umbel.messages import Hello, RoundReport
 
 
 class Federation:
@@ -31,8 +32,12 @@ class Federation:
         self._exchange = exchange
         self._events = events
         self._run_id = run_id
-        self._rollout = Rollout(exchange, quorum=config.quorum, grace_s=config.grace_seconds)
-        self._strategy = catalogue.find(config.strategy)(max_examples=config.steps * config.batch_size)
+        self._rollout = Rollout(
+            exchange, quorum=config.quorum, straggler_s=config.straggler_seconds, grace_s=config.grace_seconds
+        )
+        self._strategy = catalogue.find(config.strategy)(**config.options)
+        self._training = Training(config, registry, exchange, self._strategy, self._tell)
+        self._round = 0
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._require(registry.pin(self._name))
 
@@ -54,7 +59,7 @@ class Federation:
         record = self._registry.rounds.find(self._name, number)
         if record is None or record.version is None:
             return None
-        return self._registry.versions(self._name)[record.version]
+        return self._registry.manifest(AdapterRef(self._name, record.version))
 
     def train(self, number: int) -> AdapterManifest | None:
         """Train at the sites, aggregate and publish. None when no quorum came about; the round is then failed."""
@@ -64,18 +69,19 @@ class Federation:
             found = f"{len(there)} of {self._config.quorum} sites needed were there"
             self._fail(number, {**self._exchange.roster.troubles, **_disagreements(there), "*": found})
             return None
-        blob, head = self._registry.read(self._registry.resolve(f"{self._name}@{HEAD}"))
-        parent = Adapter.of(blob, head.base)
-        outcome = self._collect(number, parent)
-        started = self._exchange.clock()
-        aggregate = self._strategy.aggregate(parent, list(outcome.answers.values()))
-        self._seconds["aggregate"] += self._exchange.clock() - started
-        left_out = {**self._exchange.roster.troubles, **outcome.left_out, **aggregate.left_out}
-        if len(aggregate.weights) < self._config.quorum:
-            admitted = f"{len(aggregate.weights)} of {self._config.quorum} updates needed were admitted"
-            self._fail(number, {**left_out, "*": admitted})
+        head = self._registry.manifest(self._registry.resolve(f"{self._name}@{HEAD}"))
+        self._emit("round.started", round=number, parent=head.digest, sites=sorted(self._exchange.roster.sites))
+        started, self._round = self._exchange.clock(), number
+        result = self._training.run(number, head)
+        wall = self._exchange.clock() - started
+        self._time_training(result, wall)
+        result.left_out = {**self._exchange.roster.troubles, **result.left_out}
+        self._emit("round.trained", round=number, seconds=round(wall, 3), left_out=result.left_out)
+        if result.admitted < self._config.quorum or not result.aggregate.tensors:
+            admitted = f"{result.admitted} of {self._config.quorum} updates needed were admitted"
+            self._fail(number, {**result.left_out, "*": admitted})
             return None
-        return self._publish(number, head, aggregate, left_out, outcome.answers)
+        return self._publish(number, head, result)
 
     def judge(self, number: int, version: AdapterManifest) -> Judgement:
         """Shadow a version at the sites. A verdict that was recorded before an interruption stands."""
@@ -114,46 +120,30 @@ class Federation:
         self._record(number, RoundState.REJECTED)
         self._done("round.rejected", number, version=version.version, reasons=judgement.reasons)
 
-    def _collect(self, number: int, parent: Adapter) -> Outcome[Update]:
-        """Have the sites train; their updates, and who gave none."""
-        order = RoundOrder(
-            key=f"{self._registry.lineage}-{number}-{parent.digest[:16]}",
-            base=parent.base, parent=parent.digest, round=number, plan=self._config.plan,
-        )  # fmt: skip
-        self._emit("round.started", round=number, parent=parent.digest, sites=sorted(self._exchange.roster.sites))
-        started = self._exchange.clock()
-        outcome = self._exchange.converse(
-            lambda hello: dialogues.train(hello.site, hello.fingerprint.digest, self._name, order, parent.blob),
-            started + self._config.round_seconds + self._config.grace_seconds,
-            group=f"round {number}",
-        )
-        wall = self._exchange.clock() - started
-        for site, update in outcome.answers.items():
-            self._emit("site.trained", round=number, site=site, **update.report.model_dump(mode="json"))
-        longest = max((update.report.seconds for update in outcome.answers.values()), default=0.0)
-        self._seconds["train"] += longest
-        self._seconds["transfer"] += max(0.0, wall - longest)
-        self._emit("round.trained", round=number, seconds=round(wall, 3), left_out=outcome.left_out)
-        return outcome
-
-    def _publish(
-        self, number: int, parent: AdapterManifest, aggregate: Aggregate, left_out: dict[str, str],
-        updates: dict[str, Update],
-    ) -> AdapterManifest:  # fmt: skip
-        reports = [updates[site].report for site in aggregate.weights]
-        tokens = sum(report.num_loss_tokens for report in reports)
+    def _publish(self, number: int, parent: AdapterManifest, result: RoundResult) -> AdapterManifest:
+        aggregate = result.aggregate
+        reports = {site: result.reports[site] for site in result.sites}
+        tokens = sum(report.num_loss_tokens for report in reports.values())
+        loss = sum(report.loss_sum for report in reports.values())
         version = self._registry.publish(
             self._name, peft_dir.encode(aggregate.tensors), round=number, run_id=self._run_id, parent=parent.digest,
-            strategy=self._config.strategy, weights=aggregate.weights, left_out=left_out,
-            certificate=aggregate.certificate,
-            metrics={"train-loss": sum(report.loss_sum for report in reports) / tokens, "num-loss-tokens": tokens},
+            parents=result.parents, strategy=self._config.strategy, options=self._strategy.options.model_dump(),
+            weights=aggregate.weights, left_out=result.left_out, certificate=aggregate.certificate,
+            metrics={"train-loss": loss / tokens, "num-loss-tokens": tokens} if tokens else {},
+            site_metrics={site: _measured(report, result.staleness[site]) for site, report in reports.items()},
+            counts={site: _counted(report) for site, report in reports.items()},
+            code=_code(), config=hashlib.sha256(self._config.model_dump_json().encode()).hexdigest(),
         )  # fmt: skip
-        worst = max(aggregate.certificate.values(), default=None)
         self._emit(
             "round.published", round=number, version=version.version, digest=version.digest,
-            weights=aggregate.weights, left_out=left_out, relative_error=worst,
+            weights=aggregate.weights, left_out=result.left_out,
+            relative_error=max(aggregate.certificate.values(), default=None),
         )  # fmt: skip
         return version
+
+    def _tell(self, site: str, report: RoundReport, staleness: int) -> None:
+        fields = report.model_dump(mode="json")
+        self._emit("site.trained", round=self._round, site=site, staleness=staleness, **fields)
 
     def _gather(self) -> bool:
         """Wait for a quorum of sites; the first one decides what the registry holds fast."""
@@ -184,8 +174,21 @@ class Federation:
                 f"rank = {self._config.rank}, but {self._name} in {self._registry.root} has rank {pin.rank}; "
                 f"run with rank={pin.rank}, or with another registry"
             )
-        rank = self._config.rank
-        self._exchange.roster.require(lambda hello: (pin or Pin.of(hello, rank)).require(hello, self._name))
+
+        def admit(hello: Hello) -> None:
+            held = pin or Pin.of(hello, self._config.rank)
+            held.require(hello, self._name)
+            if not self._strategy.mixed_ranks:
+                held.require_rank(hello)
+
+        self._exchange.roster.require(admit)
+
+    def _time_training(self, result: RoundResult, wall: float) -> None:
+        fresh = [report.seconds for site, report in result.reports.items() if not result.staleness[site]]
+        longest = max(fresh, default=0.0)
+        self._seconds["train"] += longest
+        self._seconds["aggregate"] += result.folding_s
+        self._seconds["transfer"] += max(0.0, wall - longest - result.folding_s)
 
     def _time_shadow(self, judgement: Judgement, wall: float) -> None:
         load = max((report.load_s for report in judgement.reports.values()), default=0.0)
@@ -206,6 +209,27 @@ class Federation:
 
     def _emit(self, event: str, **fields: object) -> None:
         self._events.emit(event, run_id=self._run_id, adapter=self._name, **fields)
+
+
+def _code() -> str:
+    """The installed release; nothing where only Flower's bundle is there."""
+    try:
+        return importlib.metadata.version("umbel")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _measured(report: RoundReport, staleness: int) -> dict[str, float]:
+    return {
+        "train-loss": report.loss_sum / report.num_loss_tokens,
+        "seconds": report.seconds,
+        "staleness": staleness,
+        "rank": report.rank or 0,
+    }
+
+
+def _counted(report: RoundReport) -> dict[str, int]:
+    return {"num-examples": report.num_examples, "num-loss-tokens": report.num_loss_tokens}
 
 
 def _disagreements(sites: dict[str, Hello]) -> dict[str, str]:

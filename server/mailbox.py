@@ -1,7 +1,7 @@
 """Flower messages in flight: pushed in lists, matched to their replies, given up when no reply can come any more."""
 
 import time
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
@@ -23,6 +23,8 @@ class Letter:
     node_id: int
     message_type: str
     content: RecordDict
+    fetches: bool = False
+    """Whether the answer brings an adapter; such answers are pulled one at a time."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class _InFlight:
     key: Hashable
     node_id: int
     expires: float
+    fetches: bool
 
 
 class Mailbox:
@@ -69,27 +72,37 @@ class Mailbox:
         expires = self._clock() + self._ttl + _SLACK_S
         for message_id, letter in zip(self._grid.push_messages(messages), letters, strict=True):
             # A message that Flower did not take has no id; as one that expires at once it is reported as lost.
-            taken = _InFlight(letter.key, letter.node_id, expires if message_id else 0.0)
+            taken = _InFlight(letter.key, letter.node_id, expires if message_id else 0.0, letter.fetches)
             self._in_flight[message_id or f"refused-{id(letter)}"] = taken
 
-    def receive(self, online: Collection[int]) -> list[tuple[Hashable, Answer]]:
-        """What arrived since the last call. A message to a node that is not `online` any more is lost."""
-        answers: list[tuple[Hashable, Answer]] = []
-        for message in self._grid.pull_messages(list(self._in_flight)) if self._in_flight else ():
-            # Errors that the SuperLink makes carry its own node id: the message replied to is what identifies them.
-            sent = self._in_flight.pop(message.metadata.reply_to_message_id, None)
-            if sent is not None:
-                answers.append((sent.key, _answer(message)))
+    def receive(self, online: Collection[int]) -> Iterator[tuple[Hashable, Answer]]:
+        """What arrived since the last call. A message to a node that is not `online` any more is lost.
+
+        An adapter is pulled when the caller asks for the next answer: one is in memory at a time, however many wait.
+        """
+        small = [message_id for message_id, sent in self._in_flight.items() if not sent.fetches]
+        large = [message_id for message_id, sent in self._in_flight.items() if sent.fetches]
+        yield from self._pull(small)
+        for message_id in large:
+            yield from self._pull([message_id])
         for message_id, sent in list(self._in_flight.items()):
             gone = sent.node_id not in online
             if gone or self._clock() >= sent.expires:
-                del self._in_flight[message_id]
-                answers.append((sent.key, Lost("its SuperNode went away" if gone else "the message was lost")))
-        return answers
+                self._in_flight.pop(message_id, None)
+                yield sent.key, Lost("its SuperNode went away" if gone else "the message was lost")
 
     def forget(self, key: Hashable) -> None:
         """Stop waiting for the answers to `key`."""
         self._in_flight = {message: sent for message, sent in self._in_flight.items() if sent.key != key}
+
+    def _pull(self, message_ids: list[str]) -> Iterator[tuple[Hashable, Answer]]:
+        """Answers to some letters. Those to letters that were forgotten meanwhile are dropped."""
+        asked = [message_id for message_id in message_ids if message_id in self._in_flight]
+        for message in self._grid.pull_messages(asked) if asked else ():
+            # Errors that the SuperLink makes carry its own node id: the message replied to is what identifies them.
+            sent = self._in_flight.pop(message.metadata.reply_to_message_id, None)
+            if sent is not None:
+                yield sent.key, _answer(message)
 
 
 def _answer(message: Message) -> Answer:

@@ -54,10 +54,14 @@ class Pin(BaseModel):
                 f"site {hello.site} serves in {hello.dtype}, this registry holds {self.dtype}; "
                 "give every site the same [engine].dtype"
             )
+
+    def require_rank(self, hello: Hello) -> None:
+        """Raise AdapterError unless the site can train and serve the whole rank."""
         if hello.max_lora_rank < self.rank:
             raise AdapterError(
                 f"site {hello.site} serves adapters up to rank {hello.max_lora_rank}, this run needs {self.rank}; "
-                f"raise [engine].max_lora_rank there and restart it, or run with rank={hello.max_lora_rank}"
+                f"raise [engine].max_lora_rank there and restart it, or run with rank={hello.max_lora_rank} or with "
+                "strategy='exact', which takes in smaller ranks"
             )
 
     def initial(self, seed: int) -> Tensors:

@@ -1,64 +1,68 @@
-"""The adapter registry: immutable versions on disk, and an SQLite index of names, aliases and rounds.
+"""The adapter registry: immutable versions, aliases with a history, and an index that is made from the files.
 
-<root>/registry.sqlite        the index
-<root>/<name>/v000012/        a PEFT directory + manifest.json, written whole, by rename, before the index names it
-<root>/events.jsonl           what happened when (server/events.py)
+<root>/registry.json            the registry's id, and where its weights lie
+<root>/blobs/<sha256>           weights, each once, under the name of their content; or at any other fsspec URL
+<root>/<name>/v000012/          a version (server/version_dir.py): a PEFT directory, written whole, by rename
+<root>/<name>/pin.json          what is held fast about the adapter (server/pin.py)
+<root>/<name>/aliases.jsonl     where its aliases point and pointed (server/alias_log.py)
+<root>/events.jsonl             what happened when (server/events.py)
+<root>/registry.sqlite          the index; may be deleted, and is made anew
 """
 
 import fcntl
-import secrets
-import sqlite3
+import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from server import registry_identity, version_dir
+from server.alias_log import HEAD, LIVE, PREVIOUS, SHADOW, AliasLog, Move
+from server.blobs import BlobStore
 from server.pin import Pin
-from server.rounds import SCHEMA as ROUNDS_SCHEMA
-from server.rounds import RoundLog, RoundState, now, transaction
+from server.registry_identity import ALIASES, IDENTITY, PIN, Identity
+from server.registry_index import INDEX, VersionIndex
+from server.rounds import RoundState, now, transaction
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, check_name
 from umbel.errors import AdapterError, Conflict, NotFound, RegistryError
 
-HEAD, LIVE = "head", "live"
-"""What training continues from; what the federation last let answer users."""
+__all__ = ["HEAD", "LIVE", "PREVIOUS", "SHADOW", "AdapterRegistry"]
 
-INDEX = "registry.sqlite"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS pins (name TEXT PRIMARY KEY, pin TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS versions (name TEXT, version INTEGER, manifest TEXT NOT NULL, PRIMARY KEY (name, version));
-CREATE TABLE IF NOT EXISTS aliases (name TEXT, alias TEXT, version INTEGER NOT NULL, PRIMARY KEY (name, alias));
-CREATE TABLE IF NOT EXISTS alias_history (name TEXT, alias TEXT, version INTEGER, run_id TEXT, at TEXT);
-"""
+log = logging.getLogger("umbel")
 
 
 class AdapterRegistry:
     """Every version there ever was, and which of them is `head` and which is `live`.
 
-    `create` makes a registry where there is none; without it a missing one raises RegistryError.
+    `create` makes a registry where there is none, with its weights at `blobs`; without it a missing one raises
+    RegistryError. An index that is missing is made from the files; `lost` says what could not be restored.
     """
 
-    def __init__(self, root: Path, *, create: bool = False) -> None:
-        self.root = root
-        index = root / INDEX
-        if not index.is_file():
+    def __init__(self, root: Path, *, create: bool = False, blobs: str = "") -> None:
+        root = self.root = root.absolute()
+        if not ((root / IDENTITY).is_file() or (root / INDEX).is_file() or version_dir.every(root)):
             if not create:
                 raise RegistryError(f"{root}: no adapter registry here; `flwr run` makes one at its `registry` setting")
-            if any(root.glob("*/v[0-9]*")):
-                raise RegistryError(f"{root}: adapter versions without {INDEX}; restore the index from your backup")
+            if blobs:
+                BlobStore(blobs)  # refused before it is written down
             root.mkdir(parents=True, exist_ok=True)
-        # Transactions are begun by hand, so that a version number is taken and used by one writer.
-        self._database = sqlite3.connect(index, timeout=60.0, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        with transaction(self._database):
-            for statement in filter(str.strip, (_SCHEMA + ROUNDS_SCHEMA).split(";")):
-                self._database.execute(statement)
-            self._database.execute("INSERT OR IGNORE INTO meta VALUES ('lineage', ?)", (secrets.token_hex(8),))
-            self.rounds = RoundLog(self._database)
-            self._take_up()
+        self.index = VersionIndex(root)
+        self._database = self.index.database
+        self.rounds = self.index.rounds
+        if not (root / IDENTITY).is_file():
+            with transaction(self._database):
+                registry_identity.establish(root, self._database, blobs)
+        self._identity = registry_identity.read(Identity, root / IDENTITY)
+        if blobs and blobs != self._identity.blobs:
+            raise Conflict(f"{root} keeps its weights at {self._identity.blobs or root / 'blobs'}, not at {blobs}")
+        self.blobs = BlobStore(self._identity.blobs or str(root / "blobs"))
+        self.lost: list[str] = []
+        if self.index.fresh or self.index.unlisted():
+            with transaction(self._database):
+                self._bring_up()
 
     def close(self) -> None:
         """Close the index; the registry cannot be used afterwards."""
@@ -67,7 +71,7 @@ class AdapterRegistry:
     @property
     def lineage(self) -> str:
         """16 hex digits, made once per registry; part of every round key."""
-        return str(self._one("SELECT value FROM meta WHERE key = 'lineage'")[0])
+        return self._identity.lineage
 
     @contextmanager
     def exclusive(
@@ -92,65 +96,78 @@ class AdapterRegistry:
 
     def names(self) -> list[str]:
         """The adapters in this registry."""
-        return [str(row[0]) for row in self._database.execute("SELECT DISTINCT name FROM versions ORDER BY name")]
+        return self.index.names()
 
     def versions(self, name: str) -> list[AdapterManifest]:
         """The manifests of an adapter's versions, in order; empty for an unknown one."""
-        rows = self._database.execute("SELECT manifest FROM versions WHERE name = ? ORDER BY version", (name,))
-        return [AdapterManifest.model_validate_json(row[0]) for row in rows]
+        return self.index.versions(name)
+
+    def manifest(self, ref: AdapterRef) -> AdapterManifest:
+        """A version's manifest as it was published; raise NotFound."""
+        return self._entry(ref)[0]
 
     def aliases(self, name: str) -> dict[str, AdapterRef]:
-        """`head` and, once a version was promoted, `live`."""
-        rows = self._database.execute("SELECT alias, version FROM aliases WHERE name = ?", (name,))
-        return {alias: AdapterRef(name, version) for alias, version in rows}
+        """`head`, `live` once a version was promoted, and the operator's own."""
+        return {alias: AdapterRef(name, version) for alias, version in self._moves(name).aliases().items()}
+
+    def pointers(self, name: str) -> dict[str, AdapterRef]:
+        """`aliases`, and those that follow from them: `previous`, and `shadow` while a version is being judged."""
+        found = self.aliases(name)
+        previous = self._moves(name).previous()
+        if previous is not None:
+            found[PREVIOUS] = AdapterRef(name, previous)
+        judged = [record.version for record in self.rounds.all(name) if not record.state.final]
+        found.update((SHADOW, AdapterRef(name, version)) for version in judged if version is not None)
+        return found
 
     def history(self, name: str, alias: str) -> list[tuple[AdapterRef, str, str]]:
         """(version, run id, ISO time) of every move of an alias, oldest first."""
-        rows = self._database.execute(
-            "SELECT version, run_id, at FROM alias_history WHERE name = ? AND alias = ? ORDER BY rowid", (name, alias)
-        )
-        return [(AdapterRef(name, version), run_id, at) for version, run_id, at in rows]
+        moves = [(move, move.to.get(alias)) for move in self.moves(name)]
+        return [(AdapterRef(name, version), move.run_id, move.at) for move, version in moves if version is not None]
+
+    def moves(self, name: str) -> list[Move]:
+        """Every move of an adapter's aliases, with who made it and why, oldest first."""
+        return self._moves(name).moves()
 
     def pin(self, name: str) -> Pin | None:
         """What is held fast about an adapter; None before the first quorum of sites."""
-        row = self._database.execute("SELECT pin FROM pins WHERE name = ?", (name,)).fetchone()
-        return None if row is None else Pin.model_validate_json(row[0])
+        path = self.root / check_name(name) / PIN
+        return registry_identity.read(Pin, path) if path.is_file() else None
 
     def resolve(self, text: str) -> AdapterRef:
-        """`support@v3`, `support@head` or `support@live` → its version; raise NotFound if there is none."""
+        """`support@v3`, `support@live` or `support@sha256:0123abcd…` → its version; raise NotFound if there is none."""
         name, _, alias = text.partition("@")
-        aliases = self.aliases(name)
-        if alias in aliases:
-            return aliases[alias]
-        known = [manifest.ref for manifest in self.versions(name)]
-        match = next((ref for ref in known if str(ref) == text), None)
-        if match is None:
-            exist = [f"{name}@{alias}" for alias in aliases] + [str(ref) for ref in known[-3:]]
-            raise NotFound(
-                f"{text!r} is not in {self.root}; there is {', '.join(exist) or ', '.join(self.names()) or 'nothing'}"
-            )
-        return match
+        known = self.versions(name)
+        pointers = self.pointers(name) if known else {}
+        if alias in pointers:
+            return pointers[alias]
+        digest = re.fullmatch(r"sha256:([0-9a-f]{8,64})", alias)
+        for manifest in reversed(known):
+            if str(manifest.ref) == text or (digest and manifest.digest.startswith(digest[1])):
+                return manifest.ref
+        exist = [f"{name}@{alias}" for alias in pointers] + [str(manifest.ref) for manifest in known[-3:]]
+        raise NotFound(
+            f"{text!r} is not in {self.root}; there is {', '.join(exist) or ', '.join(self.names()) or 'nothing'}"
+        )
 
     def read(self, ref: AdapterRef) -> tuple[bytes, AdapterManifest]:
         """A version's safetensors bytes and manifest; raise NotFound, or RegistryError when it is damaged."""
-        row = self._database.execute(
-            "SELECT manifest FROM versions WHERE name = ? AND version = ?", (ref.name, ref.version)
-        ).fetchone()
-        if row is None:
-            raise NotFound(f"{ref} is not in {self.root}")
-        try:
-            blob, manifest = peft_dir.read(self.directory(ref))
-        except AdapterError as error:
-            raise RegistryError(f"{error}; restore {self.directory(ref)} from your backup") from error
-        if manifest != AdapterManifest.model_validate_json(row[0]):
-            raise RegistryError(
-                f"{self.directory(ref)}: its manifest is not the one that was published; restore it from your backup"
-            )
-        return blob, manifest
+        manifest, sums = self._entry(ref)
+        directory = self.directory(ref)
+        for damage in version_dir.inspect(directory, manifest, sums):
+            raise RegistryError(damage)
+        return version_dir.read_weights(directory, manifest, self.blobs), manifest
 
     def directory(self, ref: AdapterRef) -> Path:
-        """Where a version lies, loadable by peft as it is."""
-        return self.root / ref.name / f"v{ref.version:06d}"
+        """Where a version lies; where its weights are on this machine too, loadable by peft as it is."""
+        return version_dir.path(self.root, ref)
+
+    def verify(self, ref: AdapterRef) -> list[str]:
+        """What is wrong with a version, file by file; empty when every byte is the one that was published."""
+        manifest, sums = self._entry(ref)
+        directory = self.directory(ref)
+        damages = version_dir.inspect(directory, manifest, sums)
+        return damages + version_dir.inspect_weights(directory, manifest, self.blobs)
 
     # Writing
 
@@ -161,15 +178,21 @@ class AdapterRegistry:
         """
         check_name(name)
         with transaction(self._database):
-            held = self.pin(name)
-            if held not in (None, pin):
+            held, versions = self.pin(name), self.versions(name)
+            if held not in (None, pin) or any(known.base != pin.fingerprint.digest for known in versions):
                 raise Conflict(f"{name} in {self.root} is pinned to another base, other layers, dtype or rank")
-            self._database.execute("INSERT OR IGNORE INTO pins VALUES (?, ?)", (name, pin.model_dump_json()))
-            if not self.versions(name):
-                blob = peft_dir.encode(pin.initial(seed))
-                self._write(name, pin, blob, {"round": 0})
+            if held is None:
+                (self.root / name).mkdir(exist_ok=True)
+                peft_dir.replace_durably(self.root / name / PIN, pin.model_dump_json(indent=2).encode())
+            if not versions:
+                self._write(name, pin, peft_dir.encode(pin.initial(seed)), {"round": 0})
             if HEAD not in self.aliases(name):
-                self._point(name, HEAD, 0, "")
+                if len(versions) > 1:
+                    raise RegistryError(
+                        f"{name} in {self.root} has versions but no head: {name}/{ALIASES} is gone; restore it, or "
+                        f"say where training goes on with `umbel adapter alias {name}@v{len(versions) - 1} head`"
+                    )
+                self._move(name, {HEAD: 0}, who="umbel", why="the untrained adapter")
 
     def publish(self, name: str, blob: bytes, *, round: int, run_id: str, parent: str, **facts: Any) -> AdapterManifest:
         """Add the version that a round made; `facts` are more fields of the manifest. Moves no alias.
@@ -182,8 +205,9 @@ class AdapterRegistry:
                 raise RegistryError(f"{name} in {self.root} was never begun; nothing can be published")
             record = self.rounds.find(name, round)
             if record is not None and record.version is not None:
-                return self.versions(name)[record.version]
-            manifest = self._write(name, pin, blob, {"round": round, "run_id": run_id, "parent": parent, **facts})
+                return self.manifest(AdapterRef(name, record.version))
+            facts = {"parents": (parent,), **facts, "round": round, "run_id": run_id, "parent": parent}
+            manifest = self._write(name, pin, blob, facts)
             self.rounds.record(
                 name, round, run_id, RoundState.PUBLISHED, version=manifest.version, reasons=manifest.left_out
             )
@@ -195,47 +219,75 @@ class AdapterRegistry:
             record = self.rounds.find(name, round)
             if record is None or record.version is None:
                 raise NotFound(f"round {round} of {name} in {self.root} has no version to accept")
-            self._point(name, HEAD, record.version, run_id)
-            self._point(name, LIVE, record.version, run_id)
+            to: dict[str, int | None] = {HEAD: record.version, LIVE: record.version}
+            self._move(name, to, who="umbel", why=f"round {round} was accepted", run_id=run_id)
             self.rounds.record(name, round, run_id, RoundState.PROMOTED, reasons=reasons)
 
+    def point(self, name: str, to: Mapping[str, AdapterRef | None], *, who: str, why: str) -> None:
+        """Move aliases together, or remove them (None); raise NotFound, or RegistryError for one that cannot move."""
+        with transaction(self._database):
+            for alias, ref in to.items():
+                self._require_movable(name, alias, ref)
+            versions = {alias: None if ref is None else ref.version for alias, ref in to.items()}
+            self._move(name, versions, who=who, why=why)
+
+    def roll_back(self, name: str, *, who: str, why: str) -> AdapterRef:
+        """Point `head` and `live` to `previous`; doing it twice comes back. Raise NotFound without a previous one.
+
+        The sites are not told: what answers there is each site's own (`umbel rollback`).
+        """
+        previous = self.resolve(f"{name}@{PREVIOUS}")
+        self.point(name, {HEAD: previous, LIVE: previous}, who=who, why=why)
+        return previous
+
+    def reindex(self) -> list[str]:
+        """Make the index anew from the files; what could not be restored, in words."""
+        with transaction(self._database):
+            return self.index.rebuild(self.lineage)
+
+    def _bring_up(self) -> None:
+        """List what lies there and is not listed: everything, or what a killed publisher had just written."""
+        if self.index.fresh:
+            self.lost = self.index.rebuild(self.lineage)
+            for what in self.lost:
+                log.warning("registry.restored %s: %s", self.root, what)
+        for path in self.index.unlisted():
+            self.index.take_up(path, self.lineage)
+
     def _write(self, name: str, pin: Pin, blob: bytes, facts: dict[str, Any]) -> AdapterManifest:
-        version = self._one("SELECT coalesce(max(version), -1) + 1 FROM versions WHERE name = ?", name)[0]
         manifest = AdapterManifest(
-            name=name, version=version, digest=peft_dir.digest(blob), base=pin.fingerprint.digest,
-            lineage=self.lineage, rank=pin.rank, target_modules=pin.target_modules, created=now(), **facts,
+            name=name, version=self.index.next_version(name), digest=self.blobs.put(blob),
+            base=pin.fingerprint.digest, fingerprint=pin.fingerprint, lineage=self.lineage, rank=pin.rank,
+            target_modules=pin.target_modules, created=now(), **facts,
         )  # fmt: skip
-        peft_dir.write(self.directory(manifest.ref), blob, manifest, base=f"sha256:{manifest.base}")
-        self._index(manifest)
+        sums = version_dir.write(self.directory(manifest.ref), manifest, self.blobs)
+        self.index.add(manifest, sums)
         return manifest
 
-    def _index(self, manifest: AdapterManifest) -> None:
-        row = (manifest.name, manifest.version, manifest.model_dump_json())
-        self._database.execute("INSERT INTO versions VALUES (?, ?, ?)", row)
+    def _move(self, name: str, to: dict[str, int | None], *, who: str, why: str, run_id: str = "") -> None:
+        """Append to the alias log; a move that was made before an interruption is not made again."""
+        log_of = self._moves(name)
+        if any(log_of.aliases().get(alias) != version for alias, version in to.items()):
+            log_of.append(Move(at=now(), to=to, who=who, why=why, run_id=run_id))
 
-    def _take_up(self) -> None:
-        """Index versions that were written just before their publisher was killed."""
-        indexed = {self.directory(known.ref) for name in self.names() for known in self.versions(name)}
-        for path in sorted(set(self.root.glob("*/v[0-9]*")) - indexed):
-            try:
-                manifest = peft_dir.read(path)[1]
-            except AdapterError as error:
-                raise RegistryError(f"{error}; remove or restore {path}") from error
-            if self.directory(manifest.ref) != path or manifest.lineage != self.lineage:
-                raise RegistryError(f"{path}: holds {manifest.ref} of another registry; move it out of {self.root}")
-            self._index(manifest)
-            if manifest.round:
-                self.rounds.record(
-                    manifest.name, manifest.round, manifest.run_id, RoundState.PUBLISHED,
-                    version=manifest.version, reasons=manifest.left_out,
-                )  # fmt: skip
+    def _require_movable(self, name: str, alias: str, ref: AdapterRef | None) -> None:
+        if alias in (SHADOW, PREVIOUS):
+            raise RegistryError(f"{alias} cannot be moved: it follows from the rounds and from where live was")
+        if re.fullmatch(r"v\d+", alias):
+            raise AdapterError(f"{alias!r} cannot be an alias: it is the name of a version")
+        check_name(alias)
+        if ref is None and alias in (HEAD, LIVE):
+            raise RegistryError(f"{name}@{alias} cannot be removed, only moved")
+        if ref is not None and (self.directory(ref) / version_dir.PRUNED).is_file():
+            raise RegistryError(f"{ref} cannot be pointed at: its weights were removed")
+        if ref is not None:
+            self.manifest(ref)
 
-    def _point(self, name: str, alias: str, version: int, run_id: str) -> None:
-        self._database.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?)", (name, alias, version))
-        self._database.execute(
-            "INSERT INTO alias_history VALUES (?, ?, ?, ?, ?)", (name, alias, version, run_id, now())
-        )
+    def _moves(self, name: str) -> AliasLog:
+        return AliasLog(self.root / check_name(name) / ALIASES)
 
-    def _one(self, query: str, *parameters: object) -> tuple[Any, ...]:
-        row: tuple[Any, ...] = self._database.execute(query, parameters).fetchone()
-        return row
+    def _entry(self, ref: AdapterRef) -> tuple[AdapterManifest, str]:
+        entry = self.index.find(ref)
+        if entry is None:
+            raise NotFound(f"{ref} is not in {self.root}")
+        return entry

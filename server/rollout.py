@@ -1,9 +1,11 @@
 """A version's way to the users: shadow it at every site, let a quorum judge it, promote or discard it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from server import dialogues
 from server.exchange import Exchange, Outcome
+from strategies.base import Adapter
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.messages import ShadowReport, ShadowState
 
@@ -25,17 +27,30 @@ class Judgement:
 
 
 class Rollout:
-    """Rolls versions out over an Exchange. `quorum` sites have to accept; each step may take `grace_s` seconds."""
+    """Rolls versions out over an Exchange. `quorum` sites have to accept; each step may take `grace_s` seconds.
 
-    def __init__(self, exchange: Exchange, *, quorum: int, grace_s: float) -> None:
+    A verdict that a quorum has reached waits for those of the other sites only until `straggler_s` have passed.
+    """
+
+    def __init__(self, exchange: Exchange, *, quorum: int, straggler_s: float, grace_s: float) -> None:
         self._exchange = exchange
         self._quorum = quorum
+        self._straggler_s = straggler_s
         self._grace_s = grace_s
 
     def shadow(self, manifest: AdapterManifest, blob: bytes) -> Judgement:
-        """Load a version beside the live one at every site, and ask each for its verdict."""
+        """Load a version beside the live one at every site, as far as its rank goes, and ask each for its verdict."""
+        version = Adapter.of(blob, manifest.base)
+        in_time = self._exchange.clock() + self._straggler_s
+
+        def enough(reports: Mapping[str, ShadowReport]) -> bool:
+            return self._exchange.clock() >= in_time and sum(map(accepts, reports.values())) >= self._quorum
+
         outcome = self._exchange.converse(
-            lambda _: dialogues.shadow(manifest, blob), self._deadline(), group=f"shadow {manifest.ref}"
+            lambda hello: dialogues.shadow(*at_rank(manifest, version, hello.max_lora_rank)),
+            self._deadline(),
+            group=f"shadow {manifest.ref}",
+            enough=enough,
         )
         votes = sum(accepts(report) for report in outcome.answers.values())
         reasons = {site: _in_words(report) for site, report in outcome.answers.items()} | outcome.left_out
@@ -64,6 +79,15 @@ class Rollout:
 
     def _deadline(self) -> float:
         return self._exchange.clock() + self._grace_s
+
+
+def at_rank(manifest: AdapterManifest, version: Adapter, rank: int) -> tuple[AdapterManifest, bytes]:
+    """What a site that serves up to `rank` gets of a version: the best approximation, and a manifest that says so."""
+    received = version.at_rank(rank)
+    changes: dict[str, object] = {"site_metrics": {}, "counts": {}}  # what a site measured is for the centre only
+    if received is not version:
+        changes |= {"digest": received.digest, "rank": received.rank, "truncation_of": manifest.digest}
+    return manifest.model_copy(update=changes), received.blob
 
 
 def accepts(report: ShadowReport) -> bool:

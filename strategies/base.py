@@ -1,150 +1,107 @@
-"""LoraStrategy: what every aggregation rule of LoRA adapters shares. Admit → weigh → aggregate."""
+"""LoraStrategy: what every aggregation rule of LoRA adapters shares. Admit → weigh → fold → emit."""
 
 import logging
-import math
+import tempfile
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import ClassVar, NoReturn
+from pathlib import Path
+from typing import ClassVar, NoReturn, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from strategies.lowrank import LowRank
+from strategies.adapter import Adapter, Aggregate, Update
+from strategies.admission import Admitted, admit
+from strategies.factors import Factors
+from strategies.fold import Mean, RoundFold
+from strategies.options import Options
 from strategies.records import ADAPTER, BODY, metrics, pack_adapter, unpack, unpack_adapter
 from umbel import peft_dir
-from umbel.errors import AdapterError, BaseMismatch, UmbelError, WireError
-from umbel.messages import Failure, JobState, RoundReport, Submit
-from umbel.peft_dir import Tensors
+from umbel.errors import ConfigError, UmbelError, WireError
+from umbel.messages import Failure, RoundReport, Submit, TrainPlan
+
+__all__ = ["Adapter", "Aggregate", "Factors", "Fold", "LoraStrategy", "Mean", "Update"]
 
 log = logging.getLogger("umbel")
 
-MAX_TOKENS_PER_EXAMPLE = 1 << 17
-"""No site's context is longer; bounds what an example can weigh."""
-MAX_ABS = 100.0
-"""No trained LoRA factor comes near it, and an aggregate of such factors still fits into float16."""
+REMEMBERED = 2
+"""Parents of earlier rounds that a late update may have been trained from."""
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """A version in memory, in canonical form (alpha == r, so scale 1)."""
+class Fold(Protocol):
+    """One round: updates go in as they arrive, in any order, and need not be kept; the aggregate comes out."""
 
-    blob: bytes = field(repr=False)
-    """Safetensors bytes."""
-    base: str
-    """Digest of the base fingerprint it belongs to."""
-    digest: str = ""
-    tensors: Tensors = field(default_factory=dict, repr=False)
+    def add(self, update: Update, staleness: int = 0) -> None:
+        """Admit an update, or leave it out for a reason. `staleness`: how many rounds ago it was asked for."""
 
-    @classmethod
-    def of(cls, blob: bytes, base: str) -> "Adapter":
-        """Decode an adapter's bytes; raise AdapterError for anything else."""
-        return cls(blob, base, peft_dir.digest(blob), peft_dir.decode(blob))
+    def finish(self) -> Aggregate:
+        """Weights, reasons, certificate and tensors; once."""
 
     @property
-    def rank(self) -> int:
-        return next(int(a.shape[0]) for a, _ in peft_dir.factors(self.tensors).values())
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """Module path → (out, in)."""
-        return {module: (b.shape[0], a.shape[1]) for module, (a, b) in peft_dir.factors(self.tensors).items()}
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        return next(iter(self.tensors.values())).dtype
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one site sends back from a round."""
-
-    site: str
-    blob: bytes = field(repr=False)
-    report: RoundReport
-    base: str
-    """Digest of the site's base fingerprint."""
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """A new version's tensors, and how they came about."""
-
-    tensors: Tensors = field(repr=False)
-    """Empty when no update was admitted."""
-    weights: dict[str, float]
-    """Site → share."""
-    left_out: dict[str, str]
-    """Site → why its update is not in here."""
-    certificate: dict[str, float]
-    """Module → relative Frobenius error against the exact mean; empty for rules that have none."""
-
-
-Factors = dict[str, LowRank]
-"""Module path → its update, in float64."""
+    def admitted(self) -> tuple[str, ...]:
+        """The sites whose updates take part so far."""
 
 
 class LoraStrategy(Strategy):
     """A rule that turns sites' adapters into the next version. One bad update never fails a round.
 
-    A rule is `combine`; the rest is here. `max_examples` bounds what one site may claim to have trained on. Flower's
-    own five verbs work on the same records, but `start` does not: training outlives a Flower message, so the rounds
-    are run by `server.app` (submit, collect, publish, shadow, judge).
+    A rule is `mean`; the rest is here. It takes the options of `strategies.options` as keywords, and raises ConfigError
+    for those in `refuses`, with the reason. Flower's own five verbs work on the same records, but `start` does not:
+    training outlives a Flower message, so the rounds are run by `server.app` (submit, collect, publish, shadow, judge).
     """
 
     name: ClassVar[str]
+    mixed_ranks: ClassVar[bool] = False
+    """Whether a site may train at a smaller rank than the others."""
+    refuses: ClassVar[dict[str, str]] = {"stack_rank": "only flora stacks"}
+    """Option → why it makes no sense here."""
 
-    def __init__(self, *, max_examples: int = 1 << 24) -> None:
-        self.max_examples = max_examples
+    def __init__(self, **options: object) -> None:
+        self.options = Options.of(options)
+        for option, reason in self.refuses.items():
+            if getattr(self.options, option) != Options.model_fields[option].default:
+                key = option.replace("_", "-")
+                raise ConfigError(f"{key} = {getattr(self.options, option)} with strategy = {self.name!r}: {reason}")
         self._parent: Adapter | None = None
+        self._earlier: list[Adapter] = []
 
     @abstractmethod
-    def combine(
-        self, parent: Factors, updates: dict[str, Factors], weights: dict[str, float]
-    ) -> tuple[Factors, dict[str, float]]:
-        """Module → new factors at the parent's rank, and module → relative error where the rule knows it."""
+    def mean(self, parent: Adapter) -> Mean:
+        """A round's running mean, with nothing in it yet."""
+
+    def require(self, update: Factors, received: Adapter) -> None:
+        """Raise AdapterError when an update is not what this rule asked for; nothing to add by default."""
+
+    def plan(self, plan: TrainPlan, round: int, site_max_rank: int) -> TrainPlan:
+        """What one site trains in one round; `site_max_rank` is the largest rank its engine serves."""
+        return plan.model_copy(update={"rank": min(plan.rank, site_max_rank)})
+
+    def begin(self, parent: Adapter, spool: Path) -> Fold:
+        """A round's fold. `spool` is an empty directory for updates that have to wait on disk."""
+        if self._earlier and self._earlier[0].digest == parent.digest:
+            self._earlier.pop(0)  # the round before made no version
+        known = list(self._earlier) if self.options.buffered else []
+
+        def allow(update: Update, staleness: int) -> Admitted:
+            admitted = admit(
+                update, parent, earlier=known if staleness else (),
+                max_examples=self.options.max_examples, mixed_ranks=self.mixed_ranks,
+            )  # fmt: skip
+            self.require(admitted.factors, admitted.received)
+            return admitted
+
+        fold = RoundFold(parent, spool, self.mean(parent), allow, self.options)
+        self._earlier = [parent, *self._earlier][:REMEMBERED]
+        return fold
 
     def aggregate(self, parent: Adapter, updates: list[Update]) -> Aggregate:
-        """Admit, weigh by tokens with a loss, combine; emit in the parent's dtype. Refused sites are named."""
-        admitted: dict[str, Factors] = {}
-        left_out: dict[str, str] = {}
-        for update in sorted(updates, key=lambda update: update.site):  # sums do not depend on who was first
-            try:
-                admitted[update.site] = self.admit(update, parent)
-            except UmbelError as refusal:
-                left_out[update.site] = str(refusal)
-        reports = {update.site: update.report for update in updates}
-        tokens = {site: reports[site].num_loss_tokens for site in admitted}
-        if not admitted:
-            return Aggregate({}, {}, left_out, {})
-        weights = {site: count / sum(tokens.values()) for site, count in tokens.items()}
-        combined, certificate = self.combine(factors_of(parent.tensors), admitted, weights)
-        return Aggregate(tensors_of(combined, parent.dtype), weights, left_out, certificate)
-
-    def admit(self, update: Update, parent: Adapter) -> Factors:
-        """The update's factors; raise AdapterError or BaseMismatch, with the reason, if it may not take part."""
-        report = update.report
-        if update.base != parent.base:
-            raise BaseMismatch(f"trained on base {update.base[:12]}, this federation's is {parent.base[:12]}")
-        if report.parent != parent.digest:
-            raise AdapterError(f"trained from {report.parent[:12]}, this round's parent is {parent.digest[:12]}")
-        if report.state is not JobState.DONE:
-            raise AdapterError(f"its round is {report.state}, not done")
-        _require_counts(report, self.max_examples)
-        if len(update.blob) > 4 * len(parent.blob) + (1 << 20):
-            raise AdapterError(f"its adapter has {len(update.blob)} bytes, the parent only {len(parent.blob)}")
-        if report.update is not None and peft_dir.digest(update.blob) != report.update:
-            raise AdapterError("its adapter is not the one it reported; the bytes changed on the way")
-        if report.rank not in (None, parent.rank):
-            raise AdapterError(f"its rank is {report.rank}, this round's is {parent.rank}")
-        tensors = peft_dir.decode(update.blob)
-        peft_dir.validate(tensors, parent.shapes, rank=parent.rank, max_rank=parent.rank)
-        factors = factors_of(tensors)
-        _require_sane(factors)
-        return factors
+        """All at once what `begin`, `add` and `finish` do one by one, in the order of the sites' names."""
+        with tempfile.TemporaryDirectory(prefix="umbel-") as spool:
+            fold = self.begin(parent, Path(spool))
+            for update in sorted(updates, key=lambda update: update.site):
+                fold.add(update)
+            return fold.finish()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -182,8 +139,8 @@ class LoraStrategy(Strategy):
         return None
 
     def summary(self) -> None:
-        """Log the rule's name and its bound."""
-        log.info("strategy %s, at most %d examples per site and round", self.name, self.max_examples)
+        """Log the rule's name and its options."""
+        log.info("strategy %s, %s", self.name, self.options)
 
     def start(self, *args: object, **kwargs: object) -> NoReturn:
         """Not available: training outlives a Flower message."""
@@ -191,44 +148,6 @@ class LoraStrategy(Strategy):
             f"{type(self).__name__}.start() cannot run rounds: a site trains longer than one message lives; "
             "use server.app:app as the ServerApp"
         )
-
-
-def factors_of(tensors: Tensors) -> Factors:
-    """An adapter's modules in float64."""
-    pairs = peft_dir.factors(tensors).items()
-    return {module: LowRank(b.astype(np.float64), a.astype(np.float64)) for module, (a, b) in pairs}
-
-
-def tensors_of(factors: Factors, dtype: npt.DTypeLike) -> Tensors:
-    """Modules → an adapter in canonical form (alpha == r), in `dtype`."""
-    tensors: Tensors = {}
-    for module, update in factors.items():
-        tensors[peft_dir.key(module, "A")] = update.A.astype(dtype)
-        tensors[peft_dir.key(module, "B")] = (update.scale * update.B).astype(dtype)
-    return tensors
-
-
-def _require_counts(report: RoundReport, max_examples: int) -> None:
-    """A count is a claim: an update weighs what its site says, so the claim is bounded by what the plan allows."""
-    if report.num_loss_tokens < 1 or report.num_examples < 1:
-        raise AdapterError(
-            f"trained on {report.num_examples} examples and {report.num_loss_tokens} tokens; nothing to weigh it by"
-        )
-    if not math.isfinite(report.loss_sum):
-        raise AdapterError(f"its training loss is {report.loss_sum}")
-    if report.num_examples > max_examples:
-        raise AdapterError(f"claims {report.num_examples} examples, the plan allows {max_examples}")
-    if report.num_loss_tokens > report.num_examples * MAX_TOKENS_PER_EXAMPLE:
-        raise AdapterError(
-            f"claims {report.num_loss_tokens} tokens in {report.num_examples} examples; "
-            f"an example has at most {MAX_TOKENS_PER_EXAMPLE}"
-        )
-
-
-def _require_sane(factors: Factors) -> None:
-    for module, update in factors.items():
-        if max(np.abs(update.A).max(), np.abs(update.B).max()) > MAX_ABS:
-            raise AdapterError(f"{module} holds values above {MAX_ABS:g}, far outside what training makes")
 
 
 def _update_in(reply: Message, base: str) -> Update | None:

@@ -1,19 +1,38 @@
 """The strategies by the name a run configuration gives them."""
 
 import difflib
+import importlib
 
 from strategies.base import LoraStrategy
 from strategies.exact import Exact
 from strategies.fedit import FedIT
+from strategies.ffa import FFA
+from strategies.flora import FLoRA
+from strategies.rolora import RoLoRA
 from umbel.errors import ConfigError
 
-STRATEGIES: dict[str, type[LoraStrategy]] = {strategy.name: strategy for strategy in (Exact, FedIT)}
+STRATEGIES: dict[str, type[LoraStrategy]] = {strategy.name: strategy for strategy in (Exact, FedIT, FFA, FLoRA, RoLoRA)}
 
 
 def find(name: str) -> type[LoraStrategy]:
-    """The strategy called `name`; raise ConfigError, with what was perhaps meant, for an unknown one."""
+    """The strategy called `name`, or a class of one's own as "module:Class"; raise ConfigError for an unknown one."""
+    if ":" in name:
+        return _own(name)
     if name not in STRATEGIES:
         near = difflib.get_close_matches(name, STRATEGIES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(STRATEGIES))}"
         raise ConfigError(f"strategy = {name!r} is not a strategy; {hint}")
     return STRATEGIES[name]
+
+
+def _own(name: str) -> type[LoraStrategy]:
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"strategy = {name!r} cannot be imported ({error}); is its file among [tool.flwr.app].fab-include?"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, LoraStrategy)):
+        raise ConfigError(f"strategy = {name!r} is no subclass of strategies.base.LoraStrategy")
+    return found

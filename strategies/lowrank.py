@@ -1,54 +1,82 @@
 """Weight updates kept as low-rank products, and exact arithmetic on them that never forms an m×n matrix.
 
-Shapes: m out features, n in features, r rank, R summed rank. Everything is float64; pure functions, no I/O.
+Shapes: m out features, n in features, r rank, R summed rank; `…` are batch dimensions, so that layers of one shape can
+go through together. Factors may be of any float dtype, on any device; what decides accuracy is done in float64. Pure
+functions, no I/O.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
-Matrix = npt.NDArray[np.float64]
+Method = Literal["qr", "gram"]
+
+# Singular values below these, relative to the largest, are rounding: float64's for QR, its square root for the Gram.
+_FLOOR: dict[Method, float] = {"qr": 1e-14, "gram": 1e-7}
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """ΔW = scale · B A, of one linear layer: B [m, r], A [r, n]. `scale` is LoRA's alpha / r."""
+    """ΔW = scale · B A, of one linear layer: B […, m, r], A […, r, n]. `scale` is LoRA's alpha / r."""
 
-    B: Matrix
-    A: Matrix
+    B: Tensor
+    A: Tensor
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.B.ndim != 2 or self.A.ndim != 2 or self.B.shape[1] != self.A.shape[0]:
-            raise ValueError(f"B {self.B.shape} and A {self.A.shape} have no common rank; expected [m, r] and [r, n]")
+        if self.B.ndim < 2 or self.A.ndim < 2 or self.B.shape[-1] != self.A.shape[-2]:
+            raise ValueError(
+                f"B {list(self.B.shape)} and A {list(self.A.shape)} have no common rank; expected [m, r] and [r, n]"
+            )
 
     @property
     def rank(self) -> int:
         """Columns of B; an upper bound of the rank of ΔW."""
-        return int(self.A.shape[0])
+        return int(self.A.shape[-2])
 
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n) of ΔW."""
-        return self.B.shape[0], self.A.shape[1]
+        return int(self.B.shape[-2]), int(self.A.shape[-1])
 
-    def dense(self) -> Matrix:
-        """ΔW [m, n]."""
-        return self.scale * (self.B @ self.A)
+    def dense(self) -> Tensor:
+        """ΔW […, m, n], in float64; for tests."""
+        return self.scale * (self.B.double() @ self.A.double())
+
+    def canonical(self) -> "LowRank":
+        """The same ΔW with alpha == r: the scale folded into B. SGLang reads no other scaling rule right."""
+        return self if self.scale == 1.0 else LowRank(self.scale * self.B, self.A)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "LowRank":
+        """The same update elsewhere, or in another dtype."""
+        return LowRank(self.B.to(device, dtype), self.A.to(device, dtype), self.scale)
+
+
+def stack(updates: Sequence[LowRank]) -> LowRank:
+    """Updates of layers of one shape and rank as a batch, scales folded in."""
+    folded = [update.canonical() for update in updates]
+    return LowRank(torch.stack([update.B for update in folded]), torch.stack([update.A for update in folded]))
 
 
 def concat(updates: Sequence[LowRank]) -> LowRank:
-    """Σ ΔW_i exactly, at the summed rank R: the factors side by side, each scale folded into its B."""
+    """Σ ΔW_i exactly, at the summed rank R: the factors side by side, each scale folded into its B.
+
+    In float32 or better, whatever the factors come in.
+    """
     if not updates:
         raise ValueError("nothing to add up: a sum of updates needs at least one")
     shapes = {update.shape for update in updates}
     if len(shapes) > 1:
         raise ValueError(f"updates of different layers cannot be added: shapes {sorted(shapes)}")
+    dtype = torch.float32
+    for update in updates:
+        dtype = torch.promote_types(dtype, torch.promote_types(update.B.dtype, update.A.dtype))
     return LowRank(
-        np.concatenate([update.scale * update.B for update in updates], axis=1),
-        np.concatenate([update.A for update in updates], axis=0),
+        torch.cat([update.B.to(dtype) * update.scale for update in updates], dim=-1),
+        torch.cat([update.A.to(dtype) for update in updates], dim=-2),
     )
 
 
@@ -57,34 +85,132 @@ def weighted_sum(updates: Sequence[LowRank], weights: Sequence[float]) -> LowRan
     return concat([replace(u, scale=w * u.scale) for u, w in zip(updates, weights, strict=True)])
 
 
-def truncate(update: LowRank, rank: int) -> tuple[LowRank, float]:
-    """The best approximation of ΔW at `rank` (Eckart–Young), and its relative Frobenius error, exactly.
+def truncate(
+    update: LowRank, rank: int | None = None, energy: float | None = None, method: Method = "qr"
+) -> tuple[LowRank, Tensor]:
+    """The best approximation of ΔW at a rank (Eckart–Young), and its relative Frobenius error […], float64.
 
-    Two thin QRs and an R×R SVD, O((m + n) R² + R³), as in FLoRIST (arXiv 2506.09199); dense only where R ≥ min(m, n)
-    makes that the cheaper way. Factors are balanced (B = U √S, A = √S Vᵀ), scale 1, padded with zeros to `rank`.
+    `rank` fixes the rank, padding with zeros where ΔW has less; `energy` takes the smallest one that keeps that share
+    of ‖ΔW‖², for every layer of the batch, and at most `rank`. Factors are balanced (B = U √S, A = √S Vᵀ), scale 1.
+    O((m + n) R² + R³), as in FLoRIST (arXiv 2506.09199): `qr` takes two thin QRs and the SVD of an R×R core, accurate
+    to float64; `gram` two R×R Grams and their eigenvectors, several times faster and good to about 1e-7.
     """
-    if rank < 1:
+    if rank is None and energy is None:
+        raise ValueError("truncate to what? give a rank, a share of the energy, or both")
+    if rank is not None and rank < 1:
         raise ValueError(f"cannot truncate to rank {rank}; a LoRA adapter has at least rank 1")
-    left, singular, right = _svd(update)
-    kept = min(rank, singular.size)
-    root = np.sqrt(singular[:kept])
-    b, a = np.zeros((update.shape[0], rank)), np.zeros((rank, update.shape[1]))
-    b[:, :kept] = left[:, :kept] * root
-    a[:kept] = root[:, None] * right[:kept]
-    total = float(np.linalg.norm(singular))
-    error = float(np.linalg.norm(singular[rank:])) / total if total else 0.0
-    return LowRank(b, a), error
+    decompose = _svd_gram if method == "gram" and update.rank < min(update.shape) else _svd_qr
+    singular, factors = decompose(update)
+    total = torch.linalg.vector_norm(singular, dim=-1)
+    if energy is not None:
+        left = torch.cat([total[..., None] ** 2, total[..., None] ** 2 - (singular**2).cumsum(-1)], dim=-1)
+        enough = left <= (1.0 - energy + 1e-12) * total[..., None] ** 2
+        needed = max(1, int(enough.to(torch.int64).argmax(-1).max()))
+        rank = needed if rank is None else min(rank, needed)
+    assert rank is not None
+    kept = min(rank, singular.shape[-1])
+    singular = torch.where(singular > _FLOOR[method] * singular[..., :1], singular, 0.0)
+    b, a = factors(singular, kept)
+    if kept < rank:
+        b = torch.nn.functional.pad(b, (0, rank - kept))
+        a = torch.nn.functional.pad(a, (0, 0, 0, rank - kept))
+    tail = torch.linalg.vector_norm(singular[..., kept:], dim=-1)
+    return LowRank(b, a), torch.where(total > 0, tail / total, 0.0)
 
 
-def _svd(update: LowRank) -> tuple[Matrix, Matrix, Matrix]:
-    """U [m, k], S [k], Vᵀ [k, n] of ΔW with k = min(R, m, n)."""
+class _QR:
+    """Thin factors of ΔW = left · diag(S) · right; called with S, it gives the balanced factors of the first k."""
+
+    def __init__(self, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
+        self.left, self.right, self.dtype = left, right, dtype
+
+    def __call__(self, singular: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        root = singular[..., :k].sqrt()
+        b = self.left[..., :k] * root[..., None, :]
+        return b.to(self.dtype), (root[..., None] * self.right[..., :k, :]).to(self.dtype)
+
+
+def _svd_qr(update: LowRank) -> tuple[Tensor, _QR]:
+    """S […, k] of ΔW with k = min(R, m, n), and its singular vectors; dense only where R makes that the cheaper way."""
+    b, a, dtype = update.B.double() * update.scale, update.A.double(), _kept(update)
     if update.rank >= min(update.shape):
-        dense = np.linalg.svd(update.dense(), full_matrices=False)
-        return dense.U, dense.S, dense.Vh
-    q_b, r_b = np.linalg.qr(update.scale * update.B)
-    q_a, r_a = np.linalg.qr(update.A.T)
-    core = np.linalg.svd(r_b @ r_a.T)
-    return q_b @ core.U, core.S, core.Vh @ q_a.T
+        u, s, vt = torch.linalg.svd(b @ a, full_matrices=False)
+        return s, _QR(u, vt, dtype)
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.mT)
+    u, s, vt = torch.linalg.svd(r_b @ r_a.mT)
+    return s, _QR(q_b @ u, vt @ q_a.mT, dtype)
+
+
+class _Gram:
+    """Of C = Lᵀ (BᵀB) L with A Aᵀ = L Lᵀ and C = V S² Vᵀ: left vectors B L V S⁻¹, right ones S⁻² Vᵀ Lᵀ (BᵀB) A · S."""
+
+    def __init__(self, update: LowRank, to_b: Tensor, to_a: Tensor) -> None:
+        self.update, self.to_b, self.to_a = update, to_b, to_a
+
+    def __call__(self, singular: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        s = singular[..., :k]
+        inverse = torch.where(s > 0, 1.0 / s, 0.0).sqrt()
+        dtype = _kept(self.update)
+        b = self.update.B.to(dtype) @ (self.to_b[..., :k] * inverse[..., None, :] * self.update.scale).to(dtype)
+        return b, (inverse[..., None] ** 3 * self.to_a[..., :k, :]).to(dtype) @ self.update.A.to(dtype)
+
+
+def _svd_gram(update: LowRank) -> tuple[Tensor, _Gram]:
+    """S […, R] of ΔW from the R×R Grams of its factors."""
+    of_b, of_a = _inner(update.B.mT) * update.scale**2, _inner(update.A)
+    root = _root(of_a)
+    through = root.mT @ of_b
+    squares, v = torch.linalg.eigh(through @ root)
+    v = v.flip(-1)
+    return squares.flip(-1).clamp(min=0.0).sqrt(), _Gram(update, root @ v, v.mT @ through)
+
+
+def _root(square: Tensor) -> Tensor:
+    """L with L Lᵀ = G for a positive semidefinite G; Cholesky's where that exists, for it is ten times cheaper."""
+    lower, failed = torch.linalg.cholesky_ex(square)
+    if bool((failed != 0).any()):
+        values, vectors = torch.linalg.eigh(square)
+        lower = vectors * values.clamp(min=0.0).sqrt()[..., None, :]
+    root: Tensor = lower
+    return root
+
+
+def _inner(rows: Tensor) -> Tensor:
+    """X Xᵀ in float64, without the half that symmetry gives."""
+    x = rows.double()
+    half = x.shape[-2] // 2
+    upper, lower = x[..., :half, :], x[..., half:, :]
+    top = upper @ x.mT
+    bottom = torch.cat([top[..., half:].mT, lower @ lower.mT], dim=-1)
+    return torch.cat([top, bottom], dim=-2)
+
+
+def _kept(update: LowRank) -> torch.dtype:
+    """In which dtype results are handed out: float64 for float64, float32 for everything less."""
+    return torch.promote_types(torch.float32, torch.promote_types(update.B.dtype, update.A.dtype))
+
+
+def norm(update: LowRank) -> Tensor:
+    """‖ΔW‖_F […], float64: s² tr((BᵀB)(A Aᵀ))."""
+    square = (_inner(update.B.mT) * _inner(update.A)).sum((-1, -2))
+    return abs(update.scale) * square.clamp(min=0.0).sqrt()
+
+
+def gram(adapters: Sequence[Mapping[str, LowRank]]) -> Tensor:
+    """G [N, N] of whole adapters, float64: G_ij = Σ over layers of ⟨ΔW_i, ΔW_j⟩_F, whatever their ranks and gauges.
+
+    Goes layer by layer, so adapters that are read from disk layer by layer never lie in memory whole.
+    """
+    total = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
+    for module in adapters[0] if adapters else ():
+        updates = [adapter[module] for adapter in adapters]
+        side_by_side = concat(updates)
+        products = (_inner(side_by_side.B.mT) * _inner(side_by_side.A)).cpu()
+        owner = torch.repeat_interleave(torch.arange(len(updates)), torch.tensor([update.rank for update in updates]))
+        member = torch.nn.functional.one_hot(owner, len(updates)).double()
+        total += member.mT @ products @ member
+    return total
 
 
 def align(update: LowRank, reference: LowRank) -> LowRank:
@@ -98,6 +224,23 @@ def align(update: LowRank, reference: LowRank) -> LowRank:
         raise ValueError(
             f"cannot align rank {update.rank}, shape {update.shape} to rank {reference.rank}, shape {reference.shape}"
         )
-    u, _, vt = np.linalg.svd(update.B.T @ reference.B + update.A @ reference.A.T)
-    rotation = u @ vt
-    return LowRank(update.B @ rotation, rotation.T @ update.A, update.scale)
+    dtype = _kept(update)
+    cross = update.B.to(dtype).mT @ reference.B.to(dtype) + update.A.to(dtype) @ reference.A.to(dtype).mT
+    u, _, vt = torch.linalg.svd(cross.double())
+    rotation = (u @ vt).to(dtype)
+    return LowRank(update.B.to(dtype) @ rotation, rotation.mT @ update.A.to(dtype), update.scale)
+
+
+def wake(update: LowRank, reference: LowRank) -> LowRank:
+    """The same ΔW; of a rank whose both factors are zero, A gets the reference's row, where it has one.
+
+    A pair of zero column and zero row gets no gradient, so the rank would be lost to training for ever.
+    """
+    rows = min(update.rank, reference.rank)
+    asleep = (update.A == 0).all(-1)[..., :rows]
+    if not bool(asleep.any()):
+        return update
+    asleep &= (update.B == 0).all(-2)[..., :rows]
+    a = update.A.clone()
+    a[..., :rows, :] = torch.where(asleep[..., None], reference.A[..., :rows, :].to(a.dtype), a[..., :rows, :])
+    return LowRank(update.B, a, update.scale)

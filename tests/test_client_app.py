@@ -73,6 +73,9 @@ def test_a_round_is_submitted_twice_collected_and_comes_with_its_update(site: To
     running = ask("query.collect", query, site.socket)
     assert unpack_adapter(running) is None
     done = ask("query.collect", query, site.socket)
+    assert unpack(done, RoundReport).state is JobState.DONE
+    assert unpack_adapter(done) is None, "only who fetches it gets the update"
+    done = ask("query.collect", query.model_copy(update={"fetch": True}), site.socket)
     report, update = unpack(done, RoundReport), unpack_adapter(done)
     assert isinstance(report, RoundReport)
     assert update == site.update(first.key)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy_cotrainer import PARENT, Queue, Run, ToyCoTrainer, runner
+from tests.toy_cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
 from tests.toy_deployment import until
 from umbel.errors import EngineGone, NotFound, TrainingError
 from umbel.messages import JobState
@@ -48,6 +48,26 @@ def test_a_round_that_has_ended_stays_as_it_is(run: Run) -> None:
         with pytest.raises(NotFound):
             await queue.jobs.cancel("unknown")
         assert queue.cotrainer.cancelled == []
+
+    run(story)
+
+
+def test_a_newer_round_ends_the_open_ones_of_its_registry(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        queue.cotrainer.hold = asyncio.Event()
+        for key in ("mine-1-p", "mine-2-p", "other-1-p"):
+            queue.submit(key, round=int(key.split("-")[1]))
+        await until(lambda: queue.jobs.report("mine-1-p").steps == 1)
+        queue.submit("mine-3-p", round=3)
+        await queue.jobs.supersede("support", order("mine-3-p", round=3))
+        await queue.jobs.supersede("elsewhere", order("other-9-p", round=9))
+        queue.cotrainer.hold.set()
+        assert (await queue.ended("mine-3-p")).state is JobState.DONE
+        assert (await queue.ended("other-1-p")).state is JobState.DONE
+        for key in ("mine-1-p", "mine-2-p"):
+            report = queue.jobs.report(key)
+            assert (report.state, report.error) == (JobState.CANCELLED, "superseded by round 3")
+        assert queue.cotrainer.started == ["mine-1-p", "other-1-p", "mine-3-p"]
 
     run(story)
 

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 
+from strategies.factors import tensors_of
 from strategies.lowrank import LowRank, truncate, weighted_sum
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest
@@ -29,12 +30,10 @@ def test_published_adapter_is_the_weighted_mean_of_peft_adapters(tmp_path: Path,
         )
         model = peft.get_peft_model(layer(), config).base_model.model.q_proj
         deltas.append(model.get_delta_weight("default").detach().numpy())
-        b, a = (model.__getattr__(f"lora_{f}")["default"].weight.detach().numpy().astype(np.float64) for f in "BA")
+        b, a = (model.__getattr__(f"lora_{f}")["default"].weight.detach().double() for f in "BA")
         updates.append(LowRank(b, a, alpha / (rank**0.5 if rslora else rank)))
     mean, error = truncate(weighted_sum(updates, [0.25, 0.75]), 6)
-    blob = peft_dir.encode(
-        {peft_dir.key("q_proj", "A"): mean.A.astype(np.float32), peft_dir.key("q_proj", "B"): mean.B.astype(np.float32)}
-    )
+    blob = peft_dir.encode(tensors_of({"q_proj": mean}, np.float32))
     manifest = AdapterManifest(
         name="support", version=1, digest=peft_dir.digest(blob), base="0" * 64, lineage="l", round=1, rank=6,
         target_modules=("q_proj",),

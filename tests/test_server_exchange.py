@@ -1,6 +1,6 @@
 """Conversations over Flower's Grid, with the real ClientApp and sites on real Unix sockets, without a clock."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from strategies.base import Update
 from tests.toy_grid import Clock, ToyGrid
 from tests.toy_site import BASE, ToySite
 from umbel import peft_dir
-from umbel.messages import Hello, RoundOrder, TrainPlan
+from umbel.messages import Hello, RoundOrder, RoundReport, TrainPlan
 
 PLAN = TrainPlan(rank=2, steps=3, seconds=10.0)
 PARENT = peft_dir.encode({})
@@ -33,12 +33,16 @@ class World:
     def gather(self, count: int = 2) -> None:
         assert self.exchange.gather(lambda sites: len(sites) >= count, self.clock() + 60)
 
-    def train(self, seconds: float = 300.0) -> Outcome[Update]:
-        return self.exchange.converse(
-            lambda hello: dialogues.train(hello.site, hello.fingerprint.digest, "support", ORDER, PARENT),
-            self.clock() + seconds,
-            group="round 1",
-        )
+    def train(
+        self, seconds: float = 300.0, enough: Callable[[Mapping[str, Update]], bool] = lambda answers: False
+    ) -> Outcome[Update]:
+        return self.exchange.converse(train, self.clock() + seconds, group="round 1", enough=enough)
+
+
+def train(hello: Hello) -> dialogues.Dialogue[RoundReport, Update]:
+    """Give a site the round, and fetch its update."""
+    yield from dialogues.submit("support", ORDER, PARENT)
+    return (yield from dialogues.collect(hello.site, hello.fingerprint.digest, "support", ORDER))
 
 
 @pytest.fixture
@@ -132,6 +136,59 @@ def test_a_site_that_never_answers_is_left_out_at_the_deadline(world: World) -> 
     outcome = world.train(seconds=50)
     assert set(outcome.answers) == {"a"}
     assert outcome.left_out["b"].startswith("no answer by the deadline")
+
+
+def test_answers_that_are_enough_end_the_wait_and_who_is_late_is_said(world: World) -> None:
+    world.gather()
+    world.b.polls = 1000
+    start = world.clock()
+    outcome = world.train(enough=lambda answers: "a" in answers and world.clock() >= start + 40)
+    assert 40 <= world.clock() - start < 41
+    assert set(outcome.answers) == {"a"}
+    assert outcome.late == {"b"}
+    assert outcome.left_out["b"] == "no answer by the deadline"
+
+
+def test_a_site_that_failed_is_not_late(world: World) -> None:
+    world.gather()
+    world.b.fail_with = (422, "AdapterError")
+    outcome = world.train()
+    assert outcome.late == set()
+    assert set(outcome.left_out) == {"b"}
+
+
+def test_a_dialogue_that_is_over_before_it_asks_leaves_its_site_out(world: World) -> None:
+    def refuse(hello: Hello) -> dialogues.Dialogue[RoundReport, Update]:
+        if hello.site == "b":
+            raise dialogues.SiteFailure("nothing for this site")
+        return (yield from train(hello))
+
+    world.gather()
+    outcome = world.exchange.converse(refuse, world.clock() + 60, group="round 1")
+    assert (set(outcome.answers), outcome.left_out) == ({"a"}, {"b": "nothing for this site"})
+
+
+@pytest.mark.parametrize("downloads", [1, 3])
+def test_updates_come_a_few_at_a_time_and_are_pulled_one_by_one(world: World, sockets: Path, downloads: int) -> None:
+    names = [f"site-{number}" for number in range(7)]
+    exchange = Exchange(world.grid, clock=world.clock, sleep=world.clock.sleep, downloads=downloads)
+    with ExitStack() as stack:
+        world.grid.nodes.clear()
+        for number, name in enumerate(names):
+            world.grid.nodes[100 + number] = stack.enter_context(ToySite(name, sockets / f"{name}.sock")).socket
+        assert exchange.gather(lambda sites: len(sites) == len(names), world.clock() + 60)
+        outcome = exchange.converse(train, world.clock() + 300, group="round 1")
+    assert sorted(outcome.answers) == names
+    assert world.grid.most_adapters == downloads
+    assert world.grid.most_adapters_pulled == 1
+
+
+def test_asking_how_a_round_stands_brings_no_adapter(world: World) -> None:
+    world.gather()
+    world.a.polls = 5
+    world.train()
+    fetched = ("GET", f"/adapters/support/rounds/{ORDER.key}/update")
+    assert world.a.calls.count(fetched) == world.b.calls.count(fetched) == 1
 
 
 def test_a_site_that_is_not_ready_is_asked_until_it_is(world: World) -> None:

@@ -1,78 +1,26 @@
-"""Whole rounds in one process: the real ServerApp loop, ClientApp, strategies and registry, with toy sites."""
+"""Whole rounds: from training to going live, what can go wrong on the way, and going on after kill -9."""
 
-import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
 
-from server.app import run
 from server.config import RunConfig
-from server.events import Events
 from server.exchange import Exchange
-from server.federation import Federation
 from server.registry import AdapterRegistry
 from server.rollout import Rollout
 from server.rounds import RoundState
-from tests.toy_grid import Clock, ToyGrid
-from tests.toy_site import BASE, ToySite
+from tests.toy_federation import SETTINGS, World, a_world, poison, states, v
+from tests.toy_site import BASE
 from umbel import peft_dir
-from umbel.adapter import AdapterRef
 from umbel.errors import ConfigError, NotFound
-
-SETTINGS: dict[str, object] = {
-    "adapter": "support", "strategy": "exact", "rounds": 2, "quorum": 2, "round-seconds": 60.0, "grace-seconds": 60.0,
-    "rank": 2, "steps": 4, "batch-size": 4, "learning-rate": 1e-3, "schedule": "constant", "warmup-steps": 0,
-    "weight-decay": 0.0, "clip-norm": 1.0, "seed": 0,
-}  # fmt: skip
-
-
-class World:
-    """A centre and its sites; `start` runs the ServerApp as one process would, on what the registry remembers."""
-
-    def __init__(self, root: Path, sockets: Path, stack: ExitStack) -> None:
-        self.root = root
-        self.clock = Clock()
-        self.sites = {name: stack.enter_context(ToySite(name, sockets / f"{name}.sock")) for name in ("a", "b", "c")}
-        self.grid = ToyGrid(self.clock, {1: self.sites["a"].socket, 2: self.sites["b"].socket})
-
-    def start(self, run_id: str = "one", **settings: object) -> AdapterRegistry:
-        config = RunConfig.of({**SETTINGS, "registry": str(self.root), **settings})
-        registry = AdapterRegistry(self.root, create=True)
-        exchange = Exchange(self.grid, clock=self.clock, sleep=self.clock.sleep)
-        run(Federation(config, registry, exchange, Events(self.root / "events.jsonl", clock=self.clock), run_id))
-        return registry
-
-    def join_c(self) -> ToySite:
-        self.grid.nodes[3] = self.sites["c"].socket
-        return self.sites["c"]
-
-    @property
-    def events(self) -> list[dict]:
-        return [json.loads(line) for line in (self.root / "events.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
 def world(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    for field in ("_task_id", "_run_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, field, 1)
-    with ExitStack() as stack:
-        yield World(tmp_path / "registry", sockets, stack)
-
-
-def poison(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
-    return {name: np.full_like(array, np.nan) for name, array in tensors.items()}
-
-
-def states(registry: AdapterRegistry) -> list[RoundState]:
-    return [record.state for record in registry.rounds.all("support")]
-
-
-def v(version: int) -> AdapterRef:
-    return AdapterRef("support", version)
+    with a_world(tmp_path / "registry", sockets, monkeypatch) as ready:
+        yield ready
 
 
 def test_every_round_trains_from_head_and_goes_live(world: World) -> None:

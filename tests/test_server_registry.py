@@ -9,30 +9,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from server.pin import Pin
 from server.registry import AdapterRegistry
+from server.registry_index import VersionIndex
 from server.rounds import RoundState
+from tests.toy_registry import PIN, begun, blob, publish
 from tests.toy_site import BASE, SHAPES
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import AdapterError, BaseMismatch, ConfigError, Conflict, NotFound, RegistryError
 from umbel.messages import Hello
-
-PIN = Pin(fingerprint=BASE, shapes=SHAPES, dtype="float32", rank=2)
-
-
-def begun(root: Path) -> AdapterRegistry:
-    registry = AdapterRegistry(root, create=True)
-    registry.begin("support", PIN, seed=3)
-    return registry
-
-
-def blob(seed: int) -> bytes:
-    return peft_dir.encode(PIN.initial(seed))
-
-
-def publish(registry: AdapterRegistry, number: int) -> AdapterRef:
-    return registry.publish("support", blob(number), round=number, run_id="r", parent="p", strategy="exact").ref
 
 
 def test_first_version_is_pefts_untrained_adapter_and_head_but_not_live(tmp_path: Path) -> None:
@@ -102,11 +87,11 @@ def test_a_version_written_before_a_crash_is_taken_up(tmp_path: Path, monkeypatc
     registry = begun(tmp_path)
     registry.rounds.record("support", 1, "r", RoundState.TRAINING)
 
-    def killed(self: AdapterRegistry, manifest: object) -> None:
+    def killed(self: VersionIndex, manifest: object, sums: str) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(AdapterRegistry, "_index", killed)
+        patched.setattr(VersionIndex, "add", killed)
         with pytest.raises(KeyboardInterrupt):
             publish(registry, 1)
     assert len(registry.versions("support")) == 1
@@ -189,9 +174,6 @@ def test_missing_and_foreign_registries_are_said_so(tmp_path: Path) -> None:
     one.directory(AdapterRef("support", 1)).rename(two.directory(AdapterRef("support", 1)))
     with pytest.raises(RegistryError, match="of another registry"):
         AdapterRegistry(tmp_path / "two")
-    (tmp_path / "one" / "registry.sqlite").unlink()
-    with pytest.raises(RegistryError, match="restore the index"):
-        AdapterRegistry(tmp_path / "one", create=True)
     assert sqlite3.connect(tmp_path / "two" / "registry.sqlite").execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
@@ -209,7 +191,6 @@ def hello(**changes: object) -> Hello:
         ({"fingerprint": BASE.model_copy(update={"tokenizer": "other"})}, BaseMismatch, "tokenizer differ"),
         ({"shapes": {**SHAPES, "model.layers.0.mlp.up_proj": (3, 3)}}, AdapterError, "up_proj differs"),
         ({"dtype": "bfloat16"}, AdapterError, r"serves in bfloat16.*\[engine\]\.dtype"),
-        ({"max_lora_rank": 1}, AdapterError, r"max_lora_rank"),
         ({"adapters": ("suport",)}, ConfigError, "did you mean adapter='suport'"),
     ],
 )
@@ -217,6 +198,13 @@ def test_a_site_that_does_not_match_the_pin_is_refused(changes: dict, error: typ
     PIN.require(hello(), "support")
     with pytest.raises(error, match=reason):
         PIN.require(hello(**changes), "support")
+
+
+def test_a_rule_without_mixed_ranks_needs_sites_that_hold_the_whole_rank() -> None:
+    PIN.require_rank(hello())
+    PIN.require(hello(max_lora_rank=1), "support")
+    with pytest.raises(AdapterError, match=r"max_lora_rank"):
+        PIN.require_rank(hello(max_lora_rank=1))
 
 
 def test_another_pin_is_a_conflict(tmp_path: Path) -> None:

@@ -5,44 +5,19 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from strategies import catalogue
-from strategies.base import Adapter, Update, factors_of
+from strategies.base import LoraStrategy, Update
 from strategies.exact import Exact
 from strategies.fedit import FedIT
 from strategies.records import pack, pack_adapter, unpack, unpack_adapter
+from tests.toy_adapters import RANK, SHAPES, adapter, dense, random_tensors, update
 from umbel import peft_dir
 from umbel.errors import ConfigError, WireError
-from umbel.messages import Hello, JobState, RoundOrder, RoundReport, Submit, TrainPlan
-
-SHAPES = {"model.layers.0.self_attn.q_proj": (12, 10), "model.layers.0.self_attn.v_proj": (6, 10)}
-RANK = 3
-
-
-def random_tensors(seed: int, *, rank: int = RANK, dtype: type = np.float32) -> peft_dir.Tensors:
-    rng = np.random.default_rng(seed)
-    tensors: peft_dir.Tensors = {}
-    for module, (out_features, in_features) in SHAPES.items():
-        tensors[peft_dir.key(module, "A")] = rng.normal(size=(rank, in_features)).astype(dtype)
-        tensors[peft_dir.key(module, "B")] = rng.normal(size=(out_features, rank)).astype(dtype)
-    return tensors
-
-
-def adapter(seed: int = 0, *, dtype: type = np.float32) -> Adapter:
-    return Adapter.of(peft_dir.encode(random_tensors(seed, dtype=dtype)), "base")
-
-
-def update(site: str, parent: Adapter, tensors: peft_dir.Tensors, /, **report: object) -> Update:
-    facts: dict[str, object] = {
-        "key": "k", "state": JobState.DONE, "parent": parent.digest, "num_examples": 10, "num_loss_tokens": 100,
-    }  # fmt: skip
-    return Update(site, peft_dir.encode(tensors), RoundReport(**{**facts, **report}), "base")
-
-
-def dense(tensors: peft_dir.Tensors) -> dict[str, np.ndarray]:
-    return {module: factors.dense() for module, factors in factors_of(tensors).items()}
+from umbel.messages import Hello, JobState, RoundOrder, Submit, TrainPlan
 
 
 def test_exact_is_the_mean_weighted_by_tokens_up_to_its_certificate() -> None:
@@ -54,9 +29,9 @@ def test_exact_is_the_mean_weighted_by_tokens_up_to_its_certificate() -> None:
     assert result.weights == {"a": 0.75, "b": 0.25}
     for module, mean in dense(result.tensors).items():
         wanted = 0.75 * dense(one)[module] + 0.25 * dense(two)[module]
-        error = np.linalg.norm(mean - wanted) / np.linalg.norm(wanted)
+        error = float(torch.linalg.norm(mean - wanted) / torch.linalg.norm(wanted))
         assert abs(error - result.certificate[module]) < 1e-5  # float32 factors
-        singular = np.linalg.svd(wanted, compute_uv=False)
+        singular = np.linalg.svd(wanted.numpy(), compute_uv=False)
         assert abs(error - np.linalg.norm(singular[RANK:]) / np.linalg.norm(singular)) < 1e-5
 
 
@@ -103,6 +78,14 @@ def with_an_unknown_key(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
     return {**tensors, "base_model.model.lm_head.weight": np.ones((2, 2), np.float32)}
 
 
+def of_two_ranks(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
+    return {name: array[:1] if name.endswith("v_proj.lora_A.weight") else array for name, array in tensors.items()}
+
+
+def transposed_in_part(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
+    return {name: array.T if name.endswith("lora_B.weight") else array for name, array in tensors.items()}
+
+
 def swapped(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
     return {name: array.T for name, array in tensors.items()}
 
@@ -113,9 +96,10 @@ def swapped(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
         (poisoned(np.nan), {}, "NaN or infinity"),
         (poisoned(np.inf), {}, "NaN or infinity"),
         (poisoned(3e38), {}, "values above 100"),
-        (rank_one, {}, "shape"),
-        (rank_one, {"rank": 1}, "its rank is 1, this round's is 3"),
-        (swapped, {}, "shape"),
+        (rank_one, {"rank": 3}, "its rank is 1, it reported 3"),
+        (swapped, {}, "its rank is 10, this round's is 3"),
+        (transposed_in_part, {}, "shape"),
+        (of_two_ranks, {}, "an adapter has one rank"),
         (without_a_module, {}, "lacks"),
         (with_an_unknown_key, {}, "not a LoRA factor"),
         (None, {"parent": "0" * 64}, "this round's parent"),
@@ -129,8 +113,9 @@ def swapped(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
 )
 @pytest.mark.parametrize("strategy", [Exact, FedIT])
 def test_a_hostile_update_is_left_out_with_its_reason(
-    strategy: type[Exact], hurt: Callable[[peft_dir.Tensors], peft_dir.Tensors] | None, report: dict, reason: str
+    strategy: type[LoraStrategy], hurt: Callable[[peft_dir.Tensors], peft_dir.Tensors] | None, report: dict, reason: str
 ) -> None:
+    """Notes' T19: NaN, infinity, a rank that broadcasts, missing and unknown keys, claims, a replayed parent."""
     parent, honest = adapter(), random_tensors(1)
     bad = random_tensors(2) if hurt is None else hurt(random_tensors(2))
     rule = strategy(max_examples=1000)
@@ -155,6 +140,14 @@ def test_wrong_base_and_bytes_that_are_no_adapter_are_left_out() -> None:
     assert result.weights == {"good": 1.0}
 
 
+def test_a_small_rank_that_was_not_asked_for_is_left_out() -> None:
+    parent = adapter()
+    small = update("small", parent, random_tensors(5, rank=1))
+    assert "this round's parent is" in Exact().aggregate(parent, [small]).left_out["small"]
+    assert "at rank 1" in Exact().aggregate(parent, [small]).left_out["small"]
+    assert "needs one rank" in FedIT().aggregate(parent, [small]).left_out["small"]
+
+
 def test_a_zero_update_counts_and_nobody_at_all_gives_no_tensors() -> None:
     parent = adapter()
     zero = {name: np.zeros_like(array) for name, array in parent.tensors.items()}
@@ -168,7 +161,12 @@ def test_unknown_strategy_names_the_one_that_was_meant() -> None:
     assert catalogue.find("exact") is Exact
     with pytest.raises(ConfigError, match="did you mean 'fedit'"):
         catalogue.find("fed-it")
-    with pytest.raises(ConfigError, match="known: exact, fedit"):
+    assert catalogue.find("strategies.fedit:FedIT") is FedIT
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        catalogue.find("strategies.fedit:FedItt")
+    with pytest.raises(ConfigError, match="no subclass"):
+        catalogue.find("strategies.fedit:FactorMean")
+    with pytest.raises(ConfigError, match="known: exact, fedit, ffa, flora, rolora"):
         catalogue.find("zzz")
 
 
@@ -198,7 +196,7 @@ def test_flowers_own_verbs_carry_a_round(monkeypatch: pytest.MonkeyPatch) -> Non
     assert totals["num-loss-tokens"] == 100
     got = dense(peft_dir.decode(unpack_adapter(RecordDict({"adapter": arrays})) or b""))
     for module, factors in dense(trained).items():
-        assert np.allclose(got[module], factors, atol=1e-5)
+        assert torch.allclose(got[module], factors, atol=1e-5)
     with pytest.raises(NotImplementedError, match=r"server\.app"):
         strategy.start()
 

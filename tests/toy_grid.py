@@ -45,6 +45,10 @@ class ToyGrid(Grid):
         self.errors: dict[str, list[int]] = {}
         """Message type → error codes for its next messages."""
         self.pushed: list[tuple[int, str]] = []
+        self.most_adapters = 0
+        """Replies with an adapter that lay here at a time, at most."""
+        self.most_adapters_pulled = 0
+        """Adapters that one pull brought, at most."""
         self._replies: dict[str, tuple[float, Message]] = {}
 
     def set_run(self, run: Run) -> None:
@@ -70,7 +74,9 @@ class ToyGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         assert isinstance(message_ids, list)
         ready = [i for i in message_ids if i in self._replies and self._replies[i][0] <= self.clock()]
-        return [self._replies.pop(message_id)[1] for message_id in ready]
+        pulled = [self._replies.pop(message_id)[1] for message_id in ready]
+        self.most_adapters_pulled = max(self.most_adapters_pulled, sum(map(_brings_an_adapter, pulled)))
+        return pulled
 
     def _push(self, message: Message) -> str:
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
@@ -85,12 +91,18 @@ class ToyGrid(Grid):
             reply = self._run(message)
         reply.metadata.__dict__["_src_node_id"] = 1 if reply.has_error() else node
         self._replies[message_id] = (self.clock() + self.latency, reply)
+        here = sum(_brings_an_adapter(waiting) for _, waiting in self._replies.values())
+        self.most_adapters = max(self.most_adapters, here)
         return message_id
 
     def _run(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         context = Context(1, node, {"socket": str(self.nodes[node])}, RecordDict(), {})
         return _over_the_wire(app(_over_the_wire(message), context))
+
+
+def _brings_an_adapter(message: Message) -> bool:
+    return message.has_content() and "adapter" in message.content
 
 
 def _over_the_wire(message: Message) -> Message:

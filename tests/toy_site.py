@@ -51,6 +51,9 @@ class ToySite:
         self.live: str | None = None
         self.orders: dict[str, RoundOrder] = {}
         self.shadows: dict[str, ShadowReport] = {}
+        self.manifests: dict[str, AdapterManifest] = {}
+        self.shadow_polls: int | None = None
+        """As `polls`, for probes; None for the same."""
         self._parents: dict[str, bytes] = {}
         self._asked: dict[str, int] = {}
         self._server: UnixStreamServer | None = None
@@ -81,6 +84,9 @@ class ToySite:
     def submit(self, order: RoundOrder, parent: bytes) -> RoundReport | tuple[int, str]:
         if order.base != self.base.digest:
             return 422, "BaseMismatch"
+        ranks = {a.shape[0] for a, _ in peft_dir.factors(peft_dir.decode(parent)).values()}
+        if order.parent != peft_dir.digest(parent) or ranks - {order.plan.rank} or order.plan.rank > self.max_lora_rank:
+            return 422, "AdapterError"
         known = self.orders.setdefault(order.key, order)
         if known.parent != order.parent:
             return 409, "Conflict"
@@ -100,6 +106,10 @@ class ToySite:
             update=peft_dir.digest(self.update(key)), rank=order.plan.rank,
         )  # fmt: skip
 
+    def parent(self, round: int) -> bytes:
+        """What it received to train from in a round."""
+        return next(self._parents[key] for key, order in self.orders.items() if order.round == round)
+
     def update(self, key: str) -> bytes:
         tensors = peft_dir.decode(self._parents[key])
         for name, array in tensors.items():
@@ -108,9 +118,10 @@ class ToySite:
         return peft_dir.encode(self.hurt(tensors))
 
     def shadow(self, manifest: AdapterManifest, blob: bytes) -> ShadowReport | tuple[int, str]:
-        if peft_dir.digest(blob) != manifest.digest:
+        if peft_dir.digest(blob) != manifest.digest or manifest.rank > self.max_lora_rank:
             return 422, "AdapterError"
         ref = str(manifest.ref)
+        self.manifests[ref] = manifest
         self.shadows.setdefault(ref, ShadowReport(ref=ref, state=ShadowState.PROBING))
         return self.shadow_report(ref, asked=0)
 
@@ -118,7 +129,8 @@ class ToySite:
         if ref not in self.shadows:
             return 404, "NotFound"
         self._asked[ref] = self._asked.get(ref, 0) + asked
-        if self.shadows[ref].verdict is None and self._asked[ref] > self.polls:
+        polls = self.polls if self.shadow_polls is None else self.shadow_polls
+        if self.shadows[ref].verdict is None and self._asked[ref] > polls:
             probe = Evaluation(loss_sum=10.0, loss_tokens=10, exact=1, examples=5)
             verdict = Verdict(accepted=self.accepts, reasons=("held-out loss 1.00, live 1.20",))
             self.shadows[ref] = ShadowReport(

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from umbel.base import BaseFingerprint
 from umbel.errors import AdapterError
 
 _NAME = r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*"
@@ -88,7 +89,8 @@ TRANSITIONS: dict[Lifecycle, frozenset[Lifecycle]] = {
 class AdapterManifest(BaseModel):
     """What is true of one adapter version for ever; stored beside its weights as `manifest.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no NaN; as a string it is read back, where `null` would make the manifest unreadable.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     name: str
     version: int = Field(ge=0, le=MAX_VERSION)
@@ -96,14 +98,22 @@ class AdapterManifest(BaseModel):
     """sha256 of `adapter_model.safetensors`."""
     base: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest of the base fingerprint the adapter was trained against."""
+    fingerprint: BaseFingerprint | None = None
+    """The parts behind `base`, so that a mismatch can be named without the registry."""
     lineage: str
     """Id of the registry that made it; part of every round key."""
     round: int = Field(ge=0)
     parent: str | None = None
     """Digest of the version that training started from; None for the first."""
+    parents: tuple[str, ...] = ()
+    """Digests of every version that an update in here was trained from: `parent`, and older ones of late updates."""
+    truncation_of: str | None = None
+    """Digest of the version that this is the best approximation of, for a site of smaller rank; None for a version."""
     rank: int = Field(ge=1)
     target_modules: tuple[str, ...]
     strategy: str = "init"
+    options: dict[str, str | float | int | bool] = Field(default_factory=dict)
+    """The strategy's options, as it understood them."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Site → its share in the aggregate."""
     left_out: dict[str, str] = Field(default_factory=dict)
@@ -111,10 +121,24 @@ class AdapterManifest(BaseModel):
     certificate: dict[str, float] = Field(default_factory=dict)
     """Module → relative Frobenius error of the truncation to `rank`."""
     metrics: dict[str, float] = Field(default_factory=dict)
+    site_metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Site → what it measured: `train-loss`, `seconds`, `staleness` (rounds), `rank`."""
+    counts: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """Site → what it trained on: `num-examples`, `num-loss-tokens`."""
     run_id: str = ""
+    code: str = ""
+    """Version of umbel that made it."""
+    config: str = ""
+    """sha256 of the run configuration."""
     created: str = ""
     """ISO 8601, UTC."""
 
     @property
     def ref(self) -> AdapterRef:
         return AdapterRef(self.name, self.version)
+
+    @property
+    def ancestors(self) -> tuple[str, ...]:
+        """Digests of the versions it came from, `parent` first; manifests without `parents` have at most that one."""
+        first = () if self.parent is None else (self.parent,)
+        return tuple(dict.fromkeys(first + self.parents))

@@ -43,6 +43,7 @@ class RoundOrder(_Message):
     """Start (or find again) one round of training: POST /adapters/{name}/rounds/{key}."""
 
     key: str = Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")
+    """`<lineage>-<round>-<parent>`: the registry, this round of it, and the version it trains from."""
     base: str
     """Digest of the base fingerprint; a site with another base refuses."""
     parent: str
@@ -158,10 +159,12 @@ class Submit(_Message):
 
 
 class RoundQuery(_Message):
-    """Flower's `query.collect` of a round. Answered by a RoundReport, with the update beside it once done."""
+    """Flower's `query.collect` of a round. Answered by a RoundReport."""
 
     adapter: str
     key: str
+    fetch: bool = False
+    """Send the update along, if the round is done. Without it an answer is small, whoever asks how often."""
 
 
 class VersionQuery(_Message):

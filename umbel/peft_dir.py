@@ -141,16 +141,31 @@ def write(directory: Path, blob: bytes, manifest: AdapterManifest, *, base: str)
         if read(directory)[1].digest != manifest.digest:
             raise AdapterError(f"{directory}: {manifest.ref} already exists with other weights; versions are immutable")
         return
+    place(directory, {WEIGHTS: blob, CONFIG: encode_config(manifest, base), MANIFEST: encode_manifest(manifest)})
+
+
+def encode_config(manifest: AdapterManifest, base: str) -> bytes:
+    """The bytes of a version's `adapter_config.json`."""
     config = peft_config(rank=manifest.rank, target_modules=manifest.target_modules, base=base)
+    return json.dumps(config, indent=2).encode()
+
+
+def encode_manifest(manifest: AdapterManifest) -> bytes:
+    """The bytes of a version's `manifest.json`."""
+    return manifest.model_dump_json(indent=2).encode()
+
+
+def place(directory: Path, files: Mapping[str, bytes | Path]) -> None:
+    """Make a directory that is there whole or not at all, of file name → content, or → target of a symbolic link."""
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name, content in (
-        (WEIGHTS, blob),
-        (CONFIG, json.dumps(config, indent=2).encode()),
-        (MANIFEST, manifest.model_dump_json(indent=2).encode()),
-    ):
-        write_durably(temporary / name, content)
+    for name, content in files.items():
+        if isinstance(content, Path):
+            (temporary / name).symlink_to(content)
+        else:
+            write_durably(temporary / name, content)
+    _sync_directory(temporary)
     os.rename(temporary, directory)
     _sync_directory(directory.parent)
 

@@ -1,0 +1,92 @@
+"""A version as a directory for others: what peft, SGLang and vLLM load, with a model card and the checksums."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.registry import AdapterRegistry
+from server.version_dir import SUMS
+from umbel import peft_dir
+from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.errors import ConfigError
+from umbel.peft_dir import CONFIG, MANIFEST, WEIGHTS
+
+CARD = "README.md"
+
+
+def export(registry: AdapterRegistry, ref: AdapterRef, into: Path, *, base: str = "") -> Path:
+    """Write a version to a new directory, whole or not at all, and return that directory.
+
+    `base` is the name or path of the base model, for `base_model_name_or_path` and the card; without it they carry
+    its fingerprint, which no library looks up. Raises ConfigError when the directory is there already.
+    """
+    if into.exists():
+        raise ConfigError(f"{into} is there already; choose a new directory")
+    blob, manifest = registry.read(ref)
+    files: dict[str, bytes | Path] = {
+        CARD: card(manifest, base).encode(),
+        CONFIG: peft_dir.encode_config(manifest, base=base or f"sha256:{manifest.base}"),
+        MANIFEST: peft_dir.encode_manifest(manifest),
+        WEIGHTS: blob,
+    }
+    sums = "".join(f"{peft_dir.digest(content)}  {name}\n" for name, content in files.items())  # type: ignore[arg-type]
+    into.parent.mkdir(parents=True, exist_ok=True)
+    peft_dir.place(into, {**files, SUMS: sums.encode()})
+    return into
+
+
+def card(manifest: AdapterManifest, base: str = "") -> str:
+    """The model card, in the form of the Hugging Face hub: metadata, what it is, how to load it, how it was made."""
+    name = manifest.ref.engine_name
+    front = [
+        *([f"base_model: {json.dumps(base)}"] if base else []),
+        "library_name: peft",
+        "tags: [lora, federated, umbel]",
+    ]
+    model = base or "BASE_MODEL"
+    parts = [
+        "---\n" + "\n".join(front) + "\n---",
+        f"# {manifest.ref}\n\nA LoRA adapter of rank {manifest.rank} on {', '.join(manifest.target_modules)}, "
+        f"trained by {len(manifest.weights)} sites that kept their data, made by "
+        f"umbel{' ' + manifest.code if manifest.code else ''} on {manifest.created or 'an unknown day'}.",
+        "## Loading\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{model}"), "{name}")\n```\n\n'
+        f"```sh\npython -m sglang.launch_server --model-path {model} --enable-lora --lora-paths {name}=./{name}\n"
+        f"vllm serve {model} --enable-lora --max-lora-rank {manifest.rank} --lora-modules {name}=./{name}\n```",
+        "## How it was made\n\n" + _table(("", ""), [(what, value) for what, value in _facts(manifest) if value]),
+    ]
+    if manifest.weights:
+        rows = [
+            (site, f"{share:.4f}", _plain(manifest.counts.get(site, {})), _plain(manifest.site_metrics.get(site, {})))
+            for site, share in sorted(manifest.weights.items())
+        ]
+        parts.append("## Sites\n\n" + _table(("site", "share", "data", "metrics"), rows))
+    if manifest.left_out:
+        parts.append("## Left out\n\n" + _table(("site", "why"), sorted(manifest.left_out.items())))
+    if manifest.certificate:
+        errors = [(module, f"{error:.3g}") for module, error in sorted(manifest.certificate.items())]
+        parts.append("## Relative error of the aggregate to the exact mean\n\n" + _table(("module", "error"), errors))
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(manifest: AdapterManifest) -> list[tuple[str, str]]:
+    fingerprint = manifest.fingerprint.model_dump() if manifest.fingerprint else {}
+    return [
+        ("strategy", manifest.strategy), ("options", _plain(manifest.options)), ("round", str(manifest.round)),
+        ("run", manifest.run_id), ("metrics", _plain(manifest.metrics)),
+        ("came from", ", ".join(manifest.ancestors)), ("sha256 of the weights", manifest.digest),
+        ("fingerprint of the base", manifest.base),
+        *((f"its {part.replace('_', ' ')}", value) for part, value in fingerprint.items()),
+        ("registry", manifest.lineage), ("sha256 of the run configuration", manifest.config),
+    ]  # fmt: skip
+
+
+def _plain(values: object) -> str:
+    entries = values.items() if isinstance(values, dict) else ()
+    return ", ".join(f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in entries)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A Markdown table; what a site said of itself cannot break out of its cell."""
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *cells])

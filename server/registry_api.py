@@ -1,0 +1,184 @@
+"""The registry over HTTP: `umbel adapter`'s commands under the same names. Reading is free, changing needs the token.
+
+GET  /adapter/ls · /adapter/show/{ref} · /adapter/diff/{old}/{new} · /adapter/alias/{name} (its history) ·
+     /adapter/lineage/{ref} · /adapter/verify · /adapter/verify/{ref} · /adapter/export/{ref} (a tar) · /adapter/gc
+POST /adapter/alias/{ref} {"alias", "why"} · /adapter/rollback/{name} {"why"} · /adapter/gc {"why", "drop_ancestors"}
+"""
+
+import secrets
+import stat
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from pydantic import BaseModel, Field
+from starlette.background import BackgroundTask
+
+from server import adapter_export, lineage, registry_views
+from server.registry import AdapterRegistry
+from umbel.errors import ConfigError, Conflict, NotFound, UmbelError
+
+routes = APIRouter(prefix="/adapter")
+
+
+class Change(BaseModel):
+    """The body of a change: who asked for it is the holder of the token."""
+
+    model_config = {"extra": "forbid"}
+
+    why: str = Field(min_length=1)
+    who: str = ""
+    alias: str = ""
+    drop_ancestors: bool = False
+
+
+class Unauthorized(UmbelError):
+    """A change without the right token."""
+
+
+STATUS = {Unauthorized: 401, NotFound: 404, Conflict: 409}
+"""HTTP status of an error; every other umbel error is a refusal, 422."""
+
+
+def registry_api(root: Path, token: str | None = None) -> FastAPI:
+    """The application over one registry; without a token nothing can be changed."""
+    api = FastAPI(title="umbel registry", docs_url=None, redoc_url=None, openapi_url=None)
+    api.state.root, api.state.token = root, token
+    api.include_router(routes)
+    api.add_exception_handler(UmbelError, _refuse)
+    return api
+
+
+def serve(root: Path, host: str, port: int, token_file: Path | None) -> None:
+    """Serve until a signal ends it; raise RegistryError or ConfigError first for what cannot be served."""
+    import uvicorn
+
+    token = read_token(token_file) if token_file else None
+    AdapterRegistry(root).close()
+    uvicorn.run(registry_api(root, token), host=host, port=port, access_log=False)
+
+
+def read_token(path: Path) -> str:
+    """The token in a file that only its owner can read; raise ConfigError for any other file."""
+    token = path.read_text().strip()
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise ConfigError(f"{path}: others can read the token; chmod 600 {path}")
+    if len(token) < 16:
+        raise ConfigError(f"{path}: the token is too short; head -c 32 /dev/urandom | base64 > {path}")
+    return token
+
+
+def _authorized(request: Request) -> None:
+    """Let the holder of the token pass."""
+    token: str | None = request.app.state.token
+    if token is None:
+        raise Unauthorized("this registry is served for reading only; start it with --token-file to allow changes")
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), token.encode()):
+        raise Unauthorized("a change needs the header `authorization: Bearer TOKEN`")
+
+
+@contextmanager
+def _opened(request: Request) -> Iterator[AdapterRegistry]:
+    """The registry, for one request: SQLite connections stay in the thread that made them."""
+    with closing(AdapterRegistry(request.app.state.root)) as registry:
+        yield registry
+
+
+@routes.get("/ls")
+def ls(request: Request) -> list[dict[str, Any]]:
+    with _opened(request) as registry:
+        return registry_views.ls(registry)
+
+
+@routes.get("/show/{ref}")
+def show(ref: str, request: Request) -> dict[str, Any]:
+    with _opened(request) as registry:
+        return registry_views.show(registry, ref)
+
+
+@routes.get("/diff/{old}/{new}")
+def diff(old: str, new: str, request: Request) -> dict[str, Any]:
+    with _opened(request) as registry:
+        return registry_views.diff(registry, old, new)
+
+
+@routes.get("/alias/{name}")
+def history(name: str, request: Request) -> list[dict[str, Any]]:
+    with _opened(request) as registry:
+        return registry_views.history(registry, name)
+
+
+@routes.get("/lineage/{ref}")
+def show_lineage(ref: str, request: Request) -> PlainTextResponse:
+    with _opened(request) as registry:
+        return PlainTextResponse(lineage.text(registry_views.nodes(registry, ref)) + "\n")
+
+
+@routes.get("/verify")
+def verify(request: Request) -> dict[str, Any]:
+    with _opened(request) as registry:
+        return registry_views.verify(registry)
+
+
+@routes.get("/verify/{ref}")
+def verify_one(ref: str, request: Request) -> dict[str, Any]:
+    with _opened(request) as registry:
+        return registry_views.verify(registry, ref)
+
+
+@routes.get("/export/{ref}")
+def export(ref: str, request: Request) -> FileResponse:
+    """The exported directory as an uncompressed tar."""
+    with _opened(request) as registry:
+        resolved = registry.resolve(ref)
+        folder = tempfile.TemporaryDirectory(prefix="umbel-export-")
+        name = resolved.engine_name
+        archive = Path(folder.name) / f"{name}.tar"
+        with tarfile.open(archive, "w") as tar:
+            tar.add(adapter_export.export(registry, resolved, Path(folder.name) / name), arcname=name)
+    return FileResponse(archive, filename=archive.name, background=BackgroundTask(folder.cleanup))
+
+
+@routes.get("/gc")
+def gc_plan(request: Request, drop_ancestors: bool = False) -> dict[str, Any]:
+    with _opened(request) as registry:
+        return registry_views.gc(registry, apply=False, drop_ancestors=drop_ancestors, who="", why="")
+
+
+@routes.post("/alias/{ref}", dependencies=[Depends(_authorized)])
+def alias(ref: str, change: Change, request: Request) -> dict[str, str]:
+    with _opened(request) as registry:
+        resolved = registry.resolve(ref)
+        registry.point(resolved.name, {change.alias: resolved}, who=_who(change, request), why=change.why)
+        return {change.alias: str(resolved)}
+
+
+@routes.post("/rollback/{name}", dependencies=[Depends(_authorized)])
+def rollback(name: str, change: Change, request: Request) -> dict[str, str]:
+    with _opened(request) as registry:
+        return {"live": str(registry.roll_back(name, who=_who(change, request), why=change.why))}
+
+
+@routes.post("/gc", dependencies=[Depends(_authorized)])
+def gc(change: Change, request: Request) -> dict[str, Any]:
+    with _opened(request) as registry:
+        return registry_views.gc(
+            registry, apply=True, drop_ancestors=change.drop_ancestors, who=_who(change, request), why=change.why
+        )
+
+
+def _who(change: Change, request: Request) -> str:
+    """What the history says of a change over HTTP: whom the caller names, and where the call came from."""
+    address = request.client.host if request.client else "unknown"
+    return f"{change.who or 'token holder'} from {address}"
+
+
+async def _refuse(request: Request, error: Exception) -> JSONResponse:
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 422)
+    return JSONResponse({"error": {"type": type(error).__name__, "message": str(error)}}, status_code=status)

@@ -1,0 +1,94 @@
+"""What the command line and the REST API say of a registry, as JSON values: the same words in both."""
+
+from dataclasses import asdict
+from typing import Any
+
+from server import adapter_diff, lineage, retention
+from server.registry import AdapterRegistry
+from server.retention import Garbage
+from umbel.errors import NotFound, RegistryError
+
+
+def ls(registry: AdapterRegistry) -> list[dict[str, Any]]:
+    """Every version: its round, what became of it, who is in it, and the aliases that point to it."""
+    return [
+        {
+            "ref": str(node.ref),
+            "round": node.manifest.round,
+            "state": node.state,
+            "strategy": node.manifest.strategy,
+            "sites": sorted(node.manifest.weights),
+            "aliases": list(node.pointers),
+            "pruned": node.pruned,
+            "created": node.manifest.created,
+        }
+        for name in registry.names()
+        for node in lineage.graph(registry, name)
+    ]
+
+
+def show(registry: AdapterRegistry, ref: str) -> dict[str, Any]:
+    """A version's manifest, as it was published."""
+    return registry.manifest(registry.resolve(ref)).model_dump(mode="json")
+
+
+def diff(registry: AdapterRegistry, old: str, new: str) -> dict[str, Any]:
+    """What is different between two versions."""
+    return asdict(adapter_diff.compare(registry.read(registry.resolve(old)), registry.read(registry.resolve(new))))
+
+
+def history(registry: AdapterRegistry, name: str) -> list[dict[str, Any]]:
+    """Every move of an adapter's aliases, oldest first: when, what to, who, why, and by which run."""
+    _require(registry, name)
+    return [move.model_dump(exclude={"seal"}) for move in registry.moves(name)]
+
+
+def nodes(registry: AdapterRegistry, ref: str) -> list[lineage.Node]:
+    """An adapter's versions (`support`), or one with all it came from (`support@v3`); raise NotFound."""
+    name, at, _ = ref.partition("@")
+    if not at:
+        _require(registry, name)
+        return lineage.graph(registry, name)
+    return lineage.ancestry(lineage.graph(registry, name), {registry.resolve(ref)})
+
+
+def verify(registry: AdapterRegistry, ref: str | None = None) -> dict[str, Any]:
+    """How many versions were read whole, and what is wrong, file by file: in one version, or in everything."""
+    if ref is not None:
+        return {"versions": 1, "damages": registry.verify(registry.resolve(ref))}
+    every = [manifest.ref for name in registry.names() for manifest in registry.versions(name)]
+    damages = [damage for one in every for damage in registry.verify(one)]
+    return {"versions": len(every), "damages": list(registry.index.damaged().values()) + damages + _files(registry)}
+
+
+def gc(registry: AdapterRegistry, *, apply: bool, drop_ancestors: bool, who: str, why: str) -> dict[str, Any]:
+    """What is not needed: only named, or removed as well (`apply`)."""
+    garbage: Garbage = (
+        retention.collect(registry, who=who, why=why, drop_ancestors=drop_ancestors)
+        if apply
+        else retention.plan(registry, drop_ancestors=drop_ancestors)
+    )
+    return {
+        "versions": [str(ref) for ref in garbage.versions],
+        "blobs": list(garbage.blobs),
+        "left_overs": [str(path) for path in garbage.left_overs],
+        "freed": garbage.freed,
+        "removed": apply,
+    }
+
+
+def _files(registry: AdapterRegistry) -> list[str]:
+    """What is wrong with pins and alias logs."""
+    damages = []
+    for name in registry.names():
+        for read in (registry.pin, registry.moves):
+            try:
+                read(name)
+            except RegistryError as error:
+                damages.append(str(error))
+    return damages
+
+
+def _require(registry: AdapterRegistry, name: str) -> None:
+    if name not in registry.names():
+        raise NotFound(f"{name!r} is not in {registry.root}; there is {', '.join(registry.names()) or 'nothing'}")

@@ -1,0 +1,70 @@
+"""What a registry no longer needs, and its removal. Manifests stay for ever: only weights and left-overs go."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from server import lineage, version_dir
+from server.registry import AdapterRegistry
+from server.rounds import now, transaction
+from umbel import peft_dir
+from umbel.adapter import AdapterRef
+from umbel.errors import RegistryError
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What goes, or would go."""
+
+    versions: tuple[AdapterRef, ...]
+    """Their weights; the manifests stay, with `pruned.json` beside them."""
+    blobs: tuple[str, ...]
+    """Names in the blob store that nothing refers to, those of `versions` included."""
+    left_overs: tuple[Path, ...]
+    """Half-written versions of killed publishers."""
+    freed: int = 0
+    """Bytes of weights that were removed; 0 for a plan."""
+
+
+def plan(registry: AdapterRegistry, *, drop_ancestors: bool = False) -> Garbage:
+    """What no alias, no round without a verdict, and, unless `drop_ancestors`, no version they point to came from.
+
+    Raises RegistryError while damaged versions hide what they need.
+    """
+    hidden = registry.index.damaged()
+    if hidden:
+        raise RegistryError(
+            f"{registry.root}: what {', '.join(hidden)} needs is not known; restore it, or move it out of the "
+            "registry, then `umbel adapter reindex`"
+        )
+    goes: list[AdapterRef] = []
+    kept: set[str] = set()
+    for name in registry.names():
+        nodes = lineage.graph(registry, name)
+        needed = set(registry.pointers(name).values())
+        if not drop_ancestors:
+            needed = {node.ref for node in lineage.ancestry(nodes, needed)}
+        goes += [node.ref for node in nodes if node.ref not in needed and not node.pruned]
+        kept |= {node.manifest.digest for node in nodes if node.ref in needed}
+    unused = tuple(sorted(set(registry.blobs.digests()) - kept))
+    return Garbage(tuple(goes), unused, tuple(sorted(registry.root.glob("*/.v*.tmp"))))
+
+
+def collect(registry: AdapterRegistry, *, who: str, why: str, drop_ancestors: bool = False) -> Garbage:
+    """Remove what `plan` says. Killed at any point, the next call goes on; publishers wait meanwhile."""
+    with transaction(registry.index.database):
+        garbage = plan(registry, drop_ancestors=drop_ancestors)
+        record = version_dir.Pruned(at=now(), who=who, why=why).model_dump_json().encode()
+        for ref in garbage.versions:
+            peft_dir.replace_durably(registry.directory(ref) / version_dir.PRUNED, record)
+            (registry.directory(ref) / peft_dir.WEIGHTS).unlink(missing_ok=True)
+        freed = sum(_remove(registry, garbage))
+    return Garbage(garbage.versions, garbage.blobs, garbage.left_overs, freed)
+
+
+def _remove(registry: AdapterRegistry, garbage: Garbage) -> Iterator[int]:
+    for digest in garbage.blobs:
+        yield registry.blobs.remove(digest)
+    for path in garbage.left_overs:
+        shutil.rmtree(path)

@@ -1,0 +1,149 @@
+"""The training of a round: each site trains at the rank it can hold, and its update is folded in once it is there."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server import dialogues
+from server.config import RunConfig
+from server.dialogues import Dialogue
+from server.exchange import Exchange
+from server.registry import AdapterRegistry
+from strategies.base import REMEMBERED, Adapter, Aggregate, Fold, LoraStrategy
+from umbel.adapter import AdapterManifest
+from umbel.messages import Hello, RoundOrder, RoundReport
+
+Told = Callable[[str, RoundReport, int], None]
+"""Hears of each update that is in: site, report, staleness."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A round that a site was given to train, and the version that it trains from, at whatever rank."""
+
+    order: RoundOrder
+    version: AdapterManifest
+
+
+@dataclass
+class RoundResult:
+    """What came of a round's training."""
+
+    aggregate: Aggregate
+    admitted: int = 0
+    """Sites whose updates passed every check; a robust rule may still have left some of them out."""
+    parents: tuple[str, ...] = ()
+    """Digests of the versions that the sites in the aggregate trained from; this round's own is the first."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    reports: dict[str, RoundReport] = field(default_factory=dict)
+    """Of the sites whose updates came."""
+    staleness: dict[str, int] = field(default_factory=dict)
+    """Of the same sites: versions promoted since the one they trained from."""
+    folding_s: float = 0.0
+
+    @property
+    def sites(self) -> list[str]:
+        """Those with a share in the aggregate, in order."""
+        return sorted(site for site, weight in self.aggregate.weights.items() if weight)
+
+
+class Training:
+    """Trains rounds at the sites of an exchange, over a registry's versions.
+
+    In a `buffered` run a late update is taken into the next round and weighs less, as in FedBuff (arXiv 2106.06639);
+    its site gets no new round before. Otherwise it is dropped. Who is late is forgotten with the process.
+    """
+
+    def __init__(
+        self, config: RunConfig, registry: AdapterRegistry, exchange: Exchange, strategy: LoraStrategy, told: Told
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._exchange = exchange
+        self._strategy = strategy
+        self._told = told
+        self._late: dict[str, _Given] = {}
+        self._given: dict[str, _Given] = {}
+        """What sites work on in this round."""
+        self._heads: list[str] = []
+        """Digests of the versions that rounds trained from, in order."""
+
+    def run(self, number: int, head: AdapterManifest) -> RoundResult:
+        """One round from `head`: over when every site has answered, or a quorum has and the others had their time.
+
+        Updates are folded in one by one; the peak of memory does not depend on the number of sites.
+        """
+        if head.digest not in self._heads:
+            self._heads.append(head.digest)
+        self._late = {site: given for site, given in self._late.items() if self._staleness(given) <= REMEMBERED}
+        parent = Adapter.of(self._registry.read(head.ref)[0], head.base)
+        spool = self._empty_spool()
+        fold = self._strategy.begin(parent, spool)
+        result = RoundResult(Aggregate({}, {}, {}, {}))
+        self._collect(number, head, parent, fold, result)
+        began = self._exchange.clock()
+        result.admitted, result.aggregate = len(fold.admitted), fold.finish()
+        result.folding_s += self._exchange.clock() - began
+        shutil.rmtree(spool)
+        result.left_out |= result.aggregate.left_out
+        trained_from = [self._given[site].version.digest for site in result.sites]
+        result.parents = tuple(dict.fromkeys([head.digest, *trained_from]))
+        return result
+
+    def _collect(
+        self, number: int, head: AdapterManifest, parent: Adapter, fold: Fold, result: RoundResult
+    ) -> None:  # fmt: skip
+        """Talk to the sites; the fold takes in what they send."""
+        config, clock = self._config, self._exchange.clock
+        self._given = {}
+        started = clock()
+        in_time = started + config.round_seconds + config.straggler_seconds
+        outcome = self._exchange.converse(
+            lambda hello: self._train(hello, number, head, parent, fold, result),
+            started + config.round_seconds + config.grace_seconds,
+            group=f"round {number}",
+            enough=lambda _: clock() >= in_time and len(fold.admitted) >= config.quorum,
+        )
+        fate = "counts in the next round" if config.buffered else "is dropped"
+        late = {site: given for site, given in self._given.items() if site in outcome.late}
+        away = {site: given for site, given in self._late.items() if site not in self._given}
+        result.left_out |= outcome.left_out
+        result.left_out |= {site: f"{outcome.left_out[site]}; its late update {fate}" for site in late}
+        result.left_out |= dict.fromkeys(away, f"its SuperNode is offline; its late update {fate}")
+        self._late = away | late if config.buffered else {}
+
+    def _train(
+        self, hello: Hello, number: int, head: AdapterManifest, parent: Adapter, fold: Fold, result: RoundResult
+    ) -> Dialogue[RoundReport, None]:
+        """One site's part in the round. What it sends is kept nowhere but in the fold."""
+        site, name = hello.site, self._config.adapter
+        given = self._late.get(site)
+        if given is None:
+            given = _Given(self._order(hello, number, head, parent), head)
+            yield from dialogues.submit(name, given.order, parent.at_rank(given.order.plan.rank).blob)
+        self._given[site] = given
+        update = yield from dialogues.collect(site, hello.fingerprint.digest, name, given.order)
+        began, staleness = self._exchange.clock(), self._staleness(given)
+        fold.add(update, staleness)
+        result.folding_s += self._exchange.clock() - began
+        result.reports[site], result.staleness[site] = update.report, staleness
+        self._told(site, update.report, staleness)
+
+    def _order(self, hello: Hello, number: int, head: AdapterManifest, parent: Adapter) -> RoundOrder:
+        plan = self._strategy.plan(self._config.plan, number, hello.max_lora_rank)
+        return RoundOrder(
+            key=f"{self._registry.lineage}-{number}-{head.digest[:16]}",
+            base=head.base, parent=parent.at_rank(plan.rank).digest, round=number, plan=plan,
+        )  # fmt: skip
+
+    def _staleness(self, given: _Given) -> int:
+        """Versions that were promoted since the one it trains from."""
+        return len(self._heads) - 1 - self._heads.index(given.version.digest)
+
+    def _empty_spool(self) -> Path:
+        """Where a fold may put what has to wait; what a killed process left there goes."""
+        spool = self._registry.root / ".spool"
+        shutil.rmtree(spool, ignore_errors=True)
+        spool.mkdir(parents=True)
+        return spool

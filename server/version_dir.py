@@ -1,0 +1,124 @@
+"""One version on disk: a PEFT directory whose files are listed, with their sha256, as `sha256sum` does.
+
+<root>/<name>/v000012/adapter_config.json        LoRA's settings, for peft, SGLang and vLLM
+<root>/<name>/v000012/adapter_model.safetensors  a link to the weights, where they lie on this machine
+<root>/<name>/v000012/manifest.json              everything that is known about the version
+<root>/<name>/v000012/SHA256SUMS                 of the three; `sha256sum -c` needs nothing of ours
+<root>/<name>/v000012/pruned.json                who removed the weights, when and why; only where that was done
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from server.blobs import BlobStore
+from umbel import peft_dir
+from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.errors import RegistryError
+from umbel.peft_dir import CONFIG, MANIFEST, WEIGHTS
+
+SUMS, PRUNED = "SHA256SUMS", "pruned.json"
+
+
+class Pruned(BaseModel):
+    """That a version's weights were removed, which leaves its manifest to explain those that came of it."""
+
+    at: str
+    """ISO 8601, UTC."""
+    who: str
+    why: str
+
+
+def path(root: Path, ref: AdapterRef) -> Path:
+    """Where a version lies in a registry."""
+    return root / ref.name / f"v{ref.version:06d}"
+
+
+def every(root: Path, name: str = "*") -> list[Path]:
+    """The directories of all versions, listed or not, in order."""
+    return sorted(path for path in root.glob(f"{name}/v[0-9]*") if path.name[1:].isdigit())
+
+
+def write(directory: Path, manifest: AdapterManifest, blobs: BlobStore) -> str:
+    """Write a version whose weights are in `blobs`, whole or not at all; return the content of its SHA256SUMS."""
+    config = peft_dir.encode_config(manifest, base=f"sha256:{manifest.base}")
+    files: dict[str, bytes | Path] = {CONFIG: config, MANIFEST: peft_dir.encode_manifest(manifest)}
+    digests = {name: peft_dir.digest(content) for name, content in files.items() if isinstance(content, bytes)}
+    sums = _sums({**digests, WEIGHTS: manifest.digest})
+    weights = blobs.path(manifest.digest)
+    if weights is not None:
+        # A relative link inside the registry's directory, so that the directory can be moved as a whole.
+        inside = weights.is_relative_to(directory.parents[1])
+        files[WEIGHTS] = Path(os.path.relpath(weights, directory)) if inside else weights
+    peft_dir.place(directory, {**files, SUMS: sums.encode()})
+    return sums
+
+
+def read_manifest(directory: Path) -> tuple[AdapterManifest, str]:
+    """A version's manifest and SHA256SUMS; raise RegistryError when they are missing, damaged or not each other's.
+
+    Versions of earlier releases have no SHA256SUMS: theirs is made of what lies there.
+    """
+    try:
+        content, config = (directory / MANIFEST).read_bytes(), (directory / CONFIG).read_bytes()
+        manifest = AdapterManifest.model_validate_json(content)
+    except OSError as error:
+        raise RegistryError(f"{directory}: not an adapter version ({error.strerror}: {error.filename})") from error
+    except ValidationError as error:
+        raise RegistryError(f"{directory / MANIFEST}: not a manifest; the file was changed or damaged") from error
+    found = _sums({CONFIG: peft_dir.digest(config), MANIFEST: peft_dir.digest(content), WEIGHTS: manifest.digest})
+    sums = directory / SUMS
+    if sums.is_file() and sums.read_bytes() != found.encode():
+        raise RegistryError(f"{directory}: {CONFIG}, {MANIFEST} or {SUMS} was changed or damaged")
+    return manifest, found
+
+
+def read_weights(directory: Path, manifest: AdapterManifest, blobs: BlobStore) -> bytes:
+    """A version's safetensors bytes; raise RegistryError when they are missing, damaged or were pruned."""
+    if (directory / PRUNED).is_file():
+        pruned = Pruned.model_validate_json((directory / PRUNED).read_bytes())
+        raise RegistryError(f"{directory}: its weights were removed at {pruned.at} by {pruned.who}: {pruned.why}")
+    own = directory / WEIGHTS
+    if not own.is_file() or own.is_symlink():
+        return blobs.get(manifest.digest)
+    content = own.read_bytes()  # of an earlier release, or copied here
+    if peft_dir.digest(content) != manifest.digest:
+        raise RegistryError(
+            f"{own}: its sha256 is not the manifest's; the file was changed or damaged; restore it from your backup"
+        )
+    return content
+
+
+def inspect(directory: Path, manifest: AdapterManifest, sums: str) -> list[str]:
+    """What is wrong with a version's small files, given the manifest and SHA256SUMS that were published."""
+    published = {name: digest for digest, name in (line.split("  ", 1) for line in sums.splitlines())}
+    expected = {CONFIG: published[CONFIG], MANIFEST: published[MANIFEST], SUMS: peft_dir.digest(sums.encode())}
+    if manifest.fingerprint is None:  # of an earlier release, which wrote no sums
+        del expected[SUMS]
+    damages = []
+    for name, digest in expected.items():
+        file = directory / name
+        if not file.is_file():
+            damages.append(f"{file}: is missing; restore it from your backup")
+        elif peft_dir.digest(file.read_bytes()) != digest:
+            damages.append(f"{file}: its sha256 is not the one that was published; restore it from your backup")
+    return damages
+
+
+def inspect_weights(directory: Path, manifest: AdapterManifest, blobs: BlobStore) -> list[str]:
+    """What is wrong with a version's weights; nothing where they were pruned."""
+    if (directory / PRUNED).is_file():
+        return []
+    try:
+        read_weights(directory, manifest, blobs)
+    except RegistryError as error:
+        return [str(error)]
+    own, weights = directory / WEIGHTS, blobs.path(manifest.digest)
+    if weights is not None and own.resolve() != weights.resolve() and (own.is_symlink() or not own.is_file()):
+        return [f"{own}: does not lead to {weights}; make it a symbolic link to it"]
+    return []
+
+
+def _sums(digests: dict[str, str]) -> str:
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))

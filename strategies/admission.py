@@ -1,0 +1,98 @@
+"""What an update must be to take part in a round. Nothing a site says is believed that can be checked."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from strategies.adapter import Adapter, Update
+from strategies.factors import Factors, factors_of
+from umbel import peft_dir
+from umbel.errors import AdapterError, BaseMismatch
+from umbel.messages import JobState, RoundReport
+
+MAX_TOKENS_PER_EXAMPLE = 1 << 17
+"""No site's context is longer; bounds what an example can weigh."""
+MAX_ABS = 100.0
+"""No trained LoRA factor comes near it, and an aggregate of such factors still fits into float16."""
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """An update that may take part, and what its site started from."""
+
+    factors: Factors
+    received: Adapter
+
+
+def admit(
+    update: Update, parent: Adapter, *, earlier: Iterable[Adapter] = (), max_examples: int, mixed_ranks: bool
+) -> Admitted:
+    """Decode an update; raise AdapterError or BaseMismatch, with the reason, if it may not take part.
+
+    A site may have trained at a smaller rank than `parent`'s, if `mixed_ranks`, from its truncation to that rank; and
+    from one of the `earlier` parents, if there are any.
+    """
+    report = update.report
+    if update.base != parent.base:
+        raise BaseMismatch(f"trained on base {update.base[:12]}, this federation's is {parent.base[:12]}")
+    if report.state is not JobState.DONE:
+        raise AdapterError(f"its round is {report.state}, not done")
+    _require_counts(report, max_examples)
+    if len(update.blob) > 4 * len(parent.blob) + (1 << 20):
+        raise AdapterError(f"its adapter has {len(update.blob)} bytes, the parent only {len(parent.blob)}")
+    if report.update is not None and peft_dir.digest(update.blob) != report.update:
+        raise AdapterError("its adapter is not the one it reported; the bytes changed on the way")
+    tensors = peft_dir.decode(update.blob)
+    rank = _rank_of(tensors, report, parent, mixed_ranks)
+    peft_dir.validate(tensors, parent.shapes, rank=rank, max_rank=parent.rank)
+    factors = factors_of(tensors)
+    _require_sane(factors)
+    return Admitted(factors, _received(report, rank, [parent, *earlier]))
+
+
+def _require_counts(report: RoundReport, max_examples: int) -> None:
+    """A count is a claim: an update weighs what its site says, so the claim is bounded by what the plan allows."""
+    if report.num_loss_tokens < 1 or report.num_examples < 1:
+        raise AdapterError(
+            f"trained on {report.num_examples} examples and {report.num_loss_tokens} tokens; nothing to weigh it by"
+        )
+    if not math.isfinite(report.loss_sum):
+        raise AdapterError(f"its training loss is {report.loss_sum}")
+    if report.num_examples > max_examples:
+        raise AdapterError(f"claims {report.num_examples} examples, the plan allows {max_examples}")
+    if report.num_loss_tokens > report.num_examples * MAX_TOKENS_PER_EXAMPLE:
+        raise AdapterError(
+            f"claims {report.num_loss_tokens} tokens in {report.num_examples} examples; "
+            f"an example has at most {MAX_TOKENS_PER_EXAMPLE}"
+        )
+
+
+def _rank_of(tensors: peft_dir.Tensors, report: RoundReport, parent: Adapter, mixed_ranks: bool) -> int:
+    ranks = {a.shape[0] if a.ndim else 0 for a, _ in peft_dir.factors(tensors).values()}
+    if len(ranks) != 1:
+        raise AdapterError(f"its modules have ranks {sorted(ranks)}; an adapter has one rank")
+    rank = ranks.pop()
+    if report.rank not in (None, rank):
+        raise AdapterError(f"its rank is {rank}, it reported {report.rank}")
+    if rank > parent.rank or (rank < parent.rank and not mixed_ranks):
+        why = "" if mixed_ranks else ", and this strategy's mean of factors needs one rank"
+        raise AdapterError(f"its rank is {rank}, this round's is {parent.rank}{why}")
+    return rank
+
+
+def _received(report: RoundReport, rank: int, parents: list[Adapter]) -> Adapter:
+    """What the site of `rank` started from, by the digest it reports."""
+    for parent in parents:
+        received = parent.at_rank(rank)
+        if received.digest == report.parent:
+            return received
+    raise AdapterError(
+        f"trained from {report.parent[:12]}, this round's parent is {parents[0].at_rank(rank).digest[:12]}"
+        + (f" at rank {rank}" if rank < parents[0].rank else "")
+    )
+
+
+def _require_sane(factors: Factors) -> None:
+    for module, update in factors.items():
+        if max(float(update.A.abs().amax()), float(update.B.abs().amax())) > MAX_ABS:
+            raise AdapterError(f"{module} holds values above {MAX_ABS:g}, far outside what training makes")

@@ -1,0 +1,39 @@
+"""RoLoRA: rounds that train B and rounds that train A take turns."""
+
+from typing import Literal
+
+from strategies.adapter import Adapter
+from strategies.base import LoraStrategy, Mean
+from strategies.factors import Factors
+from strategies.fedit import FactorMean, require_frozen
+from umbel.messages import TrainPlan
+
+
+class RoLoRA(LoraStrategy):
+    """ΔW' = (Σ p_i B_i) A in odd rounds, B (Σ p_i A_i) in even ones (RoLoRA, arXiv 2409.02346 and 2502.01755).
+
+    Exact, as all sites share the factor that is not trained; and unlike FFA-LoRA's, both factors move. The first round
+    trains B, which is zero then: without it A would have no gradient.
+    """
+
+    name = "rolora"
+    refuses = LoraStrategy.refuses | {
+        "server_momentum": "it is taken on weight updates, and their truncation would turn the factor that stays; "
+        "use strategy = 'exact'",
+        "buffered": "an update of the round before trained the other factor; use strategy = 'exact'",
+    }
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self._trained: Literal["A", "B"] = "B"
+
+    def mean(self, parent: Adapter) -> Mean:
+        return FactorMean(parent, exact=True)
+
+    def require(self, update: Factors, received: Adapter) -> None:
+        require_frozen(update, received, "A" if self._trained == "B" else "B")
+
+    def plan(self, plan: TrainPlan, round: int, site_max_rank: int) -> TrainPlan:
+        """Also tells this strategy which factor the round's updates may have changed."""
+        self._trained = "B" if round % 2 else "A"
+        return super().plan(plan, round, site_max_rank).model_copy(update={"factors": self._trained})

@@ -1,0 +1,30 @@
+"""The ServerApp's memory does not grow with the number of sites: real rounds, each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def measure(strategy: str, sites: int) -> dict[str, int]:
+    command = [sys.executable, "-m", "tests.server_memory", strategy, str(sites)]
+    # What is freed goes back to the system at once: measured is what the round holds, not what the allocator hoards.
+    settings = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {**os.environ, **settings}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    assert measured["sites"] == sites
+    return measured
+
+
+@pytest.mark.parametrize("strategy", ["exact", "fedit"])
+def test_two_hundred_sites_take_no_more_memory_than_eight(strategy: str) -> None:
+    few, many = measure(strategy, 8), measure(strategy, 200)
+    print({"strategy": strategy, "8": few["peak"] / few["adapter"], "200": many["peak"] / many["adapter"]})
+    assert many["peak"] <= 1.3 * few["peak"]

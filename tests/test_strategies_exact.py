@@ -1,0 +1,231 @@
+"""The mean in product space: exact, idempotent, and the same however the updates come in."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strategies.base import Adapter, Aggregate, LoraStrategy, Update
+from strategies.exact import Exact
+from strategies.factors import factors_of, tensors_of, truncated
+from strategies.fedit import FedIT
+from strategies.flora import FLoRA
+from strategies.lowrank import LowRank
+from tests.toy_adapters import adapter, dense, distance, moved, random_tensors, rotated, update
+from umbel import peft_dir
+
+WIDE = {"model.layers.0.self_attn.q_proj": (48, 40), "model.layers.0.mlp.up_proj": (64, 40)}
+
+
+def wide(seed: int, rank: int) -> Adapter:
+    return adapter(random_tensors(seed, rank=rank, dtype=np.float64 if rank == 0 else np.float32, shapes=WIDE))
+
+
+def regauged(tensors: peft_dir.Tensors, seed: int) -> peft_dir.Tensors:
+    return tensors_of({name: rotated(one, seed=seed) for name, one in factors_of(tensors).items()}, np.float32)
+
+
+def apart(one: Aggregate, other: Aggregate) -> float:
+    return max(distance(mean, dense(other.tensors)[module]) for module, mean in dense(one.tensors).items())
+
+
+def folded(rule: LoraStrategy, parent: Adapter, updates: list[Update], spool: Path) -> Aggregate:
+    fold = rule.begin(parent, spool)
+    for one in updates:
+        fold.add(one)
+    assert fold.admitted == tuple(one.site for one in updates)
+    return fold.finish()
+
+
+def test_idle_sites_of_mixed_ranks_change_nothing_in_twenty_rounds() -> None:
+    """Notes' T8: a plain mean of truncated updates (FlexLoRA's) loses 83 % of this one (raFLoRA, arXiv 2602.13486)."""
+    start = parent = wide(1, 32)
+    collapsed = start.tensors
+    for _ in range(20):
+        updates = [
+            update(f"site-{rank}", parent.at_rank(rank), parent.at_rank(rank).tensors) for rank in (4, 8, 16, 32)
+        ]
+        result = Exact().aggregate(parent, updates)
+        parent = adapter(result.tensors)
+        assert set(result.certificate.values()) == {0.0}
+        plain = [{module: one.dense() for module, one in factors_of(truncated(collapsed, rank)).items()}
+                 for rank in (4, 8, 16)] + [dense(collapsed)]  # fmt: skip
+        mean = {module: sum(one[module] for one in plain) / 4 for module in WIDE}
+        eye = {module: torch.eye(mean[module].shape[1], dtype=torch.float64) for module in WIDE}
+        collapsed = truncated(
+            tensors_of({module: LowRank(mean[module], eye[module]) for module in WIDE}, np.float32), 32
+        )
+    assert parent.digest == start.digest
+    lost = max(distance(dense(collapsed)[module], whole) for module, whole in dense(start.tensors).items())
+    assert lost > 0.5  # the negative control
+
+
+def test_one_site_that_trains_moves_the_rest_as_little_as_its_share() -> None:
+    """G' = G + p (ΔW − G_i): with mixed ranks, what the small site never saw stays."""
+    parent = wide(1, 8)
+    small = parent.at_rank(2)
+    trained = moved(small, 3)
+    result = Exact().aggregate(
+        parent, [update("small", small, trained), update("idle", parent, parent.tensors, num_loss_tokens=300)]
+    )
+    for module, mean in dense(result.tensors).items():
+        change = dense(trained)[module] - dense(small.tensors)[module]
+        wanted = dense(parent.tensors)[module] + 0.25 * change
+        assert distance(mean, wanted) <= result.certificate[module] + 1e-5
+
+
+def test_a_truncation_is_the_same_bytes_every_time_and_can_be_trained() -> None:
+    parent = adapter(0, dtype=ml_dtypes.bfloat16)
+    again = Adapter.of(parent.blob, parent.base)
+    assert parent.at_rank(2).digest == again.at_rank(2).digest
+    assert parent.at_rank(3) is parent
+    untrained = {name: 0 * array if "lora_B" in name else array for name, array in parent.tensors.items()}
+    for module, one in adapter(untrained).at_rank(2).factors.items():
+        assert torch.equal(one.A, factors_of(untrained)[module].A[:2])  # not zero, or nothing would ever be learnt
+        assert not one.B.any()
+
+
+def test_factors_move_as_little_as_the_update_does() -> None:
+    """Procrustes alignment to the parent, as FedRot-LoRA (arXiv 2602.23638): no jump in gauge between rounds."""
+    parent = wide(1, 8)
+    result = Exact().aggregate(parent, [update("a", parent, regauged(moved(parent, 2, 0.01), 5))])
+    for module, now in factors_of(result.tensors).items():
+        balanced = factors_of(Exact().aggregate(parent, [update("a", parent, moved(parent, 9, 1e-5))]).tensors)[module]
+        assert distance(now.A.double(), balanced.A.double()) < 0.1
+
+
+def test_nine_copies_in_random_gauges_are_that_copy() -> None:
+    """Notes' T9: B R⁻¹ · R A is one update; a mean of factors makes something else of it."""
+    parent = wide(1, 6)
+    same = moved(parent, 2)
+    copies = [update(f"site-{index}", parent, regauged(same, index)) for index in range(9)]
+    result, averaged = Exact().aggregate(parent, copies), FedIT().aggregate(parent, copies)
+    for module, whole in dense(same).items():
+        assert distance(dense(result.tensors)[module], whole) < 1e-5
+        assert distance(dense(averaged.tensors)[module], whole) > 0.3
+
+
+def test_two_hundred_updates_hold_no_more_memory_than_sixteen(tmp_path: Path) -> None:
+    """Counts the bytes of every tensor that the fold keeps between two updates."""
+    parent = wide(1, 2)
+    held: list[int] = []
+    fold = Exact().begin(parent, tmp_path)
+    for index in range(200):
+        fold.add(update(f"site-{index:03}", parent, moved(parent, index)))
+        held.append(sum(part.B.nbytes + part.A.nbytes for parts in fold._mean._sums.values() for part in parts))
+    assert max(held[16:]) <= max(held[:16])
+    assert max(held) <= 16 * len(parent.blob)
+    assert len(list(tmp_path.iterdir())) == 2  # those that came before there was a median to measure them by
+    result = fold.finish()
+    assert len(result.weights) == 200
+    wanted = dict.fromkeys(WIDE, 0)
+    for index in range(200):
+        wanted = {module: wanted[module] + one / 200 for module, one in dense(moved(parent, index)).items()}
+    for module, mean in dense(result.tensors).items():
+        assert 0.0 < distance(mean, wanted[module]) <= result.certificate[module] + 1e-6
+
+
+def test_momentum_takes_the_last_step_again() -> None:
+    """Heavy ball: G' = G + mean change + β (G − G_before); the first round has no step before it."""
+    rule = Exact(server_momentum=0.5)
+    first = wide(1, 16)
+    one = {name: array * 1.5 for name, array in first.tensors.items()}
+    second = adapter(rule.aggregate(first, [update("a", first, one)]).tensors)
+    for module, now in dense(second.tensors).items():
+        assert distance(now, dense(one)[module]) < 1e-5
+    idle = [update("a", second, second.tensors)]
+    for _ in range(2):  # a round whose version was rejected is tried again from the same parent
+        third = rule.aggregate(second, idle)
+        for module, now in dense(third.tensors).items():
+            before, parent = dense(first.tensors)[module], dense(second.tensors)[module]
+            assert distance(now, parent + 0.5 * (parent - before)) < 1e-5
+
+
+def test_flora_stacks_without_loss_until_its_rank_is_full() -> None:
+    """FLoRA (arXiv 2409.05976): Σ p_i B_i A_i as [p_1 B_1 | …][A_1; …], of rank N r; then the best approximation."""
+    parent = wide(1, 4)
+    untrained = adapter({name: 0 * array if "lora_B" in name else array for name, array in parent.tensors.items()})
+    updates = [update(f"site-{index}", untrained, random_tensors(index, rank=4, shapes=WIDE)) for index in range(3)]
+    whole, tight = FLoRA(stack_rank=16).aggregate(untrained, updates), FLoRA(stack_rank=8).aggregate(untrained, updates)
+    assert adapter(whole.tensors).rank == 12
+    assert adapter(tight.tensors).rank == 8
+    for module in WIDE:
+        wanted = sum(dense(random_tensors(index, rank=4, shapes=WIDE))[module] for index in range(3)) / 3
+        assert whole.certificate[module] < 1e-6
+        assert distance(dense(whole.tensors)[module], wanted) < 1e-5
+        assert abs(distance(dense(tight.tensors)[module], wanted) - tight.certificate[module]) < 1e-5
+    grown = adapter(whole.tensors)
+    again = FLoRA(stack_rank=16).aggregate(grown, [update("a", grown.at_rank(4), moved(grown.at_rank(4), 1))])
+    assert adapter(again.tensors).rank == 16
+    for module, now in dense(again.tensors).items():
+        change = dense(moved(grown.at_rank(4), 1))[module] - dense(grown.at_rank(4).tensors)[module]
+        assert distance(now, dense(grown.tensors)[module] + change) <= again.certificate[module] + 1e-5
+
+
+counts = st.lists(st.integers(1, 1000), min_size=1, max_size=12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(tokens=counts, seed=st.integers(0, 2**20))
+def test_the_mean_is_exact_to_its_certificate_in_every_order_and_gauge(
+    tmp_path_factory: pytest.TempPathFactory, tokens: list[int], seed: int
+) -> None:
+    """Weights are shares of loss tokens; arrival order and each site's gauge make no difference beyond rounding."""
+    parent = wide(seed, 3)
+    trained = [moved(parent, seed + index) for index in range(len(tokens))]
+    updates = [
+        update(f"site-{index:02}", parent, tensors, num_loss_tokens=count)
+        for index, (tensors, count) in enumerate(zip(trained, tokens, strict=True))
+    ]
+    at_once = Exact(norm_clip=1e9).aggregate(parent, updates)
+    wanted = dict.fromkeys(WIDE, 0)
+    for tensors, count in zip(trained, tokens, strict=True):
+        wanted = {module: wanted[module] + count / sum(tokens) * one for module, one in dense(tensors).items()}
+    shares = [count / sum(tokens) for count in tokens]
+    assert list(at_once.weights.values()) == pytest.approx(shares)
+    order = np.random.default_rng(seed).permutation(len(updates))
+    shuffled = [
+        Update(f"site-{index:02}", update("", parent, regauged(trained[index], int(index))).blob,
+               updates[index].report, "base")
+        for index in order
+    ]  # fmt: skip
+    spool = tmp_path_factory.mktemp("spool")
+    other = folded(Exact(norm_clip=1e9), parent, shuffled, spool)
+    for result in (at_once, other):
+        for module, mean in dense(result.tensors).items():
+            assert distance(mean, wanted[module]) <= result.certificate[module] + 1e-5
+    if len(tokens) <= 8:  # nothing was recompressed: the same best approximation
+        assert apart(at_once, other) < 1e-3
+        assert other.certificate == pytest.approx(at_once.certificate, abs=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**20), rank=st.integers(1, 6), sites=st.integers(1, 5))
+def test_a_round_in_which_nobody_trains_is_the_parent_to_the_bit(seed: int, rank: int, sites: int) -> None:
+    """Idempotence, whatever ranks the sites have and for twenty rounds."""
+    parent = adapter(random_tensors(seed, rank=6, dtype=ml_dtypes.bfloat16))
+    for turn in range(20):
+        ranks = [1 + (rank + turn + index) % 6 for index in range(sites)]
+        received = [parent.at_rank(one) for one in ranks]
+        result = Exact().aggregate(parent, [update(str(index), one, one.tensors) for index, one in enumerate(received)])
+        assert peft_dir.digest(peft_dir.encode(result.tensors)) == parent.digest
+
+
+def test_threads_make_no_difference() -> None:
+    """Modules go side by side on several threads; each is computed by one, so the bytes are the same."""
+    parent = wide(1, 4)
+    updates = [update(f"site-{index}", parent, moved(parent, index)) for index in range(20)]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(peft_dir.encode(Exact().aggregate(parent, updates).tensors))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == results[1]

@@ -1,0 +1,102 @@
+"""`umbel adapter …`, each command as a process of its own, as an operator types it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.test_umbel_cli import refusal, umbel
+
+if not importlib.util.find_spec("flwr"):
+    pytest.skip("the registry is in Flower's environment", allow_module_level=True)
+
+from server.registry import AdapterRegistry
+from tests.toy_registry import begun, flip, grow
+from umbel.adapter import AdapterRef
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    registry = begun(tmp_path / "r")
+    grow(registry, "aaro")
+    registry.close()
+    return tmp_path / "r"
+
+
+def said(command: str, root: Path, *arguments: str | Path) -> str:
+    """What a command that succeeds prints."""
+    ended = umbel("adapter", command, "--registry", root, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_ls_and_show_print_what_is_there(root: Path) -> None:
+    lines = said("ls", root).splitlines()
+    assert [line.split()[0] for line in lines] == [f"support@v{version}" for version in range(5)]
+    assert lines[2].endswith("head, live")
+    assert lines[3].endswith("rejected")
+    rows = json.loads(said("ls", root, "--json"))
+    assert rows[1]["aliases"] == ["previous"]
+    assert rows[4]["aliases"] == ["shadow"]
+    assert json.loads(said("show", root, "support@live"))["weights"] == {"a": 0.25, "b": 0.75}
+    assert "'support@v7' is not in" in refusal("adapter", "show", "--registry", root, "support@v7")
+
+
+def test_diff_and_lineage_tell_versions_apart(root: Path, tmp_path: Path) -> None:
+    text = said("diff", root, "support@v1", "support@live")
+    assert "version: 1 → 2" in text
+    assert "relative distance" in text
+    assert json.loads(said("diff", root, "support@v1", "support@v1", "--json"))["fields"] == {}
+    assert said("lineage", root, "support").count("\n") == 5
+    assert said("lineage", root, "support", "--picture", tmp_path / "l.svg") == f"{tmp_path / 'l.svg'}\n"
+    assert (tmp_path / "l.svg").read_text().count("support@v") >= 4
+
+
+def test_alias_and_rollback_need_a_reason_and_keep_it(root: Path) -> None:
+    for command in (["alias", "support@v1", "stable"], ["rollback", "support"]):
+        assert "say why" in refusal("adapter", *command, "--registry", root)
+    assert said("alias", root, "support@v1", "stable", "--why", "audit") == "support@stable is support@v1\n"
+    rolled = umbel("adapter", "rollback", "support", "--registry", root, "--why", "worse answers")
+    assert "training goes on from support@v1" in rolled.stdout
+    assert "support@v4 is being judged" in rolled.stderr
+    assert said("alias", root, "support", "stable", "--remove", "--why", "over") == "support@stable is removed\n"
+    history = said("alias", root, "support").splitlines()
+    assert len(history) == 6
+    assert "head → v1, live → v1" in history[4]
+    assert history[4].endswith("worse answers")
+    assert json.loads(said("alias", root, "support", "--json"))[-1]["to"] == {"stable": None}
+    assert AdapterRegistry(root).resolve("support@head") == AdapterRef("support", 1)
+
+
+def test_verify_names_the_file_and_ends_with_1(root: Path) -> None:
+    assert said("verify", root) == "5 versions read, 0 damaged files\n"
+    config = root / "support" / "v000002" / "adapter_config.json"
+    flip(config, 30)
+    ended = umbel("adapter", "verify", "--registry", root)
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines()[0].startswith(f"{config}: its sha256 is not the one that was published")
+    assert said("verify", root, "support@v1") == "1 versions read, 0 damaged files\n"
+
+
+def test_export_gc_and_reindex(root: Path, tmp_path: Path) -> None:
+    assert said("export", root, "support@live", tmp_path / "out", "--base", "org/base") == f"{tmp_path / 'out'}\n"
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/base"
+    assert said("gc", root).splitlines()[0] == "would remove the weights of support@v3"
+    assert len(list((root / "blobs").iterdir())) == 5
+    assert said("gc", root, "--yes").splitlines()[0] == "removed the weights of support@v3"
+    assert len(list((root / "blobs").iterdir())) == 4
+    (root / "registry.sqlite").unlink()
+    listed = umbel("adapter", "ls", "--registry", root)
+    assert len(listed.stdout.splitlines()) == 5
+    assert "events.jsonl is missing" in listed.stderr
+    assert said("reindex", root).splitlines()[-1] == "5 versions listed, 0 things not restored"
+
+
+def test_a_registry_is_made_with_its_weights_elsewhere(tmp_path: Path) -> None:
+    made = umbel("registry", "init", "--registry", tmp_path / "r", "--blobs", f"file://{tmp_path}/weights")
+    assert made.returncode == 0, made.stderr
+    grow(begun(tmp_path / "r"), "a")
+    assert len(list((tmp_path / "weights").iterdir())) == 2
+    assert said("verify", tmp_path / "r") == "2 versions read, 0 damaged files\n"
+    assert "elsewhere" in refusal("registry", "init", "--registry", tmp_path / "r", "--blobs", "s3://elsewhere")

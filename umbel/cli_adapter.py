@@ -1,0 +1,199 @@
+"""`umbel adapter …`: what an operator asks and does at the centre's registry."""
+
+import getpass
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from umbel.errors import ConfigError
+from umbel.terminal import AsJson, Registry, explained, part
+
+app = typer.Typer(no_args_is_help=True, help="Look into the centre's adapter registry, and move what it points to.")
+
+Ref = Annotated[str, typer.Argument(help="Such as support@v3, support@live or support@sha256:0123abcd.")]
+Name = Annotated[str, typer.Argument(help="Such as support.")]
+Why = Annotated[str, typer.Option(help="The reason; it is kept in the history.")]
+
+
+@app.command("ls")
+def ls(registry: Registry, as_json: AsJson = False) -> None:
+    """Every version: its round, where it stands, and the aliases that point to it."""
+    with _opened(registry) as (opened, views):
+        rows = views.ls(opened)
+        print(json.dumps(rows, indent=2) if as_json else "\n".join(_line(row) for row in rows))
+
+
+@app.command("show")
+def show(registry: Registry, ref: Ref) -> None:
+    """One version: parents, weights and reasons per site, truncation error per module."""
+    with _opened(registry) as (opened, views):
+        print(json.dumps(views.show(opened, ref), indent=2))
+
+
+@app.command("diff")
+def diff(
+    registry: Registry, old: Ref, new: Annotated[str, typer.Argument(help="The other one.")], as_json: AsJson = False
+) -> None:
+    """Two versions: fields of the manifest that differ, and how far apart their updates of the base are."""
+    with _opened(registry) as (opened, views):
+        found = views.diff(opened, old, new)
+        print(json.dumps(found, indent=2) if as_json else _diff_text(found))
+
+
+@app.command("alias")
+def alias(
+    registry: Registry,
+    ref: Annotated[str, typer.Argument(help="A version, such as support@v3; or support alone, to see the history.")],
+    name: Annotated[str, typer.Argument(metavar="[ALIAS]", help="What shall point to it: head, live, or a word.")] = "",
+    why: Why = "",
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the alias: `umbel adapter alias support word`.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias to a version, or show every move there was. `shadow` and `previous` follow by themselves."""
+    with _opened(registry) as (opened, views):
+        adapter = ref.partition("@")[0]
+        if name:
+            to = None if remove else opened.resolve(ref)
+            opened.point(adapter, {name: to}, who=_who(), why=_reason(why))
+            print(f"{adapter}@{name} {'is removed' if to is None else f'is {to}'}")
+            return
+        moves = views.history(opened, adapter)
+        print(json.dumps(moves, indent=2) if as_json else "\n".join(_move(move) for move in moves))
+
+
+@app.command("rollback")
+def rollback(registry: Registry, adapter: Name, why: Why = "") -> None:
+    """Point head and live back to what was live before: training goes on from there. Sites have `umbel rollback`."""
+    with _opened(registry) as (opened, _):
+        back = opened.roll_back(adapter, who=_who(), why=_reason(why))
+        print(f"{adapter}: training goes on from {back}, which is live again; once more would take this back")
+        pointers = opened.pointers(adapter)
+        if "shadow" in pointers:
+            print(f"{pointers['shadow']} is being judged, and will be promoted if it is accepted; stop the run if it "
+                  "must not be", file=sys.stderr)  # fmt: skip
+
+
+@app.command("verify")
+def verify(registry: Registry, ref: Annotated[str, typer.Argument(help="One version; all without it.")] = "") -> None:
+    """Read every byte and compare it with what was published; exit status 1, naming the files, when one differs."""
+    with _opened(registry) as (opened, views):
+        found = views.verify(opened, ref or None)
+        for damage in found["damages"]:
+            print(damage)
+        print(f"{found['versions']} versions read, {len(found['damages'])} damaged files")
+    if found["damages"]:
+        raise typer.Exit(1)
+
+
+@app.command("export")
+def export(
+    registry: Registry,
+    ref: Ref,
+    into: Annotated[Path, typer.Argument(help="A new directory.")],
+    base: Annotated[str, typer.Option(help="Name or path of the base model, for the settings and the card.")] = "",
+) -> None:
+    """Write a version as a PEFT directory with a model card: for peft, SGLang, vLLM, or the Hugging Face hub."""
+    with _opened(registry) as (opened, _):
+        print(part("server.adapter_export", extra="server").export(opened, opened.resolve(ref), into, base=base))
+
+
+@app.command("gc")
+def gc(
+    registry: Registry,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only named.")] = False,
+    drop_ancestors: Annotated[
+        bool, typer.Option("--drop-ancestors", help="Also weights of which only later versions came.")
+    ] = False,
+    why: Why = "",
+    as_json: AsJson = False,
+) -> None:
+    """Remove weights that no alias, no open round and no lineage needs. Manifests stay."""
+    with _opened(registry) as (opened, views):
+        reason = why or "not needed by an alias, a round or a lineage"
+        found = views.gc(opened, apply=yes, drop_ancestors=drop_ancestors, who=_who(), why=reason)
+        print(json.dumps(found, indent=2) if as_json else _gc_text(found))
+
+
+@app.command("lineage")
+def lineage(
+    registry: Registry,
+    ref: Annotated[str, typer.Argument(help="An adapter, such as support; or one version and what it came from.")],
+    picture: Annotated[Path | None, typer.Option(help="Draw it into this .svg, .png or .pdf instead.")] = None,
+) -> None:
+    """Which version came of which, and what became of each."""
+    with _opened(registry) as (opened, views):
+        nodes = views.nodes(opened, ref)
+        if picture is None:
+            print(part("server.lineage", extra="server").text(nodes))
+        else:
+            part("server.lineage_picture", extra="server").draw(nodes, picture)
+            print(picture)
+
+
+@app.command("reindex")
+def reindex(registry: Registry) -> None:
+    """Make the index anew from the files, and say what could not be restored."""
+    with _opened(registry) as (opened, _):
+        lost = opened.reindex()
+        for what in lost:
+            print(what)
+        versions = sum(len(opened.versions(name)) for name in opened.names())
+        print(f"{versions} versions listed, {len(lost)} things not restored")
+
+
+@contextmanager
+def _opened(registry: Path) -> Iterator[tuple[Any, Any]]:
+    """The registry, and what is said of it."""
+    with explained():
+        views = part("server.registry_views", extra="server")
+        with closing(part("server.registry", extra="server").AdapterRegistry(registry)) as opened:
+            yield opened, views
+
+
+def _who() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def _reason(why: str) -> str:
+    if not why.strip():
+        raise ConfigError("say why, for the history: --why '…'")
+    return why
+
+
+def _line(row: dict[str, Any]) -> str:
+    sites, marks = " ".join(row["sites"]), [*row["aliases"], *(["pruned"] if row["pruned"] else [])]
+    state = "" if row["state"] == "promoted" else row["state"]
+    text = f"{row['ref']:<16} round {row['round']:<4} {row['strategy']:<8} {sites:<32} {', '.join(marks)}"
+    return f"{text}  {state}".rstrip()
+
+
+def _move(move: dict[str, Any]) -> str:
+    to = ", ".join(
+        f"{alias} → {'removed' if version is None else f'v{version}'}" for alias, version in move["to"].items()
+    )
+    run = f" (run {move['run_id']})" if move["run_id"] else ""
+    return f"{move['at']}  {to:<32} {move['who']}{run}: {move['why']}"
+
+
+def _diff_text(found: dict[str, Any]) -> str:
+    lines = [f"{field}: {old} → {new}" for field, (old, new) in found["fields"].items() if field != "certificate"]
+    lines.append(f"updates of the base: relative distance {found['distance']:.4g}, cosine {found['cosine']:.4f}")
+    furthest = sorted(found["modules"].items(), key=lambda entry: -entry[1])[:5]
+    return "\n".join(lines + [f"  {module} {distance:.4g}" for module, distance in furthest])
+
+
+def _gc_text(found: dict[str, Any]) -> str:
+    verb = "removed" if found["removed"] else "would remove"
+    lines = [f"{verb} the weights of {ref}" for ref in found["versions"]]
+    lines += [f"{verb} {path}" for path in found["left_overs"]]
+    lines.append(f"{verb} {len(found['blobs'])} blobs")
+    lines[-1] += f", {found['freed'] / 1e6:.1f} MB" if found["removed"] else "; --yes removes them"
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""What all of umbel's commands share: one-line errors, options, and parts that live in one environment only."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from umbel.errors import ConfigError, UmbelError
+
+ENVIRONMENTS = {"site": ".venv-engine", "server": ".venv"}
+
+Registry = Annotated[Path, typer.Option(help="The registry's directory (`registry` in the run configuration).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def part(module: str, extra: str) -> Any:
+    """A part of umbel that lives in one of the two environments; raise ConfigError in the other one."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this command belongs to the other environment, the one with umbel[{extra}]: {ENVIRONMENTS[extra]} "
+            f"({error.name} is not in this one)"
+        ) from error
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """An error of ours is a message and exit status 1, not a traceback."""
+    try:
+        yield
+    except (UmbelError, OSError) as error:
+        for line in str(error).splitlines():
+            print(f"umbel: {line}", file=sys.stderr)
+        raise typer.Exit(1) from None
