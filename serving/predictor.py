@@ -1,0 +1,181 @@
+"""How long an iteration will take: alone, from what is in the batch; beside training, from the quanta that run with it.
+
+Two stages, as in Harli (arXiv 2511.11729). The first is a linear model per regime, prefill and decode, fitted online and
+only from iterations without training: else it would learn the interference as if it were the engine's own. The second
+is how much of a quantum's time an iteration feels: all of it on a CPU, less where both run side by side on a GPU.
+Pure: no clock, no torch. All times are seconds.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+from scipy.optimize import nnls
+
+HISTORY = 512
+"""Iterations per regime that a fit looks back on."""
+REFIT_EVERY = 32
+ENOUGH = {"prefill": 8, "decode": 16}
+"""Iterations without training before a regime is known; until then nothing is trained while users wait."""
+HIGH = 0.95
+"""Quantile of observed / expected that `high` multiplies with: a margin must be relative to be one."""
+QUANTUM_HISTORY = 128
+OVERLAP_RATE = 0.05
+
+Regime = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one iteration computes."""
+
+    regime: Regime
+    requests: int
+    new_tokens: int = 0
+    """Prefill: prompt tokens computed now."""
+    attended: int = 0
+    """Prefill: Σ over requests of new · (new / 2 + cached), the pairs that attention looks at."""
+    cached_tokens: int = 0
+    """Tokens in the KV cache that the batch reads: prefixes in prefill, whole contexts in decode."""
+
+    def features(self) -> tuple[float, ...]:
+        if self.regime == "prefill":
+            return 1.0, float(self.new_tokens), float(self.attended), float(self.cached_tokens)
+        return 1.0, float(self.requests), float(self.cached_tokens)
+
+
+class Quantum(Protocol):
+    """A piece of training work, announced before it runs."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+
+class PredictorState(BaseModel):
+    """What is kept from one start of an engine to the next, for the same hardware, model and engine version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    coefficients: dict[Regime, tuple[float, ...]] = {}
+    high: dict[Regime, float] = {}
+    typical: dict[Regime, float] = {}
+
+
+class Predictor:
+    """Iteration and quantum latencies, learnt while serving."""
+
+    def __init__(self, state: PredictorState | None = None) -> None:
+        state = state or PredictorState()
+        self._models: dict[Regime, _Regime] = {
+            regime: _Regime(ENOUGH[regime], state.coefficients.get(regime), state.high.get(regime, 1.0),
+                            state.typical.get(regime, 0.0))
+            for regime in ("prefill", "decode")
+        }  # fmt: skip
+        self._quanta: dict[tuple[str, int], deque[float]] = {}
+        self._quantum_high: dict[tuple[str, int], float] = {}
+        self.overlap = 1.0
+        """How many seconds an iteration is delayed by one second of quanta beside it; 1 where they take turns."""
+
+    @property
+    def state(self) -> PredictorState:
+        known = {regime: model for regime, model in self._models.items() if model.coefficients is not None}
+        return PredictorState(
+            coefficients={regime: model.coefficients for regime, model in known.items() if model.coefficients},
+            high={regime: model.ratio_high for regime, model in known.items()},
+            typical={regime: model.typical for regime, model in known.items()},
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether both regimes are known."""
+        return all(model.coefficients is not None for model in self._models.values())
+
+    def observe(self, batch: Batch, seconds: float, trained: float = 0.0) -> None:
+        """An iteration took `seconds`, the quanta that ran with it, `trained` seconds of them, included."""
+        model = self._models[batch.regime]
+        if trained <= 0:
+            model.observe(batch, seconds)
+        elif model.coefficients is not None:
+            felt = (seconds - model.expected(batch)) / trained
+            self.overlap += OVERLAP_RATE * (min(max(felt, 0.0), 2.0) - self.overlap)
+
+    def expected(self, batch: Batch) -> float:
+        """An iteration's typical latency without training; 0 while nothing is known."""
+        return self._models[batch.regime].expected(batch)
+
+    def high(self, batch: Batch) -> float:
+        """The latency without training that an iteration stays under in `HIGH` of all cases."""
+        model = self._models[batch.regime]
+        return model.expected(batch) * model.ratio_high
+
+    def typical(self, regime: Regime) -> float:
+        """Median latency of the last iterations without training; 0 while there were none."""
+        return self._models[regime].typical
+
+    def seed_quantum(self, kind: str, tokens: int, seconds: float) -> None:
+        """What a calibration says of a quantum; observations replace it as they come."""
+        self._quantum_high.setdefault((kind, tokens), seconds)
+
+    def observe_quantum(self, quantum: Quantum, seconds: float) -> None:
+        key = (quantum.kind, quantum.tokens)
+        seen = self._quanta.setdefault(key, deque(maxlen=QUANTUM_HISTORY))
+        seen.append(seconds)
+        # A new longest counts at once; what is forgotten may wait for the next look.
+        if seconds > self._quantum_high.get(key, 0.0) or len(seen) % 16 == 0:
+            self._quantum_high[key] = float(np.quantile(seen, 0.99, method="higher"))
+
+    def quantum_high(self, quantum: Quantum) -> float:
+        """P99 of the quanta like this one; the longest of its kind where this size was never seen."""
+        key = (quantum.kind, quantum.tokens)
+        if key in self._quantum_high:
+            return self._quantum_high[key]
+        return max((high for (kind, _), high in self._quantum_high.items() if kind == quantum.kind), default=0.0)
+
+    def longest_quantum(self) -> float:
+        """The largest P99 of any quantum seen."""
+        return max(self._quantum_high.values(), default=0.0)
+
+
+class _Regime:
+    """Latency of one kind of iteration: non-negative least squares on relative errors, and their quantile."""
+
+    def __init__(
+        self, enough: int, coefficients: tuple[float, ...] | None, ratio_high: float, typical: float
+    ) -> None:
+        self.enough = enough
+        self.coefficients = coefficients
+        self.ratio_high = ratio_high
+        self.typical = typical
+        self._features: deque[tuple[float, ...]] = deque(maxlen=HISTORY)
+        self._seconds: deque[float] = deque(maxlen=HISTORY)
+        self._since_fit = 0
+
+    def observe(self, batch: Batch, seconds: float) -> None:
+        self._features.append(batch.features())
+        self._seconds.append(seconds)
+        self._since_fit += 1
+        due = self._since_fit >= REFIT_EVERY or (self.coefficients is None and len(self._seconds) >= self.enough)
+        if due and len(self._seconds) >= self.enough:
+            self._fit()
+
+    def expected(self, batch: Batch) -> float:
+        if self.coefficients is None:
+            return 0.0
+        return sum(weight * value for weight, value in zip(self.coefficients, batch.features(), strict=True))
+
+    def _fit(self) -> None:
+        rows: npt.NDArray[np.float64] = np.array(self._features)
+        seconds: npt.NDArray[np.float64] = np.array(self._seconds)
+        # Divided by what was observed, so that short and long iterations count alike.
+        weights, _ = nnls(rows / seconds[:, None], np.ones(len(seconds)))
+        ratios = seconds / np.maximum(rows @ weights, 1e-9)
+        self.coefficients = tuple(float(weight) for weight in weights)
+        self.ratio_high = float(np.quantile(ratios, HIGH))
+        self.typical = float(np.median(seconds))
+        self._since_fit = 0
