@@ -111,6 +111,8 @@ class Finished:
 class Governor(Protocol):
     """What the co-trainer asks, and tells."""
 
+    slo: Slo | None
+
     def budget(self, load: Load, now: float) -> float:
         """Seconds of quanta that may run before the next iteration of a busy engine."""
 

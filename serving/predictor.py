@@ -18,8 +18,6 @@ from scipy.optimize import nnls
 HISTORY = 512
 """Iterations per regime that a fit looks back on."""
 REFIT_EVERY = 32
-ENOUGH = {"prefill": 8, "decode": 16}
-"""Iterations without training before a regime is known; until then nothing is trained while users wait."""
 HIGH = 0.95
 """Quantile of observed / expected that `high` multiplies with: a margin must be relative to be one."""
 QUANTUM_HISTORY = 128
@@ -62,6 +60,7 @@ class PredictorState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    key: str = ""
     coefficients: dict[Regime, tuple[float, ...]] = {}
     high: dict[Regime, float] = {}
     typical: dict[Regime, float] = {}
@@ -70,13 +69,8 @@ class PredictorState(BaseModel):
 class Predictor:
     """Iteration and quantum latencies, learnt while serving."""
 
-    def __init__(self, state: PredictorState | None = None) -> None:
-        state = state or PredictorState()
-        self._models: dict[Regime, _Regime] = {
-            regime: _Regime(ENOUGH[regime], state.coefficients.get(regime), state.high.get(regime, 1.0),
-                            state.typical.get(regime, 0.0))
-            for regime in ("prefill", "decode")
-        }  # fmt: skip
+    def __init__(self) -> None:
+        self._models: dict[Regime, _Regime] = {"prefill": _Regime(8), "decode": _Regime(16)}
         self._quanta: dict[tuple[str, int], deque[float]] = {}
         self._quantum_high: dict[tuple[str, int], float] = {}
         self.overlap = 1.0
@@ -90,6 +84,13 @@ class Predictor:
             high={regime: model.ratio_high for regime, model in known.items()},
             typical={regime: model.typical for regime, model in known.items()},
         )
+
+    def resume(self, state: PredictorState) -> None:
+        """Go on from what an earlier engine has learnt."""
+        for regime, coefficients in state.coefficients.items():
+            model = self._models[regime]
+            model.coefficients = coefficients
+            model.ratio_high, model.typical = state.high[regime], state.typical[regime]
 
     @property
     def ready(self) -> bool:
@@ -145,13 +146,12 @@ class Predictor:
 class _Regime:
     """Latency of one kind of iteration: non-negative least squares on relative errors, and their quantile."""
 
-    def __init__(
-        self, enough: int, coefficients: tuple[float, ...] | None, ratio_high: float, typical: float
-    ) -> None:
+    def __init__(self, enough: int) -> None:
         self.enough = enough
-        self.coefficients = coefficients
-        self.ratio_high = ratio_high
-        self.typical = typical
+        """Iterations without training before it is known; until then nothing is trained while users wait."""
+        self.coefficients: tuple[float, ...] | None = None
+        self.ratio_high = 1.0
+        self.typical = 0.0
         self._features: deque[tuple[float, ...]] = deque(maxlen=HISTORY)
         self._seconds: deque[float] = deque(maxlen=HISTORY)
         self._since_fit = 0

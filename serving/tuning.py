@@ -1,0 +1,97 @@
+"""What is known of this engine's speed, kept from start to start, and the sizes and targets that follow from it."""
+
+import logging
+import math
+import threading
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from serving import sizing
+from serving.governor import Slo, default_slo, quantum_target
+from serving.pieces import Pieces
+from serving.predictor import Predictor, PredictorState
+from serving.trainer import LoraTrainer
+from serving.trainer_socket import CoTrainerSettings
+from umbel.peft_dir import replace_durably
+
+CALIBRATION_S = 3.0
+RESIZE_S = 5.0
+"""Between two looks at whether pieces still have the right size for how busy the engine is."""
+
+logger = logging.getLogger(__name__)
+
+
+class Tuning:
+    """Latencies of iterations and quanta of one engine on one machine."""
+
+    def __init__(self, settings: CoTrainerSettings, run_dir: Path) -> None:
+        self.predictor = Predictor()
+        self.slo: Slo | None = None
+        """The targets: those of the site file, or what follows from the engine's own latency once that is known."""
+        self._settings = settings
+        self._calibration_file = run_dir / "calibration.json"
+        self._latency_file = run_dir / "latency.json"
+        self._calibration: sizing.Calibration | None = None
+        self._key = ""
+        self._resized_at: float | None = None
+
+    def calibrate(self, trainer: LoraTrainer, model_path: str) -> None:
+        """Time each quantum on a ladder of sizes, or find what was timed before; the largest batch is run either way."""
+        settings = self._settings
+        self._key = sizing.key(model_path, trainer)
+        max_bytes = None if settings.memory_mb is None else settings.memory_mb << 20
+        self._calibration = sizing.Calibration.load(self._calibration_file, self._key)
+        if self._calibration is None:
+            rows = [1 << power for power in range(settings.micro_batch.bit_length())]
+            rows = sorted({*rows, settings.micro_batch})
+            self._calibration = sizing.calibrate(trainer, rows, budget_s=CALIBRATION_S, max_bytes=max_bytes)
+            self._calibration = self._calibration.model_copy(update={"key": self._key})
+            self._calibration.save(self._calibration_file)
+        else:
+            trainer.pieces = sizing.choose(self._calibration, settings.seq_len, math.inf, max_bytes)
+            trainer.warm_up()
+        for kind, sizes in self._calibration.seconds.items():
+            for tokens, seconds in sizes.items():
+                self.predictor.seed_quantum(kind, tokens, seconds)
+        self.predictor.resume(self._remembered())
+        self.slo = self._targets()
+
+    def pieces(self, trainer: LoraTrainer, now: float) -> Pieces | None:
+        """The largest pieces that the targets allow now; None while what is set may stay."""
+        if self._calibration is None or (self._resized_at is not None and now - self._resized_at < RESIZE_S):
+            return None
+        self.slo = self.slo or self._targets()
+        if self.slo is None:
+            return None
+        self._resized_at = now
+        accelerator = trainer.model.device.type != "cpu"
+        longest = quantum_target(self.slo, self.predictor, accelerator)
+        return sizing.choose(self._calibration, self._settings.seq_len, longest, None)
+
+    def save(self) -> None:
+        """Write down what was learnt of iterations, from a thread: a disk is nothing to wait for between two tokens."""
+        state = self.predictor.state.model_copy(update={"key": self._key})
+        if self.predictor.ready:
+            content = state.model_dump_json().encode()
+            threading.Thread(target=replace_durably, args=(self._latency_file, content), daemon=True).start()
+
+    def _remembered(self) -> PredictorState:
+        try:
+            state = PredictorState.model_validate_json(self._latency_file.read_bytes())
+        except (OSError, ValidationError):  # the first start, or a damaged file: it is learnt again
+            return PredictorState()
+        return state if state.key == self._key else PredictorState()
+
+    def _targets(self) -> Slo | None:
+        """The site's targets, completed by the defaults; None while those cannot be known."""
+        settings = self._settings
+        measured = default_slo(self.predictor)
+        if settings.ttft_ms is not None and settings.tpot_ms is not None:
+            ttft_s, tpot_s = settings.ttft_ms / 1000, settings.tpot_ms / 1000
+        elif measured is None:
+            return None
+        else:
+            ttft_s = measured.ttft_s if settings.ttft_ms is None else settings.ttft_ms / 1000
+            tpot_s = measured.tpot_s if settings.tpot_ms is None else settings.tpot_ms / 1000
+        return Slo(ttft_s, tpot_s, settings.quantile, settings.batch_factor)
