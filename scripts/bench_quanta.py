@@ -115,7 +115,7 @@ def report(name: str, ours: str, theirs: str, steps: int, pairs: list[tuple[floa
     cpu, wall, milliseconds = zip(*pairs, strict=True)
     low, high = bootstrap(list(cpu))
     print(
-        f"{name:6} {ours:18} / {theirs:10}  throughput by CPU time {statistics.median(cpu):.3f} [{low:.3f}, {high:.3f}],"
+        f"{name:6} {ours:18} / {theirs:10} throughput by CPU time {statistics.median(cpu):.3f} [{low:.3f}, {high:.3f}],"
         f" by wall time {statistics.median(wall):.3f};  {statistics.median(milliseconds):.1f} ms per step,"
         f" {len(pairs)} ABBA of {steps} steps",
         flush=True,

@@ -99,7 +99,7 @@ class CoTrainer:
         if model.device.type == "cuda":
             self.lane = CudaLane(model.device)
         self.memory["lora"] = private_bytes()
-        self.tuning.calibrate(trainer, model_path)
+        self.tuning.calibrate(trainer, model_path, self.lane)
         self.governor.slo = self.tuning.slo
         self.memory["calibration"] = private_bytes()
         give_back()

@@ -10,7 +10,9 @@ from typing import Literal
 import torch
 from peft.tuners.lora import LoraLayer
 
+from serving.microbatch import sent
 from serving.pieces import Block
+from serving.readback import Readback
 
 Factor = Literal["A", "B"]
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -70,8 +72,8 @@ class LayerFactors:
             b_or.zero_()
             if source is not None:
                 new_a, new_b = source(module)
-                a_ri[: new_a.shape[0]] = new_a
-                b_or[:, : new_b.shape[1]] = new_b
+                a_ri[: new_a.shape[0]] = sent(new_a.float(), a_ri.device)
+                b_or[:, : new_b.shape[1]] = sent(new_b.float(), b_or.device)
         for gradient in self._gradients.values():
             gradient.zero_()
         for state in self.optimizer.state.values():
@@ -79,15 +81,20 @@ class LayerFactors:
                 moment.zero_()
         self._parents = {factor: self._flat[factor].detach().clone() for factor in self._flat} if remember else {}
 
+    def start_copy(self) -> dict[Factor, Readback]:
+        """Begin to bring the factors to the host."""
+        return {factor: Readback(flat) for factor, flat in self._flat.items()}
+
     @torch.inference_mode(mode=False)
     @torch.no_grad()
-    def copy_out(self, rank: int, into: Factors, dtype: torch.dtype) -> None:
-        """Copy the first `rank` rows of A and columns of B into `into`, on the CPU."""
-        for module, (a_ri, b_or) in self.pairs.items():
-            into[module] = (
-                a_ri[:rank].to("cpu", dtype, copy=True),
-                b_or[:, :rank].to("cpu", dtype, copy=True).contiguous(),
-            )
+    def end_copy(self, copies: dict[Factor, Readback], rank: int, into: Factors, dtype: torch.dtype) -> None:
+        """Put the first `rank` rows of A and columns of B into `into`, in memory of their own."""
+        views = [
+            _views(copies[factor].read(), [pair[number] for pair in self.pairs.values()])
+            for number, factor in enumerate(self._flat)
+        ]
+        for module, a_ri, b_or in zip(self.pairs, *views, strict=True):
+            into[module] = (a_ri[:rank].to(dtype, copy=True), b_or[:, :rank].to(dtype, copy=True).contiguous())
 
     def norm(self, proximal: float) -> torch.Tensor:
         """Of the trained gradients, after FedProx's pull to the parent, μ · (w − w_parent), is added to them."""

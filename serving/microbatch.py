@@ -47,12 +47,12 @@ class MicroBatch:
         labels = torch.as_tensor(data.labels[rows, :longest])
         row, position = (labels[:, 1:] != NO_LOSS).nonzero(as_tuple=True)
         answers = Answers(
-            index=_sent(row * longest + position, device),
-            rows=_sent(row, device),
-            targets=_sent(labels[row, position + 1].long(), device),
+            index=sent(row * longest + position, device),
+            rows=sent(row, device),
+            targets=sent(labels[row, position + 1].long(), device),
             rows_in_batch=len(rows),
         )
-        return cls(_sent(torch.as_tensor(data.ids[rows, :longest]).long(), device), answers)
+        return cls(sent(torch.as_tensor(data.ids[rows, :longest]).long(), device), answers)
 
 
 def epochs(rows: int, seed: int) -> Iterator[int]:
@@ -62,6 +62,6 @@ def epochs(rows: int, seed: int) -> Iterator[int]:
         yield from torch.randperm(rows, generator=generator).tolist()
 
 
-def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """From pinned memory the copy is asynchronous."""
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`; from pinned memory the copy needs no wait."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

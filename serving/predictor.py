@@ -73,6 +73,8 @@ class Predictor:
         self._models: dict[Regime, _Regime] = {"prefill": _Regime(8), "decode": _Regime(16)}
         self._quanta: dict[tuple[str, int], deque[float]] = {}
         self._quantum_high: dict[tuple[str, int], float] = {}
+        self._planned: float | None = None
+        self._in_use: set[tuple[str, int]] = set()
         self.overlap = 1.0
         """How many seconds an iteration is delayed by one second of quanta beside it; 1 where they take turns."""
 
@@ -121,10 +123,12 @@ class Predictor:
 
     def seed_quantum(self, kind: str, tokens: int, seconds: float) -> None:
         """What a calibration says of a quantum; observations replace it as they come."""
-        self._quantum_high.setdefault((kind, tokens), seconds)
+        key = (kind, _size(tokens))
+        self._quantum_high[key] = max(seconds, self._quantum_high.get(key, 0.0))
 
     def observe_quantum(self, quantum: Quantum, seconds: float) -> None:
-        key = (quantum.kind, quantum.tokens)
+        key = (quantum.kind, _size(quantum.tokens))
+        self._in_use.add(key)
         seen = self._quanta.setdefault(key, deque(maxlen=QUANTUM_HISTORY))
         seen.append(seconds)
         # A new longest counts at once; what is forgotten may wait for the next look.
@@ -133,14 +137,26 @@ class Predictor:
 
     def quantum_high(self, quantum: Quantum) -> float:
         """P99 of the quanta like this one; the longest of its kind where this size was never seen."""
-        key = (quantum.kind, quantum.tokens)
+        key = (quantum.kind, _size(quantum.tokens))
         if key in self._quantum_high:
             return self._quantum_high[key]
         return max((high for (kind, _), high in self._quantum_high.items() if kind == quantum.kind), default=0.0)
 
+    def plan_quanta(self, longest: float) -> None:
+        """From now on quanta are cut otherwise, the longest of them expected to take `longest`."""
+        self._planned = longest
+        self._in_use.clear()
+
     def longest_quantum(self) -> float:
-        """The largest P99 of any quantum seen."""
-        return max(self._quantum_high.values(), default=0.0)
+        """The largest P99 of the quanta that are in use: all known ones, before any were planned."""
+        if self._planned is None:
+            return max(self._quantum_high.values(), default=0.0)
+        return max((self._quantum_high[key] for key in self._in_use), default=self._planned)
+
+
+def _size(tokens: int) -> int:
+    """The next power of two: rows have any length, and what is learnt of one should serve its neighbours."""
+    return 1 << (tokens - 1).bit_length() if tokens > 0 else 0
 
 
 class _Regime:

@@ -162,7 +162,8 @@ def _climb(
             break
         peak_bytes[batch] = peak
         growth = rows[at + 1] / batch if at + 1 < len(rows) else 1.0
-        expected_s, expected_bytes = (time.perf_counter() - began) * growth, peak * growth
+        expected_s = (time.perf_counter() - began) * growth
+        expected_bytes = trainer.state_bytes + (peak - trainer.state_bytes) * growth
     for tokens in _parts_of_row(trainer.seq_len) if peak_bytes else ():
         if time.perf_counter() > until:
             break

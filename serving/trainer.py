@@ -153,9 +153,14 @@ class LoraTrainer:
 
     def copy_out(self, rank: int, into: Factors, dtype: torch.dtype) -> Quanta:
         """Copy the adapter's first `rank` rows into `into`, on the CPU, a layer per quantum."""
+        copies = []
         for factors in self.factors:
+            if self.device.type == "cuda":  # all are on their way before the first is read
+                yield Quantum("copy_out")
+            copies.append(factors.start_copy())
+        for factors, copy in zip(self.factors, copies, strict=True):
             yield Quantum("copy_out")
-            factors.copy_out(rank, into, dtype)
+            factors.end_copy(copy, rank, into, dtype)
 
     def evaluate(self, source: ReadFactors | None, data: TokenFile, results: list[Evaluation]) -> Quanta:
         """Append to `results` how an adapter (None: the base) does on held-out examples, teacher-forced."""

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from serving import sizing
 from serving.governor import Slo, default_slo, quantum_target
+from serving.lane import Lane
 from serving.pieces import Pieces
 from serving.predictor import Predictor, PredictorState
 from serving.trainer import LoraTrainer
@@ -36,21 +37,23 @@ class Tuning:
         self._key = ""
         self._resized_at: float | None = None
 
-    def calibrate(self, trainer: LoraTrainer, model_path: str) -> None:
+    def calibrate(self, trainer: LoraTrainer, model_path: str, lane: Lane) -> None:
         """Time each quantum on a ladder of sizes, or find what was timed before; the largest batch is run either way."""
         settings = self._settings
         self._key = sizing.key(model_path, trainer)
-        max_bytes = None if settings.memory_mb is None else settings.memory_mb << 20
         self._calibration = sizing.Calibration.load(self._calibration_file, self._key)
         if self._calibration is None:
             rows = [1 << power for power in range(settings.micro_batch.bit_length())]
             rows = sorted({*rows, settings.micro_batch})
-            self._calibration = sizing.calibrate(trainer, rows, budget_s=CALIBRATION_S, max_bytes=max_bytes)
+            self._calibration = sizing.calibrate(
+                trainer, rows, budget_s=CALIBRATION_S, max_bytes=self._max_bytes, lane=lane
+            )
             self._calibration = self._calibration.model_copy(update={"key": self._key})
             self._calibration.save(self._calibration_file)
         else:
-            trainer.pieces = sizing.choose(self._calibration, settings.seq_len, math.inf, max_bytes)
-            trainer.warm_up()
+            trainer.pieces = sizing.choose(self._calibration, settings.seq_len, math.inf, self._max_bytes)
+            lane.run(trainer.warm_up)
+            lane.elapsed()
         for kind, sizes in self._calibration.seconds.items():
             for tokens, seconds in sizes.items():
                 self.predictor.seed_quantum(kind, tokens, seconds)
@@ -66,8 +69,11 @@ class Tuning:
             return None
         self._resized_at = now
         accelerator = trainer.model.device.type != "cpu"
-        longest = quantum_target(self.slo, self.predictor, accelerator)
-        return sizing.choose(self._calibration, self._settings.seq_len, longest, None)
+        target = quantum_target(self.slo, self.predictor, accelerator)
+        pieces = sizing.choose(self._calibration, self._settings.seq_len, target, self._max_bytes)
+        if pieces != trainer.pieces:
+            self.predictor.plan_quanta(sizing.longest(self._calibration, pieces, self._settings.seq_len))
+        return pieces
 
     def save(self) -> None:
         """Write down what was learnt of iterations, from a thread: a disk is nothing to wait for between two tokens."""
@@ -75,6 +81,10 @@ class Tuning:
         if self.predictor.ready:
             content = state.model_dump_json().encode()
             threading.Thread(target=replace_durably, args=(self._latency_file, content), daemon=True).start()
+
+    @property
+    def _max_bytes(self) -> int | None:
+        return None if self._settings.memory_mb is None else self._settings.memory_mb << 20
 
     def _remembered(self) -> PredictorState:
         try:
