@@ -1,6 +1,7 @@
 """How much training fits before the next iteration without breaking a latency target. Pure: time is an argument.
 
-The decision is taken once per scheduler iteration, as in MACE (arXiv 2510.03283), from the slack of the tightest request:
+The decision is taken once per scheduler iteration, as in MACE (arXiv 2510.03283), from the slack of the tightest
+request:
 
     TPOT slack of a stream with n tokens after its first, t seconds ago:  (n + 1) · S_tpot · (1 − m) − t − T − reserve
     TTFT slack of a request that waits since a:                           S_ttft · (1 − m) − (now − a) − T_prefill
@@ -17,11 +18,15 @@ from typing import Protocol
 
 from serving.predictor import Batch, Predictor
 
-THETA = 0.25
+THETA = 0.1
 """The part of a waiting request's TTFT slack that may be spent at a time: others may come and wait as well."""
 MARGIN = (0.02, 0.9)
+MARGIN_START = 0.3
+"""Careful at first: a margin that is learnt from late requests costs late requests."""
 MARGIN_STEP = 0.1
 """Added to a margin by each request that training made late; taken back in steps that balance at the allowed share."""
+INDIRECT = 3.0
+"""Seconds by which a second of training may have delayed a request: one that lives longer meets more prefills."""
 CLEAN_EVERY = 64
 """Decode iterations after which one runs without training, so that the predictor sees one."""
 PREFILL_HORIZON = 8
@@ -30,6 +35,7 @@ RATE = 0.05
 """Of the moving averages."""
 FLOOR_WINDOW_S = 60.0
 """How long training that `share_floor` promised may be made up for."""
+LONGEST_ITERATION_S = 1.0
 ACCELERATOR_QUANTUM_S = 2e-3
 
 
@@ -142,7 +148,7 @@ class SloGovernor:
         self.slo = slo
         self.predictor = predictor
         self.share_floor = share_floor
-        self.margin_ttft = self.margin_tpot = MARGIN[0]
+        self.margin_ttft = self.margin_tpot = MARGIN_START
         self.slo_debt_s = 0.0
         self._rest = 1 / share_cap - 1
         self._ready_at = -math.inf
@@ -158,7 +164,7 @@ class SloGovernor:
         """Seconds of quanta that may run before the next iteration of a busy engine."""
         self._accrue(now)
         self._on_debt = False
-        if now < self._ready_at:
+        if not now >= self._ready_at:  # nor if one of them is NaN
             return 0.0
         slack = self._slack(load, now)
         slack = slack if math.isfinite(slack) else 0.0  # a dead input closes
@@ -171,7 +177,8 @@ class SloGovernor:
     def wait(self, now: float) -> float:
         """Seconds until an idle engine may run its next quantum."""
         self._closed = False
-        return max(0.0, self._ready_at - now)
+        rest = self._ready_at - now
+        return math.inf if math.isnan(rest) else max(0.0, rest)
 
     def ran(self, seconds: float, now: float) -> None:
         """A quantum has just ended: after t seconds none follows for t · (1/share_cap − 1)."""
@@ -203,7 +210,7 @@ class SloGovernor:
 
     def _moved(self, margin: float, late: bool) -> float:
         assert self.slo is not None
-        allowed = (1 - self.slo.quantile) / 2  # half each for TTFT and TPOT
+        allowed = (1 - self.slo.quantile) / 4  # half each for TTFT and TPOT, and half of that: not all is noticed
         return min(max(margin + MARGIN_STEP * (late - allowed), MARGIN[0]), MARGIN[1])
 
     def _slack(self, load: Load, now: float) -> float:
@@ -214,14 +221,13 @@ class SloGovernor:
             return 0.0
         if self._decodes % CLEAN_EVERY == 0 and not load.waiting:
             return 0.0
-        slack = min(self._tpot_slack(load, now), self._burst())
+        slack = _least((self._tpot_slack(load, now), self._burst()))
         if not load.waiting:
             self._closed = False
             return slack / max(self.predictor.overlap, 0.1)
-        slack = min(slack, THETA * self._ttft_slack(load, now)) / max(self.predictor.overlap, 0.1)
-        # Once closed for a request it stays so until there is room for two quanta (Valve's bounded preemption rate).
-        needed = self.predictor.longest_quantum() * (2 if self._closed else 1)
-        self._closed = slack < needed
+        slack = _least((slack, THETA * self._ttft_slack(load, now))) / max(self.predictor.overlap, 0.1)
+        # Once closed it stays so until nobody waits: at most one close for each arrival (Valve's bounded rate).
+        self._closed = self._closed or not slack >= self.predictor.longest_quantum()
         return 0.0 if self._closed else slack
 
     def _tpot_slack(self, load: Load, now: float) -> float:
@@ -254,7 +260,8 @@ class SloGovernor:
     def _accrue(self, now: float) -> None:
         """Time passes: training is owed `share_floor` of it."""
         if self._owed_at is not None:
-            owed = self._owed + self.share_floor * max(0.0, now - self._owed_at)
+            passed = min(max(0.0, now - self._owed_at), LONGEST_ITERATION_S)  # more is time without a job
+            owed = self._owed + self.share_floor * passed
             self._owed = min(owed, FLOOR_WINDOW_S * self.share_floor)
         self._owed_at = now
 
@@ -278,8 +285,10 @@ def default_slo(predictor: Predictor, quantile: float = 0.99) -> Slo | None:
 
 
 def _made_late(seconds: float, trained: float, target: float) -> bool:
-    return seconds > target >= seconds - trained
+    return seconds > target >= seconds - INDIRECT * trained
 
 
 def _least(values: Iterable[float]) -> float:
-    return min(values, default=math.inf)
+    """The smallest, or NaN if one is: min() alone would pass over it."""
+    found = tuple(values)
+    return math.nan if any(map(math.isnan, found)) else min(found, default=math.inf)

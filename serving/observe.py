@@ -42,13 +42,14 @@ class Observer:
         self.arrivals = 0
         self._requests: dict[str, _Request] = {}
         self._empty_at = 0.0
+        self._trained_when_empty = 0.0
         self._looked_at = 0.0
         self._trained_at_look = 0.0
         self._batch: Batch | None = None
 
     def nothing_came(self, now: float) -> None:
         """The scheduler's socket was empty just now."""
-        self._empty_at = now
+        self._empty_at, self._trained_when_empty = now, self.trained
 
     def starts(self, batch: Any) -> None:
         """The scheduler is about to run a batch."""
@@ -81,7 +82,7 @@ class Observer:
             else:
                 context = len(req.origin_input_ids) + len(req.output_ids)
                 streams.append(Stream(request.first_token, len(req.output_ids) - 1, context, request.interactive))
-        self._empty_at = now
+        self.nothing_came(now)
         return Load(tuple(streams), tuple(waiting)), iteration, finished
 
     def _wait(self, req: Any, known: dict[str, _Request]) -> Waiting:
@@ -101,7 +102,7 @@ class Observer:
         if request is None:
             self.arrivals += 1
             interactive = req.priority is None or req.priority > CLASSES["batch"]
-            request = _Request(self._empty_at, self.trained, interactive)
+            request = _Request(self._empty_at, self._trained_when_empty, interactive)
         self._requests[req.rid] = request
         return request
 

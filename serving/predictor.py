@@ -1,12 +1,12 @@
 """How long an iteration will take: alone, from what is in the batch; beside training, from the quanta that run with it.
 
-Two stages, as in Harli (arXiv 2511.11729). The first is a linear model per regime, prefill and decode, fitted online and
-only from iterations without training: else it would learn the interference as if it were the engine's own. The second
-is how much of a quantum's time an iteration feels: all of it on a CPU, less where both run side by side on a GPU.
+Two stages, as in Harli (arXiv 2511.11729). The first is a linear model per regime, prefill and decode, fitted online
+and only from iterations without training: else it would learn the interference as if it were the engine's own. The
+second is how much of a quantum's time an iteration feels: all of it on a CPU, less where both run side by side on a GPU.
 Pure: no clock, no torch. All times are seconds.
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -73,6 +73,7 @@ class Predictor:
         self._models: dict[Regime, _Regime] = {"prefill": _Regime(8), "decode": _Regime(16)}
         self._quanta: dict[tuple[str, int], deque[float]] = {}
         self._quantum_high: dict[tuple[str, int], float] = {}
+        self._seen: Counter[tuple[str, int]] = Counter()
         self._planned: float | None = None
         self._in_use: set[tuple[str, int]] = set()
         self.overlap = 1.0
@@ -131,8 +132,9 @@ class Predictor:
         self._in_use.add(key)
         seen = self._quanta.setdefault(key, deque(maxlen=QUANTUM_HISTORY))
         seen.append(seconds)
+        self._seen[key] += 1
         # A new longest counts at once; what is forgotten may wait for the next look.
-        if seconds > self._quantum_high.get(key, 0.0) or len(seen) % 16 == 0:
+        if seconds > self._quantum_high.get(key, 0.0) or self._seen[key] % 16 == 0:
             self._quantum_high[key] = float(np.quantile(seen, 0.99, method="higher"))
 
     def quantum_high(self, quantum: Quantum) -> float:

@@ -69,6 +69,7 @@ def test_arrival_is_the_last_moment_at_which_it_was_surely_not_there() -> None:
     observer.look(scheduler(), now=5.0)
     assert observer.look(scheduler(waiting=(request("a"),)), now=7.0)[0].waiting[0].arrival == 5.0
     observer.nothing_came(now=7.5)
+    observer.trained += 0.2  # the quantum in whose course it came is one that it waited for
     assert [req.arrival for req in observer.look(scheduler(waiting=(request("b"),)), now=8.0)[0].waiting] == [7.5]
 
 
@@ -120,3 +121,13 @@ def test_the_time_that_an_idle_engine_slept_is_no_iteration() -> None:
     observer.look(scheduler(), now=1.0)
     _, iteration, _ = observer.look(scheduler(waiting=(req,)), now=60.0)
     assert iteration is None
+
+
+def test_the_quantum_in_whose_course_a_request_came_is_counted_as_one_it_waited_for() -> None:
+    observer, req = Observer(), request("a")
+    observer.nothing_came(now=1.0)
+    observer.trained += 0.5
+    observer.look(scheduler(waiting=(req,)), now=1.6)
+    req.output_ids, req.finished_reason = [1], SimpleNamespace()
+    (finished,) = observer.look(scheduler(last=(req,)), now=2.0)[2]
+    assert finished.trained_before_first == 0.5
