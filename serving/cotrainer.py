@@ -1,4 +1,4 @@
-"""The co-trainer: the scheduler's iterations on one side, the trainer's quanta on the other, the daemon's socket between.
+"""The co-trainer: the scheduler's iterations on one side, the trainer's quanta on the other, the daemon between.
 
 It runs on the scheduler's only thread, so there is no lock, and the longest that serving can be held up is one quantum.
 """
@@ -73,6 +73,8 @@ class CoTrainer:
         self.preemptions: deque[float] = deque(maxlen=4096)
         self.preempted = 0
         self._last_quantum_s = 0.0
+        self._cut_short: float | None = None
+        """The quantum in whose course something arrived."""
         self._in_flight: deque[Quantum] = deque()
 
     def build(self, served: torch.nn.Module, model_path: str) -> None:
@@ -116,7 +118,9 @@ class CoTrainer:
         """What the governor allows, and while a request waits never more than one quantum."""
         now = clock()
         self._serve_socket()
+        arrivals = self.observer.arrivals
         load, iteration, finished = self.observer.look(scheduler, now)
+        self._note_preemption(self.observer.arrivals > arrivals)
         if iteration is not None:
             self.predictor.observe(iteration.batch, iteration.seconds, iteration.trained)
             self.governor.iterated(iteration.batch, iteration.seconds - iteration.trained)
@@ -134,12 +138,12 @@ class CoTrainer:
         if self._runnable() is None:
             return False
         self.hook_calls["idle"] += 1
+        self._tune(clock(), idle=True)
         until = clock() + HOUSEKEEPING_S
         ran = False
         while self._runnable() is not None and clock() < until:
             if self._requests_arrived(min(HOUSEKEEPING_S, self.governor.wait(clock()))):
-                if ran:
-                    self._note_preemption()
+                self._cut_short = self._last_quantum_s if ran else None
                 return True
             self.observer.nothing_came(clock())
             self._serve_socket()
@@ -163,8 +167,7 @@ class CoTrainer:
                 return
             arrived = self._requests_arrived(0)
             if ran and (load.waiting or arrived):
-                if arrived:
-                    self._note_preemption()
+                self._cut_short = self._last_quantum_s if arrived else None
                 return
             if not self._advance():
                 return
@@ -206,10 +209,12 @@ class CoTrainer:
             count=known.count + 1, seconds=known.seconds + seconds, longest_s=max(known.longest_s, seconds)
         )
 
-    def _note_preemption(self) -> None:
-        """A request came in the course of the quantum that has just ended."""
-        self.preempted += 1
-        self.preemptions.append(self._last_quantum_s)
+    def _note_preemption(self, requests_came: bool) -> None:
+        """Training was cut short by what lay on the scheduler's socket: a request, or only a message."""
+        if self._cut_short is not None and requests_came:
+            self.preempted += 1
+            self.preemptions.append(self._cut_short)
+        self._cut_short = None
 
     def _requests_arrived(self, timeout_s: float) -> bool:
         """Whether a request lies on one of the scheduler's sockets, waiting at most `timeout_s` for one."""
@@ -246,12 +251,12 @@ class CoTrainer:
             self._tune(clock())
             self.job = Job(message, self.trainer)
 
-    def _tune(self, now: float) -> None:
+    def _tune(self, now: float, idle: bool = False) -> None:
         """Targets once they are known, and pieces that fit them with the engine as busy as it is."""
         assert self.trainer is not None
-        pieces = self.tuning.pieces(self.trainer, now)
-        if pieces is not None:
-            self.trainer.pieces, self.governor.slo = pieces, self.tuning.slo
+        if self.tuning.resize(self.trainer, now):
+            self.governor.slo = self.tuning.slo
+        self.trainer.pieces = (self.tuning.idle_pieces if idle else self.tuning.pieces) or self.trainer.pieces
 
     def _status(self, error: str) -> CoTrainerStatus:
         trainer, job = self.trainer, self.job

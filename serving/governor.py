@@ -37,6 +37,8 @@ FLOOR_WINDOW_S = 60.0
 """How long training that `share_floor` promised may be made up for."""
 LONGEST_ITERATION_S = 1.0
 ACCELERATOR_QUANTUM_S = 2e-3
+IDLE_PART = 0.1
+"""Of S_ttft: what a quantum of an idle engine may take."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +276,11 @@ def quantum_target(slo: Slo, predictor: Predictor, accelerator: bool) -> float:
     if accelerator:
         return min(ACCELERATOR_QUANTUM_S, 0.1 * slo.tpot_s)
     return max(0.5 * (slo.tpot_s - predictor.typical("decode")), 0.05 * slo.tpot_s)
+
+
+def idle_quantum_target(slo: Slo, busy: float) -> float:
+    """Q* while nobody is served: then all that a quantum can delay is the first token of who comes next."""
+    return max(busy, IDLE_PART * slo.ttft_s)
 
 
 def default_slo(predictor: Predictor, quantile: float = 0.99) -> Slo | None:

@@ -2,7 +2,7 @@
 
 Two stages, as in Harli (arXiv 2511.11729). The first is a linear model per regime, prefill and decode, fitted online
 and only from iterations without training: else it would learn the interference as if it were the engine's own. The
-second is how much of a quantum's time an iteration feels: all of it on a CPU, less where both run side by side on a GPU.
+second is how much of a quantum's time an iteration feels: all of it on a CPU, less where both run at once on a GPU.
 Pure: no clock, no torch. All times are seconds.
 """
 

@@ -104,7 +104,7 @@ class Supervisor:
             await engine.client.reload_aliases()
 
     async def _measure(self, engine: Engine) -> None:
-        """Unless an earlier start did: a co-trainer that does not know the engine trains only while nobody is served."""
+        """Unless an earlier start did: without it the co-trainer would train only while nobody is served."""
         try:
             status = await self._cotrainer.status()
         except TrainingError:  # it serves, and that is what it is for

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from serving import sizing
-from serving.governor import Slo, default_slo, quantum_target
+from serving.governor import Slo, default_slo, idle_quantum_target, quantum_target
 from serving.lane import Lane
 from serving.pieces import Pieces
 from serving.predictor import Predictor, PredictorState
@@ -30,6 +30,9 @@ class Tuning:
         self.predictor = Predictor()
         self.slo: Slo | None = None
         """The targets: those of the site file, or what follows from the engine's own latency once that is known."""
+        self.pieces: Pieces | None = None
+        """While users are served; None until the targets are known."""
+        self.idle_pieces: Pieces | None = None
         self._settings = settings
         self._calibration_file = run_dir / "calibration.json"
         self._latency_file = run_dir / "latency.json"
@@ -38,7 +41,7 @@ class Tuning:
         self._resized_at: float | None = None
 
     def calibrate(self, trainer: LoraTrainer, model_path: str, lane: Lane) -> None:
-        """Time each quantum on a ladder of sizes, or find what was timed before; the largest batch is run either way."""
+        """Time each quantum on a ladder of sizes, or find what was timed; the largest batch is run either way."""
         settings = self._settings
         self._key = sizing.key(model_path, trainer)
         self._calibration = sizing.Calibration.load(self._calibration_file, self._key)
@@ -60,20 +63,29 @@ class Tuning:
         self.predictor.resume(self._remembered())
         self.slo = self._targets()
 
-    def pieces(self, trainer: LoraTrainer, now: float) -> Pieces | None:
-        """The largest pieces that the targets allow now; None while what is set may stay."""
+    def aim(self, slo: Slo) -> None:
+        """Other targets than before, from now on."""
+        self.slo, self._resized_at = slo, None
+
+    def resize(self, trainer: LoraTrainer, now: float) -> bool:
+        """Choose the largest pieces that the targets allow now; False while there is nothing to choose anew."""
         if self._calibration is None or (self._resized_at is not None and now - self._resized_at < RESIZE_S):
-            return None
+            return False
         self.slo = self.slo or self._targets()
         if self.slo is None:
-            return None
+            return False
         self._resized_at = now
         accelerator = trainer.model.device.type != "cpu"
         target = quantum_target(self.slo, self.predictor, accelerator)
-        pieces = sizing.choose(self._calibration, self._settings.seq_len, target, self._max_bytes)
-        if pieces != trainer.pieces:
-            self.predictor.plan_quanta(sizing.longest(self._calibration, pieces, self._settings.seq_len))
-        return pieces
+        before = self.pieces
+        self.pieces = self._choose(self._calibration, target)
+        self.idle_pieces = self._choose(self._calibration, idle_quantum_target(self.slo, target))
+        if self.pieces != before:
+            self.predictor.plan_quanta(sizing.longest(self._calibration, self.pieces, self._settings.seq_len))
+        return True
+
+    def _choose(self, calibration: sizing.Calibration, longest_s: float) -> Pieces:
+        return sizing.choose(calibration, self._settings.seq_len, longest_s, self._max_bytes)
 
     def save(self) -> None:
         """Write down what was learnt of iterations, from a thread: a disk is nothing to wait for between two tokens."""

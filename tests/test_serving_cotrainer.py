@@ -12,7 +12,7 @@ from tests.toy_scheduler import ToyScheduler
 from umbel.messages import JobState
 
 QUANTUM_WORK = [[], ["attention"], ["mlp"], ["head"], ["step"]]
-"""What torch may do in one quantum: half a layer forward, head and loss, an optimizer step; the rest is none of these."""
+"""What torch may do in one quantum: half a layer forward, head and loss, an optimizer step; or none of these."""
 Make = Callable[..., ToyScheduler]
 
 

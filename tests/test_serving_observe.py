@@ -82,7 +82,7 @@ def test_an_answer_of_one_token_has_no_time_per_token() -> None:
 
 
 def test_what_a_user_gave_up_teaches_nothing() -> None:
-    class FINISH_ABORT:  # noqa: N801 - SGLang's name
+    class FINISH_ABORT:  # SGLang's name
         pass
 
     observer, req = Observer(), request("a", answered=2)

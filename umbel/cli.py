@@ -1,19 +1,17 @@
 """`umbel …`: one command per thing an operator does. Heavy imports wait until a command needs them."""
 
 import asyncio
-import importlib
 import json
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from umbel.cli_bench import bench_app
 from umbel.config import SiteConfig
-from umbel.errors import ConfigError, UmbelError
+from umbel.console import explained, import_part
+from umbel.errors import ConfigError
 from umbel.telemetry import configure_logging
 
 app = typer.Typer(
@@ -24,8 +22,7 @@ app = typer.Typer(
 )
 adapter_app = typer.Typer(no_args_is_help=True, help="Look into the centre's adapter registry.")
 app.add_typer(adapter_app, name="adapter")
-
-ENVIRONMENTS = {"site": ".venv-engine", "server": ".venv"}
+app.add_typer(bench_app, name="bench")
 
 SiteFile = Annotated[Path, typer.Argument(help="The site file, such as sites/clinic-a.toml.")]
 Registry = Annotated[Path, typer.Option(help="The registry's directory (`registry` in the run configuration).")]
@@ -35,7 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 @app.command()
 def check(site_file: SiteFile) -> None:
     """Validate a site file, offline, and print it as it is understood."""
-    with _explained():
+    with explained():
         config = SiteConfig.load(site_file)
         config.check_files()
         print(config.model_dump_json(indent=2))
@@ -44,17 +41,17 @@ def check(site_file: SiteFile) -> None:
 @app.command()
 def serve(site_file: SiteFile) -> None:
     """Run a site: its SGLang server, training inside it, and the control API for Flower. Ctrl-C drains and stops it."""
-    with _explained():
+    with explained():
         config = SiteConfig.load(site_file)
         configure_logging()
-        daemon = _import("client.daemon", extra="site")
+        daemon = import_part("client.daemon", extra="site")
         asyncio.run(daemon.serve(config))
 
 
 @app.command()
 def status(site_file: SiteFile, as_json: AsJson = False) -> None:
     """Which version answers now, since when, what is waiting, how training stands."""
-    with _explained():
+    with explained():
         report = _ask(SiteConfig.load(site_file), "GET", "/status")
         print(json.dumps(report, indent=2) if as_json else _status_text(report))
 
@@ -62,7 +59,7 @@ def status(site_file: SiteFile, as_json: AsJson = False) -> None:
 @app.command()
 def rollback(site_file: SiteFile, adapter: Annotated[str, typer.Argument(help="Such as support.")]) -> None:
     """Make what answered before answer users again, now: the previous version, or the base before the first one."""
-    with _explained():
+    with explained():
         reply = _ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback")
         print(f"{adapter}: {reply['live'] or 'the base'} answers users again; once more would take this back")
 
@@ -70,18 +67,18 @@ def rollback(site_file: SiteFile, adapter: Annotated[str, typer.Argument(help="S
 @app.command()
 def bundle(into: Annotated[Path, typer.Argument(help="A new folder; `flwr run` it.")]) -> None:
     """Copy what Flower ships into a folder of its own; `flwr run` in a checkout would walk its virtual environments."""
-    with _explained():
+    with explained():
         if into.exists() and any(into.iterdir()):
             raise ConfigError(f"{into} is not empty; choose a new folder")
-        exporter = _import("server.bundle", extra="server")
+        exporter = import_part("server.bundle", extra="server")
         print(f"flwr run {exporter.export(Path(exporter.__file__).parents[1], into)} …")
 
 
 @adapter_app.command("ls")
 def adapter_ls(registry: Registry, as_json: AsJson = False) -> None:
     """Every version: its round, where it stands, and the aliases that point to it."""
-    with _explained():
-        opened = _import("server.registry", extra="server").AdapterRegistry(registry)
+    with explained():
+        opened = import_part("server.registry", extra="server").AdapterRegistry(registry)
         rows = [row for name in opened.names() for row in _version_rows(opened, name)]
         print(json.dumps(rows, indent=2) if as_json else "\n".join(_line(row) for row in rows))
 
@@ -91,8 +88,8 @@ def adapter_show(
     registry: Registry, ref: Annotated[str, typer.Argument(help="Such as support@v3 or support@live.")]
 ) -> None:
     """One version: parents, weights and reasons per site, truncation error per module."""
-    with _explained():
-        opened = _import("server.registry", extra="server").AdapterRegistry(registry)
+    with explained():
+        opened = import_part("server.registry", extra="server").AdapterRegistry(registry)
         print(opened.read(opened.resolve(ref))[1].model_dump_json(indent=2))
 
 
@@ -149,28 +146,6 @@ def _ask(config: SiteConfig, method: str, path: str) -> dict[str, Any]:
     if reply.status_code != 200:
         raise ConfigError(body["error"]["message"])
     return body
-
-
-def _import(module: str, extra: str) -> Any:
-    """A part of umbel that lives in one of the two environments."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"this command belongs to the other environment, the one with umbel[{extra}]: {ENVIRONMENTS[extra]} "
-            f"({error.name} is not in this one)"
-        ) from error
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """An error of ours is a message and exit status 1, not a traceback."""
-    try:
-        yield
-    except (UmbelError, OSError) as error:
-        for line in str(error).splitlines():
-            print(f"umbel: {line}", file=sys.stderr)
-        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":
