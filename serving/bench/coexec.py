@@ -30,6 +30,8 @@ SETTLE_S = 0.2
 SATURATION = (40.0, 5.0)
 """Requests per second, and for how long: far more than any tiny model on a core answers."""
 CAPACITY_TARGET = 0.99
+SEARCHED = (0.15, 0.75)
+"""Where the capacity is looked for, as parts of the saturated rate."""
 SMOKE_CAPACITY = 0.6
 """Of the saturated rate, where there is no time to search."""
 
@@ -66,7 +68,7 @@ class Run:
         full = await self._inference("capacity", trace.replay(*SATURATION, 0.0), SATURATION[1])
         saturation = len(full.requests) / max(r.at + (r.ttft or 0) + (r.tpot or 0) * r.tokens for r in full.requests)
         slo = strict(await self._inference("capacity", trace.replay(0.4 * saturation, 8.0, 0.0), 8.0))
-        low, high = 0.3 * saturation, saturation
+        low, high = (part * saturation for part in SEARCHED)
         for _ in range(self.plan.bisections):
             rate = (low + high) / 2
             low, high = (rate, high) if await self._kept_up(rate, slo) else (low, rate)
