@@ -84,9 +84,10 @@ class Site:
             target_modules=config.engine.target_modules,
             micro_batch=training.micro_batch,
             seq_len=training.seq_len,
-            head_tokens=training.head_tokens,
+            memory_mb=training.memory_mb,
+            share_floor=training.share_floor,
             share_cap=training.share_cap,
-            quanta_per_iteration=training.quanta_per_iteration,
+            **config.slo.model_dump(),
         )
         settings.write(state_dir)
         logger.info(

@@ -12,7 +12,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
 
-RANK, MICRO_BATCH, SEQ_LEN, HEAD_TOKENS = 8, 2, 64, 64
+RANK, MICRO_BATCH, SEQ_LEN = 8, 2, 64
 MB = 1e6
 
 
@@ -54,12 +54,11 @@ def make_base(into: Path, hidden: int, layers: int) -> Path:
 
 
 def build(model: Any) -> Any:
-    from serving.trainer import LoraTrainer
+    from serving.trainer import LoraTrainer, Pieces
     from umbel.base import LINEARS
 
-    return LoraTrainer(
-        model, max_rank=RANK, target_modules=LINEARS, micro_batch=MICRO_BATCH, seq_len=SEQ_LEN, head_tokens=HEAD_TOKENS
-    )
+    pieces = Pieces.whole(MICRO_BATCH, SEQ_LEN)
+    return LoraTrainer(model, max_rank=RANK, target_modules=LINEARS, seq_len=SEQ_LEN, pieces=pieces)
 
 
 def alone(base: Path) -> dict[str, int]:
@@ -99,10 +98,8 @@ async def inside(base: Path, folder: Path) -> Any:
     )
     config = SiteConfig.load(folder / "site.toml")
     config.site.state_dir.mkdir()
-    CoTrainerSettings(
-        max_rank=RANK, target_modules=LINEARS, micro_batch=MICRO_BATCH, seq_len=SEQ_LEN, head_tokens=HEAD_TOKENS,
-        share_cap=1.0, quanta_per_iteration=1,
-    ).write(config.site.state_dir)  # fmt: skip
+    settings = CoTrainerSettings(max_rank=RANK, target_modules=LINEARS, micro_batch=MICRO_BATCH, seq_len=SEQ_LEN)
+    settings.write(config.site.state_dir)
     engine = Engine(config)
     try:
         await engine.start(AliasTable(base="base", adapters={"support": {"live": None}}), {})
@@ -116,7 +113,7 @@ def show(base_bytes: int, status: Any, separate: dict[str, int]) -> None:
     added = memory["after"] - memory["before"] - state
     allowed = max(0.02 * base_bytes, 32e6)
     own = separate["after"] - separate["before"] - separate["state"]
-    activations = memory["warm_up"] - memory["after"]
+    activations = memory["calibration"] - memory["after"]
     print(f"base: {base_bytes / MB:.0f} MB; {status.shared_tensors} of {status.frozen_tensors} frozen tensors shared")
     print(f"inside the engine, private MB added: {added / MB:.1f} (allowed {allowed / MB:.0f})")
     print(f"  of it the module tree: {(memory['view'] - memory['before']) / MB:.1f}")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from client.data import prepare
 from serving.job import read_factors
-from serving.trainer import LoraTrainer
+from serving.trainer import LoraTrainer, Pieces
 from umbel.base import LINEARS
 from umbel.messages import Evaluation
 from umbel.token_file import TokenFile
@@ -23,9 +23,8 @@ class Examiner:
     def __init__(self, base: Path, rank: int, seq_len: int) -> None:
         self._base, self._seq_len = base, seq_len
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        self._trainer = LoraTrainer(
-            model, max_rank=rank, target_modules=LINEARS, micro_batch=16, seq_len=seq_len, head_tokens=1024
-        )
+        pieces = Pieces.whole(16, seq_len)
+        self._trainer = LoraTrainer(model, max_rank=rank, target_modules=LINEARS, seq_len=seq_len, pieces=pieces)
 
     def task(self, train: Path, heldout: Path, into: Path) -> TokenFile:
         """The held-out examples of a task as tokens."""

@@ -1,32 +1,37 @@
-"""The co-trainer: SGLang's scheduler hooks on one side, the trainer's quanta on the other, the daemon's socket between.
+"""The co-trainer: the scheduler's iterations on one side, the trainer's quanta on the other, the daemon between.
 
 It runs on the scheduler's only thread, so there is no lock, and the longest that serving can be held up is one quantum.
-Every hook body catches everything: a failure costs the job, never the engine.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import zmq
 
-from serving.governor import FixedGovernor, Load
+from serving.governor import Governor, Load, SloGovernor
 from serving.job import Job
+from serving.lane import CpuLane, CudaLane, Lane
 from serving.memory import give_back, private_bytes
-from serving.trainer import LoraTrainer
+from serving.observe import Observer
+from serving.pieces import Pieces
+from serving.trainer import LoraTrainer, Quantum
 from serving.trainer_socket import (
     CancelJob,
     CoTrainerSettings,
     CoTrainerStatus,
     EvaluateJob,
+    PreemptionStats,
     QuantumStats,
+    SloStatus,
     StatusQuery,
     TrainJob,
     socket_path,
 )
+from serving.tuning import Tuning
 from umbel import wire
 from umbel.errors import TrainingError, UmbelError, WireError
 from umbel.messages import JobState
@@ -35,67 +40,24 @@ HOUSEKEEPING_S = 1.0
 """SGLang's idle loop sleeps at most this long between two rounds of its housekeeping; so do we."""
 JOBS = {body.__name__: body for body in (TrainJob, EvaluateJob, StatusQuery, CancelJob)}
 
+clock = time.perf_counter  # SGLang's, too
 logger = logging.getLogger(__name__)
-
-
-class Hooks:
-    """What `serving.plugin` registers on SGLang's Scheduler. Without `trainer.json` the engine only serves."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-        self.cotrainer: CoTrainer | None = None
-
-    def after_init(self, result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        """AFTER `Scheduler.__init__`: build and warm up the trainer, before the engine reports ready."""
-        try:
-            settings = CoTrainerSettings.read(self.run_dir)
-            if settings is None:
-                return
-            cotrainer = CoTrainer(settings, socket_path(self.run_dir))
-            scheduler.idle_sleeper.poller.register(cotrainer.socket, zmq.POLLIN)
-            cotrainer.idle_poller = scheduler.idle_sleeper.poller
-            self.cotrainer = cotrainer
-            cotrainer.build(scheduler.tp_worker.model_runner.model, scheduler.server_args.model_path)
-        except Exception as error:
-            self._give_up(error)
-
-    def before_iteration(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        """BEFORE `Scheduler.get_next_batch_to_run`, which fires every iteration, idle or busy."""
-        if self.cotrainer is None:
-            return
-        try:
-            running = scheduler.running_batch
-            load = Load(
-                running=0 if running is None else len(running.reqs) + (scheduler.last_batch is not None),
-                waiting=len(scheduler.waiting_queue),
-            )
-            self.cotrainer.between_iterations(load)
-        except Exception as error:
-            self._give_up(error)
-
-    def around_sleep(self, sleep: Callable[..., None], scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        """AROUND `Scheduler.maybe_sleep_on_idle`, the only place where an idle scheduler sleeps."""
-        try:
-            trained = self.cotrainer is not None and self.cotrainer.instead_of_sleep()
-        except Exception as error:
-            trained = False
-            self._give_up(error)
-        if not trained:
-            sleep(scheduler, *args, **kwargs)
-
-    def _give_up(self, error: Exception) -> None:
-        logger.exception("co-training failed; serving goes on")
-        if self.cotrainer is not None:
-            self.cotrainer.fail(error)
 
 
 class CoTrainer:
     """One job at a time, a quantum at a time."""
 
-    def __init__(self, settings: CoTrainerSettings, address: Path) -> None:
+    def __init__(self, settings: CoTrainerSettings, run_dir: Path) -> None:
         self.settings = settings
-        self.governor = FixedGovernor(settings.quanta_per_iteration, settings.share_cap)
+        self.tuning = Tuning(settings, run_dir)
+        self.predictor = self.tuning.predictor
+        self.governor: Governor = SloGovernor(
+            None, self.predictor, share_floor=settings.share_floor, share_cap=settings.share_cap
+        )
+        self.observer = Observer()
+        self.lane: Lane = CpuLane()
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        address = socket_path(run_dir)
         address.unlink(missing_ok=True)
         self.socket.bind(f"ipc://{address}")
         self.idle_poller: Any = None
@@ -103,13 +65,20 @@ class CoTrainer:
         self.unavailable = "the co-trainer is still being built"
         self.shared = 0
         self.memory: dict[str, int] = {}
+        self.kv_tokens_given_up = 0
         self.job: Job | None = None
         self.stats: dict[str, QuantumStats] = {}
         self.hook_calls: dict[Literal["busy", "idle"], int] = {"busy": 0, "idle": 0}
         self.most_while_waiting = 0
+        self.preemptions: deque[float] = deque(maxlen=4096)
+        self.preempted = 0
+        self._last_quantum_s = 0.0
+        self._cut_short: float | None = None
+        """The quantum in whose course something arrived."""
+        self._in_flight: deque[Quantum] = deque()
 
     def build(self, served: torch.nn.Module, model_path: str) -> None:
-        """Make the trainer over views of the served weights and take one step, so that no memory is missing later."""
+        """Make the trainer over views of the served weights and time its quanta, so that no memory is missing later."""
         from serving.base_view import view_of
 
         self.unavailable = "the co-trainer could not be built"  # unless we get to the end
@@ -117,43 +86,51 @@ class CoTrainer:
         self.memory["before"] = private_bytes()
         model = view_of(served, model_path)
         self.memory["view"] = private_bytes()
+        settings = self.settings
         trainer = LoraTrainer(
             model,
-            max_rank=self.settings.max_rank,
-            target_modules=self.settings.target_modules,
-            micro_batch=self.settings.micro_batch,
-            seq_len=self.settings.seq_len,
-            head_tokens=self.settings.head_tokens,
+            max_rank=settings.max_rank,
+            target_modules=settings.target_modules,
+            seq_len=settings.seq_len,
+            pieces=Pieces.whole(settings.micro_batch, settings.seq_len),
         )
         engine_storages = {weight.untyped_storage().data_ptr() for weight in served.parameters()}
         self.shared = sum(w.untyped_storage().data_ptr() in engine_storages for w in trainer.frozen.values())
         if self.shared != len(trainer.frozen):
             raise TrainingError(f"only {self.shared} of {len(trainer.frozen)} frozen parameters are the engine's own")
+        if model.device.type == "cuda":
+            self.lane = CudaLane(model.device)
         self.memory["lora"] = private_bytes()
-        for label, seconds in trainer.warm_up().items():
-            self.stats[label] = QuantumStats(longest_s=seconds)
-        self.memory["warm_up"] = private_bytes()
+        self.tuning.calibrate(trainer, model_path, self.lane)
+        self.governor.slo = self.tuning.slo
+        self.memory["calibration"] = private_bytes()
         give_back()
         self.memory["after"] = private_bytes()
+        per_token = kv_bytes_per_token(model.config, model.dtype.itemsize)
+        self.kv_tokens_given_up = ((settings.memory_mb or 0) << 20) // per_token
         self.trainer, self.unavailable = trainer, ""
         logger.info(
-            "co-trainer ready: %d tensors shared with the engine, %d bytes of its own", self.shared, trainer.state_bytes
-        )
+            "co-trainer ready: %d tensors shared with the engine, %d bytes of its own; %s MB kept for training, "
+            "%d tokens of KV cache", self.shared, trainer.state_bytes, settings.memory_mb or 0, self.kv_tokens_given_up,
+        )  # fmt: skip
 
-    def between_iterations(self, load: Load) -> None:
-        """At most the governor's number of quanta, and never a second one while a request waits."""
+    def between_iterations(self, scheduler: Any) -> None:
+        """What the governor allows, and while a request waits never more than one quantum."""
+        now = clock()
         self._serve_socket()
-        if not (load.running or load.waiting) or self._runnable() is None:
+        arrivals = self.observer.arrivals
+        load, iteration, finished = self.observer.look(scheduler, now)
+        self._note_preemption(self.observer.arrivals > arrivals)
+        if iteration is not None:
+            self.predictor.observe(iteration.batch, iteration.seconds, iteration.trained)
+            self.governor.iterated(iteration.batch, iteration.seconds - iteration.trained)
+        for request in finished:
+            self.governor.finished(request)
+        if load.idle or self._runnable() is None:
             return
         self.hook_calls["busy"] += 1
-        for ran in range(1, 1 + self.governor.quanta(load, time.monotonic())):
-            waiting = load.waiting > 0 or self._requests_arrived(0)
-            if waiting and ran > 1:
-                break
-            if waiting:
-                self.most_while_waiting = max(self.most_while_waiting, ran)
-            if not self._run_quantum():
-                break
+        self._tune(now)
+        self._train_within(self.governor.budget(load, now), load)
 
     def instead_of_sleep(self) -> bool:
         """Quanta until a request comes; False when there is nothing to train and the scheduler may sleep."""
@@ -161,13 +138,18 @@ class CoTrainer:
         if self._runnable() is None:
             return False
         self.hook_calls["idle"] += 1
-        until = time.monotonic() + HOUSEKEEPING_S
-        while self._runnable() is not None and time.monotonic() < until:
-            if self._requests_arrived(min(HOUSEKEEPING_S, self.governor.wait(time.monotonic()))):
+        self._tune(clock(), idle=True)
+        until = clock() + HOUSEKEEPING_S
+        ran = False
+        while self._runnable() is not None and clock() < until:
+            if self._requests_arrived(min(HOUSEKEEPING_S, self.governor.wait(clock()))):
+                self._cut_short = self._last_quantum_s if ran else None
                 return True
+            self.observer.nothing_came(clock())
             self._serve_socket()
-            if self.governor.wait(time.monotonic()) <= 0:
-                self._run_quantum()
+            ran = self.governor.wait(clock()) <= 0 and self._runnable() is not None
+            if ran:
+                self._advance()
         return True
 
     def fail(self, error: Exception) -> None:
@@ -177,32 +159,62 @@ class CoTrainer:
         if self.job is not None:
             self.job.finish(JobState.FAILED, str(error) or type(error).__name__)
 
+    def _train_within(self, budget: float, load: Load) -> None:
+        """Quanta that fit into `budget` seconds by their P99, until a request arrives."""
+        ran = 0
+        while (job := self._runnable()) is not None and job.next is not None:
+            if self.predictor.quantum_high(job.next) > budget or not self.lane.ready():
+                return
+            arrived = self._requests_arrived(0)
+            if ran and (load.waiting or arrived):
+                self._cut_short = self._last_quantum_s if arrived else None
+                return
+            if not self._advance():
+                return
+            ran += 1
+            budget -= self._last_quantum_s
+            if load.waiting or arrived:
+                self.most_while_waiting = max(self.most_while_waiting, ran)
+
     def _runnable(self) -> Job | None:
         return self.job if self.job is not None and self.job.quanta is not None else None
 
-    def _run_quantum(self) -> bool:
+    def _advance(self) -> bool:
         """Advance the job by one quantum; False when it has ended."""
         job = self._runnable()
-        if job is None or job.quanta is None:
+        if job is None or job.next is None:
             return False
-        began = time.monotonic()
+        quantum = job.next
         try:
-            label = next(job.quanta, None)
+            self.lane.run(job.advance)
         except UmbelError as error:
             job.finish(JobState.FAILED, str(error))
             return False
-        ended = time.monotonic()
-        if label is None:
+        self._in_flight.append(quantum)
+        for seconds in self.lane.elapsed():
+            self._count(job, self._in_flight.popleft(), seconds)
+        if job.next is None:
             job.end()
             return False
-        seconds = ended - began
-        self.governor.ran(seconds, ended)
+        return True
+
+    def _count(self, job: Job, quantum: Quantum, seconds: float) -> None:
+        self._last_quantum_s = seconds
+        self.predictor.observe_quantum(quantum, seconds)
+        self.governor.ran(seconds, clock())
+        self.observer.trained += seconds
         job.busy_s += seconds
-        known = self.stats.get(label, QuantumStats())
-        self.stats[label] = QuantumStats(
+        known = self.stats.get(quantum.kind, QuantumStats())
+        self.stats[quantum.kind] = QuantumStats(
             count=known.count + 1, seconds=known.seconds + seconds, longest_s=max(known.longest_s, seconds)
         )
-        return True
+
+    def _note_preemption(self, requests_came: bool) -> None:
+        """Training was cut short by what lay on the scheduler's socket: a request, or only a message."""
+        if self._cut_short is not None and requests_came:
+            self.preempted += 1
+            self.preemptions.append(self._cut_short)
+        self._cut_short = None
 
     def _requests_arrived(self, timeout_s: float) -> bool:
         """Whether a request lies on one of the scheduler's sockets, waiting at most `timeout_s` for one."""
@@ -235,19 +247,35 @@ class CoTrainer:
         if self._runnable() is not None and self.job is not None and self.job.id != message.id:
             raise TrainingError(f"busy with job {self.job.id}")
         if self.job is None or self.job.id != message.id:
+            self.tuning.save()
+            self._tune(clock())
             self.job = Job(message, self.trainer)
 
+    def _tune(self, now: float, idle: bool = False) -> None:
+        """Targets once they are known, and pieces that fit them with the engine as busy as it is."""
+        assert self.trainer is not None
+        if self.tuning.resize(self.trainer, now):
+            self.governor.slo = self.tuning.slo
+        self.trainer.pieces = (self.tuning.idle_pieces if idle else self.tuning.pieces) or self.trainer.pieces
+
     def _status(self, error: str) -> CoTrainerStatus:
+        trainer, job = self.trainer, self.job
         common: dict[str, Any] = {
             "quanta": self.stats,
+            "longest_quantum_s": self.predictor.longest_quantum(),
+            "pieces": {name: int(size) for name, size in vars(trainer.pieces).items()} if trainer else {},
+            "slo": _slo_status(self.governor),
+            "latency_known": self.predictor.ready,
+            "preemption": self._preemption(),
+            "overlap": self.predictor.overlap,
             "hook_calls": self.hook_calls,
             "most_quanta_while_waiting": self.most_while_waiting,
             "shared_tensors": self.shared,
-            "frozen_tensors": len(self.trainer.frozen) if self.trainer else 0,
-            "state_bytes": self.trainer.state_bytes if self.trainer else 0,
+            "frozen_tensors": len(trainer.frozen) if trainer else 0,
+            "state_bytes": trainer.state_bytes if trainer else 0,
+            "kv_tokens_given_up": self.kv_tokens_given_up,
             "memory": self.memory,
         }
-        job = self.job
         if job is None or error:
             return CoTrainerStatus(error=error or self.unavailable, **common)
         return CoTrainerStatus(
@@ -263,3 +291,33 @@ class CoTrainer:
             evaluation=job.evaluations[0] if job.evaluations else None,
             **common,
         )
+
+    def _preemption(self) -> PreemptionStats:
+        waits = sorted(self.preemptions) or [0.0]
+        return PreemptionStats(
+            arrivals=self.observer.arrivals,
+            count=self.preempted,
+            p50_s=waits[len(waits) // 2],
+            p99_s=waits[int(len(waits) * 0.99)],
+            longest_s=waits[-1],
+        )
+
+
+def _slo_status(governor: Governor) -> SloStatus | None:
+    slo = governor.slo
+    if slo is None or not isinstance(governor, SloGovernor):
+        return None
+    return SloStatus(
+        ttft_ms=slo.ttft_s * 1000,
+        tpot_ms=slo.tpot_s * 1000,
+        quantile=slo.quantile,
+        margin_ttft=governor.margin_ttft,
+        margin_tpot=governor.margin_tpot,
+        debt_s=governor.slo_debt_s,
+    )
+
+
+def kv_bytes_per_token(config: Any, itemsize: int) -> int:
+    """Keys and values of one token in every layer."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * itemsize)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import secrets
 import signal
 import socket
@@ -21,6 +22,8 @@ from umbel.peft_dir import replace_durably
 
 READY_POLL_S = 0.5
 LOG_TAIL_LINES = 15
+MEASURED_LOADS = [(together, tokens) for tokens in (8, 32, 100) for together in (1, 1, 2, 4)]
+"""Requests at a time, and prompt tokens of each."""
 
 
 def command_line(config: SiteConfig, adapters: Mapping[AdapterRef, Path]) -> list[str]:
@@ -168,6 +171,19 @@ class EngineClient:
         reply = await self._http.post("/generate", json=body)
         if reply.status_code != 200:
             raise EngineError(f"{ref}: SGLang loaded it but cannot generate with it: {reply.text}")
+
+    async def measure(self) -> None:
+        """Answer requests of several sizes, from which the co-trainer learns how long this engine takes for what."""
+        draw = random.Random(0)  # noqa: S311 - nothing secret
+        for together, tokens in MEASURED_LOADS:
+            bodies = [
+                {
+                    "input_ids": [draw.randrange(3, 250) for _ in range(tokens)],
+                    "sampling_params": {"max_new_tokens": 12, "ignore_eos": True},
+                }
+                for _ in range(together)
+            ]
+            await asyncio.gather(*(self._http.post("/generate", json=body) for body in bodies))
 
     async def unload(self, ref: AdapterRef) -> None:
         """Forget a version. SGLang answers once no request uses it any more."""

@@ -10,7 +10,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from serving.trainer import Factors, LoraTrainer, Progress, Quanta, ReadFactors
+from serving.trainer import Factors, LoraTrainer, Progress, Quanta, Quantum, ReadFactors
 from serving.trainer_socket import EvaluateJob, TrainJob
 from umbel import peft_dir
 from umbel.messages import Evaluation, JobState
@@ -34,10 +34,17 @@ class Job:
         self.quanta: Quanta | None = (
             self._evaluate(order, trainer) if isinstance(order, EvaluateJob) else self._train(order, trainer)
         )
+        self.next: Quantum | None = Quantum("open")  # its files
+        """What `advance` will do; None at the end."""
 
     @property
     def seconds(self) -> float:
         return (self._ended or time.monotonic()) - self._began
+
+    def advance(self) -> None:
+        """Do what was announced. Raises UmbelError when the job cannot go on."""
+        assert self.quanta is not None
+        self.next = next(self.quanta, None)
 
     def finish(self, state: JobState, error: str = "") -> None:
         """Let the generator go; a job that has ended keeps the way it ended."""

@@ -5,12 +5,13 @@ Without UMBEL_RUN_DIR (a directory that the daemon prepares, see `serving.engine
 
 import multiprocessing
 import os
+import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
 
 
-def register() -> None:
+def register(cotrainer: str = "serving.cotrainer:CoTrainer") -> None:
     """Put the router into the HTTP process and the co-trainer's hooks into the scheduler process."""
     run_dir = os.environ.get("UMBEL_RUN_DIR")
     if run_dir is None:
@@ -18,7 +19,7 @@ def register() -> None:
     if multiprocessing.parent_process() is None:  # SGLang spawns all its other processes
         _register_router(Path(run_dir))
     elif "sglang.srt.managers.scheduler" in sys.modules:  # not the detokenizer
-        _register_cotrainer(Path(run_dir))
+        _register_cotrainer(Path(run_dir), cotrainer)
 
 
 def _register_router(run_dir: Path) -> None:
@@ -51,15 +52,21 @@ def _register_router(run_dir: Path) -> None:
         HookRegistry.register(f"sglang.srt.{target}", hook, kind)
 
 
-def _register_cotrainer(run_dir: Path) -> None:
+def _register_cotrainer(run_dir: Path, cotrainer: str) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from serving import cotrainer
+    from serving.hooks import Hooks, reserve_memory
 
-    hooks = cotrainer.Hooks(run_dir)
-    for method, hook, kind in (
-        ("__init__", hooks.after_init, HookType.AFTER),
-        ("get_next_batch_to_run", hooks.before_iteration, HookType.BEFORE),
-        ("maybe_sleep_on_idle", hooks.around_sleep, HookType.AROUND),
+    def leave_room(available_bytes: int, *args: Any, **kwargs: Any) -> int:
+        return reserve_memory(available_bytes, run_dir)
+
+    hooks = Hooks(run_dir, pkgutil.resolve_name(cotrainer))
+    scheduler = "managers.scheduler.Scheduler"
+    for target, hook, kind in (
+        (f"{scheduler}.__init__", hooks.after_init, HookType.AFTER),
+        (f"{scheduler}.get_next_batch_to_run", hooks.before_iteration, HookType.BEFORE),
+        (f"{scheduler}.run_batch", hooks.before_batch, HookType.BEFORE),
+        (f"{scheduler}.maybe_sleep_on_idle", hooks.around_sleep, HookType.AROUND),
+        ("mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes", leave_room, HookType.AFTER),
     ):
-        HookRegistry.register(f"sglang.srt.managers.scheduler.Scheduler.{method}", hook, kind)
+        HookRegistry.register(f"sglang.srt.{target}", hook, kind)

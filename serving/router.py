@@ -31,6 +31,8 @@ GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/response
 """Routes that answer users with tokens."""
 MAX_BODY_BYTES = 64 << 20
 BASE_LABEL = "base"
+CLASSES = {"interactive": 0, "batch": -1}
+"""What a request may carry as `priority`, besides SGLang's numbers: whether somebody waits for it."""
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +107,13 @@ class Router:
             ref = self.table.resolve(model)
         except NotFound as error:
             return await _error(send, 404, str(error), "invalid_request_error", "model", "model_not_found")
+        priority = request.get("priority")
+        if isinstance(priority, str):
+            if priority not in CLASSES:
+                message = f"'priority' is {priority!r}; use 'interactive', 'batch', or a number."
+                return await _error(send, 400, message, "invalid_request_error", "priority")
+            body = json.dumps({**request, "priority": CLASSES[priority]}).encode()
+            scope = _with_length(scope, len(body))
         pin = Pin(ref.engine_name, str(ref)) if ref else Pin(None, BASE_LABEL)
         _pin.set(pin)
         self.in_flight[pin.label] += 1
@@ -152,6 +161,11 @@ class Router:
         # SGLang itself answers nobody without the key: if this router were ever missing, nothing would be open.
         others = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
         return {**scope, "headers": [*others, (b"authorization", b"Bearer " + self.admin_key.encode())]}
+
+
+def _with_length(scope: Scope, length: int) -> Scope:
+    others = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+    return {**scope, "headers": [*others, (b"content-length", str(length).encode())]}
 
 
 def _card(table: AliasTable, name: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from serving.aliases import AliasTable
 from serving.engine import Engine
+from serving.trainer_socket import CoTrainerClient, socket_path
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
-from umbel.errors import EngineError, EngineGone
+from umbel.errors import EngineError, EngineGone, TrainingError
 
 RESTART_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
@@ -28,6 +29,7 @@ class Supervisor:
 
     def __init__(self, config: SiteConfig, what_to_serve: WhatToServe) -> None:
         self._config = config
+        self._cotrainer = CoTrainerClient(socket_path(config.site.state_dir))
         self._what_to_serve = what_to_serve
         self._available, self._gone = asyncio.Event(), asyncio.Event()
         self._engine: Engine | None = None
@@ -85,6 +87,7 @@ class Supervisor:
         await self._engine.start(table, adapters)
         self.loaded = set(adapters)
         await self._catch_up(self._engine, table)
+        await self._measure(self._engine)
         self.starts += 1
         self._gone.clear()
         self._available.set()
@@ -99,6 +102,17 @@ class Supervisor:
                 await engine.client.warm(ref)
                 self.loaded.add(ref)
             await engine.client.reload_aliases()
+
+    async def _measure(self, engine: Engine) -> None:
+        """Unless an earlier start did: without it the co-trainer would train only while nobody is served."""
+        try:
+            status = await self._cotrainer.status()
+        except TrainingError:  # it serves, and that is what it is for
+            logger.exception("the co-trainer of %s does not answer", self._config.site.name)
+            return
+        if not status.latency_known and not status.error:
+            logger.info("engine.measuring site=%s", self._config.site.name)
+            await engine.client.measure()
 
     async def stop(self) -> None:
         """Drain, then end the engine. Cancel `run` first."""

@@ -27,10 +27,15 @@ class CoTrainerSettings(_Body):
     max_rank: int
     target_modules: tuple[str, ...]
     micro_batch: int
+    """At most this many rows per forward pass."""
     seq_len: int
-    head_tokens: int
-    share_cap: float
-    quanta_per_iteration: int
+    memory_mb: int | None = None
+    share_floor: float = 0.0
+    share_cap: float = 1.0
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    quantile: float = 0.99
+    batch_factor: float = 10.0
 
     def write(self, run_dir: Path) -> None:
         replace_durably(run_dir / "trainer.json", self.model_dump_json(indent=2).encode())
@@ -79,6 +84,32 @@ class QuantumStats(_Body):
     longest_s: NonNegativeFloat = 0.0
 
 
+class PreemptionStats(_Body):
+    """How training made way for requests that arrived while it ran."""
+
+    arrivals: NonNegativeInt = 0
+    """Requests that came to the engine."""
+    count: NonNegativeInt = 0
+    """Grants that a request cut short: at most one per arrival."""
+    p50_s: NonNegativeFloat = 0.0
+    p99_s: NonNegativeFloat = 0.0
+    longest_s: NonNegativeFloat = 0.0
+    """The quantum in whose course the request came: nothing waited longer."""
+
+
+class SloStatus(_Body):
+    """The targets in force, and how the governor stands to them."""
+
+    ttft_ms: float
+    tpot_ms: float
+    quantile: float
+    margin_ttft: float
+    """The part of the target that the governor keeps back."""
+    margin_tpot: float
+    debt_s: NonNegativeFloat
+    """Training that `share_floor` ran although the targets left no room for it."""
+
+
 class CoTrainerStatus(_Body):
     """How the co-trainer stands; sent in answer to every message."""
 
@@ -94,7 +125,18 @@ class CoTrainerStatus(_Body):
     share: NonNegativeFloat = 0.0
     evaluation: Evaluation | None = None
     quanta: dict[str, QuantumStats] = Field(default_factory=dict)
-    """Label → since the engine's start."""
+    """Kind → since the engine's start."""
+    longest_quantum_s: NonNegativeFloat = 0.0
+    """The largest P99 of any kind and size of quantum."""
+    pieces: dict[str, int] = Field(default_factory=dict)
+    """How large the pieces of a layer are now, in rows and tokens."""
+    slo: SloStatus | None = None
+    """None until the engine's own latency is known; until then training is for idle time."""
+    latency_known: bool = False
+    """Whether the engine's latency can be predicted."""
+    preemption: PreemptionStats = PreemptionStats()
+    overlap: NonNegativeFloat = 1.0
+    """Seconds that an iteration is delayed by one second of quanta."""
     hook_calls: dict[Literal["busy", "idle"], NonNegativeInt] = Field(default_factory=dict)
     most_quanta_while_waiting: NonNegativeInt = 0
     """The largest number of quanta that one hook call ran while a request waited: the bound is 1."""
@@ -103,6 +145,8 @@ class CoTrainerStatus(_Body):
     frozen_tensors: NonNegativeInt = 0
     state_bytes: NonNegativeInt = 0
     """LoRA weights, gradients and AdamW's moments."""
+    kv_tokens_given_up: NonNegativeInt = 0
+    """What `memory_mb` would hold of the KV cache."""
     memory: dict[str, NonNegativeInt] = Field(default_factory=dict)
     """Private bytes of the scheduler process at each stage of building the trainer, in order."""
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from serving.base_view import view_of
-from serving.trainer import LoraTrainer
+from serving.trainer import LoraTrainer, Pieces
 from tests.toy_scheduler import fused, put
 from umbel.base import LINEARS
 from umbel.errors import UnsupportedModel
@@ -84,7 +84,7 @@ def test_the_trainers_frozen_parameters_are_still_the_served_ones(model: Path) -
     served = fused(model)
     storages = {weight.untyped_storage().data_ptr() for weight in served.parameters()}
     trainer = LoraTrainer(
-        view_of(served, str(model)), max_rank=4, target_modules=LINEARS, micro_batch=1, seq_len=8, head_tokens=4
+        view_of(served, str(model)), max_rank=4, target_modules=LINEARS, seq_len=8, pieces=Pieces.whole(1, 8)
     )
     trainer.warm_up()
     now = {name: weight for name, weight in trainer.model.named_parameters() if "lora_" not in name}

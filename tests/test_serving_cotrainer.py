@@ -1,6 +1,5 @@
 """Issue Show H: by counting, no hook call does more than one quantum of training while a request waits."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from serving import cotrainer
 from tests.toy_scheduler import ToyScheduler
 from umbel.messages import JobState
 
-QUANTUM_WORK = [[], ["layer"], ["head"], ["step"]]
-"""What torch may do in one quantum: a layer forward, head and loss, an optimizer step; backward and copies are none."""
+QUANTUM_WORK = [[], ["attention"], ["mlp"], ["head"], ["step"]]
+"""What torch may do in one quantum: half a layer forward, head and loss, an optimizer step; or none of these."""
 Make = Callable[..., ToyScheduler]
 
 
@@ -49,7 +48,7 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_no_hook_call_runs_more_than_one_quantum_while_a_request_waits(
     make: Make, kind: str, waits: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheduler = make(quanta_per_iteration=4)
+    scheduler = make()
     passes = backwards(monkeypatch)
     scheduler.tell(scheduler.train_job() if kind == "train" else scheduler.evaluate_job())
     scheduler.load(running=2, waiting=1 if waits == "in the queue" else 0)
@@ -61,28 +60,31 @@ def test_no_hook_call_runs_more_than_one_quantum_while_a_request_waits(
         ran.append(len(scheduler.busy()))
         assert scheduler.work[work:] in QUANTUM_WORK
         assert len(passes) - passed <= 1
-    assert set(ran) == {0, 1}, "0 only in the call that finds the job at its end"
+    assert set(ran) == {0, 1}, "0 only in the call that opens the job's files"
     assert len(ran) == len(scheduler.labels) + 1
     assert scheduler.cotrainer.most_while_waiting == 1
     labels = {
-        "train": {"load", "forward", "head", "backward", "optimizer", "copy_out"},
-        "evaluate": {"load", "evaluate"},
+        "train": {"load", "attention", "mlp", "head", "mlp_backward", "attention_backward", "optimizer", "copy_out"},
+        "evaluate": {"load", "evaluate_attention", "evaluate_mlp", "evaluate_head"},
     }
     assert set(scheduler.labels) == labels[kind], "each kind of quantum was seen"
     assert scheduler.finish().state is JobState.DONE
 
 
 @pytest.mark.parametrize("per_iteration", [1, 3, 4])
-def test_a_busy_engine_on_which_nobody_waits_runs_as_many_as_are_set(make: Make, per_iteration: int) -> None:
-    scheduler = make(quanta_per_iteration=per_iteration)
+def test_a_busy_engine_on_which_nobody_waits_runs_what_fits_into_the_budget(make: Make, per_iteration: int) -> None:
+    scheduler = make()
+    scheduler.grants.per_iteration = per_iteration
     scheduler.tell(scheduler.train_job())
     scheduler.load(running=2)
+    scheduler.open_files()
     assert [len(scheduler.busy()) for _ in range(5)] == [per_iteration] * 5
     assert scheduler.cotrainer.most_while_waiting == 0
 
 
 def test_none_per_iteration_trains_only_when_idle(make: Make) -> None:
-    scheduler = make(quanta_per_iteration=0)
+    scheduler = make()
+    scheduler.grants.per_iteration = 0
     scheduler.tell(scheduler.train_job())
     scheduler.load(running=1)
     assert [scheduler.busy() for _ in range(3)] == [[], [], []]
@@ -92,7 +94,7 @@ def test_none_per_iteration_trains_only_when_idle(make: Make) -> None:
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_request_that_arrives_between_quanta_ends_the_hook_call(make: Make, at: int) -> None:
-    scheduler = make(quanta_per_iteration=4)
+    scheduler = make()
     scheduler.tell(scheduler.train_job())
     scheduler.load(running=2)
     scheduler.on_quantum = lambda count: scheduler.arrive() if count == at else None
@@ -117,9 +119,9 @@ def test_an_idle_engine_trains_until_a_request_arrives_and_not_a_quantum_longer(
 
 
 def test_an_idle_engine_that_must_rest_wakes_for_a_request(make: Make) -> None:
-    scheduler = make(share_cap=0.5)
+    scheduler = make()
     scheduler.tell(scheduler.train_job())
-    scheduler.cotrainer.governor.ran(seconds=1000.0, now=time.monotonic())
+    scheduler.grants.rest_s = 1000.0
     poller = Poller(scheduler.cotrainer.idle_poller)
     scheduler.cotrainer.idle_poller = poller
     scheduler.arrive()
@@ -130,9 +132,9 @@ def test_an_idle_engine_that_must_rest_wakes_for_a_request(make: Make) -> None:
 
 def test_a_long_rest_does_not_hold_up_the_engines_housekeeping(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cotrainer, "HOUSEKEEPING_S", 0.3)
-    scheduler = make(share_cap=0.5)
+    scheduler = make()
     scheduler.tell(scheduler.train_job())
-    scheduler.cotrainer.governor.ran(seconds=1000.0, now=time.monotonic())
+    scheduler.grants.rest_s = 1000.0
     poller = Poller(scheduler.cotrainer.idle_poller, longest_ms=50)
     scheduler.cotrainer.idle_poller = poller
     assert scheduler.idle() == []
@@ -165,15 +167,13 @@ def test_an_engine_without_a_job_sleeps_as_always(make: Make) -> None:
 
 def test_the_counts_that_are_reported_are_those_that_were_counted(make: Make) -> None:
     scheduler = make()
-    before = {label: stats.count for label, stats in scheduler.cotrainer.stats.items()}
-    assert set(before.values()) == {0}, "the warm-up is timed, not counted"
+    assert scheduler.cotrainer.stats == {}, "the calibration is not counted"
     scheduler.tell(scheduler.train_job())
     scheduler.load(running=1)
     for _ in range(5):
         scheduler.busy()
     status = scheduler.finish()
-    assert {label: stats.count for label, stats in status.quanta.items()} == {
-        label: scheduler.labels.count(label) for label in scheduler.labels
-    }
+    counted = {kind: scheduler.labels.count(kind) for kind in scheduler.labels}
+    assert {kind: stats.count for kind, stats in status.quanta.items()} == {"open": 1, **counted}
     assert status.hook_calls["busy"] == 5
     assert status.shared_tensors == status.frozen_tensors > 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.cotrainer import Hooks
+from serving.hooks import Hooks
 from serving.trainer import Factors
 from serving.trainer_socket import CancelJob, StatusQuery
 from tests.toy_scheduler import RANK, ToyScheduler, fused

@@ -1,75 +1,198 @@
-"""The governor by simulation: a clock of numbers, quanta of any length, a busy engine or an idle one."""
+"""The governor's arithmetic, on an engine whose latencies are known exactly."""
 
-from itertools import combinations
+import math
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from serving.governor import FixedGovernor, Load
+from serving.governor import MARGIN, Finished, Load, Slo, SloGovernor, Stream, Waiting, default_slo, quantum_target
+from serving.predictor import Batch, Predictor
 
-IDLE, BUSY, QUEUED = Load(running=0, waiting=0), Load(running=4, waiting=0), Load(running=4, waiting=2)
-Ran = tuple[float, float]
-"""When a burst of quanta began, and ended."""
-
-
-def simulate(governor: FixedGovernor, quanta: list[float], iteration_s: float, load: Load) -> list[Ran]:
-    """Drive it as the co-trainer does; the bursts that ran."""
-    now, left, bursts = 0.0, list(quanta), list[Ran]()
-    while left:
-        began = now
-        allowed = governor.quanta(load, now) if load is not IDLE else int(governor.wait(now) <= 0)
-        for _ in range(min(allowed, len(left))):
-            seconds = left.pop()
-            now += seconds
-            governor.ran(seconds, now)
-        if now > began:
-            bursts.append((began, now))
-        now += iteration_s if load is not IDLE else max(governor.wait(now), 1e-6)
-    return bursts
+DECODE_S, PREFILL_S, QUANTUM_S = 0.010, 0.020, 0.004
+SLO = Slo(ttft_s=0.2, tpot_s=0.03)
+DECODE, PREFILL = Batch("decode", 1, cached_tokens=10), Batch("prefill", 1, 10, 50)
 
 
-@given(
-    st.lists(st.floats(0.001, 1.0), min_size=2, max_size=20),
-    st.floats(0.05, 1.0),
-    st.integers(1, 4),
-    st.floats(0.001, 0.3),
-    st.sampled_from([IDLE, BUSY, QUEUED]),
-)
-@example([0.1] * 20, 0.5, 4, 0.001, BUSY)
-@example([0.1] * 20, 0.5, 1, 0.001, BUSY)
-def test_the_share_holds_over_every_window(
-    quanta: list[float], share: float, per_iteration: int, iteration_s: float, load: Load
-) -> None:
-    """Whatever stretch one looks at: at most its share of training, and the one burst that it may begin in."""
-    bursts = simulate(FixedGovernor(per_iteration, share), quanta, iteration_s, load)
-    burst = max(end - began for began, end in bursts)
-    for (i, (first, _)), (j, (_, last)) in combinations(list(enumerate(bursts)), 2):
-        trained = sum(end - began for began, end in bursts[i : j + 1])
-        assert trained <= share * (last - first) + (1 - share) * burst + 1e-6
+def known() -> Predictor:
+    """Every decode takes 10 ms, every prefill 20 ms, every quantum 4 ms."""
+    predictor = Predictor()
+    predictor.seed_quantum("mlp", 64, QUANTUM_S)
+    for _ in range(32):
+        predictor.observe(Batch("decode", 0), DECODE_S)
+        predictor.observe(Batch("prefill", 0), PREFILL_S)
+    return predictor
 
 
-@given(st.floats(0.05, 1.0), st.floats(0.001, 1.0))
-def test_an_idle_engine_gives_training_all_of_its_share(share: float, seconds: float) -> None:
-    bursts = simulate(FixedGovernor(1, share), [seconds] * 10, 0.0, IDLE)
-    assert bursts[-1][1] <= 10 * seconds / share + 10 * 1e-5
+def governor(slo: Slo | None = SLO, share_floor: float = 0.0, share_cap: float = 1.0) -> SloGovernor:
+    """One that has no margin to speak of, and whose next iteration is not the one that it keeps free of training."""
+    made = SloGovernor(slo, known(), share_floor=share_floor, share_cap=share_cap)
+    made.margin_ttft = made.margin_tpot = 0.0
+    made.iterated(DECODE, DECODE_S)
+    return made
 
 
-@pytest.mark.parametrize("per_iteration", [0, 1, 4])
-def test_one_quantum_at_most_while_a_request_waits(per_iteration: int) -> None:
-    governor = FixedGovernor(per_iteration, share_cap=1.0)
-    assert governor.quanta(BUSY, now=0.0) == per_iteration
-    assert governor.quanta(QUEUED, now=0.0) == min(1, per_iteration)
+def streaming(tokens: int, since: float = 0.0, interactive: bool = True) -> Load:
+    return Load(streams=(Stream(since, tokens, 10, interactive),))
+
+
+def waiting(*arrivals: float, interactive: bool = True) -> Load:
+    return Load(waiting=tuple(Waiting(at, 10, interactive) for at in arrivals))
+
+
+def test_a_stream_lends_what_its_tokens_have_saved() -> None:
+    """After 3 tokens in 100 ms: 4 × 30 ms are promised, 100 are gone, 10 are for the next token."""
+    assert governor().budget(streaming(tokens=3), now=0.1) == pytest.approx(0.010)
+    assert governor().budget(streaming(tokens=3), now=0.115) == 0.0
+
+
+def test_the_margin_is_kept_free() -> None:
+    careful = governor()
+    careful.margin_tpot = 0.05
+    assert careful.budget(streaming(tokens=3), now=0.1) == pytest.approx(4 * 0.03 * 0.95 - 0.1 - DECODE_S)
+
+
+def test_a_rich_stream_is_not_stalled_for_long() -> None:
+    assert governor().budget(streaming(tokens=1000), now=0.1) == pytest.approx(QUANTUM_S + 0.5 * SLO.tpot_s)
+
+
+def test_the_tightest_stream_counts() -> None:
+    poor, rich = Stream(0.0, 3, 10), Stream(0.0, 50, 10)
+    for streams in ((poor, rich), (rich, poor)):
+        assert governor().budget(Load(streams), now=0.1) == pytest.approx(0.010)
+
+
+def test_a_part_of_the_ttft_slack_is_spent_while_a_request_waits() -> None:
+    free = governor().budget(waiting(0.0), now=0.0)
+    later = governor().budget(waiting(0.0), now=0.1)
+    assert QUANTUM_S < later < free < SLO.ttft_s - PREFILL_S
+    assert governor().budget(waiting(0.0), now=SLO.ttft_s) == 0.0
+
+
+def test_the_oldest_request_counts() -> None:
+    assert governor().budget(waiting(0.1, 0.0), 0.1) == governor().budget(waiting(0.0), 0.1)
+
+
+def test_the_batch_class_has_more_time_until_an_interactive_request_is_there() -> None:
+    """A batch request alone leaves room where an interactive one would not, and never closes the gate for one."""
+    batch = Stream(0.0, 3, 10, interactive=False)
+    tight = Stream(0.0, 3, 10)
+    assert governor().budget(Load((batch,)), 0.2) > 0
+    assert governor().budget(Load((batch, tight)), 0.2) == governor().budget(Load((tight,)), 0.2) == 0.0
+    assert governor().budget(Load((batch, tight)), 0.1) == governor().budget(Load((tight,)), 0.1) > 0
+    assert governor().budget(waiting(0.0, interactive=False), SLO.ttft_s) > 0
+
+
+def test_prefills_that_come_often_are_reserved_for() -> None:
+    quiet, busy = governor(), governor()
+    for _ in range(50):
+        busy.iterated(PREFILL, PREFILL_S)
+        quiet.iterated(DECODE, DECODE_S)
+    assert (busy.budget(streaming(3), 0.1), quiet.budget(streaming(3), 0.1)) == (0.0, pytest.approx(0.010))
+
+
+def test_now_and_then_an_iteration_runs_without_training() -> None:
+    made = governor()
+    budgets = []
+    for _ in range(256):
+        budgets.append(made.budget(streaming(4), 0.1))
+        made.iterated(DECODE, DECODE_S)
+    assert budgets.count(0.0) == 4
+
+
+@pytest.mark.parametrize("trained", [0.0, 0.5])
+def test_only_lateness_by_training_widens_a_margin(trained: float) -> None:
+    made = SloGovernor(SLO, known())
+    ttft, tpot = made.margin_ttft, made.margin_tpot
+    made.finished(Finished(0.5, 0.1, tokens=5, trained_before_first=trained, trained_after_first=trained))
+    assert (made.margin_ttft > ttft, made.margin_tpot > tpot) == (trained > 0, trained > 0)
+
+
+def test_margins_stay_in_their_range() -> None:
+    made = SloGovernor(SLO, known())
+    for _ in range(50):
+        made.finished(Finished(0.3, 0.04, tokens=5, trained_before_first=0.2, trained_after_first=0.1))
+    assert (made.margin_ttft, made.margin_tpot) == (MARGIN[1], MARGIN[1])
+    for _ in range(10_000):
+        made.finished(Finished(0.1, 0.01, tokens=5, trained_before_first=0.01, trained_after_first=0.01))
+    assert (made.margin_ttft, made.margin_tpot) == (MARGIN[0], MARGIN[0])
+
+
+def test_an_answer_of_one_token_says_nothing_of_tpot() -> None:
+    made = SloGovernor(SLO, known())
+    before = made.margin_tpot
+    made.finished(Finished(0.1, None, tokens=0))
+    assert made.margin_tpot == before
 
 
 def test_without_a_cap_there_is_no_rest() -> None:
-    governor = FixedGovernor(2, share_cap=1.0)
-    governor.ran(5.0, now=5.0)
-    assert (governor.quanta(BUSY, 5.0), governor.wait(5.0)) == (2, 0.0)
+    made = governor()
+    made.ran(5.0, now=5.0)
+    assert (made.budget(Load(), 5.0) > 0, made.wait(5.0)) == (True, 0.0)
 
 
 def test_with_a_cap_a_quantum_is_followed_by_its_rest() -> None:
-    governor = FixedGovernor(1, share_cap=0.25)
-    governor.ran(1.0, now=10.0)
-    assert (governor.quanta(BUSY, 12.9), governor.wait(12.0)) == (0, 1.0)
-    assert (governor.quanta(BUSY, 13.0), governor.wait(13.5)) == (1, 0.0)
+    made = governor(share_cap=0.25)
+    made.ran(1.0, now=10.0)
+    assert (made.budget(Load(), 12.9), made.wait(12.0)) == (0.0, pytest.approx(1.0))
+    assert (made.budget(Load(), 13.0) > 0, made.wait(13.5)) == (True, 0.0)
+
+
+def test_the_floor_breaks_the_targets_and_says_for_how_long() -> None:
+    made = governor(share_floor=0.1)
+    late = streaming(tokens=1)
+    assert made.budget(late, now=1.0) == 0.0
+    assert made.budget(late, now=2.0) == pytest.approx(QUANTUM_S)
+    made.ran(QUANTUM_S, now=2.0)
+    assert made.slo_debt_s == pytest.approx(QUANTUM_S)
+
+
+def test_training_within_the_targets_is_no_debt() -> None:
+    made = governor(share_floor=0.1)
+    for now in (0.1, 0.1):
+        assert made.budget(streaming(tokens=3), now) > 0
+        made.ran(QUANTUM_S, now)
+    assert made.slo_debt_s == 0.0
+
+
+NAN = math.nan
+DEAD = {
+    "clock": (streaming(9), NAN),
+    "clock_idle": (Load(), NAN),
+    "clock_waiting": (waiting(0.0), NAN),
+    "stream": (Load((Stream(NAN, 9, 10),)), 0.1),
+    "last_stream": (Load((Stream(0.0, 9, 10), Stream(NAN, 9, 10))), 0.1),
+    "arrival": (waiting(NAN), 0.1),
+    "last_arrival": (waiting(0.0, NAN), 0.1),
+}
+
+
+@pytest.mark.parametrize("case", DEAD)
+def test_a_dead_input_closes(case: str) -> None:
+    load, now = DEAD[case]
+    assert governor().budget(load, now) == 0.0
+
+
+def test_a_dead_clock_closes_an_idle_engine() -> None:
+    assert governor().wait(NAN) == math.inf
+
+
+@pytest.mark.parametrize("load", [streaming(9), waiting(0.1)])
+def test_without_targets_or_knowledge_nothing_is_trained_beside_users(load: Load) -> None:
+    assert governor(slo=None).budget(load, 0.1) == 0.0
+    unknowing = SloGovernor(SLO, Predictor())
+    assert unknowing.budget(load, 0.1) == 0.0
+    assert (governor(slo=None).wait(0.1), unknowing.wait(0.1)) == (0.0, 0.0)
+
+
+def test_quanta_are_shorter_than_what_an_iteration_leaves() -> None:
+    predictor = known()
+    assert quantum_target(SLO, predictor, accelerator=False) == pytest.approx(0.5 * (0.03 - DECODE_S))
+    assert quantum_target(Slo(1.0, DECODE_S), predictor, accelerator=False) == pytest.approx(0.05 * DECODE_S)
+    assert quantum_target(SLO, predictor, accelerator=True) == 2e-3
+    assert quantum_target(Slo(1.0, 0.01), predictor, accelerator=True) == pytest.approx(1e-3)
+
+
+def test_default_targets_are_multiples_of_what_was_measured() -> None:
+    slo = default_slo(known())
+    assert slo is not None
+    assert (slo.ttft_s, slo.tpot_s) == (pytest.approx(3 * (PREFILL_S + DECODE_S)), pytest.approx(2 * DECODE_S))
+    assert default_slo(Predictor()) is None

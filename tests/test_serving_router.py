@@ -29,6 +29,7 @@ class Inner:
     def __init__(self) -> None:
         self.paths: list[str] = []
         self.headers: dict[bytes, bytes] = {}
+        self.body: dict[str, Any] = {}
         self.before: Callable[[Receive, Send], Awaitable[None]] | None = None
         """What happens before the tokenizer manager is called."""
         self.after: Callable[[], Awaitable[None]] | None = None
@@ -40,7 +41,9 @@ class Inner:
             return await answer(send, {"path": scope["path"]})
         if self.before is not None:
             await self.before(receive, send)
-        body = json.loads((await receive())["body"])
+        raw = (await receive())["body"]
+        assert int(self.headers.get(b"content-length", len(raw))) == len(raw)
+        self.body = body = json.loads(raw)
         asked = SimpleNamespace(lora_path=body.get("lora_path"), extra_key=body.get("extra_key"))
         if body.get("max_tokens") != 0:  # an invalid request never reaches the tokenizer manager
             apply_pin(None, asked, None)
@@ -236,3 +239,18 @@ async def call(router: Router, scope: Scope, messages: list[Message]) -> list[Me
 
     await router(scope, receive, send)
     return sent
+
+
+@pytest.mark.parametrize(("given", "number"), [("interactive", 0), ("batch", -1), (7, 7)])
+def test_a_priority_by_name_reaches_sglang_as_its_number(
+    router: Router, inner: Inner, given: object, number: int
+) -> None:
+    assert generate(router, "support", priority=given).status_code == 200
+    assert inner.body["priority"] == number
+
+
+def test_an_unknown_priority_is_refused(router: Router, inner: Inner) -> None:
+    reply = generate(router, "support", priority="urgent")
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == "'priority' is 'urgent'; use 'interactive', 'batch', or a number."
+    assert inner.paths == []

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,10 @@ import transformers
 import zmq
 from pydantic import BaseModel
 
-from serving.cotrainer import CoTrainer, Hooks
+from serving.cotrainer import CoTrainer
+from serving.governor import Finished, Load
+from serving.hooks import Hooks
+from serving.predictor import Batch
 from serving.trainer import LoraTrainer, Quanta
 from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus, EvaluateJob, StatusQuery, TrainJob, socket_path
 from umbel import peft_dir, token_file, wire
@@ -21,6 +24,7 @@ from umbel.messages import TrainPlan
 
 RANK, MAX_RANK, SEQ_LEN, MICRO_BATCH = 4, 8, 16, 2
 PATIENCE_MS = 20_000
+T = TypeVar("T")
 
 
 def fused(model: Path, dtype: torch.dtype = torch.float32, padding: int = 64) -> torch.nn.Module:
@@ -68,8 +72,7 @@ class ToyScheduler:
     def __init__(self, run_dir: Path, model: Path, served: torch.nn.Module | None = None, **settings: Any) -> None:
         self.run_dir, self.model = run_dir, model
         fields: dict[str, Any] = {
-            "max_rank": MAX_RANK, "target_modules": LINEARS, "micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN,
-            "head_tokens": 4, "share_cap": 1.0, "quanta_per_iteration": 4, **settings,
+            "max_rank": MAX_RANK, "target_modules": LINEARS, "micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN, **settings,
         }  # fmt: skip
         CoTrainerSettings(**fields).write(run_dir)
         self.context = zmq.Context()
@@ -81,6 +84,7 @@ class ToyScheduler:
         poller.register(self.requests, zmq.POLLIN)
         self.scheduler = SimpleNamespace(
             idle_sleeper=SimpleNamespace(poller=poller), running_batch=None, last_batch=None, waiting_queue=[],
+            chunked_req=None,
             tp_worker=SimpleNamespace(model_runner=SimpleNamespace(model=served or fused(model))),
             server_args=SimpleNamespace(model_path=str(model)),
         )  # fmt: skip
@@ -89,10 +93,13 @@ class ToyScheduler:
         self.work: list[str] = []
         self.on_quantum: Callable[[int], None] = lambda count: None
         """Called with the number of quanta so far, within the quantum."""
+        self.grants = Grants()
         self.hooks = Hooks(run_dir)
         self.hooks.after_init(None, self.scheduler)
         if self.hooks.cotrainer is not None and self.hooks.cotrainer.trainer is not None:
             self._watch(self.hooks.cotrainer.trainer)
+            self.cotrainer.governor, self.cotrainer.lane = self.grants, UnitLane()
+            self.cotrainer.predictor.quantum_high = lambda quantum: 1.0  # type: ignore[method-assign]
 
     @property
     def cotrainer(self) -> CoTrainer:
@@ -113,14 +120,21 @@ class ToyScheduler:
         self.context.destroy(0)
 
     def load(self, running: int = 0, waiting: int = 0) -> None:
-        self.scheduler.running_batch = SimpleNamespace(reqs=[None] * running) if running else None
-        self.scheduler.waiting_queue = [None] * waiting
+        streams = [request(f"stream-{number}", answered=3) for number in range(running)]
+        self.scheduler.running_batch = SimpleNamespace(reqs=streams) if running else None
+        self.scheduler.waiting_queue = [request(f"waiting-{number}") for number in range(waiting)]
 
     def busy(self) -> list[str]:
         """One iteration of the scheduler; the labels of the quanta that it ran."""
         before = len(self.labels)
         self.hooks.before_iteration(self.scheduler)
         return self.labels[before:]
+
+    def open_files(self) -> None:
+        """The first quantum of a job, which trains nothing yet."""
+        per_iteration, self.grants.per_iteration = self.grants.per_iteration, 1
+        assert self.busy() == []
+        self.grants.per_iteration = per_iteration
 
     def idle(self) -> list[str]:
         """One time that the scheduler would sleep; the labels of the quanta that it ran instead."""
@@ -176,19 +190,74 @@ class ToyScheduler:
         for name in ("train", "evaluate", "copy_out"):
             setattr(trainer, name, self._counted(getattr(trainer, name)))
         for layer in trainer.layers:
-            layer.register_forward_pre_hook(lambda *_: self.work.append("layer"))
+            layer.self_attn.register_forward_pre_hook(lambda *_: self.work.append("attention"))
+            layer.mlp.register_forward_pre_hook(lambda *_: self.work.append("mlp"))
         trainer.model.lm_head.register_forward_pre_hook(lambda *_: self.work.append("head"))
         for optimizer in trainer.optimizers:
             optimizer.register_step_pre_hook(lambda *_: self.work.append("step"))
 
     def _counted(self, generator: Callable[..., Quanta]) -> Callable[..., Quanta]:
         def counted(*args: Any) -> Quanta:
-            for label in generator(*args):
-                self.labels.append(label)
+            for quantum in generator(*args):
+                yield quantum  # announced; what follows happens in the quantum itself
+                self.labels.append(quantum.kind)
                 self.on_quantum(len(self.labels))
-                yield label
 
         return counted
+
+
+class Grants:
+    """A governor that allows a set number of quanta per iteration, each of which "takes" a second."""
+
+    def __init__(self) -> None:
+        self.slo = None
+        self.per_iteration = 4
+        self.rest_s = 0.0
+        self.finished_requests: list[Finished] = []
+        self.iterations: list[Batch] = []
+
+    def budget(self, load: Load, now: float) -> float:
+        return float(self.per_iteration)
+
+    def wait(self, now: float) -> float:
+        return self.rest_s
+
+    def ran(self, seconds: float, now: float) -> None:
+        pass
+
+    def iterated(self, batch: Batch, seconds: float) -> None:
+        self.iterations.append(batch)
+
+    def finished(self, request: Finished) -> None:
+        self.finished_requests.append(request)
+
+
+class UnitLane:
+    """Runs quanta at once and says of each that it took a second."""
+
+    def __init__(self) -> None:
+        self._ran = 0
+
+    def run(self, work: Callable[[], T]) -> T:
+        result = work()
+        self._ran += 1
+        return result
+
+    def ready(self) -> bool:
+        return True
+
+    def elapsed(self) -> list[float]:
+        ran, self._ran = self._ran, 0
+        return [1.0] * ran
+
+
+def request(rid: str, answered: int = 0, prompt: int = 5, priority: int | None = None) -> Any:
+    """A request as the scheduler holds it."""
+    req = SimpleNamespace(
+        rid=rid, origin_input_ids=[1] * prompt, output_ids=[1] * answered, priority=priority, finished_reason=None
+    )
+    req.finished = lambda: req.finished_reason is not None
+    return req
 
 
 def write_data(path: Path, rows: int = 6) -> None:

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel.cli_adapter import app as adapter_app
-from umbel.cli_registry import app as registry_app
+from umbel.cli_adapter import adapter_app
+from umbel.cli_bench import bench_app
+from umbel.cli_registry import registry_app
 from umbel.config import SiteConfig
+from umbel.console import AsJson, explained, import_part
 from umbel.errors import ConfigError
 from umbel.telemetry import configure_logging
-from umbel.terminal import AsJson, explained, part
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(registry_app, name="registry")
+app.add_typer(bench_app, name="bench")
 
 SiteFile = Annotated[Path, typer.Argument(help="The site file, such as sites/clinic-a.toml.")]
 
@@ -42,7 +44,7 @@ def serve(site_file: SiteFile) -> None:
     with explained():
         config = SiteConfig.load(site_file)
         configure_logging()
-        daemon = part("client.daemon", extra="site")
+        daemon = import_part("client.daemon", extra="site")
         asyncio.run(daemon.serve(config))
 
 
@@ -68,7 +70,7 @@ def bundle(into: Annotated[Path, typer.Argument(help="A new folder; `flwr run` i
     with explained():
         if into.exists() and any(into.iterdir()):
             raise ConfigError(f"{into} is not empty; choose a new folder")
-        exporter = part("server.bundle", extra="server")
+        exporter = import_part("server.bundle", extra="server")
         print(f"flwr run {exporter.export(Path(exporter.__file__).parents[1], into)} …")
 
 

@@ -11,17 +11,19 @@ from typing import Annotated, Any
 
 import typer
 
+from umbel.console import AsJson, Registry, explained, import_part
 from umbel.errors import ConfigError
-from umbel.terminal import AsJson, Registry, explained, part
 
-app = typer.Typer(no_args_is_help=True, help="Look into the centre's adapter registry, and move what it points to.")
+adapter_app = typer.Typer(
+    no_args_is_help=True, help="Look into the centre's adapter registry, and move what it points to."
+)
 
 Ref = Annotated[str, typer.Argument(help="Such as support@v3, support@live or support@sha256:0123abcd.")]
 Name = Annotated[str, typer.Argument(help="Such as support.")]
 Why = Annotated[str, typer.Option(help="The reason; it is kept in the history.")]
 
 
-@app.command("ls")
+@adapter_app.command("ls")
 def ls(registry: Registry, as_json: AsJson = False) -> None:
     """Every version: its round, where it stands, and the aliases that point to it."""
     with _opened(registry) as (opened, views):
@@ -29,14 +31,14 @@ def ls(registry: Registry, as_json: AsJson = False) -> None:
         print(json.dumps(rows, indent=2) if as_json else "\n".join(_line(row) for row in rows))
 
 
-@app.command("show")
+@adapter_app.command("show")
 def show(registry: Registry, ref: Ref) -> None:
     """One version: parents, weights and reasons per site, truncation error per module."""
     with _opened(registry) as (opened, views):
         print(json.dumps(views.show(opened, ref), indent=2))
 
 
-@app.command("diff")
+@adapter_app.command("diff")
 def diff(
     registry: Registry, old: Ref, new: Annotated[str, typer.Argument(help="The other one.")], as_json: AsJson = False
 ) -> None:
@@ -46,7 +48,7 @@ def diff(
         print(json.dumps(found, indent=2) if as_json else _diff_text(found))
 
 
-@app.command("alias")
+@adapter_app.command("alias")
 def alias(
     registry: Registry,
     ref: Annotated[str, typer.Argument(help="A version, such as support@v3; or support alone, to see the history.")],
@@ -69,7 +71,7 @@ def alias(
         print(json.dumps(moves, indent=2) if as_json else "\n".join(_move(move) for move in moves))
 
 
-@app.command("rollback")
+@adapter_app.command("rollback")
 def rollback(registry: Registry, adapter: Name, why: Why = "") -> None:
     """Point head and live back to what was live before: training goes on from there. Sites have `umbel rollback`."""
     with _opened(registry) as (opened, _):
@@ -81,7 +83,7 @@ def rollback(registry: Registry, adapter: Name, why: Why = "") -> None:
                   "must not be", file=sys.stderr)  # fmt: skip
 
 
-@app.command("verify")
+@adapter_app.command("verify")
 def verify(registry: Registry, ref: Annotated[str, typer.Argument(help="One version; all without it.")] = "") -> None:
     """Read every byte and compare it with what was published; exit status 1, naming the files, when one differs."""
     with _opened(registry) as (opened, views):
@@ -93,7 +95,7 @@ def verify(registry: Registry, ref: Annotated[str, typer.Argument(help="One vers
         raise typer.Exit(1)
 
 
-@app.command("export")
+@adapter_app.command("export")
 def export(
     registry: Registry,
     ref: Ref,
@@ -102,10 +104,10 @@ def export(
 ) -> None:
     """Write a version as a PEFT directory with a model card: for peft, SGLang, vLLM, or the Hugging Face hub."""
     with _opened(registry) as (opened, _):
-        print(part("server.adapter_export", extra="server").export(opened, opened.resolve(ref), into, base=base))
+        print(import_part("server.adapter_export", extra="server").export(opened, opened.resolve(ref), into, base=base))
 
 
-@app.command("gc")
+@adapter_app.command("gc")
 def gc(
     registry: Registry,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only named.")] = False,
@@ -122,7 +124,7 @@ def gc(
         print(json.dumps(found, indent=2) if as_json else _gc_text(found))
 
 
-@app.command("lineage")
+@adapter_app.command("lineage")
 def lineage(
     registry: Registry,
     ref: Annotated[str, typer.Argument(help="An adapter, such as support; or one version and what it came from.")],
@@ -132,13 +134,13 @@ def lineage(
     with _opened(registry) as (opened, views):
         nodes = views.nodes(opened, ref)
         if picture is None:
-            print(part("server.lineage", extra="server").text(nodes))
+            print(import_part("server.lineage", extra="server").text(nodes))
         else:
-            part("server.lineage_picture", extra="server").draw(nodes, picture)
+            import_part("server.lineage_picture", extra="server").draw(nodes, picture)
             print(picture)
 
 
-@app.command("reindex")
+@adapter_app.command("reindex")
 def reindex(registry: Registry) -> None:
     """Make the index anew from the files, and say what could not be restored."""
     with _opened(registry) as (opened, _):
@@ -153,8 +155,8 @@ def reindex(registry: Registry) -> None:
 def _opened(registry: Path) -> Iterator[tuple[Any, Any]]:
     """The registry, and what is said of it."""
     with explained():
-        views = part("server.registry_views", extra="server")
-        with closing(part("server.registry", extra="server").AdapterRegistry(registry)) as opened:
+        views = import_part("server.registry_views", extra="server")
+        with closing(import_part("server.registry", extra="server").AdapterRegistry(registry)) as opened:
             yield opened, views
 
 

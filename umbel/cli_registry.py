@@ -6,25 +6,25 @@ from typing import Annotated
 
 import typer
 
+from umbel.console import Registry, explained, import_part
 from umbel.telemetry import configure_logging
-from umbel.terminal import Registry, explained, part
 
-app = typer.Typer(no_args_is_help=True, help="Make the centre's registry, or serve it over HTTP.")
+registry_app = typer.Typer(no_args_is_help=True, help="Make the centre's registry, or serve it over HTTP.")
 
 
-@app.command("init")
+@registry_app.command("init")
 def init(
     registry: Registry,
     blobs: Annotated[str, typer.Option(help="Where weights shall lie: a path or URL, such as s3://bucket/umbel.")] = "",
 ) -> None:
     """Make an empty registry; `flwr run` makes one by itself, with its weights beside it."""
     with explained():
-        module = part("server.registry", extra="server")
+        module = import_part("server.registry", extra="server")
         with closing(module.AdapterRegistry(registry, create=True, blobs=blobs)) as opened:
             print(f"{registry}: registry {opened.lineage}, weights at {opened.blobs.url}")
 
 
-@app.command("serve")
+@registry_app.command("serve")
 def serve(
     registry: Registry,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -36,4 +36,4 @@ def serve(
     """Serve `umbel adapter`'s commands over HTTP, under the same names: GET to read, POST with the token to change."""
     with explained():
         configure_logging()
-        part("server.registry_api", extra="server").serve(registry, host, port, token_file)
+        import_part("server.registry_api", extra="server").serve(registry, host, port, token_file)

@@ -128,13 +128,32 @@ class TrainingSection(_Section):
     seq_len: int = Field(default=512, ge=8)
     """Tokens an example may have; longer ones are cut."""
     micro_batch: PositiveInt = 4
-    """Examples per forward pass; with seq_len it sets the length of a quantum."""
-    head_tokens: PositiveInt = 256
-    """Answer tokens per quantum of head and loss, the largest quantum."""
+    """At most this many examples per forward pass; fewer where that is what memory or the targets allow."""
+    memory_mb: PositiveInt | None = None
+    """MB kept from the KV cache for activations and optimizer state. Default: what micro_batch needs, on top of it."""
+    share_floor: float = Field(default=0.0, ge=0, lt=1)
+    """The share of the time that training gets even where it breaks the targets; what that cost is reported."""
     share_cap: float = Field(default=1.0, gt=0, le=1)
     """The share of the engine's time that training may take."""
-    quanta_per_iteration: int = Field(default=1, ge=0)
-    """Quanta between two iterations of a busy engine; 0 trains only when it is idle."""
+
+    @model_validator(mode="after")
+    def _floor_below_cap(self) -> Self:
+        if self.share_floor > self.share_cap:
+            raise ValueError(f"share_floor = {self.share_floor} is above share_cap = {self.share_cap}")
+        return self
+
+
+class SloSection(_Section):
+    """What users were promised, and training leaves alone."""
+
+    ttft_ms: PositiveFloat | None = None
+    """Milliseconds to the first token. Default: three times what the engine needs without training."""
+    tpot_ms: PositiveFloat | None = None
+    """Mean milliseconds per later token. Default: twice what the engine needs without training."""
+    quantile: float = Field(default=0.99, gt=0.5, lt=1)
+    """The share of requests that must meet both."""
+    batch_factor: float = Field(default=10.0, ge=1)
+    """How many times as long a request with `"priority": "batch"` may take."""
 
 
 class ShadowSection(_Section):
@@ -151,6 +170,7 @@ class SiteConfig(BaseSettings):
     model: ModelSection
     adapter: tuple[AdapterSection, ...] = Field(min_length=1, max_length=1)
     engine: EngineSection
+    slo: SloSection = SloSection()
     training: TrainingSection
     shadow: ShadowSection = ShadowSection()
 

@@ -17,7 +17,7 @@ Registry = Annotated[Path, typer.Option(help="The registry's directory (`registr
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def part(module: str, extra: str) -> Any:
+def import_part(module: str, extra: str) -> Any:
     """A part of umbel that lives in one of the two environments; raise ConfigError in the other one."""
     try:
         return importlib.import_module(module)

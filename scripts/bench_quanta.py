@@ -1,0 +1,209 @@
+"""Training throughput in quanta over that of plain peft loops on the same steps: ABBA blocks, CPU and wall time.
+
+Two plain loops: `peft` is what one writes first (labels given to the model, AdamW as it comes); `peft, lean` computes
+logits of answer tokens only and uses the fused AdamW, as the quanta do, so what is left is the price of the cuts.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
+
+import numpy as np  # noqa: E402
+import peft  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+import transformers  # noqa: E402
+
+from serving.trainer import LoraTrainer, Pieces, Progress  # noqa: E402
+from umbel.base import LINEARS  # noqa: E402
+from umbel.messages import TrainPlan  # noqa: E402
+from umbel.token_file import NO_LOSS, TokenFile  # noqa: E402
+
+RANK = 8
+MODELS = {"tiny": (64, 2, 512), "demo": (256, 3, 2048), "large": (512, 4, 4096)}
+"""Name → hidden, layers, vocabulary."""
+Timed = tuple[float, float]
+"""CPU seconds, wall seconds."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every loop trains: rows of different lengths, a loss on their second half."""
+
+    data: TokenFile
+    steps: int
+    batch_size: int
+    micro_batch: int
+
+    @property
+    def plan(self) -> TrainPlan:
+        return TrainPlan(rank=RANK, steps=self.steps, seconds=1e9, batch_size=self.batch_size)
+
+    def batches(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.plan.seed)
+        rows: list[int] = []
+        while len(rows) < self.steps * self.batch_size:
+            rows += torch.randperm(len(self.data), generator=generator).tolist()
+        for step in range(self.steps):
+            yield rows[step * self.batch_size : (step + 1) * self.batch_size]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=MODELS, action="append", help="default: tiny and large")
+    parser.add_argument("--pairs", type=int, default=10, help="ABBA pairs per comparison")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one block, roughly")
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--mlp-tokens", type=int, help="cut below the sub-blocks as well, in runs of so many tokens")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    print(f"threads {torch.get_num_threads()}, torch {torch.__version__}, peft {peft.__version__}")
+    for name in options.model or ["tiny", "large"]:
+        compare(name, options)
+
+
+def compare(name: str, options: argparse.Namespace) -> None:
+    task = Task(make_data(options.seq_len, MODELS[name][2]), 1, 8, 4)
+    whole = Pieces(task.micro_batch, task.micro_batch, task.micro_batch * options.seq_len, 1 << 20)
+    cut = Pieces(task.micro_batch, 1, options.mlp_tokens or 64, options.mlp_tokens or 64)
+    trainer = LoraTrainer(
+        make_model(name), max_rank=RANK, target_modules=LINEARS, seq_len=options.seq_len, pieces=whole
+    )
+    trainer.warm_up()
+    wrapped = wrap(make_model(name))
+    loops: dict[str, Callable[[Task], None]] = {
+        "peft": plain(wrapped, lean=False),
+        "peft, lean": plain(wrapped, lean=True),
+        "quanta": quanta(trainer, whole),
+        "quanta, cut finely": quanta(trainer, cut),
+    }
+    for loop in loops.values():
+        loop(task)
+    began = time.perf_counter()
+    loops["quanta"](Task(task.data, 4, task.batch_size, task.micro_batch))
+    steps = max(2, round(options.seconds * 4 / (time.perf_counter() - began)))
+    task = Task(task.data, steps, task.batch_size, task.micro_batch)
+    for ours, theirs in (
+        ("quanta", "peft"), ("quanta", "peft, lean"), ("quanta, cut finely", "peft, lean"),
+    ):  # fmt: skip
+        pairs = [abba(loops[ours], loops[theirs], task) for _ in range(options.pairs)]
+        report(name, ours, theirs, steps, pairs)
+
+
+def abba(ours: Callable[[Task], None], theirs: Callable[[Task], None], task: Task) -> tuple[float, float, float]:
+    """Throughput of ours over theirs by CPU time and by wall time, and our milliseconds per step (CPU)."""
+    a, b = timed(ours, task), timed(theirs, task)
+    b2, a2 = timed(theirs, task), timed(ours, task)
+    return (b[0] + b2[0]) / (a[0] + a2[0]), (b[1] + b2[1]) / (a[1] + a2[1]), 500 * (a[0] + a2[0]) / task.steps
+
+
+def timed(loop: Callable[[Task], None], task: Task) -> Timed:
+    cpu, wall = time.thread_time(), time.perf_counter()
+    loop(task)
+    return time.thread_time() - cpu, time.perf_counter() - wall
+
+
+def report(name: str, ours: str, theirs: str, steps: int, pairs: list[tuple[float, float, float]]) -> None:
+    cpu, wall, milliseconds = zip(*pairs, strict=True)
+    low, high = bootstrap(list(cpu))
+    print(
+        f"{name:6} {ours:18} / {theirs:10} throughput by CPU time {statistics.median(cpu):.3f} [{low:.3f}, {high:.3f}],"
+        f" by wall time {statistics.median(wall):.3f};  {statistics.median(milliseconds):.1f} ms per step,"
+        f" {len(pairs)} ABBA of {steps} steps",
+        flush=True,
+    )
+
+
+def bootstrap(values: list[float]) -> tuple[float, float]:
+    """95 % interval of the median."""
+    random = np.random.default_rng(0)
+    medians = np.median(random.choice(values, (2000, len(values))), axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def quanta(trainer: LoraTrainer, pieces: Pieces) -> Callable[[Task], None]:
+    def run(task: Task) -> None:
+        trainer.pieces = pieces
+        for _ in trainer.train(task.plan, None, task.data, Progress()):
+            pass
+
+    return run
+
+
+def plain(wrapped: Any, *, lean: bool) -> Callable[[Task], None]:
+    weights = [weight for weight in wrapped.parameters() if weight.requires_grad]
+
+    def run(task: Task) -> None:
+        plan = task.plan
+        optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=lean)
+        for rows in task.batches():
+            parts = [rows[at : at + task.micro_batch] for at in range(0, len(rows), task.micro_batch)]
+            batches = [make_batch(task.data, part) for part in parts]
+            tokens = sum(int((labels[:, 1:] != NO_LOSS).sum()) for _, labels in batches)
+            loss_sum = 0.0
+            for ids, labels in batches:
+                loss = answers_loss(wrapped, ids, labels) if lean else labels_loss(wrapped, ids, labels)
+                (loss / tokens).backward()
+                loss_sum += float(loss.detach())
+            torch.nn.utils.clip_grad_norm_(weights, plan.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+def make_batch(data: TokenFile, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = int(data.lengths[rows].max())
+    return torch.as_tensor(data.ids[rows, :longest]).long(), torch.as_tensor(data.labels[rows, :longest]).long()
+
+
+def labels_loss(wrapped: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    tokens = int((labels[:, 1:] != NO_LOSS).sum())
+    loss: torch.Tensor = wrapped(input_ids=ids, labels=labels, use_cache=False).loss * tokens
+    return loss
+
+
+def answers_loss(wrapped: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    model = wrapped.base_model.model
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    rows, positions = (labels[:, 1:] != NO_LOSS).nonzero(as_tuple=True)
+    logits = model.lm_head(hidden[rows, positions])
+    return F.cross_entropy(logits, labels[rows, positions + 1], reduction="sum")
+
+
+def make_model(name: str) -> Any:
+    hidden, layers, vocabulary = MODELS[name]
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=int(hidden * 2.5), num_hidden_layers=layers,
+        num_attention_heads=max(4, hidden // 64), num_key_value_heads=max(2, hidden // 128),
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).float().eval()
+
+
+def wrap(model: Any) -> Any:
+    config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LINEARS), lora_dropout=0.0)
+    return peft.get_peft_model(model, config).eval()
+
+
+def make_data(seq_len: int, vocabulary: int, rows: int = 64) -> TokenFile:
+    random = np.random.default_rng(0)
+    ids = random.integers(8, vocabulary, (rows, seq_len)).astype(np.int32)
+    lengths = random.integers(seq_len // 2, seq_len + 1, rows).astype(np.int32)
+    labels = ids.copy()
+    for row, length in enumerate(lengths):
+        labels[row, : length // 2], labels[row, length:] = NO_LOSS, NO_LOSS
+    return TokenFile(Path("bench"), ids, labels, lengths)
+
+
+if __name__ == "__main__":
+    main()

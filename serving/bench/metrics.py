@@ -1,0 +1,205 @@
+"""What a block of the benchmark brought, and the numbers that are made of it. Pure; all times are seconds.
+
+TTFT counts from when a request was due, TPOT is (last − first) / (tokens − 1), and a request that failed or was not
+answered within the drain is one that missed its targets.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from serving.bench.load import Outcome
+from serving.governor import Slo
+from serving.trainer_socket import PreemptionStats
+
+BUSIEST_CLIENT_CORE = 0.6
+"""Above it the core of HTTP, detokenizer and load may be what was measured: the block is void."""
+RESAMPLES = 2000
+
+
+class Request(BaseModel):
+    """A request, as it is written down. NaN is null in JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: float
+    ttft: float | None
+    tpot: float | None
+    """None for an answer of one token."""
+    longest_gap: float
+    tokens: int
+    version: str
+    """Digest of the adapter that answered; empty for the initial one."""
+    error: str = ""
+
+    @classmethod
+    def of(cls, outcome: Outcome, digests: Mapping[str, str]) -> "Request":
+        ttft, tpot = outcome.ttft, outcome.tpot
+        return cls(
+            at=outcome.arrival.at,
+            ttft=None if math.isnan(ttft) else ttft,
+            tpot=None if math.isnan(tpot) else tpot,
+            longest_gap=outcome.longest_gap,
+            tokens=outcome.tokens,
+            version=digests.get(outcome.version, ""),
+            error=outcome.error or ("" if outcome.ok else f"{outcome.tokens} of {outcome.arrival.output} tokens"),
+        )
+
+    def met(self, slo: Slo) -> bool:
+        return (
+            not self.error
+            and self.ttft is not None
+            and self.ttft <= slo.ttft_s
+            and (self.tpot is None or self.tpot <= slo.tpot_s)
+        )
+
+
+class Publication(BaseModel):
+    """A version on its way to users; seconds after the start of the block."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str
+    trained_at: float
+    """When its weights had been written."""
+    live_at: float
+    first_token_at: float | None = None
+    """Of the first request that it answered."""
+
+
+class Block(BaseModel):
+    """One run of one system under one load: a line of `blocks.jsonl`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phase: Literal["capacity", "preset", "stock", "tune", "measure"]
+    condition: str
+    system: str
+    round: int
+    window: float
+    options: dict[str, float] = {}
+    """The system's settings in this run."""
+    offered: float = 0.0
+    """Requests per second."""
+    requests: tuple[Request, ...] = ()
+    steps: int = 0
+    """Optimizer steps applied within the window."""
+    tokens: int = 0
+    """Tokens in those steps."""
+    versions: tuple[Publication, ...] = ()
+    progress: tuple[tuple[float, int], ...] = ()
+    """(seconds, steps so far)."""
+    preemption: PreemptionStats | None = None
+    """Within this block; None where training is not within the engine's own loop."""
+    longest_quantum_s: float = 0.0
+    cores: tuple[float, float] = (0.0, 0.0)
+    """Busy share of the engine's core and of the client's."""
+    trainer_share: float = 0.0
+    """Of the engine's core, by the accounts of a trainer in a process of its own."""
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.phase, self.condition, self.system, self.round
+
+    @property
+    def void(self) -> bool:
+        return self.cores[1] > BUSIEST_CLIENT_CORE
+
+    @property
+    def training_rate(self) -> float:
+        """Tokens in applied steps per second."""
+        return self.tokens / self.window
+
+
+@dataclass
+class Setting:
+    """What is measured once, before any system is compared."""
+
+    saturation: float
+    """Requests per second of a full engine."""
+    capacity: float
+    """The rate at which inference only still keeps its targets."""
+    ttft_s: float
+    tpot_s: float
+    attained: float
+    """By inference only, at load 0.6, with these targets."""
+
+    @property
+    def slo(self) -> Slo:
+        return Slo(self.ttft_s, self.tpot_s)
+
+
+Quality = Mapping[str, float]
+"""Digest of a version → its loss on the held-out set (nats per token); "" is the initial one, which is the base."""
+
+
+def attainment(blocks: Sequence[Block], slo: Slo) -> float:
+    """Share of requests that met both targets; 1 where there were none."""
+    met = [request.met(slo) for block in blocks for request in block.requests]
+    return sum(met) / len(met) if met else 1.0
+
+
+def goodput(block: Block, slo: Slo) -> float:
+    """G_slo: requests that met both targets, per second."""
+    return sum(request.met(slo) for request in block.requests) / block.window
+
+
+def quality_goodput(block: Block, slo: Slo, quality: Quality) -> float:
+    """G_q: each request that met its targets counts 1 / loss of the version that answered it, per second."""
+    return sum(1 / quality[r.version] for r in block.requests if r.met(slo)) / block.window
+
+
+def gain_goodput(block: Block, slo: Slo, quality: Quality) -> float:
+    """G_dq: the same with how much lower that loss is than the base's, in nats: immune to the loss's scale."""
+    gains = (max(0.0, quality[""] - quality[r.version]) for r in block.requests if r.met(slo))
+    return sum(gains) / block.window
+
+
+def publish_lags(blocks: Sequence[Block]) -> list[float]:
+    """Seconds from a version's written weights to its first token for a user."""
+    versions = [version for block in blocks for version in block.versions]
+    return [v.first_token_at - v.trained_at for v in versions if v.first_token_at is not None]
+
+
+def values(blocks: Sequence[Block], name: Literal["ttft", "tpot", "longest_gap"]) -> list[float]:
+    """All latencies of one kind; a request without an answer counts as infinitely late."""
+    requests = [request for block in blocks for request in block.requests]
+    if name == "longest_gap":
+        return [request.longest_gap for request in requests if not request.error]
+    found = [getattr(request, name) if not request.error else math.inf for request in requests]
+    return [value for value in found if value is not None]
+
+
+def quantile(numbers: Sequence[float], q: float) -> float:
+    """The value that a share `q` of the numbers does not exceed; NaN of none."""
+    ordered = sorted(numbers)
+    return ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)] if ordered else math.nan
+
+
+def paired_ratio(
+    ours: Sequence[Block], theirs: Sequence[Block], of: Callable[[Block], float]
+) -> tuple[float, float, float]:
+    """Median over rounds of ours / theirs, and its bootstrap 95 % interval; NaN without a common round."""
+    other = {block.round: of(block) for block in theirs}
+    pairs = [(of(block), other[block.round]) for block in ours if block.round in other]
+    ratios = np.array([mine / yours for mine, yours in pairs if yours > 0])
+    if not len(ratios):
+        return math.nan, math.nan, math.nan
+    drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def read_blocks(out: Path) -> list[Block]:
+    """What has been run; a last line that was cut off is run again."""
+    file = out / "blocks.jsonl"
+    if not file.is_file():
+        return []
+    whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    file.write_text("".join(whole))
+    return [Block.model_validate_json(line) for line in whole]

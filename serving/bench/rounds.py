@@ -1,0 +1,155 @@
+"""Training as a site does it, again and again: n steps, a file, loaded and warmed, made live, the old one unloaded."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.aliases import AliasTable
+from serving.bench import domain
+from serving.bench.metrics import Publication
+from serving.engine import EngineClient
+from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, TrainJob
+from umbel import peft_dir
+from umbel.adapter import AdapterRef
+from umbel.errors import TrainingError
+from umbel.messages import JobState, TrainPlan
+
+ADAPTER = "bench"
+STEPS = 8
+BATCH = 8
+LEARNING_RATE = 6e-3
+POLL_S = 0.05
+FOREVER = 1e6
+TOKENS_PER_STEP = BATCH * domain.SEQ_LEN
+"""Every example is as long as any."""
+
+
+@dataclass
+class Published:
+    """A version that was made live. `perf_counter` seconds."""
+
+    ref: AdapterRef
+    digest: str
+    trained_at: float
+    live_at: float
+
+
+@dataclass
+class Rounds:
+    """Rounds of one block: from the base, in the same order of data, whoever trains."""
+
+    trainer: CoTrainerClient
+    engine: EngineClient
+    state_dir: Path
+    world: domain.World
+    kept: Path
+    """Folder of every adapter that was ever trained, by digest."""
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    """Of versions: the engine never hears a name twice."""
+    published: list[Published] = field(default_factory=list)
+    progress: list[tuple[float, int]] = field(default_factory=list)
+    """(`perf_counter`, optimizer steps so far)."""
+    status: CoTrainerStatus | None = None
+    _job: str = ""
+    _before: int = 0
+    _loaded: list[AdapterRef] = field(default_factory=list)
+    _publishing: asyncio.Task[None] | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.progress[-1][1] if self.progress else 0
+
+    async def run(self, max_steps: float = FOREVER) -> None:
+        """Round after round, until cancelled or `max_steps` are done."""
+        parent = self.world.initial / peft_dir.WEIGHTS
+        for number in itertools.count():
+            steps = int(min(STEPS, max_steps - self._before))
+            if steps <= 0:
+                return
+            ref = AdapterRef(ADAPTER, next(self.numbers))
+            weights = domain.prepare_version(self.state_dir / "versions" / str(ref.version))
+            plan = TrainPlan(
+                rank=domain.RANK, steps=steps, seconds=FOREVER, batch_size=BATCH, learning_rate=LEARNING_RATE,
+                seed=number,
+            )  # fmt: skip
+            self._job = ref.engine_name
+            data = str(self.world.train)
+            job = TrainJob(id=self._job, plan=plan, parent=str(parent), data=data, output=str(weights))
+            self._note(await self.trainer.start(job))
+            while self.status is None or not self.status.state.final:
+                await asyncio.sleep(POLL_S)
+                self._note(await self.trainer.status())
+            if self.status.state is not JobState.DONE:
+                raise TrainingError(f"round {number + 1} of a block ended {self.status.state}: {self.status.error}")
+            self._before, self._job = self._before + steps, ""
+            parent, written_at = self._keep(weights), _written_at(weights)
+            if self._publishing is not None:
+                await asyncio.shield(self._publishing)
+            self._publishing = asyncio.create_task(self._publish(ref, parent.stem, written_at))  # the next round begins
+
+    async def end_window(self) -> None:
+        """The last look at how far training came, and its end."""
+        if self._job:
+            self._note(await self.trainer.status())
+            await self.trainer.cancel(self._job)
+        if self._publishing is not None:
+            await self._publishing
+
+    async def clear(self) -> None:
+        """The initial adapter answers again, and nothing else is in the engine."""
+        await self._make_live(AdapterRef(ADAPTER, 0))
+        for ref in self._loaded:
+            await self.engine.unload(ref)
+        self._loaded.clear()
+
+    def _note(self, status: CoTrainerStatus) -> None:
+        if status.error and status.job in (None, self._job):
+            raise TrainingError(f"training failed in the middle of a block: {status.error}")
+        self.status = status
+        steps = self._before + (status.steps if status.job == self._job else 0)
+        self.progress.append((time.perf_counter(), steps))
+
+    def _keep(self, weights: Path) -> Path:
+        kept = self.kept / f"{peft_dir.digest(weights.read_bytes())}.safetensors"
+        with contextlib.suppress(FileExistsError):  # another block has trained the very same
+            os.link(weights, kept)
+        return kept
+
+    async def _publish(self, ref: AdapterRef, digest: str, trained_at: float) -> None:
+        older = list(self._loaded)
+        self._loaded.append(ref)
+        await self.engine.load(ref, self.state_dir / "versions" / str(ref.version))
+        await self.engine.warm(ref)
+        await self._make_live(ref)
+        self.published.append(Published(ref, digest, trained_at, time.perf_counter()))
+        for old in older:
+            await self.engine.unload(old)
+            self._loaded.remove(old)
+
+    async def _make_live(self, ref: AdapterRef) -> None:
+        table = AliasTable(base="base", adapters={ADAPTER: {"live": str(ref)}})
+        table.write(self.state_dir / "aliases.json")
+        await self.engine.reload_aliases()
+
+
+def publications(published: list[Published], began: float, firsts: dict[str, float]) -> tuple[Publication, ...]:
+    """In seconds of the block; `firsts` is version → when it gave its first token to a user."""
+    return tuple(
+        Publication(
+            digest=version.digest,
+            trained_at=version.trained_at - began,
+            live_at=version.live_at - began,
+            first_token_at=firsts.get(str(version.ref)),
+        )
+        for version in published
+    )
+
+
+def _written_at(path: Path) -> float:
+    """When a file was written, on the clock of `perf_counter`."""
+    return path.stat().st_mtime - time.time() + time.perf_counter()

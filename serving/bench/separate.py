@@ -1,0 +1,54 @@
+"""`python -m serving.bench.separate RUN_DIR MODEL CORE`: a trainer in a process of its own, with a copy of the base.
+
+It is umbel's trainer and speaks umbel's protocol on RUN_DIR's socket; what it lacks is the engine. When it runs is up
+to the operating system.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import zmq
+from transformers import AutoModelForCausalLM
+
+from serving.bench.systems import Unpaced, whole
+from serving.cotrainer import CoTrainer
+from serving.launch import die_with_parent
+from serving.trainer import LoraTrainer
+from serving.trainer_socket import CoTrainerSettings
+from umbel.errors import TrainingError
+
+
+def cotrainer(run_dir: Path, model: Path) -> CoTrainer:
+    """A co-trainer beside no engine: it is always idle, and never rests."""
+    settings = CoTrainerSettings.read(run_dir)
+    if settings is None:
+        raise TrainingError(f"{run_dir}: no trainer.json here; whoever starts this process writes it first")
+    made = CoTrainer(settings, run_dir)
+    made.governor = Unpaced()
+    made.idle_poller = zmq.Poller()
+    made.idle_poller.register(made.socket, zmq.POLLIN)
+    made.trainer = LoraTrainer(
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        max_rank=settings.max_rank,
+        target_modules=settings.target_modules,
+        seq_len=settings.seq_len,
+        pieces=whole(settings.micro_batch, settings.seq_len),
+    )
+    made.unavailable = ""
+    return made
+
+
+def main() -> None:
+    die_with_parent()
+    os.sched_setaffinity(0, {int(sys.argv[3])})
+    torch.set_num_threads(1)
+    trainer = cotrainer(Path(sys.argv[1]), Path(sys.argv[2]))
+    while True:
+        if not trainer.instead_of_sleep():
+            trainer.idle_poller.poll()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""`umbel bench simulate`: hours of load on simulated sites in seconds, to see what training they have room for."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from serving.bench.machines import PRESETS, Machine, calibrated
+from serving.bench.virtual import Arrival, Outcome, Simulation
+from serving.governor import Slo, SloGovernor
+from umbel.errors import ConfigError
+
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+SCALE = {"cpu": 16, "gpu": 1}
+"""A trace's lengths are divided by it: a tiny model on a core is that much slower."""
+HEADINGS = ("site", "requests", "in time", "without training", "TTFT P50/P95/P99 ms", "TPOT P50/P95/P99 ms",
+            "training share", "steps/min", "SLO debt s", "preemptions", "preemption P99 ms")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Requests in the order of their arrival: when they came, and their tokens."""
+
+    seconds: tuple[float, ...]
+    lengths: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def read(cls, path: Path, scale: int = 1) -> "Trace":
+        """Read a CSV in the format of the Azure LLM inference traces; raise ConfigError for anything else."""
+        try:
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            times = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
+            lengths = [tuple(max(1, int(row[column]) // scale) for column in COLUMNS[1:]) for row in rows]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            wanted = ", ".join(COLUMNS)
+            raise ConfigError(f"{path}: not a trace ({error!r}); expected a CSV with columns {wanted}") from error
+        if len(rows) < 2 or times[-1] <= times[0]:
+            raise ConfigError(f"{path}: a trace of {len(rows)} requests in no time is none")
+        return cls(tuple(at - times[0] for at in times), tuple((prompt, output) for prompt, output in lengths))
+
+    def arrivals(self, rate: float, seconds: float, phase: float = 0.0) -> Iterator[Arrival]:
+        """The trace at a mean of `rate` requests per second, from the fraction `phase` of it on, round and round."""
+        count = len(self.seconds)
+        span = self.seconds[-1] * count / (count - 1)  # the last request has a gap after it, too
+        squeeze = count / span / rate
+        first = int(phase * count) % count
+        begin = self.seconds[first]
+        for n in range(first, first + int(10 * rate * seconds) + count):
+            at = (self.seconds[n % count] + n // count * span - begin) * squeeze
+            if at >= seconds:
+                return
+            yield Arrival(at, *self.lengths[n % count])
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One site with training, and the same requests without. Percentiles are P50, P95 and P99 in seconds."""
+
+    requests: int
+    attainment: tuple[float, float, float]
+    """Shares of the requests in time: TTFT, TPOT, both."""
+    attainment_alone: tuple[float, float, float]
+    ttft_s: tuple[float, ...]
+    tpot_s: tuple[float, ...]
+    share: float
+    steps: float
+    slo_debt_s: float
+    preemptions: int
+    preemption_s: tuple[float, ...]
+    seconds: float
+
+
+def strict_slo(machine: Machine, arrivals: Sequence[Arrival], seconds: float) -> Slo:
+    """Three times the median TTFT and twice the median TPOT of inference alone."""
+    alone = Simulation(machine, arrivals).run(seconds)
+    if not alone.tpot:
+        raise ConfigError("the load has no request with two tokens to take targets from; give --slo or a higher --rate")
+    return Slo(ttft_s=3 * float(np.median(alone.ttft)), tpot_s=2 * float(np.median(alone.tpot)))
+
+
+def simulate_site(
+    machine: Machine,
+    arrivals: Sequence[Arrival],
+    seconds: float,
+    slo: Slo,
+    *,
+    share_floor: float = 0.0,
+    share_cap: float = 1.0,
+    seed: int = 0,
+) -> SiteReport:
+    """`seconds` of load, with training and without."""
+    alone = Simulation(machine, arrivals, seed=seed).run(seconds)
+    predictor = calibrated(machine)
+    governor = SloGovernor(slo, predictor, share_floor=share_floor, share_cap=share_cap)
+    both = Simulation(machine, arrivals, governor, predictor, seed=seed).run(seconds)
+    return _report(both, alone, slo, governor.slo_debt_s)
+
+
+def simulate_command(
+    trace: Path,
+    *,
+    preset: str,
+    rate: float,
+    hours: float,
+    sites: int = 1,
+    slo: str | None = None,
+    share_floor: float = 0.0,
+    share_cap: float = 1.0,
+    seed: int = 0,
+    out: Path | None = None,
+) -> str:
+    """A table of `sites` sites that see the trace from different hours on; `out` is a JSON file.
+
+    `slo` is "ttft_ms,tpot_ms"; without it the targets are strict ones, from inference alone. Raises ConfigError.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+    if min(rate, hours, sites) <= 0:
+        raise ConfigError("rate, hours and sites must be more than 0")
+    if not (0 <= share_floor <= share_cap <= 1 and share_cap > 0):
+        raise ConfigError("shares must be 0 ≤ share_floor ≤ share_cap ≤ 1, and the cap more than 0")
+    machine, requests, seconds = PRESETS[preset], Trace.read(trace, SCALE[preset]), hours * 3600
+    load = [tuple(requests.arrivals(rate, seconds, site / sites)) for site in range(sites)]
+    targets = parse_slo(slo) if slo else strict_slo(machine, load[0], seconds)
+    reports = [
+        simulate_site(
+            machine, arrivals, seconds, targets, share_floor=share_floor, share_cap=share_cap, seed=seed + site
+        )
+        for site, arrivals in enumerate(load)
+    ]
+    if out is not None:
+        found = {
+            "preset": preset,
+            "rate": rate,
+            "hours": hours,
+            "slo": asdict(targets),
+            "sites": list(map(asdict, reports)),
+        }
+        out.write_text(json.dumps(found, indent=2))
+    return "\n".join(_table(reports, targets))
+
+
+def parse_slo(text: str) -> Slo:
+    """Targets in milliseconds: "ttft,tpot"."""
+    try:
+        ttft_ms, tpot_ms = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--slo {text!r}: expected two numbers of milliseconds, such as 500,50") from error
+    if not (0 < ttft_ms < float("inf") and 0 < tpot_ms < float("inf")):
+        raise ConfigError(f"--slo {text!r}: targets must be finite and more than 0")
+    return Slo(ttft_ms / 1e3, tpot_ms / 1e3)
+
+
+def _report(both: Outcome, alone: Outcome, slo: Slo, slo_debt_s: float) -> SiteReport:
+    return SiteReport(
+        requests=len(both.answered),
+        attainment=both.attainment(slo),
+        attainment_alone=alone.attainment(slo),
+        ttft_s=_percentiles(both.ttft),
+        tpot_s=_percentiles(both.tpot),
+        share=both.share,
+        steps=both.steps,
+        slo_debt_s=slo_debt_s,
+        preemptions=both.preemptions,
+        preemption_s=_percentiles(both.preemption_s),
+        seconds=both.seconds,
+    )
+
+
+def _percentiles(seconds: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in np.percentile(seconds, (50, 95, 99))) if seconds else (0.0, 0.0, 0.0)
+
+
+def _table(reports: Sequence[SiteReport], slo: Slo) -> Iterator[str]:
+    yield f"targets: TTFT {slo.ttft_s * 1e3:.0f} ms, TPOT {slo.tpot_s * 1e3:.1f} ms"
+    rows = [HEADINGS, *(_row(number, report) for number, report in enumerate(reports))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    for row in rows:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+
+
+def _row(number: int, report: SiteReport) -> tuple[str, ...]:
+    return (
+        str(number),
+        str(report.requests),
+        f"{report.attainment[2]:.1%}",
+        f"{report.attainment_alone[2]:.1%}",
+        _milliseconds(report.ttft_s),
+        _milliseconds(report.tpot_s),
+        f"{report.share:.1%}",
+        f"{report.steps / report.seconds * 60:.0f}",
+        f"{report.slo_debt_s:.1f}",
+        str(report.preemptions),
+        f"{report.preemption_s[2] * 1e3:.1f}",
+    )
+
+
+def _milliseconds(seconds: Sequence[float]) -> str:
+    return "/".join(f"{value * 1e3:.1f}" for value in seconds)

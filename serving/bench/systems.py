@@ -1,0 +1,261 @@
+"""The systems that are compared, in one engine: what trains, when, and in how large pieces is switched at run time.
+
+Registered as SGLang plugin `umbel_bench` in place of `umbel`; what is not about choosing a system is umbel's own
+co-trainer, unchanged. A trainer in a process of its own (`serving.bench.separate`) is one more place, not more code.
+"""
+
+import copy
+import math
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from serving import plugin
+from serving.bench.plan import Policy
+from serving.cotrainer import CoTrainer, clock
+from serving.governor import Finished, Governor, Load, Slo, SloGovernor
+from serving.pieces import Pieces
+from serving.predictor import Batch, Predictor
+from serving.trainer_socket import CoTrainerSettings, StatusQuery
+from umbel import wire
+
+AIMD_STEP = 0.02
+"""Of S_tpot, added to the seconds per iteration by each request in time; one that is late halves them."""
+NAP_S = 1e-3
+SHORTEST_S = 1e-6
+"""No quantum is announced as shorter: none fits into a budget of nothing."""
+
+
+class UseSystem(BaseModel):
+    """Tell the engine which system it is from now on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: Policy
+    ttft_s: float = 1.0
+    tpot_s: float = 1.0
+    micro_batch: int = 8
+    """Rows per forward pass, where no governor chooses the pieces."""
+    idle_s: float = 0.0
+    """`idle_steps`: how long nobody must have been served before a step begins."""
+    period_s: float = 1.0
+    """`stop_the_world`: from one stop to the next."""
+    steps: int = 1
+    """`stop_the_world`: optimizer steps per stop."""
+    disturbed: bool = False
+    """Another process trains on the engine's core: nothing is to be learnt of the engine's latencies."""
+
+
+def register() -> None:
+    """Entry point of SGLang's plugin group: umbel's router and hooks, with the co-trainer below."""
+    plugin.register("serving.bench.systems:BenchCoTrainer")
+
+
+class BenchCoTrainer(CoTrainer):
+    """Umbel's co-trainer, or a baseline in its place."""
+
+    def __init__(self, settings: CoTrainerSettings, run_dir: Path) -> None:
+        super().__init__(settings, run_dir)
+        self.system = UseSystem(policy="rest")
+        self._known = self.predictor
+        """What umbel's own predictor knows; baselines get a copy, so that they teach it nothing."""
+        self._learnt: dict[str, Governor] = {}
+        """Umbel's governors, which keep their margins from block to block as they do from day to day."""
+        self._training = threading.Lock()
+        self._wanted = False
+        self.governor = Closed()
+
+    def build(self, served: torch.nn.Module, model_path: str) -> None:
+        super().build(served, model_path)
+        threading.Thread(target=self._train_unpaced, daemon=True).start()
+
+    def _obey(self, payload: bytes) -> None:
+        kind, _ = wire.unpack(payload)
+        if kind == StatusQuery.__name__:
+            super()._obey(payload)
+            return
+        self._wanted = True
+        with self._training:  # the thread, if it trains, is between two quanta
+            self._wanted = False
+            if kind == UseSystem.__name__:
+                self._use(wire.unpack_model(payload, UseSystem))
+            else:
+                super()._obey(payload)
+
+    def _use(self, system: UseSystem) -> None:
+        self.system = system
+        slo = Slo(system.ttft_s, system.tpot_s)
+        umbels = system.policy in ("slo", "slo_pause") or (system.policy == "rest" and not system.disturbed)
+        if umbels:
+            self.predictor = self._known
+        elif system.policy in ("slo_steps", "idle_steps", "stop_the_world"):
+            self.predictor = StepPredictor(self._known)
+        else:
+            self.predictor = copy.deepcopy(self._known)
+        self.tuning.aim(slo)
+        self.governor = self._learnt.get(system.policy) or governor_of(system, slo, self.predictor)
+        self.governor.slo = None if isinstance(self.governor, Closed) else slo
+        if umbels and system.policy != "rest":
+            self._learnt[system.policy] = self.governor
+        self.preemptions.clear()
+        self.preempted = self.observer.arrivals = self.most_while_waiting = 0
+
+    def _tune(self, now: float, idle: bool = False) -> None:
+        if self.system.policy in ("slo", "slo_pause", "aimd"):
+            super()._tune(now, idle)
+            return
+        assert self.trainer is not None
+        self.trainer.pieces = whole(self.system.micro_batch, self.settings.seq_len)
+
+    def _advance(self) -> bool:
+        """A quantum, or where the system knows none, whole optimizer steps."""
+        job = self._runnable()
+        if not isinstance(self.predictor, StepPredictor) or job is None:
+            return super()._advance()
+        count = self.system.steps if self.system.policy == "stop_the_world" else 1
+        began, until = clock(), job.progress.steps + count
+        goes_on = True
+        while goes_on and job.progress.steps < until:
+            goes_on = super()._advance()
+        self._last_quantum_s = clock() - began
+        self.predictor.observe_step(self._last_quantum_s)
+        return goes_on
+
+    def _train_unpaced(self) -> None:
+        """The thread of `unpaced`: quantum after quantum, whatever the engine does."""
+        while True:
+            with self._training:
+                ran = self.system.policy == "unpaced" and super()._advance()
+            if not ran or self._wanted:  # a lock is not fair: give it away
+                time.sleep(NAP_S)
+
+
+def whole(micro_batch: int, seq_len: int) -> Pieces:
+    """No piece below a sub-block of a layer: what takes least time in sum."""
+    return Pieces.whole(micro_batch, seq_len)
+
+
+def governor_of(system: UseSystem, slo: Slo, predictor: Predictor) -> Governor:
+    """Who decides when a system trains."""
+    match system.policy:
+        case "slo" | "slo_steps":
+            return SloGovernor(slo, predictor)
+        case "slo_pause":
+            return PausedByPrefill(slo, predictor)
+        case "aimd":
+            return Aimd(slo)
+        case "idle_steps":
+            return WhenIdle(system.idle_s)
+        case "stop_the_world":
+            return EverySoOften(system.period_s, predictor)
+        case _:
+            return Closed()
+
+
+class StepPredictor(Predictor):
+    """Knows the engine as another does, and of training only how long a whole optimizer step takes."""
+
+    def __init__(self, known: Predictor) -> None:
+        super().__init__()
+        self.resume(known.state)
+        self._steps: deque[float] = deque(maxlen=64)
+
+    def observe_step(self, seconds: float) -> None:
+        self._steps.append(seconds)
+
+    def observe_quantum(self, quantum: Any, seconds: float) -> None:
+        pass
+
+    def quantum_high(self, quantum: Any) -> float:
+        return self.longest_quantum()
+
+    def longest_quantum(self) -> float:
+        return max(SHORTEST_S, float(np.quantile(self._steps, 0.99)) if self._steps else 0.0)
+
+
+class Closed:
+    """Nothing is trained by the engine's own loop. Base of the governors below."""
+
+    slo: Slo | None = None
+
+    def budget(self, load: Load, now: float) -> float:
+        return 0.0
+
+    def wait(self, now: float) -> float:
+        return math.inf
+
+    def ran(self, seconds: float, now: float) -> None: ...
+
+    def iterated(self, batch: Batch, seconds: float) -> None: ...
+
+    def finished(self, request: Finished) -> None: ...
+
+
+class Unpaced(Closed):
+    """Always: for a trainer in a process of its own, whose pace the operating system sets."""
+
+    def wait(self, now: float) -> float:
+        return 0.0
+
+
+class WhenIdle(Closed):
+    """Only while nobody has been served for `delay` seconds."""
+
+    def __init__(self, delay: float) -> None:
+        self._delay, self._busy_at = delay, -math.inf
+
+    def budget(self, load: Load, now: float) -> float:
+        self._busy_at = now
+        return 0.0
+
+    def wait(self, now: float) -> float:
+        return max(0.0, self._busy_at + self._delay - now)
+
+
+class EverySoOften(Closed):
+    """Every `period` seconds, whoever waits."""
+
+    def __init__(self, period: float, predictor: Predictor) -> None:
+        self._period, self._predictor, self._due = period, predictor, 0.0
+
+    def budget(self, load: Load, now: float) -> float:
+        return self._predictor.longest_quantum() if now >= self._due else 0.0  # one stop fits in, and no second
+
+    def wait(self, now: float) -> float:
+        return max(0.0, self._due - now)
+
+    def ran(self, seconds: float, now: float) -> None:
+        if now >= self._due:
+            self._due = now - seconds + self._period
+
+
+class Aimd(Closed):
+    """Without a predictor: seconds per iteration, more after each request in time, half after one that was late."""
+
+    def __init__(self, slo: Slo) -> None:
+        self.slo: Slo | None = slo
+        self._target, self._seconds = slo, AIMD_STEP * slo.tpot_s
+
+    def budget(self, load: Load, now: float) -> float:
+        return self._seconds
+
+    def wait(self, now: float) -> float:
+        return 0.0
+
+    def finished(self, request: Finished) -> None:
+        late = request.ttft > self._target.ttft_s or (request.tpot or 0.0) > self._target.tpot_s
+        self._seconds = self._seconds / 2 if late else self._seconds + AIMD_STEP * self._target.tpot_s
+
+
+class PausedByPrefill(SloGovernor):
+    """Umbel's governor, but never while a request waits for its first token."""
+
+    def budget(self, load: Load, now: float) -> float:
+        allowed = super().budget(load, now)
+        return 0.0 if load.waiting else allowed

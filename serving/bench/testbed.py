@@ -1,0 +1,278 @@
+"""Two cores: the engine's scheduler and whoever trains on the first; HTTP, detokenizer and load on the second."""
+
+import asyncio
+import os
+import platform
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from serving.aliases import AliasTable
+from serving.bench import domain
+from serving.bench.load import Client
+from serving.bench.rounds import ADAPTER
+from serving.bench.systems import UseSystem
+from serving.engine import Engine, command_line
+from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
+from umbel.adapter import AdapterRef
+from umbel.base import LINEARS
+from umbel.config import SiteConfig
+from umbel.errors import ConfigError, EngineError
+
+ENGINE_CORE, CLIENT_CORE = 0, 1
+INITIAL = AdapterRef(ADAPTER, 0)
+MICRO_BATCH = 8
+MAX_RUNNING = 8
+START_S = 300.0
+ANY_NICE = 20
+"""RLIMIT_NICE with which a process may go back to nice 0."""
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+_SITE = """
+[site]
+name = "bench"
+state_dir = "state"
+[model]
+path = "{model}"
+[[adapter]]
+name = "bench"
+[engine]
+port = {port}
+dtype = "float32"
+max_lora_rank = {rank}
+[engine.extra_args]
+max_total_tokens = 20000
+max_running_requests = {running}
+[engine.env]
+OMP_NUM_THREADS = "1"
+SGLANG_PLUGINS = "umbel_bench,umbel_cpu"
+[training]
+data = "none"
+"""
+
+
+class BenchEngine(Engine):
+    """An engine that can be stopped (SIGSTOP) while another one is measured."""
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def pause(self) -> None:
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+
+class BenchTrainerClient(CoTrainerClient):
+    async def use(self, system: UseSystem) -> None:
+        """Switch the engine to another system."""
+        status = await self._ask(system)
+        if status.job is None and status.error:  # else the error is that of the last job
+            raise EngineError(f"the engine cannot be {system.policy}: {status.error}")
+
+
+@dataclass
+class Testbed:
+    """Everything that runs, started once: systems are switched, processes are not."""
+
+    world: domain.World
+    folder: Path
+    engine: BenchEngine
+    trainer: BenchTrainerClient
+    """The one inside the engine."""
+    separate: CoTrainerClient
+    separate_process: psutil.Process
+    client: Client
+    symbols: int
+    stock: "StockServer | None"
+    nice: int = 0
+
+    def set_nice(self, nice: int) -> None:
+        """Of the separate trainer. Where the kernel groups processes by session, the group's weight is what counts."""
+        if nice == self.nice:
+            return
+        self.nice = nice
+        for thread in Path(f"/proc/{self.separate_process.pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
+        if AUTOGROUP.is_file() and AUTOGROUP.read_text().strip() == "1":
+            Path(f"/proc/{self.separate_process.pid}/autogroup").write_text(str(nice))
+
+
+def site_config(folder: Path, world: domain.World) -> SiteConfig:
+    """The site file of the benchmark's engine, written and read back."""
+    (folder / "state").mkdir(parents=True, exist_ok=True)
+    file = folder / "site.toml"
+    file.write_text(_SITE.format(model=world.model, port=_free_port(), rank=domain.RANK, running=MAX_RUNNING))
+    return SiteConfig.load(file)
+
+
+def write_settings(run_dir: Path) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    CoTrainerSettings(
+        max_rank=domain.RANK, target_modules=LINEARS, micro_batch=MICRO_BATCH, seq_len=domain.SEQ_LEN
+    ).write(run_dir)
+
+
+def require_machine(with_priorities: bool) -> None:
+    """Raise ConfigError where the benchmark's two cores are not to be had."""
+    if not {ENGINE_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
+        raise ConfigError(f"cores {ENGINE_CORE} and {CLIENT_CORE} are needed; this process may not use both")
+    if with_priorities and os.geteuid() != 0 and resource.getrlimit(resource.RLIMIT_NICE)[0] < ANY_NICE:
+        raise ConfigError("a priority that was lowered is raised again between blocks: run as root, or ulimit -e 20")
+
+
+async def start(folder: Path, world: domain.World, symbols: int, with_stock: bool) -> Testbed:
+    """Start engine, separate trainer and, if asked for, a stock server; stop what was started if one fails."""
+    config = site_config(folder, world)
+    write_settings(config.site.state_dir)
+    write_settings(folder / "separate")
+    engine = BenchEngine(config)
+    stock = StockServer(config, world) if with_stock else None
+    process: asyncio.subprocess.Process | None = None
+    try:
+        process = await _start_separate(folder / "separate", world.model)
+        table = AliasTable(base="base", adapters={ADAPTER: {"live": str(INITIAL)}})
+        await asyncio.gather(engine.start(table, {INITIAL: world.initial}), *([stock.start()] if stock else []))
+        pin(engine.pid)
+        if stock:
+            pin(stock.pid)
+            stock.pause()
+        _pin_threads(os.getpid(), CLIENT_CORE)
+        separate = CoTrainerClient(socket_path(folder / "separate"))
+        await separate.status(START_S)
+        trainer = BenchTrainerClient(socket_path(config.site.state_dir))
+        status = await trainer.status()
+        if status.error:
+            raise EngineError(f"the engine of the benchmark cannot train: {status.error}; see {engine.log}")
+        client = Client(engine.client.url, ADAPTER, symbols)
+        return Testbed(world, folder, engine, trainer, separate, psutil.Process(process.pid), client, symbols, stock)
+    except BaseException:
+        engine.kill()
+        if stock:
+            stock.kill()
+        if process:
+            process.kill()
+        raise
+
+
+async def stop(testbed: Testbed) -> None:
+    await testbed.client.close()
+    testbed.separate_process.kill()
+    if testbed.stock is not None:
+        testbed.stock.kill()
+    await testbed.engine.stop(drain_s=0)
+
+
+async def _start_separate(run_dir: Path, model: Path) -> asyncio.subprocess.Process:
+    """In a session of its own, as the engine is: the kernel then weighs one against the other."""
+    arguments = ["-m", "serving.bench.separate", str(run_dir), str(model), str(ENGINE_CORE)]
+    with (run_dir / "trainer.log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        )  # fmt: skip
+
+
+class StockServer:
+    """SGLang without umbel: the CPU platform's plugin only. It is stopped (SIGSTOP) whenever it is not measured."""
+
+    def __init__(self, config: SiteConfig, world: domain.World) -> None:
+        port = _free_port()
+        self.url, self._log = f"http://127.0.0.1:{port}", config.site.state_dir.parent / "stock.log"
+        arguments = command_line(config, {INITIAL: world.initial})
+        at = arguments.index("--config")  # the file with the key, which only umbel's router adds to requests
+        arguments = arguments[:at] + arguments[at + 2 :]
+        arguments[arguments.index("--port") + 1] = str(port)
+        self._arguments = arguments
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SGLANG_PLUGINS": "umbel_cpu"}
+        environment.pop("UMBEL_RUN_DIR", None)
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, *self._arguments, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True,
+            )  # fmt: skip
+        async with httpx.AsyncClient(base_url=self.url, trust_env=False) as http, asyncio.timeout(START_S):
+            while not await _answers(http):
+                if self._process.returncode is not None:
+                    raise EngineError(f"stock SGLang ended while starting; see {self._log}")
+                await asyncio.sleep(0.5)
+
+    def pause(self) -> None:
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+async def _answers(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/health", timeout=5.0)).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def pin(root: int) -> None:
+    """The scheduler of a server on the engine's core, all its other processes on the client's."""
+    process = psutil.Process(root)
+    for each in (process, *process.children(recursive=True)):
+        is_scheduler = " ".join(each.cmdline()).startswith("sglang::scheduler")
+        _pin_threads(each.pid, ENGINE_CORE if is_scheduler else CLIENT_CORE)
+
+
+def _pin_threads(pid: int, core: int) -> None:
+    for thread in Path(f"/proc/{pid}/task").iterdir():  # a process's affinity is that of its first thread only
+        os.sched_setaffinity(int(thread.name), {core})
+
+
+@contextmanager
+def core_use() -> Iterator[list[float]]:
+    """Fills a list with the busy share of each core in the meantime."""
+    before, use = psutil.cpu_times(percpu=True), list[float]()
+    yield use
+    use += [_busy(old, new) for old, new in zip(before, psutil.cpu_times(percpu=True), strict=True)]
+
+
+def _busy(before: Any, after: Any) -> float:
+    total = sum(after) - sum(before)
+    idle = after.idle + after.iowait - before.idle - before.iowait
+    return 1 - idle / total if total else 0.0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def describe() -> dict[str, str]:
+    """The machine and the releases that figures belong to."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    versions = {name: metadata.version(name) for name in ("umbel", "sglang", "torch", "transformers")}
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    return {"cpu": cpu, "cores": str(os.cpu_count()), "memory": memory, "python": platform.python_version(), **versions}

@@ -1,0 +1,169 @@
+"""Where quanta run: at once on a CPU, on a stream of their own beside the engine's on a CUDA device.
+
+On CUDA a quantum is launched, not awaited. At most two are outstanding; whether one has ended is asked of its event,
+never waited for, so neither the engine's stream nor the scheduler's thread ever stands still for training. SGLang's
+streams have the lowest priority there is, so a training stream cannot be below them; what bounds its share of the
+device is a green context, which owns a fixed number of multiprocessors (SMs).
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+OUTSTANDING = 2
+"""One that runs, and one behind it, so that the device does not wait for the scheduler's next iteration."""
+
+
+class Lane(Protocol):
+    """Where quanta run, one after the other."""
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do one quantum's work, or launch it; only when `ready`."""
+
+    def ready(self) -> bool:
+        """Whether another quantum may be launched."""
+
+    def elapsed(self) -> list[float]:
+        """Seconds of the quanta that have ended since the last call, in the order in which they ran.
+
+        One that raised is not among them.
+        """
+
+
+class CpuLane:
+    """Runs quanta at once."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._elapsed: list[float] = []
+
+    def run(self, work: Callable[[], T]) -> T:
+        began = self._clock()
+        result = work()
+        self._elapsed.append(self._clock() - began)
+        return result
+
+    def ready(self) -> bool:
+        return True
+
+    def elapsed(self) -> list[float]:
+        ended, self._elapsed = self._elapsed, []
+        return ended
+
+
+class Event(Protocol):
+    """The part of `torch.cuda.Event` that is used."""
+
+    def record(self, stream: Any = None) -> None: ...
+
+    def query(self) -> bool: ...
+
+    def elapsed_time(self, end_event: Any) -> float:
+        """Milliseconds."""
+
+
+class Device(Protocol):
+    """The part of CUDA that a lane needs."""
+
+    def stream(self, sms: int | None) -> Any:
+        """A new stream; with `sms`, in a green context of about so many multiprocessors."""
+
+    def event(self) -> Event: ...
+
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        """Launch on that stream."""
+
+
+@dataclass(frozen=True)
+class _Span:
+    began: Event
+    ended: Event
+
+
+class CudaLane:
+    """Launches quanta on a stream of its own, in order, whichever partition of the device each of them runs in.
+
+    `sms` may be assigned before any quantum: how many multiprocessors it may use, None for all. A stream is made for
+    each number that occurs and kept; memory that torch caches belongs to a stream, so few numbers should occur.
+    """
+
+    def __init__(self, device: torch.device, cuda: Device | None = None, sms: int | None = None) -> None:
+        self._cuda = cuda or Cuda(device)
+        self.sms = sms
+        self._streams: dict[int | None, Any] = {}
+        self._current: Any = None
+        self._running: deque[_Span] = deque()
+        self._free: list[_Span] = []
+        self._elapsed: list[float] = []
+
+    def run(self, work: Callable[[], T]) -> T:
+        assert self.ready(), "a lane takes no third quantum; ask `ready` first"
+        stream = self._stream()
+        span = self._free.pop() if self._free else _Span(self._cuda.event(), self._cuda.event())
+        with self._cuda.on(stream):
+            span.began.record(stream)
+            result = work()
+            span.ended.record(stream)
+        self._running.append(span)
+        return result
+
+    def ready(self) -> bool:
+        self._collect()
+        return len(self._running) < OUTSTANDING
+
+    def elapsed(self) -> list[float]:
+        self._collect()
+        ended, self._elapsed = self._elapsed, []
+        return ended
+
+    def _stream(self) -> Any:
+        """The partition's stream, made to wait, on the device, for the last quantum of the one before."""
+        if self.sms not in self._streams:
+            self._streams[self.sms] = self._cuda.stream(self.sms)
+        stream = self._streams[self.sms]
+        if stream is not self._current:
+            if self._running:
+                stream.wait_event(self._running[-1].ended)
+            self._current = stream
+        return stream
+
+    def _collect(self) -> None:
+        while self._running and self._running[0].ended.query():
+            span = self._running.popleft()
+            self._elapsed.append(span.began.elapsed_time(span.ended) / 1000)
+            self._free.append(span)
+
+
+class Cuda:
+    """The real device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._contexts: list[Any] = []
+
+    def stream(self, sms: int | None) -> Any:
+        if sms is None:
+            made: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        else:
+            from torch.cuda.green_contexts import GreenContext
+
+            index = torch.cuda.current_device() if self._device.index is None else self._device.index
+            context = GreenContext(num_sms=sms, device_id=index)
+            self._contexts.append(context)  # a green context takes its streams with it
+            made = context.Stream()
+        made.wait_stream(torch.cuda.current_stream(self._device))  # what was written before is there
+        return made
+
+    def event(self) -> Event:
+        made: Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        return made
+
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(stream)

@@ -1,0 +1,136 @@
+"""The LoRA factors of one layer, their gradients and AdamW's moments, in flat buffers made once.
+
+All A lie in one buffer and all B in another, one after the other; each factor of the model is a view. So what is done
+to all of them, a norm, an optimizer step, a reset, is one operation, and no gradient is ever allocated while serving.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from peft.tuners.lora import LoraLayer
+
+from serving.microbatch import sent
+from serving.pieces import Block
+from serving.readback import Readback
+
+Factor = Literal["A", "B"]
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Module path → (A [R, in], B [out, R])."""
+ReadFactors = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+
+
+class LayerFactors:
+    """Adapted modules of one layer. Every method leaves grad mode as it was."""
+
+    def __init__(self, layer: torch.nn.Module, prefix: str) -> None:
+        self.pairs: dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]] = {
+            f"{prefix}.{name}": (
+                layer.get_parameter(f"{name}.lora_A.default.weight"),
+                layer.get_parameter(f"{name}.lora_B.default.weight"),
+            )
+            for name, module in layer.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        # fp32 master copies, whatever the base computes in.
+        self._flat: dict[Factor, torch.nn.Parameter] = {
+            "A": _flattened([a for a, _ in self.pairs.values()]),
+            "B": _flattened([b for _, b in self.pairs.values()]),
+        }
+        self._gradients = {factor: torch.zeros_like(flat.data) for factor, flat in self._flat.items()}
+        self._parents: dict[Factor, torch.Tensor] = {}
+        self._trained: tuple[Factor, ...] = ()
+        self.optimizer = torch.optim.AdamW(list(self._flat.values()), lr=0.0, fused=True)
+        self.train_only("AB")
+
+    def adapts(self, block: Block) -> bool:
+        """Whether a module of this sub-block is adapted."""
+        part = ".self_attn." if block == "attention" else ".mlp."
+        return any(part in module for module in self.pairs)
+
+    @property
+    def elements(self) -> int:
+        return sum(flat.numel() for flat in self._flat.values())
+
+    def train_only(self, factors: Literal["AB", "A", "B"]) -> None:
+        """Have gradients computed for these factors only."""
+        self._trained = tuple(factor for factor in self._flat if factor in factors)
+        for number, factor in enumerate(self._flat):
+            trained = factor in self._trained
+            self._flat[factor].grad = self._gradients[factor] if trained else None
+            weights = [pair[number] for pair in self.pairs.values()]
+            for weight, view in zip(weights, _views(self._gradients[factor], weights), strict=True):
+                weight.requires_grad_(trained)
+                weight.grad = view if trained else None  # autograd adds to it, in place
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def load(self, source: ReadFactors | None, *, remember: bool = False) -> None:
+        """Fill the factors (None: with zeros), forget gradients and moments; `remember` them as the parent's."""
+        for module, (a_ri, b_or) in self.pairs.items():
+            a_ri.zero_()
+            b_or.zero_()
+            if source is not None:
+                new_a, new_b = source(module)
+                a_ri[: new_a.shape[0]] = sent(new_a.float(), a_ri.device)
+                b_or[:, : new_b.shape[1]] = sent(new_b.float(), b_or.device)
+        for gradient in self._gradients.values():
+            gradient.zero_()
+        for state in self.optimizer.state.values():
+            for moment in state.values():
+                moment.zero_()
+        self._parents = {factor: self._flat[factor].detach().clone() for factor in self._flat} if remember else {}
+
+    def start_copy(self) -> dict[Factor, Readback]:
+        """Begin to bring the factors to the host."""
+        return {factor: Readback(flat) for factor, flat in self._flat.items()}
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def end_copy(self, copies: dict[Factor, Readback], rank: int, into: Factors, dtype: torch.dtype) -> None:
+        """Put the first `rank` rows of A and columns of B into `into`, in memory of their own."""
+        views = [
+            _views(copies[factor].read(), [pair[number] for pair in self.pairs.values()])
+            for number, factor in enumerate(self._flat)
+        ]
+        for module, a_ri, b_or in zip(self.pairs, *views, strict=True):
+            into[module] = (a_ri[:rank].to(dtype, copy=True), b_or[:, :rank].to(dtype, copy=True).contiguous())
+
+    def norm(self, proximal: float) -> torch.Tensor:
+        """Of the trained gradients, after FedProx's pull to the parent, μ · (w − w_parent), is added to them."""
+        if proximal:
+            for factor in self._trained:
+                self._gradients[factor].add_(self._flat[factor].detach() - self._parents[factor], alpha=proximal)
+        return _norm_of([torch.linalg.vector_norm(self._gradients[factor]) for factor in self._trained])
+
+    def step(self, scale: torch.Tensor, rate: float, weight_decay: float) -> None:
+        """One AdamW step with gradients times `scale`, which are zero afterwards."""
+        for factor in self._trained:
+            self._gradients[factor].mul_(scale)
+        self.optimizer.param_groups[0].update(lr=rate, weight_decay=weight_decay)
+        self.optimizer.step()
+        for factor in self._trained:
+            self._gradients[factor].zero_()
+
+
+def clip_scale(norms: list[torch.Tensor], clip_norm: float) -> torch.Tensor:
+    """The factor that `torch.nn.utils.clip_grad_norm_` would apply."""
+    return torch.clamp(clip_norm / (_norm_of(norms) + 1e-6), max=1.0)
+
+
+def _norm_of(norms: list[torch.Tensor]) -> torch.Tensor:
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
+
+
+def _flattened(weights: list[torch.nn.Parameter]) -> torch.nn.Parameter:
+    """One buffer of which `weights` become views."""
+    flat = torch.cat([weight.detach().float().flatten() for weight in weights])
+    for weight, view in zip(weights, _views(flat, weights), strict=True):
+        weight.data = view
+    return torch.nn.Parameter(flat, requires_grad=False)
+
+
+def _views(flat: torch.Tensor, like: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    parts = torch.split(flat, [weight.numel() for weight in like])
+    return [part.view_as(weight) for part, weight in zip(parts, like, strict=True)]

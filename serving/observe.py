@@ -1,0 +1,149 @@
+"""What SGLang's scheduler has to do and has done, in the governor's terms. Reads the scheduler, changes nothing.
+
+Every look happens on the scheduler's thread before an iteration. A request's arrival is taken as the last moment at
+which it was surely not there: SGLang notes it only when it reads its socket, which may be a quantum later.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from serving.governor import Finished, Load, Stream, Waiting
+from serving.predictor import Batch
+from serving.router import CLASSES
+
+
+@dataclass
+class _Request:
+    """A request on its way through the scheduler; seconds on the clock, and of training until then."""
+
+    arrival: float
+    trained: float
+    interactive: bool
+    first_token: float = 0.0
+    trained_before_first: float = 0.0
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """The iteration that has just ended: `seconds` with the `trained` seconds of quanta before it."""
+
+    batch: Batch
+    seconds: float
+    trained: float
+
+
+class Observer:
+    """Follows every request from its arrival to its last token."""
+
+    def __init__(self) -> None:
+        self.trained = 0.0
+        """Seconds of quanta so far."""
+        self.arrivals = 0
+        self._requests: dict[str, _Request] = {}
+        self._empty_at = 0.0
+        self._trained_when_empty = 0.0
+        self._looked_at = 0.0
+        self._trained_at_look = 0.0
+        self._batch: Batch | None = None
+
+    def nothing_came(self, now: float) -> None:
+        """The scheduler's socket was empty just now."""
+        self._empty_at, self._trained_when_empty = now, self.trained
+
+    def starts(self, batch: Any) -> None:
+        """The scheduler is about to run a batch."""
+        self._batch = batch_of(batch)
+
+    def look(self, scheduler: Any, now: float) -> tuple[Load, Iteration | None, list[Finished]]:
+        """The load before the next iteration, the iteration that has just ended, and what it finished."""
+        iteration = None
+        if self._batch is not None:
+            trained = self.trained - self._trained_at_look
+            iteration = Iteration(self._batch, now - self._looked_at, trained)
+        self._batch, self._looked_at, self._trained_at_look = None, now, self.trained
+        known, self._requests = self._requests, {}
+        waiting = [
+            self._wait(req, known)
+            for req in _unfinished(scheduler.waiting_queue)
+            if not req.output_ids  # one that was retracted has its first token
+        ]
+        streams, finished = [], []
+        for req in _in_batches(scheduler):
+            if req.finished() and req.rid not in known:
+                continue  # SGLang drops it with its next decode; it was told of already
+            if not req.output_ids:  # a long prompt, computed in chunks
+                waiting.append(self._wait(req, known))
+                continue
+            request = self._began(req, known, now)
+            if req.finished():
+                finished += _finished(req, request, now, self.trained)
+                del self._requests[req.rid]
+            else:
+                context = len(req.origin_input_ids) + len(req.output_ids)
+                streams.append(Stream(request.first_token, len(req.output_ids) - 1, context, request.interactive))
+        self.nothing_came(now)
+        return Load(tuple(streams), tuple(waiting)), iteration, finished
+
+    def _wait(self, req: Any, known: dict[str, _Request]) -> Waiting:
+        request = self._follow(req, known)
+        return Waiting(request.arrival, len(req.origin_input_ids), request.interactive)
+
+    def _began(self, req: Any, known: dict[str, _Request], now: float) -> _Request:
+        request = self._follow(req, known)
+        if not request.first_token:
+            request.first_token = now
+            request.trained_before_first = self.trained - request.trained
+            request.trained = self.trained
+        return request
+
+    def _follow(self, req: Any, known: dict[str, _Request]) -> _Request:
+        request = known.get(req.rid)
+        if request is None:
+            self.arrivals += 1
+            interactive = req.priority is None or req.priority > CLASSES["batch"]
+            request = _Request(self._empty_at, self._trained_when_empty, interactive)
+        self._requests[req.rid] = request
+        return request
+
+
+def batch_of(batch: Any) -> Batch:
+    """The features of SGLang's ScheduleBatch before it runs."""
+    if batch.forward_mode.is_extend():
+        new, cached = batch.extend_lens or [], batch.prefix_lens or []
+        attended = sum(count * (count // 2 + before) for count, before in zip(new, cached, strict=True))
+        return Batch("prefill", len(batch.reqs), sum(new), attended, sum(cached))
+    context = sum(len(req.origin_input_ids) + len(req.output_ids) for req in batch.reqs)
+    return Batch("decode", len(batch.reqs), cached_tokens=context)
+
+
+def _in_batches(scheduler: Any) -> Iterable[Any]:
+    """Every request that has been computed on: decoding, just prefilled, or in chunks."""
+    seen: dict[str, Any] = {}
+    for batch in (scheduler.running_batch, scheduler.last_batch):
+        for req in () if batch is None else batch.reqs:
+            seen[req.rid] = req
+    if getattr(scheduler, "chunked_req", None) is not None:
+        seen[scheduler.chunked_req.rid] = scheduler.chunked_req
+    return seen.values()
+
+
+def _unfinished(reqs: Iterable[Any]) -> Iterable[Any]:
+    return (req for req in reqs if not req.finished())
+
+
+def _finished(req: Any, request: _Request, now: float, trained: float) -> list[Finished]:
+    """How a request was answered; nothing for one that its user gave up."""
+    if type(req.finished_reason).__name__ == "FINISH_ABORT":
+        return []
+    tokens = len(req.output_ids) - 1
+    return [
+        Finished(
+            ttft=request.first_token - request.arrival,
+            tpot=(now - request.first_token) / tokens if tokens else None,
+            tokens=tokens,
+            trained_before_first=request.trained_before_first,
+            trained_after_first=trained - request.trained,
+            interactive=request.interactive,
+        )
+    ]

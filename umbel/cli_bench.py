@@ -1,0 +1,68 @@
+"""`umbel bench …`: measure a site's co-execution of serving and training against baselines, on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from umbel.console import explained, import_part
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure serving and training together, on this machine.")
+
+Out = Annotated[Path, typer.Option(help="Folder of the run: a JSON line per block, adapters, tables, plots.")]
+Trace = Annotated[
+    Path | None, typer.Option(help="CSV of the Azure LLM inference traces. Default: lengths fitted to one.")
+]
+Docs = Annotated[Path | None, typer.Option(help="A Markdown page whose generated part is written anew.")]
+CACHE = Path("~/.cache/umbel")
+
+
+@bench_app.command()
+def coexec(
+    out: Out = Path("bench-out"),
+    trace: Trace = None,
+    docs: Docs = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Three systems, one round: about two minutes.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in this folder stopped.")] = False,
+    cache: Annotated[Path, typer.Option(help="Where the benchmark's tiny base is kept.")] = CACHE,
+) -> None:
+    """Umbel and seven baselines on one engine under the same load: the protocol of docs/benchmarks.md, 40 minutes."""
+    with explained():
+        bench = import_part("serving.bench.coexec", extra="site")
+        bench.run(out, trace, smoke=smoke, resume=resume, cache=cache.expanduser(), say=_say)
+        print(import_part("serving.bench.report", extra="site").write(out, docs))
+
+
+@bench_app.command()
+def report(out: Out = Path("bench-out"), docs: Docs = None) -> None:
+    """Tables and plots of a run, also of one that has not ended."""
+    with explained():
+        print(import_part("serving.bench.report", extra="site").write(out, docs))
+
+
+@bench_app.command()
+def simulate(
+    trace: Annotated[Path, typer.Option(help="CSV of the Azure LLM inference traces.")],
+    preset: Annotated[str, typer.Option(help="The machine: cpu or gpu.")] = "cpu",
+    rate: Annotated[float, typer.Option(help="Requests per second and site, on average.")] = 4.0,
+    hours: Annotated[float, typer.Option(help="Simulated time.")] = 1.0,
+    sites: Annotated[int, typer.Option(help="Each sees the trace from another hour on.")] = 1,
+    slo: Annotated[str | None, typer.Option(help="TTFT,TPOT in ms, such as 500,50. Default: strict ones.")] = None,
+    share_floor: Annotated[float, typer.Option(help="As in the site file.")] = 0.0,
+    share_cap: Annotated[float, typer.Option(help="As in the site file.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the latencies' noise.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+) -> None:
+    """What training sites have room for under their targets: hours of load in seconds, on a virtual clock."""
+    with explained():
+        command = import_part("serving.bench.simulate", extra="site").simulate_command
+        print(
+            command(
+                trace, preset=preset, rate=rate, hours=hours, sites=sites, slo=slo, share_floor=share_floor,
+                share_cap=share_cap, seed=seed, out=out,
+            )
+        )  # fmt: skip
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
