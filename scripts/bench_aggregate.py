@@ -276,7 +276,7 @@ def fold(sites: int) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="umbel-") as spool:
-        running = Exact().begin(parent, Path(spool))
+        running = Exact().begin(parent, Path(spool), sites)
         for site in range(sites):
             running.add(Update(f"site-{site}", blob(), report, "base"))
         assert len(running.finish().weights) == sites

@@ -7,6 +7,7 @@ from server.config import RunConfig
 from server.events import Events, show_log
 from server.exchange import Exchange
 from server.federation import Federation
+from server.heap import return_large_blocks
 from server.registry import AdapterRegistry
 
 app = ServerApp()
@@ -15,6 +16,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Flower's entry point."""
+    return_large_blocks()
     show_log()
     config = RunConfig.of(context.run_config)
     registry = AdapterRegistry(config.registry, create=True)

@@ -257,7 +257,8 @@ class AdapterRegistry:
     def _write(self, name: str, pin: Pin, blob: bytes, facts: dict[str, Any]) -> AdapterManifest:
         manifest = AdapterManifest(
             name=name, version=self.index.next_version(name), digest=self.blobs.put(blob),
-            base=pin.fingerprint.digest, fingerprint=pin.fingerprint, lineage=self.lineage, rank=pin.rank,
+            base=pin.fingerprint.digest, fingerprint=pin.fingerprint, lineage=self.lineage,
+            rank=peft_dir.rank_of(peft_dir.decode(blob)),  # flora's may be above the pin's
             target_modules=pin.target_modules, created=now(), **facts,
         )  # fmt: skip
         sums = version_dir.write(self.directory(manifest.ref), manifest, self.blobs)

@@ -79,7 +79,7 @@ class Training:
         self._late = {site: given for site, given in self._late.items() if self._staleness(given) <= REMEMBERED}
         parent = Adapter.of(self._registry.read(head.ref)[0], head.base)
         spool = self._empty_spool()
-        fold = self._strategy.begin(parent, spool)
+        fold = self._strategy.begin(parent, spool, len(self._exchange.roster.sites))
         result = RoundResult(Aggregate({}, {}, {}, {}))
         self._collect(number, head, parent, fold, result)
         began = self._exchange.clock()

@@ -31,7 +31,7 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        return next(int(a.shape[0]) for a, _ in peft_dir.factors(self.tensors).values())
+        return peft_dir.rank_of(self.tensors)
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:

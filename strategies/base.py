@@ -77,11 +77,11 @@ class LoraStrategy(Strategy):
         """What one site trains in one round; `site_max_rank` is the largest rank its engine serves."""
         return plan.model_copy(update={"rank": min(plan.rank, site_max_rank)})
 
-    def begin(self, parent: Adapter, spool: Path) -> Fold:
-        """A round's fold. `spool` is an empty directory for updates that have to wait on disk."""
+    def begin(self, parent: Adapter, spool: Path, sites: int) -> Fold:
+        """A round's fold of the updates of so many `sites`; `spool`: an empty directory for those that have to wait."""
         if self._earlier and self._earlier[0].digest == parent.digest:
             self._earlier.pop(0)  # the round before made no version
-        known = list(self._earlier) if self.options.buffered else []
+        known = list(self._earlier)
 
         def allow(update: Update, staleness: int) -> Admitted:
             admitted = admit(
@@ -91,14 +91,15 @@ class LoraStrategy(Strategy):
             self.require(admitted.factors, admitted.received)
             return admitted
 
-        fold = RoundFold(parent, spool, self.mean(parent), allow, self.options)
-        self._earlier = [parent, *self._earlier][:REMEMBERED]
+        fold = RoundFold(parent, spool, sites, self.mean(parent), allow, self.options)
+        if self.options.buffered:
+            self._earlier = [parent, *self._earlier][:REMEMBERED]
         return fold
 
     def aggregate(self, parent: Adapter, updates: list[Update]) -> Aggregate:
         """All at once what `begin`, `add` and `finish` do one by one, in the order of the sites' names."""
         with tempfile.TemporaryDirectory(prefix="umbel-") as spool:
-            fold = self.begin(parent, Path(spool))
+            fold = self.begin(parent, Path(spool), len(updates))
             for update in sorted(updates, key=lambda update: update.site):
                 fold.add(update)
             return fold.finish()

@@ -1,7 +1,8 @@
 """A round's updates, folded one by one: admit → measure → weigh → add up, in memory that does not grow with the sites.
 
-An update that is known to be in line is added to the running mean at once, and can be forgotten. One that is not, and
-every one under a robust rule, waits on disk until all are there: factors on disk, the sites' Gram matrix in memory.
+An update is added to the running mean, and can be forgotten, as soon as nothing that the others may send can make it
+too long: once about half of the sites have answered. Before, and under a robust rule until all are there, it waits on
+disk; only the sites' Gram matrix is in memory.
 """
 
 import math
@@ -49,10 +50,12 @@ class RoundFold:
     """`strategies.base.Fold` for every strategy; `admit` raises UmbelError with the reason for a refusal."""
 
     def __init__(
-        self, parent: Adapter, spool: Path, mean: Mean, admit: Callable[[Update, int], Admitted], options: Options
-    ) -> None:
+        self, parent: Adapter, spool: Path, sites: int, mean: Mean, admit: Callable[[Update, int], Admitted],
+        options: Options,
+    ) -> None:  # fmt: skip
         self._parent = parent
         self._spool = spool
+        self._sites = sites
         self._mean = mean
         self._admit = admit
         self._options = options
@@ -79,11 +82,15 @@ class RoundFold:
             length(admitted.factors, admitted.received.factors), admitted.received, None,
         )  # fmt: skip
         self._entries.append(entry)
-        if self._in_line(entry):
+        bound = self._least_bound()
+        if entry.length <= bound:
             self._mean.add(admitted.factors, admitted.received, entry.prior)
         else:
             entry.waiting = self._spool / f"{len(self._entries)}.safetensors"
             entry.waiting.write_bytes(update.blob)
+        for other in self._entries:
+            if other.waiting is not None and other.length <= bound:
+                self._take(other, other.waiting, other.prior)
 
     def finish(self) -> Aggregate:
         """Decide on those that waited, and emit the new version in the parent's dtype."""
@@ -99,8 +106,7 @@ class RoundFold:
             return Aggregate({}, {}, self._left_out | unweighed, {})
         for entry, amount, scale in zip(self._entries, amounts, scales, strict=True):
             if entry.waiting is not None and amount:
-                factors = factors_of(peft_dir.decode(entry.waiting.read_bytes()))
-                self._mean.add(factors, entry.received, amount * scale)
+                self._take(entry, entry.waiting, amount * scale)
         weights: dict[str, float] = {}
         for index, (entry, amount, scale) in enumerate(zip(self._entries, amounts, scales, strict=True)):
             weights[entry.site] = weights.get(entry.site, 0.0) + amount * scale / total
@@ -114,14 +120,18 @@ class RoundFold:
             if entry.site == site and (entry.staleness == staleness or self._options.robust != "none"):
                 raise AdapterError("it has an update in this round already; a site counts once")
 
-    def _in_line(self, entry: _Entry) -> bool:
-        """Whether nothing that may still come can change what this update is worth, but for its share."""
-        known = [other.length for other in self._entries]
-        return (
-            self._options.robust == "none"
-            and len(known) >= robust.CLIP_FROM
-            and entry.length <= robust.norm_bound(known, self._options.norm_clip)
-        )
+    def _take(self, entry: _Entry, waiting: Path, amount: float) -> None:
+        """Add an update that waited to the mean, and forget it."""
+        self._mean.add(factors_of(peft_dir.decode(waiting.read_bytes())), entry.received, amount)
+        waiting.unlink()
+        entry.waiting = None
+
+    def _least_bound(self) -> float:
+        """How long a change may be for certain: what the bound is at least when all sites have answered."""
+        if self._options.robust != "none":
+            return -math.inf
+        missing = max(0, self._sites - len(self._entries))
+        return robust.norm_bound([entry.length for entry in self._entries], self._options.norm_clip, missing)
 
     def _weigh(self, scales: list[float]) -> tuple[list[float], float, dict[int, str]]:
         """Each entry's amount, what they are divided by, and those that a robust rule rejects, with its reason."""

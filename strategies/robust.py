@@ -18,9 +18,16 @@ CLIP_FROM = 3
 """With fewer sites there is no telling which one is out of line."""
 
 
-def norm_bound(norms: Sequence[float], clip: float) -> float:
-    """The longest that a change may be, ‖Δ‖_F: `clip` times the median one. Longer ones are shortened to it."""
-    return clip * statistics.median(norms) if len(norms) >= CLIP_FROM else math.inf
+def norm_bound(norms: Sequence[float], clip: float, missing: int = 0) -> float:
+    """The longest that a change may be, ‖Δ‖_F: `clip` times the median one. Longer ones are shortened to it.
+
+    Sites that changed nothing are not asked how long a change is. With `missing` others that may still come, it is the
+    least that this can become, whatever they send.
+    """
+    moved = [norm for norm in norms if norm > 0]
+    if len(norms) + missing < CLIP_FROM or not moved:
+        return math.inf
+    return clip * statistics.median([0.0] * missing + moved)
 
 
 def geometric_median(gram: Tensor, prior: Tensor, *, iterations: int = 200) -> Tensor:

@@ -23,6 +23,7 @@ from server.config import RunConfig
 from server.events import Events
 from server.exchange import Exchange
 from server.federation import Federation
+from server.heap import return_large_blocks
 from server.registry import AdapterRegistry
 from strategies.records import pack, unpack, unpack_adapter
 from tests.toy_federation import SETTINGS
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("strategy")
     parser.add_argument("sites", type=int)
     options = parser.parse_args()
+    return_large_blocks()
     for name in ("_task_id", "_run_id", "_node_id"):
         setattr(TaskIdentity, name, 1)
     clock = Clock()

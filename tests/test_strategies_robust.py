@@ -146,7 +146,7 @@ def test_a_huge_change_is_shortened_whenever_it_comes(tmp_path: Path) -> None:
     for at in range(5):
         spool = tmp_path / str(at)
         spool.mkdir()
-        fold = Exact().begin(parent, spool)
+        fold = Exact().begin(parent, spool, 5)
         for one in [*honest[:at], huge, *honest[at:]]:
             fold.add(one)
         result = fold.finish()
@@ -154,6 +154,33 @@ def test_a_huge_change_is_shortened_whenever_it_comes(tmp_path: Path) -> None:
         assert result.weights["site-0"] == pytest.approx(0.2)
         assert sum(result.weights.values()) < 1.0
     assert shares == pytest.approx([0.2 * 2 / 50] * 5, rel=0.2)
+
+
+@pytest.mark.parametrize("asked", [10, 12])
+def test_the_clip_does_not_depend_on_who_is_first(tmp_path: Path, asked: int) -> None:
+    """Three hostile sites that answer before all others make no median among themselves."""
+    parent = parent_adapter()
+    updates = attacked(parent)
+    shares, sums = [], []
+    for turn, order in enumerate((updates, updates[::-1], updates[5:] + updates[:5])):
+        (spool := tmp_path / str(turn)).mkdir()
+        fold = Exact().begin(parent, spool, asked)
+        for one in order:
+            fold.add(one)
+        result = fold.finish()
+        shares.append(result.weights)
+        sums.append(torch.cat([dense(result.tensors)[module].flatten() for module in SHAPES]))
+    assert shares[1] == pytest.approx(shares[0])
+    assert shares[2] == pytest.approx(shares[0])
+    assert max(shares[0][f"hostile-{i}"] for i in range(HOSTILE)) < 0.08
+    assert max(distance(one, sums[0]) for one in sums) < 1e-4
+
+
+def test_sites_that_changed_nothing_do_not_shorten_the_others() -> None:
+    parent = parent_adapter()
+    idle = [update(f"idle-{i}", parent, parent.tensors) for i in range(3)]
+    result = Exact().aggregate(parent, [*idle, update("busy", parent, away(parent, 1.0, 1, 0.2))])
+    assert result.weights["busy"] == pytest.approx(0.25)
 
 
 def test_under_a_robust_rule_tokens_have_no_say() -> None:

@@ -70,7 +70,7 @@ def test_a_late_update_is_measured_against_what_it_started_from_and_weighs_less(
     rule = Exact(buffered=True)
     first = adapter()
     second = adapter(rule.aggregate(first, [update("a", first, moved(first, 1))]).tensors)
-    fold = rule.begin(second, tmp_path)
+    fold = rule.begin(second, tmp_path, 2)
     fold.add(update("a", second, second.tensors))
     fold.add(update("late", first, moved(first, 2)), staleness=1)
     result = fold.finish()
@@ -84,7 +84,7 @@ def test_a_late_update_is_measured_against_what_it_started_from_and_weighs_less(
 def test_a_late_update_is_left_out_where_none_was_asked_for(tmp_path: Path) -> None:
     rule, first = Exact(), adapter()
     second = adapter(rule.aggregate(first, [update("a", first, moved(first, 1))]).tensors)
-    fold = rule.begin(second, tmp_path)
+    fold = rule.begin(second, tmp_path, 2)
     fold.add(update("late", first, moved(first, 2)), staleness=1)
     assert "this round's parent is" in fold.finish().left_out["late"]
 

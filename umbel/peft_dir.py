@@ -79,6 +79,13 @@ def factors(tensors: Tensors) -> dict[str, tuple[Array, Array]]:
     return {module: (found[module]["A"], found[module]["B"]) for module in sorted(found)}
 
 
+def rank_of(tensors: Tensors) -> int:
+    """An adapter's rank: that of its first module. Raises AdapterError when it has none."""
+    for a, _ in factors(tensors).values():
+        return int(a.shape[0])
+    raise AdapterError("adapter: it has no factors")
+
+
 def validate(tensors: Tensors, shapes: Shapes, *, rank: int, max_rank: int) -> None:
     """Raise AdapterError unless `tensors` is a canonical adapter of exactly these modules and this rank.
 
