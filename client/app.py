@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from pydantic import BaseModel, ValidationError
 
 from umbel import wire
-from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.adapter import AdapterRef
 from umbel.errors import UmbelError, WireError
 from umbel.messages import (
     AdapterQuery,
@@ -26,6 +26,7 @@ from umbel.messages import (
     LiveVersion,
     RoundQuery,
     RoundReport,
+    Shadow,
     ShadowReport,
     Submit,
     VersionQuery,
@@ -105,9 +106,10 @@ def collect(site: httpx.Client, content: RecordDict) -> RecordDict:
 @_answers
 def shadow(site: httpx.Client, content: RecordDict) -> RecordDict:
     """Load a version beside the live one and measure it."""
-    asked = _body(content, AdapterManifest)
-    manifest = base64.b64encode(asked.model_dump_json().encode()).decode()
-    path, headers = f"/adapters/{asked.name}/shadow", {"x-umbel-manifest": manifest}
+    asked = _body(content, Shadow)
+    manifest = base64.b64encode(asked.manifest.model_dump_json().encode()).decode()
+    path = f"/adapters/{asked.manifest.name}/shadow"
+    headers = {"x-umbel-manifest": manifest, "x-umbel-signature": asked.signature}
     return _records(_call(site, ShadowReport, "POST", path, _adapter(content), headers))
 
 

@@ -71,7 +71,8 @@ async def cancel(name: str, key: str, request: Request) -> RoundReport:
 @routes.post("/adapters/{name}/shadow")
 async def shadow(name: str, request: Request) -> ShadowReport:
     manifest = _header(request, "x-umbel-manifest", AdapterManifest)
-    return _site(request).deployer.receive(name, manifest, await _body(request))
+    signature = request.headers.get("x-umbel-signature", "")
+    return _site(request).deployer.receive(name, manifest, await _body(request), signature)
 
 
 @routes.get("/adapters/{ref}/shadow")

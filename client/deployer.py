@@ -17,7 +17,7 @@ from client.journal import Journal, Version
 from serving.aliases import AliasTable
 from serving.engine import Engine
 from serving.supervisor import Supervisor
-from umbel import peft_dir
+from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
@@ -48,6 +48,7 @@ class Deployer:
         self._jobs = jobs
         self._fingerprint = fingerprint
         self._shapes = shapes
+        self._trusted = signing.read_public(config.site.trusted_key) if config.site.trusted_key else None
         self._known: dict[AdapterRef | None, Evaluation] = {}
         self._moving = asyncio.Lock()
         self._background: dict[str, asyncio.Task[None]] = {}
@@ -61,11 +62,13 @@ class Deployer:
             if version.ref != self._journal.alias(version.ref.name, "previous"):
                 shutil.rmtree(directory(self._config, version.ref), ignore_errors=True)
 
-    def receive(self, name: str, manifest: AdapterManifest, blob: bytes) -> ShadowReport:
+    def receive(self, name: str, manifest: AdapterManifest, blob: bytes, signature: str = "") -> ShadowReport:
         """Validate and store a version, then judge it in the background. The same version again: how it stands.
 
         Raises AdapterError, BaseMismatch or Conflict before anything is stored.
         """
+        if self._trusted is not None:
+            signing.verify(self._trusted, manifest, signature)
         ref = manifest.ref
         known = self._journal.find(ref)
         if known is not None and known.manifest.digest == manifest.digest:

@@ -9,6 +9,7 @@ from server.exchange import Exchange
 from server.federation import Federation
 from server.heap import return_large_blocks
 from server.registry import AdapterRegistry
+from umbel.signing import read_private
 
 app = ServerApp()
 
@@ -19,7 +20,8 @@ def main(grid: Grid, context: Context) -> None:
     return_large_blocks()
     show_log()
     config = RunConfig.of(context.run_config)
-    registry = AdapterRegistry(config.registry, create=True)
+    key = read_private(config.signing_key) if config.signing_key else None
+    registry = AdapterRegistry(config.registry, create=True, key=key)
     with registry.exclusive(config.grace_seconds):
         events = Events(config.registry / "events.jsonl")
         run(Federation(config, registry, Exchange(grid), events, str(context.run_id)))

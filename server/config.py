@@ -59,12 +59,18 @@ class RunConfig(BaseModel):
     server_momentum: NonNegativeFloat = 0.0
     stack_rank: NonNegativeInt = 0
     device: str = "cpu"
+    signing_key: Path | None = None
 
-    @field_validator("registry")
+    @field_validator("signing_key", mode="before")
     @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        expanded = path.expanduser()
-        if not expanded.is_absolute():
+    def _unsigned(cls, path: object) -> object:
+        return path or None  # Flower's configuration has no null
+
+    @field_validator("registry", "signing_key")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        expanded = path.expanduser() if path else None
+        if expanded is not None and not expanded.is_absolute():
             raise ValueError(
                 f"{path} is relative, and a ServerApp's working directory is Flower's; "
                 "write an absolute path, or one that starts with ~"

@@ -18,6 +18,7 @@ from umbel.messages import (
     RoundOrder,
     RoundQuery,
     RoundReport,
+    Shadow,
     ShadowReport,
     ShadowState,
     Submit,
@@ -87,10 +88,10 @@ def _is_done(report: RoundReport, order: RoundOrder) -> bool:
     return report.state is JobState.DONE
 
 
-def shadow(manifest: AdapterManifest, blob: bytes) -> Dialogue[ShadowReport, ShadowReport]:
+def shadow(manifest: AdapterManifest, blob: bytes, signature: str) -> Dialogue[ShadowReport, ShadowReport]:
     """Have a version loaded beside the live one and measured; returns the report with its verdict."""
     ref = str(manifest.ref)
-    reply = yield Request("query.shadow", manifest, ShadowReport, blob)
+    reply = yield Request("query.shadow", Shadow(manifest=manifest, signature=signature), ShadowReport, blob)
     while True:
         report = reply.body
         if report.ref != ref:

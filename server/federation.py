@@ -33,8 +33,9 @@ class Federation:
         self._events = events
         self._run_id = run_id
         self._rollout = Rollout(
-            exchange, quorum=config.quorum, straggler_s=config.straggler_seconds, grace_s=config.grace_seconds
-        )
+            exchange, quorum=config.quorum, straggler_s=config.straggler_seconds, grace_s=config.grace_seconds,
+            sign=registry.sign,
+        )  # fmt: skip
         self._strategy = catalogue.find(config.strategy)(**config.options)
         self._training = Training(config, registry, exchange, self._strategy, self._tell)
         self._round = 0

@@ -25,9 +25,10 @@ from server.pin import Pin
 from server.registry_identity import ALIASES, IDENTITY, PIN, Identity
 from server.registry_index import INDEX, VersionIndex
 from server.rounds import RoundState, now, transaction
-from umbel import peft_dir
+from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef, check_name
 from umbel.errors import AdapterError, Conflict, NotFound, RegistryError
+from umbel.signing import PrivateKey
 
 __all__ = ["HEAD", "LIVE", "PREVIOUS", "SHADOW", "AdapterRegistry"]
 
@@ -38,10 +39,12 @@ class AdapterRegistry:
     """Every version there ever was, and which of them is `head` and which is `live`.
 
     `create` makes a registry where there is none, with its weights at `blobs`; without it a missing one raises
-    RegistryError. An index that is missing is made from the files; `lost` says what could not be restored.
+    RegistryError. An index that is missing is made from the files; `lost` says what could not be restored. What is
+    published is signed with `key`.
     """
 
-    def __init__(self, root: Path, *, create: bool = False, blobs: str = "") -> None:
+    def __init__(self, root: Path, *, create: bool = False, blobs: str = "", key: PrivateKey | None = None) -> None:
+        self._key = key
         root = self.root = root.absolute()
         if not ((root / IDENTITY).is_file() or (root / INDEX).is_file() or version_dir.every(root)):
             if not create:
@@ -240,6 +243,10 @@ class AdapterRegistry:
         self.point(name, {HEAD: previous, LIVE: previous}, who=who, why=why)
         return previous
 
+    def sign(self, manifest: AdapterManifest) -> str:
+        """A signature with the registry's key; empty where it has none."""
+        return signing.sign(self._key, manifest) if self._key else ""
+
     def reindex(self) -> list[str]:
         """Make the index anew from the files; what could not be restored, in words."""
         with transaction(self._database):
@@ -261,7 +268,7 @@ class AdapterRegistry:
             rank=peft_dir.rank_of(peft_dir.decode(blob)),  # flora's may be above the pin's
             target_modules=pin.target_modules, created=now(), **facts,
         )  # fmt: skip
-        sums = version_dir.write(self.directory(manifest.ref), manifest, self.blobs)
+        sums = version_dir.write(self.directory(manifest.ref), manifest, self.blobs, self.sign(manifest))
         self.index.add(manifest, sums)
         return manifest
 

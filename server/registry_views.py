@@ -6,7 +6,10 @@ from typing import Any
 from server import adapter_diff, lineage, retention
 from server.registry import AdapterRegistry
 from server.retention import Garbage
+from server.version_dir import inspect_signature
+from umbel.adapter import AdapterRef
 from umbel.errors import NotFound, RegistryError
+from umbel.signing import PublicKey
 
 
 def ls(registry: AdapterRegistry) -> list[dict[str, Any]]:
@@ -52,12 +55,15 @@ def nodes(registry: AdapterRegistry, ref: str) -> list[lineage.Node]:
     return lineage.ancestry(lineage.graph(registry, name), {registry.resolve(ref)})
 
 
-def verify(registry: AdapterRegistry, ref: str | None = None) -> dict[str, Any]:
-    """How many versions were read whole, and what is wrong, file by file: in one version, or in everything."""
+def verify(registry: AdapterRegistry, ref: str | None = None, key: PublicKey | None = None) -> dict[str, Any]:
+    """How many versions were read whole, and what is wrong, file by file: in one version, or in everything.
+
+    With `key`, a version that was not signed with it is wrong, too.
+    """
     if ref is not None:
-        return {"versions": 1, "damages": registry.verify(registry.resolve(ref))}
+        return {"versions": 1, "damages": _damages(registry, registry.resolve(ref), key)}
     every = [manifest.ref for name in registry.names() for manifest in registry.versions(name)]
-    damages = [damage for one in every for damage in registry.verify(one)]
+    damages = [damage for one in every for damage in _damages(registry, one, key)]
     return {"versions": len(every), "damages": list(registry.index.damaged().values()) + damages + _files(registry)}
 
 
@@ -75,6 +81,12 @@ def gc(registry: AdapterRegistry, *, apply: bool, drop_ancestors: bool, who: str
         "freed": garbage.freed,
         "removed": apply,
     }
+
+
+def _damages(registry: AdapterRegistry, ref: AdapterRef, key: PublicKey | None) -> list[str]:
+    if key is None:
+        return registry.verify(ref)
+    return registry.verify(ref) + inspect_signature(registry.directory(ref), registry.manifest(ref), key)
 
 
 def _files(registry: AdapterRegistry) -> list[str]:

@@ -1,13 +1,13 @@
 """A version's way to the users: shadow it at every site, let a quorum judge it, promote or discard it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from server import dialogues
 from server.exchange import Exchange, Outcome
 from strategies.base import Adapter
 from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.messages import ShadowReport, ShadowState
+from umbel.messages import Hello, ShadowReport, ShadowState
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,21 @@ class Judgement:
 class Rollout:
     """Rolls versions out over an Exchange. `quorum` sites have to accept; each step may take `grace_s` seconds.
 
-    A verdict that a quorum has reached waits for those of the other sites only until `straggler_s` have passed.
+    A verdict that a quorum has reached waits for those of the other sites only until `straggler_s` have passed. What
+    travels is signed by `sign`: it is not, to the letter, the manifest that was published.
     """
 
-    def __init__(self, exchange: Exchange, *, quorum: int, straggler_s: float, grace_s: float) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        quorum: int,
+        straggler_s: float,
+        grace_s: float,
+        sign: Callable[[AdapterManifest], str],
+    ) -> None:
         self._exchange = exchange
+        self._sign = sign
         self._quorum = quorum
         self._straggler_s = straggler_s
         self._grace_s = grace_s
@@ -46,8 +56,12 @@ class Rollout:
         def enough(reports: Mapping[str, ShadowReport]) -> bool:
             return self._exchange.clock() >= in_time and sum(map(accepts, reports.values())) >= self._quorum
 
+        def begin(hello: Hello) -> dialogues.Dialogue[ShadowReport, ShadowReport]:
+            received, weights = at_rank(manifest, version, hello.max_lora_rank)
+            return dialogues.shadow(received, weights, self._sign(received))
+
         outcome = self._exchange.converse(
-            lambda hello: dialogues.shadow(*at_rank(manifest, version, hello.max_lora_rank)),
+            begin,
             self._deadline(),
             group=f"shadow {manifest.ref}",
             enough=enough,

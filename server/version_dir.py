@@ -4,6 +4,7 @@
 <root>/<name>/v000012/adapter_model.safetensors  a link to the weights, where they lie on this machine
 <root>/<name>/v000012/manifest.json              everything that is known about the version
 <root>/<name>/v000012/SHA256SUMS                 of the three; `sha256sum -c` needs nothing of ours
+<root>/<name>/v000012/manifest.sig               the signature of the manifest; only where the centre signs
 <root>/<name>/v000012/pruned.json                who removed the weights, when and why; only where that was done
 """
 
@@ -13,12 +14,12 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from server.blobs import BlobStore
-from umbel import peft_dir
+from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.errors import RegistryError
+from umbel.errors import AdapterError, RegistryError
 from umbel.peft_dir import CONFIG, MANIFEST, WEIGHTS
 
-SUMS, PRUNED = "SHA256SUMS", "pruned.json"
+SUMS, PRUNED, SIGNATURE = "SHA256SUMS", "pruned.json", "manifest.sig"
 
 
 class Pruned(BaseModel):
@@ -40,7 +41,7 @@ def every(root: Path, name: str = "*") -> list[Path]:
     return sorted(path for path in root.glob(f"{name}/v[0-9]*") if path.name[1:].isdigit())
 
 
-def write(directory: Path, manifest: AdapterManifest, blobs: BlobStore) -> str:
+def write(directory: Path, manifest: AdapterManifest, blobs: BlobStore, signature: str = "") -> str:
     """Write a version whose weights are in `blobs`, whole or not at all; return the content of its SHA256SUMS."""
     config = peft_dir.encode_config(manifest, base=f"sha256:{manifest.base}")
     files: dict[str, bytes | Path] = {CONFIG: config, MANIFEST: peft_dir.encode_manifest(manifest)}
@@ -51,6 +52,8 @@ def write(directory: Path, manifest: AdapterManifest, blobs: BlobStore) -> str:
         # A relative link inside the registry's directory, so that the directory can be moved as a whole.
         inside = weights.is_relative_to(directory.parents[1])
         files[WEIGHTS] = Path(os.path.relpath(weights, directory)) if inside else weights
+    if signature:
+        files[SIGNATURE] = f"{signature}\n".encode()
     peft_dir.place(directory, {**files, SUMS: sums.encode()})
     return sums
 
@@ -117,6 +120,17 @@ def inspect_weights(directory: Path, manifest: AdapterManifest, blobs: BlobStore
     own, weights = directory / WEIGHTS, blobs.path(manifest.digest)
     if weights is not None and own.resolve() != weights.resolve() and (own.is_symlink() or not own.is_file()):
         return [f"{own}: does not lead to {weights}; make it a symbolic link to it"]
+    return []
+
+
+def inspect_signature(directory: Path, manifest: AdapterManifest, key: signing.PublicKey) -> list[str]:
+    """Why a version is not one that was signed with `key`; empty where it is."""
+    file = directory / SIGNATURE
+    signature = file.read_text(errors="replace") if file.is_file() else ""
+    try:
+        signing.verify(key, manifest, signature.strip())
+    except AdapterError as error:
+        return [f"{file}: {error}"]
     return []
 
 

@@ -30,13 +30,13 @@ from tests.toy_federation import SETTINGS
 from tests.toy_grid import Clock, ToyGrid
 from tests.toy_site import BASE
 from umbel import peft_dir
-from umbel.adapter import AdapterManifest
 from umbel.messages import (
     Hello,
     JobState,
     RoundOrder,
     RoundQuery,
     RoundReport,
+    Shadow,
     ShadowReport,
     ShadowState,
     Submit,
@@ -85,7 +85,7 @@ class Crowd(ToyGrid):
         if kind == "train.submit":
             return pack(self._report(JobState.RUNNING))
         if kind == "query.shadow":
-            return pack(self._judged(str(unpack(content, AdapterManifest).ref), ShadowState.JUDGED))
+            return pack(self._judged(str(unpack(content, Shadow).manifest.ref), ShadowState.JUDGED))
         if kind == "query.promote":
             return pack(self._judged(unpack(content, VersionQuery).ref, ShadowState.LIVE))
         fetch = unpack(content, RoundQuery).fetch

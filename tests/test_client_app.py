@@ -23,6 +23,7 @@ from umbel.messages import (
     RoundOrder,
     RoundQuery,
     RoundReport,
+    Shadow,
     ShadowReport,
     ShadowState,
     Submit,
@@ -90,7 +91,9 @@ def test_a_version_is_shadowed_promoted_discarded_and_rolled_back(site: ToySite)
         target_modules=("q_proj", "v_proj"),
     )  # fmt: skip
     version = VersionQuery(ref="support@v3")
-    assert unpack(ask("query.shadow", manifest, site.socket, blob), ShadowReport).state is ShadowState.PROBING
+    pushed = Shadow(manifest=manifest, signature="ab" * 64)
+    assert unpack(ask("query.shadow", pushed, site.socket, blob), ShadowReport).state is ShadowState.PROBING
+    assert site.signatures == {"support@v3": "ab" * 64}
     ask("query.collect", version, site.socket)
     assert unpack(ask("query.collect", version, site.socket), ShadowReport).verdict.accepted
     assert unpack(ask("query.promote", version, site.socket), ShadowReport).state is ShadowState.LIVE

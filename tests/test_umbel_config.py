@@ -229,6 +229,19 @@ def test_check_files_names_what_is_missing_and_what_to_do(tmp_path: Path) -> Non
     config.check_files()
 
 
+def test_check_files_reads_the_key_that_is_trusted(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    text = GOOD.format(engine="", training="", more="").replace('"state"', '"state"\ntrusted_key = "centre.pub"')
+    config = load(tmp_path, text)
+    assert config.site.trusted_key == tmp_path / "centre.pub"
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/centre.pub: the key cannot be read"):
+        config.check_files()
+    (tmp_path / "centre.pub").write_text("no key")
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/centre.pub: not an Ed25519 public key"):
+        config.check_files()
+
+
 def test_the_page_of_settings_is_up_to_date() -> None:
     sys.path.append(str(REPOSITORY / "scripts"))
     import configuration_md

@@ -20,6 +20,7 @@ from tests.toy_grid import Clock, ToyGrid
 from tests.toy_site import ToySite
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
+from umbel.signing import read_private
 
 SETTINGS: dict[str, object] = {
     "adapter": "support", "strategy": "exact", "rounds": 2, "quorum": 2, "round-seconds": 60.0,
@@ -40,7 +41,8 @@ class World:
 
     def start(self, run_id: str = "one", **settings: object) -> AdapterRegistry:
         config = RunConfig.of({**SETTINGS, "registry": str(self.root), **settings})
-        registry = AdapterRegistry(self.root, create=True)
+        key = read_private(config.signing_key) if config.signing_key else None
+        registry = AdapterRegistry(self.root, create=True, key=key)
         exchange = Exchange(self.grid, clock=self.clock, sleep=self.clock.sleep)
         run(Federation(config, registry, exchange, Events(self.root / "events.jsonl", clock=self.clock), run_id))
         return registry

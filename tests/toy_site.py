@@ -52,6 +52,8 @@ class ToySite:
         self.orders: dict[str, RoundOrder] = {}
         self.shadows: dict[str, ShadowReport] = {}
         self.manifests: dict[str, AdapterManifest] = {}
+        self.signatures: dict[str, str] = {}
+        """Version → the signature that came with it; empty for none."""
         self.shadow_polls: int | None = None
         """As `polls`, for probes; None for the same."""
         self._parents: dict[str, bytes] = {}
@@ -162,6 +164,7 @@ class ToySite:
                 return self.update(key)
             case ["POST", "adapters", _, "shadow"]:
                 manifest = AdapterManifest.model_validate_json(base64.b64decode(headers["x-umbel-manifest"]))
+                self.signatures[str(manifest.ref)] = headers.get("x-umbel-signature", "")
                 return self.shadow(manifest, body)
             case ["GET", "adapters", ref, "shadow"]:
                 return self.shadow_report(ref)

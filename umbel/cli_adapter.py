@@ -13,6 +13,7 @@ import typer
 
 from umbel.console import AsJson, Registry, explained, import_part
 from umbel.errors import ConfigError
+from umbel.signing import read_public
 
 adapter_app = typer.Typer(
     no_args_is_help=True, help="Look into the centre's adapter registry, and move what it points to."
@@ -84,10 +85,14 @@ def rollback(registry: Registry, adapter: Name, why: Why = "") -> None:
 
 
 @adapter_app.command("verify")
-def verify(registry: Registry, ref: Annotated[str, typer.Argument(help="One version; all without it.")] = "") -> None:
+def verify(
+    registry: Registry,
+    ref: Annotated[str, typer.Argument(help="One version; all without it.")] = "",
+    key: Annotated[Path | None, typer.Option(help="The centre's public key: is all signed with it?")] = None,
+) -> None:
     """Read every byte and compare it with what was published; exit status 1, naming the files, when one differs."""
     with _opened(registry) as (opened, views):
-        found = views.verify(opened, ref or None)
+        found = views.verify(opened, ref or None, read_public(key) if key else None)
         for damage in found["damages"]:
             print(damage)
         print(f"{found['versions']} versions read, {len(found['damages'])} damaged files")

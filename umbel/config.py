@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from umbel import signing
 from umbel.adapter import AdapterName
 from umbel.base import LINEARS, read_config
 from umbel.errors import ConfigError
@@ -49,6 +50,8 @@ class SiteSection(_Section):
     """Journal, adapters, logs and sockets; made with mode 0700."""
     socket: Path | None = None
     """The control API's Unix socket. Default: `site.sock` in state_dir."""
+    trusted_key: Path | None = None
+    """The centre's public key (Ed25519, PEM). With it, no version is taken that is not signed with the private one."""
 
 
 class ModelSection(_Section):
@@ -222,12 +225,14 @@ class SiteConfig(BaseSettings):
     def check_files(self) -> None:
         """Raise ConfigError unless what the site file points to exists. The engine is not needed for it."""
         read_config(self.model.path)
+        if self.site.trusted_key is not None:
+            signing.read_public(self.site.trusted_key)
         for key, file in (("data", self.training.data), ("eval_data", self.training.eval_data)):
             if file is not None and not file.is_file():
                 raise ConfigError(f"[training].{key}: {file} does not exist; point it to a JSONL file")
 
 
-_PATHS = {"site": ("state_dir", "socket"), "model": ("path",), "training": ("data", "eval_data")}
+_PATHS = {"site": ("state_dir", "socket", "trusted_key"), "model": ("path",), "training": ("data", "eval_data")}
 
 
 def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:

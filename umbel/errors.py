@@ -31,7 +31,7 @@ class DataError(UmbelError, ValueError):
 
 
 class AdapterError(UmbelError, ValueError):
-    """An adapter is refused: not finite, wrong shape, rank, base, parent or digest."""
+    """An adapter is refused: not finite, wrong shape, rank, base, parent, digest or signature."""
 
 
 class BaseMismatch(UmbelError, ValueError):

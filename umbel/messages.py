@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from umbel.adapter import AdapterManifest
 from umbel.base import BaseFingerprint
 
 
@@ -156,6 +157,14 @@ class Submit(_Message):
 
     adapter: str
     order: RoundOrder
+
+
+class Shadow(_Message):
+    """Flower's `query.shadow`: load and measure a version; its weights travel beside it. Answered by a ShadowReport."""
+
+    manifest: AdapterManifest
+    signature: str = Field(default="", pattern=r"^([0-9a-f]{128})?$")
+    """Of this manifest, by the centre (umbel/signing.py); empty where it does not sign."""
 
 
 class RoundQuery(_Message):

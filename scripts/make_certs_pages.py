@@ -1,0 +1,122 @@
+"""What `make_certs` writes for people: the pages in its folders, and each site's site file."""
+
+CA_PAGE = """\
+# The federation's certificate authority
+
+`ca.key` signs the SuperLink's certificate. Who has it can pose as the SuperLink to every site.
+Nothing needs it day by day: take this folder off the machine (an encrypted stick, a safe) and delete it here.
+
+It is needed again, as `OUT/ca`, before the SuperLink's certificate expires:
+
+```sh
+openssl x509 -enddate -noout -in OUT/centre/superlink.crt
+scripts/make_certs OUT --renew        # then restart the SuperLink
+```
+"""
+
+
+def centre_page(host: str, port: int) -> str:
+    return f"""\
+# The centre: SuperLink and ServerApp
+
+In this folder, as a user of its own, in Flower's environment; 1 and 2 under a supervisor that restarts them.
+`*.key` and `superexec.secret` never leave it. Why each setting is as it is: docs/security.md.
+
+```sh
+export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_HOME="$PWD/flwr"
+
+# 1. the SuperLink, for this machine only: whoever reaches all of it can run code at every site
+flower-superlink --host 127.0.0.1 --port 8000 --enable-supernode-auth \\
+  --ssl-ca-certfile ca.crt --ssl-certfile superlink.crt --ssl-keyfile superlink.key \\
+  --isolation process --superexec-auth-secret-file superexec.secret --database superlink.db \\
+  --disable-runtime-dependency-installation
+
+# 2. what starts the ServerApps
+flower-superexec --runtime-api-address 127.0.0.1:8000 --root-certificates ca.crt \\
+  --superexec-auth-secret-file superexec.secret
+
+# 3. once: where `flwr` finds the SuperLink
+flwr config list
+printf '\\n[superlink.centre]\\naddress = "127.0.0.1:8000"\\nroot-certificates = "%s/ca.crt"\\n' "$PWD" \\
+  >> flwr/config.toml
+
+# 4. once per site, while the SuperLink runs: which SuperNodes may connect
+flwr supernode register supernodes/SITE.pub centre --name SITE
+
+# 5. a run whose versions are signed
+umbel bundle /tmp/umbel-app
+flwr run /tmp/umbel-app centre --stream --run-config "registry=\\"$PWD/registry\\" signing-key=\\"$PWD/signing.key\\""
+umbel adapter verify --registry registry --key signing.pub
+```
+
+The sites reach `{_address(host, port)}`, where a proxy publishes the part of the SuperLink that is for them; nginx:
+
+```nginx
+server {{
+  listen {port} ssl;
+  ssl_certificate     CENTRE/superlink.crt;
+  ssl_certificate_key CENTRE/superlink.key;
+  client_max_body_size 16m;              # Flower sends at most 5 MB at a time
+  location /v1/fleet/ {{
+    proxy_pass https://127.0.0.1:8000;
+    proxy_http_version 1.1;
+    proxy_buffering off;
+    proxy_request_buffering off;
+    proxy_read_timeout 300s;
+    proxy_ssl_verify on;
+    proxy_ssl_name localhost;
+    proxy_ssl_trusted_certificate CENTRE/ca.crt;
+  }}
+  location / {{ return 404; }}
+}}
+```
+"""
+
+
+def site_page(site: str, host: str, port: int) -> str:
+    return f"""\
+# Site {site}: five commands
+
+Keep this folder as it is: mode 0700, `supernode.key` readable by the site's user only, and nowhere else. The clock must
+be right to within five minutes. Fill in `[model].path` and `[training].data` of `site.toml`; then, in this folder:
+
+```sh
+umbel check site.toml                     # SGLang's environment
+umbel serve site.toml                     # the same; under a supervisor
+flower-supernode --superlink {_address(host, port)} --root-certificates ca.crt \\
+  --auth-supernode-private-key supernode.key --node-config "socket=\\"$PWD/state/site.sock\\""   # Flower's environment
+umbel status site.toml                    # which version answers, since when
+umbel rollback site.toml support          # back to what answered before, now
+```
+
+The SuperNode connects once the centre has registered `supernode.pub`. It wants a supervisor, too, with
+`FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1` and an `FLWR_HOME` of its own. When it ends with
+`Exit Code: 305`: `[code: 2001]` it has no key, `[code: 2004]` its key is not registered, or is connected already.
+"""
+
+
+def site_file(site: str) -> str:
+    return f"""\
+# Made by scripts/make_certs; docs/configuration.md explains every line. Relative paths start at this folder.
+[site]
+name = "{site}"
+state_dir = "state"
+trusted_key = "centre-signing.pub"   # nothing is served that the centre did not sign
+
+[model]
+path = "base"                        # the same base model at every site
+served_name = "base"
+
+[[adapter]]
+name = "support"
+
+[engine]
+port = 30000
+
+[training]
+data = "private/train.jsonl"         # never leaves this machine
+"""
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
