@@ -143,6 +143,10 @@ class Run:
             raise ended
         await rounds.end_window()
         outcomes = await load
+        if spec.system == "training" and not rounds.steps:
+            raise TrainingError(
+                f"nothing was trained in {window:g} s without any user; see {self.out}/site/state/engine.log"
+            )
         status = await self.bed.trainer.status()
         await rounds.clear()
         shutil.rmtree(self.bed.engine.config.site.state_dir / "versions", ignore_errors=True)
