@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from serving.bench import bars, report
-from serving.bench.load import Trace
 from serving.bench.metrics import (
     Block,
     Publication,
@@ -25,6 +24,7 @@ from serving.bench.metrics import (
     values,
 )
 from serving.bench.plan import FULL, SYSTEMS, Spec, interleaved, strict, tuned, workload
+from serving.bench.trace import Trace
 from serving.governor import Slo
 from serving.trainer_socket import PreemptionStats
 from umbel.errors import ConfigError

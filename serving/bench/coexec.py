@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from serving.bench import domain, testbed
-from serving.bench.load import NO_TRACE, Arrival, Client, Outcome, Trace
+from serving.bench.load import Client, Outcome
 from serving.bench.metrics import Block, Request, Setting, attainment, read_blocks
 from serving.bench.plan import FULL, SAME_SETTING, SMOKE, SYSTEMS, Plan, Spec, strict, tuned, workload
 from serving.bench.rounds import FOREVER, TOKENS_PER_STEP, Rounds, publications
 from serving.bench.systems import UseSystem
+from serving.bench.trace import NO_TRACE, Arrival, Trace
 from serving.governor import Slo
 from serving.trainer_socket import CoTrainerClient, EvaluateJob
 from umbel import peft_dir
@@ -253,7 +254,7 @@ def run(
     """The whole protocol. Raises ConfigError where something is missing, before anything is started."""
     plan = SMOKE if smoke else FULL
     testbed.require_machine(with_priorities="partition" in plan.tuned)
-    trace = Trace.read(trace_file) if trace_file else Trace.fitted()
+    trace = Trace.read(trace_file)
     if (out / "blocks.jsonl").exists() and not resume:
         raise ConfigError(f"{out} holds a run; go on with --resume, or name another folder with --out")
     (out / "adapters").mkdir(parents=True, exist_ok=True)

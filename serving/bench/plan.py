@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.bench.load import Arrival, Trace
 from serving.bench.metrics import Block, attainment
+from serving.bench.trace import Arrival, Trace
 from serving.governor import Slo
 
 Policy = Literal["rest", "slo", "aimd", "slo_steps", "slo_pause", "idle_steps", "stop_the_world", "unpaced"]
