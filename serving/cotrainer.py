@@ -223,10 +223,9 @@ class CoTrainer:
         return any(socket is not self.socket for socket, _ in events)
 
     def _serve_socket(self) -> None:
-        try:
-            sender, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
+        if not self.socket.get(zmq.EVENTS) & zmq.POLLIN:
             return
+        sender, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
         error = ""
         try:
             self._obey(b"".join(frames))
