@@ -223,7 +223,7 @@ class CoTrainer:
         return any(socket is not self.socket for socket, _ in events)
 
     def _serve_socket(self) -> None:
-        if not self.socket.get(zmq.EVENTS) & zmq.POLLIN:
+        if not int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN:
             return
         sender, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
         error = ""
