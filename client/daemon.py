@@ -49,8 +49,8 @@ class Site:
         self.prepared = prepared
         self.shapes = linear_shapes(config.model.path, config.engine.target_modules)
         self.journal = Journal(state_dir / "journal.sqlite3")
-        self.supervisor = Supervisor(config, lambda: (self.deployer.table(), self.deployer.serving()))
         self.cotrainer = CoTrainerClient(socket_path(state_dir))
+        self.supervisor = Supervisor(config, self.cotrainer, lambda: (self.deployer.table(), self.deployer.serving()))
         self.jobs = Jobs(
             self.journal,
             self.supervisor,
