@@ -17,6 +17,7 @@ from client.journal import Journal
 from serving import supervisor as supervisor_module
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
+from serving.trainer_socket import CoTrainerStatus
 from tests.toy_engine import ToyEngine, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
@@ -53,6 +54,15 @@ class ToyJobs:
         if folder is not None and not (folder / peft_dir.WEIGHTS).is_file():
             raise TrainingError(f"{folder} is not there")
         return Evaluation(loss_sum=10 * self.losses.get(name, 1.0), loss_tokens=10, exact=1, examples=2)
+
+
+class ToyCoTrainerClient:
+    """A co-trainer that an earlier start has measured: the supervisor asks nothing more of it."""
+
+    def __init__(self, socket: Path) -> None: ...
+
+    async def status(self) -> CoTrainerStatus:
+        return CoTrainerStatus(latency_known=True)
 
 
 class Deployment:
@@ -137,6 +147,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch, machine: ToyMachine) -> None:
     """Engines are toys, and nothing waits longer than it must."""
     monkeypatch.setattr(supervisor_module, "Engine", machine.engine)
+    monkeypatch.setattr(supervisor_module, "CoTrainerClient", ToyCoTrainerClient)
     monkeypatch.setattr(supervisor_module, "RESTART_DELAY_S", 0.01)
     monkeypatch.setattr(deployer_module, "DRAIN_POLL_S", 0.005)
     monkeypatch.setattr(deployer_module, "NOTICE_S", 0.05)
