@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from client import jobs as jobs_module
 from client.data import Prepared
 from client.jobs import Jobs
 from client.journal import Journal
+from client.personal import PersonalPart
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
@@ -107,7 +109,8 @@ class Queue:
         self.supervisor = Supervisor(config, MEASURED, lambda: (table, {}))
         prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0)
         self.jobs = Jobs(
-            self.journal, self.supervisor, self.cotrainer, prepared, BASE, SHAPES, 4, state_dir / "rounds"
+            self.journal, self.supervisor, self.cotrainer, prepared, BASE, SHAPES, 4, partial(PersonalPart, config),
+            state_dir / "rounds",
         )  # fmt: skip
 
     def submit(self, key: str, parent: bytes = PARENT, **changes: Any) -> RoundReport:
