@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from client.data import Prepared, prepare_in_child
 from client.deployer import Deployer
 from client.jobs import Jobs
 from client.journal import Journal
+from client.personal import PersonalPart
 from serving.engine import require_free_port
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
@@ -49,8 +51,8 @@ class Site:
         self.prepared = prepared
         self.shapes = linear_shapes(config.model.path, config.engine.target_modules)
         self.journal = Journal(state_dir / "journal.sqlite3")
-        self.supervisor = Supervisor(config, lambda: (self.deployer.table(), self.deployer.serving()))
         self.cotrainer = CoTrainerClient(socket_path(state_dir))
+        self.supervisor = Supervisor(config, self.cotrainer, lambda: (self.deployer.table(), self.deployer.serving()))
         self.jobs = Jobs(
             self.journal,
             self.supervisor,
@@ -59,6 +61,7 @@ class Site:
             fingerprint,
             self.shapes,
             config.engine.max_lora_rank,
+            partial(PersonalPart, config),
             state_dir / "rounds",
         )
         self.deployer = Deployer(config, self.journal, self.supervisor, self.jobs, fingerprint, self.shapes)

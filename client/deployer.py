@@ -14,6 +14,7 @@ import httpx
 
 from client.jobs import Jobs
 from client.journal import Journal, Version
+from client.personal import served
 from serving.aliases import AliasTable
 from serving.engine import Engine
 from serving.supervisor import Supervisor
@@ -74,10 +75,11 @@ class Deployer:
         if known is not None and known.manifest.digest == manifest.digest:
             return known.report
         self._validate(name, manifest, blob)
+        stored, weights = served(self._config, manifest, blob)
         report = ShadowReport(ref=str(ref), state=ShadowState.VALIDATING)
         if known is None:
             shutil.rmtree(directory(self._config, ref), ignore_errors=True)  # files that a crash left unrecorded
-            peft_dir.write(directory(self._config, ref), blob, manifest, base=str(self._config.model.path))
+            peft_dir.write(directory(self._config, ref), weights, stored, base=str(self._config.model.path))
         self._journal.add(manifest, report)
         logger.info("adapter.candidate ref=%s digest=%s", ref, manifest.digest[:12])
         self._spawn(f"judge {ref}", self._judge(ref))

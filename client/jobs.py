@@ -3,22 +3,32 @@
 import asyncio
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from client.data import Prepared
 from client.journal import Journal
+from client.personal import PersonalPart, split
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
 from umbel import peft_dir
+from umbel.adapter import Personal
 from umbel.base import BaseFingerprint
 from umbel.errors import AdapterError, BaseMismatch, EngineGone, NotFound, TrainingError
-from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport
+from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport, TrainPlan
 
 POLL_S = 0.5
 KEPT_ROUNDS = 3
 """Finished rounds whose files stay; the centre has long fetched older ones."""
+PARENT, UPDATE = "parent.safetensors", "update.safetensors"
+"""In a round's folder: what was received, and what is sent."""
+JOINED, TRAINED, PERSONAL = "joined.safetensors", "trained.safetensors", "personal.safetensors"
+"""Where a part stays here: what a round starts from, what comes of it, and what of that is the site's own."""
 MAX_ATTEMPTS = 5
 """An engine that dies this often in one round probably dies of it."""
+
+PersonalParts = Callable[[str, str, Personal], PersonalPart]
+"""What stays here, by adapter, lineage and kind."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +45,7 @@ class Jobs:
         fingerprint: BaseFingerprint,
         shapes: peft_dir.Shapes,
         max_rank: int,
+        personal: PersonalParts,
         directory: Path,
     ) -> None:
         self._journal = journal
@@ -44,6 +55,7 @@ class Jobs:
         self._base = fingerprint.digest
         self._shapes = shapes
         self._max_rank = max_rank
+        self._personal = personal
         self._directory = directory
         self._submitted = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
@@ -64,9 +76,14 @@ class Jobs:
         known = self._journal.find_round(order)
         if known is not None:
             return self._progress.get(order.key, known)
+        files = {PARENT: parent}
+        if order.plan.personal is not None:
+            part = self._personal(adapter, _lineage(order), order.plan.personal)
+            files[JOINED] = peft_dir.encode(part.begin(tensors, order.plan.seed))
         folder = self._folder(order.key)
         folder.mkdir(parents=True, exist_ok=True)
-        peft_dir.replace_durably(folder / "parent.safetensors", parent)
+        for name, content in files.items():
+            peft_dir.replace_durably(folder / name, content)
         report = self._journal.add_round(adapter, order)
         for old in self._journal.finished_rounds()[KEPT_ROUNDS:]:
             shutil.rmtree(self._folder(old), ignore_errors=True)
@@ -82,7 +99,7 @@ class Jobs:
         report = self.report(key)
         if report.state is not JobState.DONE:
             raise TrainingError(f"round {key} is {report.state}{': ' + report.error if report.error else ''}")
-        file = self._folder(key) / "update.safetensors"
+        file = self._folder(key) / UPDATE
         if not file.exists():
             raise NotFound(f"the update of round {key} is not kept any more; submit the round again under a new key")
         return file.read_bytes()
@@ -105,6 +122,8 @@ class Jobs:
 
     async def run(self) -> None:
         """Work through the queue, for ever; what was cut off by a crash is begun again."""
+        for key in self._journal.finished_rounds():
+            self._keep_part(key)
         while True:
             self._submitted.clear()
             for order in self._journal.open_rounds():
@@ -136,13 +155,13 @@ class Jobs:
             error = f"given up after {MAX_ATTEMPTS} attempts; the site's log says what ended each"
             return self._finish(report.model_copy(update={"state": JobState.FAILED, "error": error}))
         self._progress[order.key] = report
-        folder = self._folder(order.key)
+        folder, plan = self._folder(order.key), order.plan
         job = TrainJob(
             id=order.key,
-            plan=order.plan,
-            parent=str(folder / "parent.safetensors"),
+            plan=plan.model_copy(update={"rank": plan.joined_rank, "personal": None}),
+            parent=str(folder / (JOINED if plan.personal else PARENT)),
             data=str(self._prepared.train),
-            output=str(folder / "update.safetensors"),
+            output=str(folder / _output(plan)),
         )
         logger.info("round.start key=%s attempt=%d", order.key, attempt)
         try:
@@ -153,20 +172,43 @@ class Jobs:
             return self._submitted.set()
         if self.report(order.key).state is JobState.CANCELLED:
             return None
-        return self._finish(self._conclude(order, status))
+        self._finish(self._conclude(order, status))
+        return self._keep_part(order.key)
 
     def _conclude(self, order: RoundOrder, status: CoTrainerStatus) -> RoundReport:
         report = _report(order, status)
         if status.state is not JobState.DONE:
             return report
-        blob = (self._folder(order.key) / "update.safetensors").read_bytes()
+        folder, plan = self._folder(order.key), order.plan
+        blob = (folder / _output(plan)).read_bytes()
         try:
-            peft_dir.validate(peft_dir.decode(blob), self._shapes, rank=order.plan.rank, max_rank=self._max_rank)
+            trained = peft_dir.decode(blob)
+            peft_dir.validate(trained, self._shapes, rank=plan.joined_rank, max_rank=self._max_rank)
         except AdapterError as error:
             return report.model_copy(
                 update={"state": JobState.FAILED, "error": f"what was trained is unusable: {error}"}
             )
-        return report.model_copy(update={"update": peft_dir.digest(blob), "rank": order.plan.rank})
+        if plan.personal is not None:
+            sent, own = split(trained, peft_dir.decode((folder / PARENT).read_bytes()), plan.personal)
+            blob = peft_dir.encode(sent)
+            peft_dir.replace_durably(folder / PERSONAL, peft_dir.encode(own))
+            peft_dir.replace_durably(folder / UPDATE, blob)
+        return report.model_copy(update={"update": peft_dir.digest(blob), "rank": plan.rank})
+
+    def _keep_part(self, key: str) -> None:
+        """Let what a round made of the part that stays here be the site's, once the journal has the round as done.
+
+        So a round that is begun again, fails or is cancelled has not moved it. What a crash cuts off here is done at
+        the next start.
+        """
+        waiting = self._folder(key) / PERSONAL
+        if not waiting.exists():
+            return
+        order, report = self._journal.round(key)
+        if report.state is JobState.DONE and order.plan.personal is not None:
+            part = self._personal(self._journal.adapter_of(key), _lineage(order), order.plan.personal)
+            part.keep(peft_dir.decode((self._folder(key) / PARENT).read_bytes()), waiting.read_bytes())
+        waiting.unlink()
 
     async def _follow(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
         """Start a job and wait for its end. Raises EngineGone when the engine dies under it."""
@@ -194,6 +236,11 @@ class Jobs:
 
     def _folder(self, key: str) -> Path:
         return self._directory / key
+
+
+def _output(plan: TrainPlan) -> str:
+    """Which file the co-trainer writes."""
+    return TRAINED if plan.personal else UPDATE
 
 
 def _lineage(order: RoundOrder) -> str:

@@ -164,6 +164,13 @@ class Journal:
             raise NotFound(f"round {key} is not known at this site; submit it again")
         return RoundOrder.model_validate_json(row[0]), RoundReport.model_validate_json(row[1])
 
+    def adapter_of(self, key: str) -> str:
+        """Which adapter a round trains; raise NotFound."""
+        row = self._db.execute("SELECT adapter FROM rounds WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise NotFound(f"round {key} is not known at this site; submit it again")
+        return str(row[0])
+
     def open_rounds(self, adapter: str | None = None) -> list[RoundOrder]:
         """Rounds that are not finished, oldest first; of one adapter, or of all."""
         rows = self._db.execute(

@@ -72,6 +72,7 @@ def card(manifest: AdapterManifest, base: str = "") -> str:
 def _facts(manifest: AdapterManifest) -> list[tuple[str, str]]:
     fingerprint = manifest.fingerprint.model_dump() if manifest.fingerprint else {}
     return [
+        ("stays at the sites", _own(manifest)),
         ("strategy", manifest.strategy), ("options", _plain(manifest.options)), ("round", str(manifest.round)),
         ("run", manifest.run_id), ("metrics", _plain(manifest.metrics)),
         ("came from", ", ".join(manifest.ancestors)), ("sha256 of the weights", manifest.digest),
@@ -79,6 +80,15 @@ def _facts(manifest: AdapterManifest) -> list[tuple[str, str]]:
         *((f"its {part.replace('_', ' ')}", value) for part, value in fingerprint.items()),
         ("registry", manifest.lineage), ("sha256 of the run configuration", manifest.config),
     ]  # fmt: skip
+
+
+def _own(manifest: AdapterManifest) -> str:
+    """What of a version its sites keep to themselves; empty where that is nothing."""
+    if manifest.personal is None:
+        return ""
+    if manifest.personal.part == "B":
+        return "factor B: here it is the one that training began with, as a rule zero, which changes nothing"
+    return f"an adapter of rank {manifest.personal.rank}, trained together with this one"
 
 
 def _plain(values: object) -> str:

@@ -58,6 +58,7 @@ class RunConfig(BaseModel):
     trusted_site: str = ""
     server_momentum: NonNegativeFloat = 0.0
     stack_rank: NonNegativeInt = 0
+    personal_rank: NonNegativeInt = 0
     device: str = "cpu"
     signing_key: Path | None = None
 

@@ -128,7 +128,8 @@ class Federation:
         loss = sum(report.loss_sum for report in reports.values())
         version = self._registry.publish(
             self._name, peft_dir.encode(aggregate.tensors), round=number, run_id=self._run_id, parent=parent.digest,
-            parents=result.parents, strategy=self._config.strategy, options=self._strategy.options.model_dump(),
+            parents=result.parents, personal=self._strategy.personal, strategy=self._config.strategy,
+            options=self._strategy.options.model_dump(),
             weights=aggregate.weights, left_out=result.left_out, certificate=aggregate.certificate,
             metrics={"train-loss": loss / tokens, "num-loss-tokens": tokens} if tokens else {},
             site_metrics={site: _measured(report, result.staleness[site]) for site, report in reports.items()},
@@ -176,11 +177,12 @@ class Federation:
                 f"run with rank={pin.rank}, or with another registry"
             )
 
+        personal = self._strategy.personal
+
         def admit(hello: Hello) -> None:
             held = pin or Pin.of(hello, self._config.rank)
             held.require(hello, self._name)
-            if not self._strategy.mixed_ranks:
-                held.require_rank(hello)
+            held.require_rank(hello, mixed=self._strategy.mixed_ranks, own=personal.rank if personal else 0)
 
         self._exchange.roster.require(admit)
 

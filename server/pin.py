@@ -55,14 +55,21 @@ class Pin(BaseModel):
                 "give every site the same [engine].dtype"
             )
 
-    def require_rank(self, hello: Hello) -> None:
-        """Raise AdapterError unless the site can train and serve the whole rank."""
-        if hello.max_lora_rank < self.rank:
-            raise AdapterError(
-                f"site {hello.site} serves adapters up to rank {hello.max_lora_rank}, this run needs {self.rank}; "
-                f"raise [engine].max_lora_rank there and restart it, or run with rank={hello.max_lora_rank} or with "
-                "strategy='exact', which takes in smaller ranks"
-            )
+    def require_rank(self, hello: Hello, *, mixed: bool = False, own: int = 0) -> None:
+        """Raise AdapterError unless the site can train and serve the whole rank, or with `mixed` ranks any of it.
+
+        `own`: what the adapter that stays at the site takes of its rank.
+        """
+        needed = (1 if mixed else self.rank) + own
+        if hello.max_lora_rank >= needed:
+            return
+        takes, instead = "", f"rank={hello.max_lora_rank} or with strategy='exact', which takes in smaller ranks"
+        if own:
+            takes, instead = f", {own} of them for the adapter that stays there", "a smaller personal-rank"
+        raise AdapterError(
+            f"site {hello.site} serves adapters up to rank {hello.max_lora_rank}, this run needs {needed}{takes}; "
+            f"raise [engine].max_lora_rank there and restart it, or run with {instead}"
+        )
 
     def initial(self, seed: int) -> Tensors:
         """The adapter that training begins from, as peft makes it: A Kaiming-uniform (a = √5), B zero."""

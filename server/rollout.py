@@ -52,12 +52,13 @@ class Rollout:
         """Load a version beside the live one at every site, as far as its rank goes, and ask each for its verdict."""
         version = Adapter.of(blob, manifest.base)
         in_time = self._exchange.clock() + self._straggler_s
+        own = manifest.joined_rank - manifest.rank  # a site serves both as one adapter
 
         def enough(reports: Mapping[str, ShadowReport]) -> bool:
             return self._exchange.clock() >= in_time and sum(map(accepts, reports.values())) >= self._quorum
 
         def begin(hello: Hello) -> dialogues.Dialogue[ShadowReport, ShadowReport]:
-            received, weights = at_rank(manifest, version, hello.max_lora_rank)
+            received, weights = at_rank(manifest, version, hello.max_lora_rank - own)
             return dialogues.shadow(received, weights, self._sign(received))
 
         outcome = self._exchange.converse(
@@ -96,8 +97,8 @@ class Rollout:
 
 
 def at_rank(manifest: AdapterManifest, version: Adapter, rank: int) -> tuple[AdapterManifest, bytes]:
-    """What a site that serves up to `rank` gets of a version: the best approximation, and a manifest that says so."""
-    received = version.at_rank(rank)
+    """What a site that has room for `rank` gets of a version: the best approximation, and a manifest that says so."""
+    received = version.at_rank(max(1, rank))  # a site without any room says so itself
     changes: dict[str, object] = {"site_metrics": {}, "counts": {}}  # what a site measured is for the centre only
     if received is not version:
         changes |= {"digest": received.digest, "rank": received.rank, "truncation_of": manifest.digest}

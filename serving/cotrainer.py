@@ -163,7 +163,8 @@ class CoTrainer:
         """Quanta that fit into `budget` seconds by their P99, until a request arrives."""
         ran = 0
         while (job := self._runnable()) is not None and job.next is not None:
-            if self.predictor.quantum_high(job.next) > budget or not self.lane.ready():
+            # Of a kind of quantum never seen nothing is known, and it may still not run while the gate is closed.
+            if budget <= 0 or self.predictor.quantum_high(job.next) > budget or not self.lane.ready():
                 return
             arrived = self._requests_arrived(0)
             if ran and (load.waiting or arrived):
@@ -222,10 +223,9 @@ class CoTrainer:
         return any(socket is not self.socket for socket, _ in events)
 
     def _serve_socket(self) -> None:
-        try:
-            sender, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
+        if not int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN:
             return
+        sender, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
         error = ""
         try:
             self._obey(b"".join(frames))

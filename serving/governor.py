@@ -221,15 +221,15 @@ class SloGovernor:
             return self._burst()
         if self.slo is None or not self.predictor.ready:
             return 0.0
-        if self._decodes % CLEAN_EVERY == 0 and not load.waiting:
+        # Once closed it stays so until nobody waits: at most one close for each arrival (Valve's bounded rate).
+        self._closed = self._closed and bool(load.waiting)
+        if self._closed or (self._decodes % CLEAN_EVERY == 0 and not load.waiting):
             return 0.0
         slack = _least((self._tpot_slack(load, now), self._burst()))
         if not load.waiting:
-            self._closed = False
             return slack / max(self.predictor.overlap, 0.1)
         slack = _least((slack, THETA * self._ttft_slack(load, now))) / max(self.predictor.overlap, 0.1)
-        # Once closed it stays so until nobody waits: at most one close for each arrival (Valve's bounded rate).
-        self._closed = self._closed or not slack >= self.predictor.longest_quantum()
+        self._closed = not slack >= self.predictor.longest_quantum()
         return 0.0 if self._closed else slack
 
     def _tpot_slack(self, load: Load, now: float) -> float:

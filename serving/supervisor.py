@@ -6,9 +6,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
+
 from serving.aliases import AliasTable
 from serving.engine import Engine
-from serving.trainer_socket import CoTrainerClient, socket_path
+from serving.trainer_socket import CoTrainerClient
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
 from umbel.errors import EngineError, EngineGone, TrainingError
@@ -27,9 +29,9 @@ WhatToServe = Callable[[], tuple[AliasTable, dict[AdapterRef, Path]]]
 class Supervisor:
     """Whoever needs the engine asks `ready()`, and asks again after a failure."""
 
-    def __init__(self, config: SiteConfig, what_to_serve: WhatToServe) -> None:
+    def __init__(self, config: SiteConfig, cotrainer: CoTrainerClient, what_to_serve: WhatToServe) -> None:
         self._config = config
-        self._cotrainer = CoTrainerClient(socket_path(config.site.state_dir))
+        self._cotrainer = cotrainer
         self._what_to_serve = what_to_serve
         self._available, self._gone = asyncio.Event(), asyncio.Event()
         self._engine: Engine | None = None
@@ -75,7 +77,11 @@ class Supervisor:
                 continue
             delay = RESTART_DELAY_S
             assert self._engine is not None
-            status = await self._engine.wait()
+            measuring = asyncio.create_task(self._measure(self._engine))
+            try:
+                status = await self._engine.wait()
+            finally:
+                measuring.cancel()
             self._lost()
             logger.error("engine.died site=%s status=%s; starting it again", self._config.site.name, status)
             await self._engine.stop(drain_s=0)
@@ -87,7 +93,6 @@ class Supervisor:
         await self._engine.start(table, adapters)
         self.loaded = set(adapters)
         await self._catch_up(self._engine, table)
-        await self._measure(self._engine)
         self.starts += 1
         self._gone.clear()
         self._available.set()
@@ -107,12 +112,11 @@ class Supervisor:
         """Unless an earlier start did: without it the co-trainer would train only while nobody is served."""
         try:
             status = await self._cotrainer.status()
-        except TrainingError:  # it serves, and that is what it is for
-            logger.exception("the co-trainer of %s does not answer", self._config.site.name)
-            return
-        if not status.latency_known and not status.error:
-            logger.info("engine.measuring site=%s", self._config.site.name)
-            await engine.client.measure()
+            if not status.latency_known and not status.error:
+                logger.info("engine.measuring site=%s", self._config.site.name)
+                await engine.client.measure()
+        except (TrainingError, httpx.HTTPError):  # it serves, and that is what it is for
+            logger.exception("the latency of %s's engine could not be measured", self._config.site.name)
 
     async def stop(self) -> None:
         """Drain, then end the engine. Cancel `run` first."""

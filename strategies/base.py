@@ -15,9 +15,11 @@ from strategies.adapter import Adapter, Aggregate, Update
 from strategies.admission import Admitted, admit
 from strategies.factors import Factors
 from strategies.fold import Mean, RoundFold
+from strategies.lowrank import LowRank
 from strategies.options import Options
 from strategies.records import ADAPTER, BODY, metrics, pack_adapter, unpack, unpack_adapter
 from umbel import peft_dir
+from umbel.adapter import Personal
 from umbel.errors import ConfigError, UmbelError, WireError
 from umbel.messages import Failure, RoundReport, Submit, TrainPlan
 
@@ -54,7 +56,10 @@ class LoraStrategy(Strategy):
     name: ClassVar[str]
     mixed_ranks: ClassVar[bool] = False
     """Whether a site may train at a smaller rank than the others."""
-    refuses: ClassVar[dict[str, str]] = {"stack_rank": "only flora stacks"}
+    refuses: ClassVar[dict[str, str]] = {
+        "stack_rank": "only flora stacks",
+        "personal_rank": "only dual leaves an adapter at the sites",
+    }
     """Option → why it makes no sense here."""
 
     def __init__(self, **options: object) -> None:
@@ -70,12 +75,22 @@ class LoraStrategy(Strategy):
     def mean(self, parent: Adapter) -> Mean:
         """A round's running mean, with nothing in it yet."""
 
+    @property
+    def personal(self) -> Personal | None:
+        """What stays at each site, joined to what it receives; nothing by default."""
+        return None
+
+    def measured(self, update: LowRank) -> LowRank:
+        """The part of a module's update that lengths and distances of changes are taken of; all of it by default."""
+        return update
+
     def require(self, update: Factors, received: Adapter) -> None:
         """Raise AdapterError when an update is not what this rule asked for; nothing to add by default."""
 
     def plan(self, plan: TrainPlan, round: int, site_max_rank: int) -> TrainPlan:
         """What one site trains in one round; `site_max_rank` is the largest rank its engine serves."""
-        return plan.model_copy(update={"rank": min(plan.rank, site_max_rank)})
+        own = self.personal.rank if self.personal else 0
+        return plan.model_copy(update={"rank": min(plan.rank, site_max_rank - own), "personal": self.personal})
 
     def begin(self, parent: Adapter, spool: Path, sites: int) -> Fold:
         """A round's fold of the updates of so many `sites`; `spool`: an empty directory for those that have to wait."""
@@ -91,7 +106,7 @@ class LoraStrategy(Strategy):
             self.require(admitted.factors, admitted.received)
             return admitted
 
-        fold = RoundFold(parent, spool, sites, self.mean(parent), allow, self.options)
+        fold = RoundFold(parent, spool, sites, self.mean(parent), allow, self.options, self.measured)
         if self.options.buffered:
             self._earlier = [parent, *self._earlier][:REMEMBERED]
         return fold

@@ -4,14 +4,18 @@ import difflib
 import importlib
 
 from strategies.base import LoraStrategy
+from strategies.dual import Dual
 from strategies.exact import Exact
 from strategies.fedit import FedIT
+from strategies.fedsa import FedSA
 from strategies.ffa import FFA
 from strategies.flora import FLoRA
 from strategies.rolora import RoLoRA
 from umbel.errors import ConfigError
 
-STRATEGIES: dict[str, type[LoraStrategy]] = {strategy.name: strategy for strategy in (Exact, FedIT, FFA, FLoRA, RoLoRA)}
+STRATEGIES: dict[str, type[LoraStrategy]] = {
+    strategy.name: strategy for strategy in (Exact, FedIT, FFA, FLoRA, RoLoRA, FedSA, Dual)
+}
 
 
 def find(name: str) -> type[LoraStrategy]:

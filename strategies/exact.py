@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from strategies.adapter import Adapter
 from strategies.base import LoraStrategy, Mean
@@ -138,7 +139,7 @@ class ProductMean:
             return
         torch.set_num_threads(1)
         try:
-            with ThreadPoolExecutor(threads) as pool:
+            with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
                 for _ in pool.map(work, modules):
                     pass
         finally:

@@ -58,4 +58,4 @@ def require_frozen(update: Factors, received: Adapter, factor: Literal["A", "B"]
     for module, now in update.items():
         before = received.factors[module]
         if not torch.equal(getattr(now, factor), getattr(before, factor)):
-            raise AdapterError(f"{module}.lora_{factor} was changed, and this round trains only the other factor")
+            raise AdapterError(f"{module}.lora_{factor} was changed, and in this round only the other factor may be")

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from strategies.adapter import Adapter
-from strategies.base import Mean
+from strategies.base import LoraStrategy, Mean
 from strategies.exact import Exact, ProductMean
 from umbel.errors import ConfigError
 
@@ -18,7 +18,7 @@ class FLoRA(Exact):
     """
 
     name = "flora"
-    refuses: ClassVar[dict[str, str]] = {}
+    refuses: ClassVar[dict[str, str]] = {"personal_rank": LoraStrategy.refuses["personal_rank"]}
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)

@@ -51,7 +51,7 @@ class RoundFold:
 
     def __init__(
         self, parent: Adapter, spool: Path, sites: int, mean: Mean, admit: Callable[[Update, int], Admitted],
-        options: Options,
+        options: Options, measured: Callable[[LowRank], LowRank],
     ) -> None:  # fmt: skip
         self._parent = parent
         self._spool = spool
@@ -59,6 +59,7 @@ class RoundFold:
         self._mean = mean
         self._admit = admit
         self._options = options
+        self._measured = measured
         self._entries: list[_Entry] = []
         self._left_out: dict[str, str] = {}
 
@@ -79,7 +80,7 @@ class RoundFold:
         weight = 1 if self._options.robust != "none" else min(tokens, self._options.weight_cap or tokens)
         entry = _Entry(
             update.site, staleness, weight / math.sqrt(1 + staleness),  # FedBuff's (arXiv 2106.06639)
-            length(admitted.factors, admitted.received.factors), admitted.received, None,
+            self._length(admitted), admitted.received, None,
         )  # fmt: skip
         self._entries.append(entry)
         bound = self._least_bound()
@@ -133,13 +134,21 @@ class RoundFold:
         missing = max(0, self._sites - len(self._entries))
         return robust.norm_bound([entry.length for entry in self._entries], self._options.norm_clip, missing)
 
+    def _length(self, admitted: Admitted) -> float:
+        """‖Δ‖_F over all modules, one at a time."""
+        pairs = ((now, admitted.received.factors[module]) for module, now in admitted.factors.items())
+        return math.sqrt(sum(float(norm(self._change(now, before))) ** 2 for now, before in pairs))
+
+    def _change(self, now: LowRank, received: LowRank) -> LowRank:
+        return change(self._measured(now), self._measured(received))
+
     def _weigh(self, scales: list[float]) -> tuple[list[float], float, dict[int, str]]:
         """Each entry's amount, what they are divided by, and those that a robust rule rejects, with its reason."""
         prior = torch.tensor([entry.prior for entry in self._entries], dtype=torch.float64)
         if self._options.robust == "none":
             return prior.tolist(), float(prior.sum()), {}
         short = torch.tensor(scales, dtype=torch.float64)
-        matrix = gram([_Changes(entry) for entry in self._entries]) * short[:, None] * short[None, :]
+        matrix = gram([_Changes(entry, self._change) for entry in self._entries]) * short[:, None] * short[None, :]
         rejected: dict[int, str] = {}
         if self._options.robust == "geometric_median":
             weights = robust.geometric_median(matrix, prior)
@@ -159,26 +168,21 @@ class RoundFold:
 class _Changes(Mapping[str, LowRank]):
     """What a waiting update changed, read from disk one module at a time."""
 
-    def __init__(self, entry: _Entry) -> None:
+    def __init__(self, entry: _Entry, change: Callable[[LowRank, LowRank], LowRank]) -> None:
         assert entry.waiting is not None
-        self._path, self._received = entry.waiting, entry.received.factors
+        self._path, self._received, self._change = entry.waiting, entry.received.factors, change
 
     def __getitem__(self, module: str) -> LowRank:
         # Opened each time: a file that stays mapped counts as this process's memory.
         with safe_open(self._path, framework="pt") as file:
             b, a = (file.get_tensor(peft_dir.key(module, factor)) for factor in "BA")
-        return change(LowRank(b, a), self._received[module])
+        return self._change(LowRank(b, a), self._received[module])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._received)
 
     def __len__(self) -> int:
         return len(self._received)
-
-
-def length(update: Factors, received: Factors) -> float:
-    """‖Δ‖_F over all modules, one at a time."""
-    return math.sqrt(sum(float(norm(change(now, received[module]))) ** 2 for module, now in update.items()))
 
 
 def _scale(length: float, bound: float) -> float:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 Method = Literal["qr", "gram"]
 
+CACHED = 4096
+"""Columns of a factor that are multiplied at a time."""
+
 # Singular values below these, relative to the largest, are rounding: float64's for QR, its square root for the Gram.
 _FLOOR: dict[Method, float] = {"qr": 1e-14, "gram": 1e-7}
 
@@ -74,10 +77,11 @@ def concat(updates: Sequence[LowRank]) -> LowRank:
     dtype = torch.float32
     for update in updates:
         dtype = torch.promote_types(dtype, torch.promote_types(update.B.dtype, update.A.dtype))
-    return LowRank(
-        torch.cat([update.B.to(dtype) * update.scale for update in updates], dim=-1),
-        torch.cat([update.A.to(dtype) for update in updates], dim=-2),
-    )
+    b = updates[0].B.new_empty(*updates[0].B.shape[:-1], sum(update.rank for update in updates), dtype=dtype)
+    parts = torch.split(b, [update.rank for update in updates], dim=-1)
+    for part, update in zip(parts, updates, strict=True):
+        torch.mul(update.B.to(dtype), update.scale, out=part)
+    return LowRank(b, torch.cat([update.A.to(dtype) for update in updates], dim=-2))
 
 
 def weighted_sum(updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
@@ -177,13 +181,15 @@ def _root(square: Tensor) -> Tensor:
 
 
 def _inner(rows: Tensor) -> Tensor:
-    """X Xᵀ in float64, without the half that symmetry gives."""
-    x = rows.double()
-    half = x.shape[-2] // 2
-    upper, lower = x[..., :half, :], x[..., half:, :]
-    top = upper @ x.mT
-    bottom = torch.cat([top[..., half:].mT, lower @ lower.mT], dim=-1)
-    return torch.cat([top, bottom], dim=-2)
+    """X Xᵀ in float64. On a CPU by numpy, which knows that the half of it is enough (BLAS' syrk); torch does not."""
+    if rows.device.type != "cpu":
+        x = rows.double()
+        return x @ x.mT
+    total = torch.zeros(*rows.shape[:-1], rows.shape[-2], dtype=torch.float64)
+    for columns in torch.split(rows, CACHED, dim=-1):
+        array = columns.double().numpy()
+        total += torch.from_numpy(array @ array.swapaxes(-1, -2))
+    return total
 
 
 def _kept(update: LowRank) -> torch.dtype:

@@ -31,6 +31,8 @@ class Options(BaseModel):
     """β of the step G' = G + mean change + β (G − G_before), taken on the weight updates themselves."""
     stack_rank: NonNegativeInt = 0
     """The rank up to which flora stacks."""
+    personal_rank: NonNegativeInt = 0
+    """The rank of the adapter that dual leaves at each site."""
     buffered: bool = False
     """Whether an update that comes too late counts in the next round."""
     device: str = "cpu"

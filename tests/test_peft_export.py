@@ -1,17 +1,27 @@
 """What `umbel adapter export` writes is what peft and SGLang load; the registry needs nothing of Flower for it."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import peft
 import torch
-from sglang.srt.lora.lora_config import LoRAConfig
 
 from server import adapter_export
 from tests.toy_registry import PIN, begun
 from tests.toy_site import SHAPES
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
+
+# In a process of its own: SGLang, once imported, changes how transformers loads models.
+READ = """
+import json, sys
+from sglang.srt.lora.lora_config import LoRAConfig
+config = LoRAConfig(sys.argv[1])
+print(json.dumps([config.r, config.lora_alpha, sorted(config.target_modules)]))
+"""
 
 
 def model() -> torch.nn.Module:
@@ -51,7 +61,6 @@ def test_peft_loads_the_export_and_the_version_in_the_registry(tmp_path: Path) -
 def test_sglang_reads_its_settings_and_finds_its_weights(tmp_path: Path) -> None:
     *directories, tensors = exported(tmp_path)
     for directory in directories:
-        config = LoRAConfig(str(directory))
-        assert (config.r, config.lora_alpha) == (2, 2)
-        assert sorted(config.target_modules) == ["q_proj", "v_proj"]
+        done = subprocess.run([sys.executable, "-c", READ, directory], capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout.splitlines()[-1]) == [2, 2, ["q_proj", "v_proj"]]
         assert peft_dir.decode((directory / peft_dir.WEIGHTS).read_bytes()).keys() == tensors.keys()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from serving.bench.load import MAX_OUTPUT, MAX_PROMPT, Arrival, Client, Outcome, Trace
+from serving.bench.load import Client, Outcome
+from serving.bench.trace import CORE, Arrival, Trace
 from umbel.errors import ConfigError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -33,7 +34,7 @@ def trace(tmp_path: Path) -> Trace:
 
 
 def test_a_trace_is_scaled_and_capped(trace: Trace) -> None:
-    assert trace.lengths == [(23, 2), (MAX_PROMPT, MAX_OUTPUT), (1, 1), (10, 2)]
+    assert trace.lengths == [(23, 2), (CORE.prompt, CORE.output), (1, 1), (10, 2)]
 
 
 def test_a_replay_has_the_wanted_rate_and_the_traces_rhythm(trace: Trace) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from serving.bench.machines import PRESETS, Machine, Quantum
-from serving.bench.simulate import Trace, parse_slo, simulate_command, simulate_site, strict_slo
-from serving.bench.virtual import Arrival, Simulation
+from serving.bench.simulate import parse_slo, simulate_command, simulate_site, strict_slo
+from serving.bench.trace import Arrival, Scale, Trace
+from serving.bench.virtual import Simulation
 from serving.governor import Load, Slo
 from serving.predictor import Batch
 from umbel.errors import ConfigError
@@ -103,9 +104,9 @@ def test_training_takes_what_serving_leaves(preset: str) -> None:
 
 
 def test_a_trace_keeps_its_rate_round_and_round(trace: Path) -> None:
-    arrivals = list(Trace.read(trace).arrivals(rate=4.0, seconds=100.0, phase=0.5))
+    arrivals = list(Trace.read(trace, Scale()).around(rate=4.0, seconds=100.0, start=0.5))
     assert len(arrivals) == pytest.approx(400, abs=1)
-    assert [(a.prompt_tokens, a.output_tokens) for a in arrivals[:2]] == [(130, 11), (131, 12)]
+    assert [(a.prompt, a.output) for a in arrivals[:2]] == [(130, 11), (131, 12)]
     assert [a.at for a in arrivals] == sorted(a.at for a in arrivals)
     assert arrivals[0].at == 0.0
 
@@ -140,9 +141,6 @@ def test_a_wrong_setting_is_refused(trace: Path, wrong: dict[str, object], words
         simulate_command(trace, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "TIMESTAMP,ContextTokens,GeneratedTokens\n", "a,b\n1,2\n3,4\n"])
-def test_what_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match="trace"):
-        Trace.read(path)
+def test_without_a_trace_the_table_says_so() -> None:
+    table = simulate_command(None, preset="cpu", rate=1.0, hours=0.01)
+    assert table.startswith("no trace was given")

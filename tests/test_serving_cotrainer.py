@@ -82,9 +82,12 @@ def test_a_busy_engine_on_which_nobody_waits_runs_what_fits_into_the_budget(make
     assert scheduler.cotrainer.most_while_waiting == 0
 
 
-def test_none_per_iteration_trains_only_when_idle(make: Make) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_none_per_iteration_trains_only_when_idle(make: Make, known: bool) -> None:
     scheduler = make()
     scheduler.grants.per_iteration = 0
+    if not known:  # no such quantum was ever timed
+        scheduler.cotrainer.predictor.quantum_high = lambda quantum: 0.0  # type: ignore[method-assign]
     scheduler.tell(scheduler.train_job())
     scheduler.load(running=1)
     assert [scheduler.busy() for _ in range(3)] == [[], [], []]

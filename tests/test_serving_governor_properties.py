@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.bench.machines import Machine, Quantum
-from serving.bench.virtual import Answered, Arrival, Simulation
+from serving.bench.trace import Arrival
+from serving.bench.virtual import Answered, Simulation
 from serving.governor import MARGIN, Load, Slo, SloGovernor
 from serving.predictor import Batch, Predictor, PredictorState
 
@@ -121,9 +122,9 @@ def _too_slow(request: Answered, pattern: Pattern) -> bool:
     if request.tpot is None or slowest > promised:
         return False
     prefills = sum(
-        machine.seconds(Batch("prefill", 1, other.prompt_tokens)) for other in arrivals if other is not request.arrival
+        machine.seconds(Batch("prefill", 1, other.prompt)) for other in arrivals if other is not request.arrival
     )
-    tokens = request.arrival.output_tokens - 1
+    tokens = request.arrival.output - 1
     return request.tpot * tokens > promised * tokens + prefills + CLOSE
 
 
@@ -150,7 +151,7 @@ def test_shrunk_loads_break_no_guarantee_either(rng: random.Random) -> None:
 def test_alone_a_stream_is_in_time_whenever_inference_alone_is(rng: random.Random) -> None:
     """G2 without anybody's prefill: one request, and all of the slack given to training."""
     pattern = random_pattern(rng)
-    pattern = replace(pattern, arrivals=(replace(pattern.arrivals[0], at=0.0, output_tokens=40, interactive=True),))
+    pattern = replace(pattern, arrivals=(replace(pattern.arrivals[0], at=0.0, output=40, interactive=True),))
     assert violations(pattern) == []
 
 

@@ -166,7 +166,7 @@ def test_unknown_strategy_names_the_one_that_was_meant() -> None:
         catalogue.find("strategies.fedit:FedItt")
     with pytest.raises(ConfigError, match="no subclass"):
         catalogue.find("strategies.fedit:FactorMean")
-    with pytest.raises(ConfigError, match="known: exact, fedit, ffa, flora, rolora"):
+    with pytest.raises(ConfigError, match="known: dual, exact, fedit, fedsa, ffa, flora, rolora"):
         catalogue.find("zzz")
 
 

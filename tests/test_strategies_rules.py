@@ -62,7 +62,7 @@ def test_rolora_trains_b_first_and_then_takes_turns() -> None:
 def test_a_site_trains_at_the_rank_its_engine_serves() -> None:
     assert [Exact().plan(PLAN, 1, most).rank for most in (4, 8, 32)] == [4, 8, 8]
     assert Exact().plan(PLAN, 1, 32).factors == "AB"
-    assert {name for name, rule in STRATEGIES.items() if rule.mixed_ranks} == {"exact", "flora"}
+    assert {name for name, rule in STRATEGIES.items() if rule.mixed_ranks} == {"dual", "exact", "flora"}
 
 
 def test_a_late_update_is_measured_against_what_it_started_from_and_weighs_less(tmp_path: Path) -> None:

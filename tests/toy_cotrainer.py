@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from client import jobs as jobs_module
 from client.data import Prepared
 from client.jobs import Jobs
 from client.journal import Journal
+from client.personal import PersonalPart
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toy_deployment import BASE, RANK, SHAPES, adapter, quick, until
-from tests.toy_engine import ToyMachine, site_config
+from tests.toy_engine import MEASURED, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.errors import TrainingError
 from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport, TrainPlan
@@ -104,10 +106,11 @@ class Queue:
         config = site_config(state_dir)
         self.journal = Journal(state_dir / "journal.sqlite3")
         table = AliasTable(base="tiny", adapters={"support": {"live": None}})
-        self.supervisor = Supervisor(config, lambda: (table, {}))
+        self.supervisor = Supervisor(config, MEASURED, lambda: (table, {}))
         prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0)
         self.jobs = Jobs(
-            self.journal, self.supervisor, self.cotrainer, prepared, BASE, SHAPES, 4, state_dir / "rounds"
+            self.journal, self.supervisor, self.cotrainer, prepared, BASE, SHAPES, 4, partial(PersonalPart, config),
+            state_dir / "rounds",
         )  # fmt: skip
 
     def submit(self, key: str, parent: bytes = PARENT, **changes: Any) -> RoundReport:

@@ -17,7 +17,7 @@ from client.journal import Journal
 from serving import supervisor as supervisor_module
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
-from tests.toy_engine import ToyEngine, ToyMachine, site_config
+from tests.toy_engine import MEASURED, ToyEngine, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.base import BaseFingerprint
@@ -63,7 +63,7 @@ class Deployment:
         self.machine = machine or ToyMachine()
         self.jobs: Any = ToyJobs()
         self.journal = Journal(state_dir / "journal.sqlite3")
-        self.supervisor = Supervisor(self.config, lambda: (self.deployer.table(), self.deployer.serving()))
+        self.supervisor = Supervisor(self.config, MEASURED, lambda: (self.deployer.table(), self.deployer.serving()))
         self.deployer = Deployer(self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES)
         self._running: asyncio.Task[None] | None = None
 

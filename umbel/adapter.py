@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from umbel.base import BaseFingerprint
 from umbel.errors import AdapterError
@@ -86,6 +86,23 @@ TRANSITIONS: dict[Lifecycle, frozenset[Lifecycle]] = {
 }
 
 
+class Personal(BaseModel):
+    """What of an adapter stays at each site, and is joined there to what the sites share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: Literal["B", "adapter"]
+    """Factor B (FedSA-LoRA), or an adapter of its own beside the shared one (dual adapters)."""
+    rank: int = Field(default=0, ge=0)
+    """What it adds to the shared rank: that of an adapter of its own, 0 for B."""
+
+    @model_validator(mode="after")
+    def _an_adapter_has_a_rank(self) -> Self:
+        if (self.part == "adapter") != (self.rank > 0):
+            raise ValueError(f"part = {self.part!r} with rank = {self.rank}: an adapter has a rank, B adds none")
+        return self
+
+
 class AdapterManifest(BaseModel):
     """What is true of one adapter version for ever; stored beside its weights as `manifest.json`."""
 
@@ -109,6 +126,8 @@ class AdapterManifest(BaseModel):
     """Digests of every version that an update in here was trained from: `parent`, and older ones of late updates."""
     truncation_of: str | None = None
     """Digest of the version that this is the best approximation of, for a site of smaller rank; None for a version."""
+    personal: Personal | None = None
+    """What each site joins to this before it serves it; None: nothing, or it has been joined."""
     rank: int = Field(ge=1)
     target_modules: tuple[str, ...]
     strategy: str = "init"
@@ -132,6 +151,11 @@ class AdapterManifest(BaseModel):
     """sha256 of the run configuration."""
     created: str = ""
     """ISO 8601, UTC."""
+
+    @property
+    def joined_rank(self) -> int:
+        """Rank of what a site serves of it."""
+        return self.rank + (self.personal.rank if self.personal else 0)
 
     @property
     def ref(self) -> AdapterRef:

@@ -42,7 +42,7 @@ def report(out: Out = Path("bench-out"), docs: Docs = None) -> None:
 
 @bench_app.command()
 def simulate(
-    trace: Annotated[Path, typer.Option(help="CSV of the Azure LLM inference traces.")],
+    trace: Trace = None,
     preset: Annotated[str, typer.Option(help="The machine: cpu or gpu.")] = "cpu",
     rate: Annotated[float, typer.Option(help="Requests per second and site, on average.")] = 4.0,
     hours: Annotated[float, typer.Option(help="Simulated time.")] = 1.0,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from umbel.adapter import AdapterManifest
+from umbel.adapter import AdapterManifest, Personal
 from umbel.base import BaseFingerprint
 
 
@@ -21,6 +21,7 @@ class TrainPlan(_Message):
     """What one round of training is. A site stops at `steps` or after `seconds`, whichever comes first."""
 
     rank: PositiveInt
+    """Of what the sites share, receive and send."""
     steps: PositiveInt
     """Optimizer steps."""
     seconds: PositiveFloat
@@ -38,6 +39,13 @@ class TrainPlan(_Message):
     """FedProx's μ: the gradient of μ/2 · ‖w − w_parent‖² over the trained factors is added."""
     seed: int = 0
     """Of the order of the data; the round is added to it."""
+    personal: Personal | None = None
+    """What stays at the site, joined to what it receives and trained with it; None: nothing."""
+
+    @property
+    def joined_rank(self) -> int:
+        """Rank of what is trained."""
+        return self.rank + (self.personal.rank if self.personal else 0)
 
 
 class RoundOrder(_Message):

@@ -137,7 +137,7 @@ def _preemption(results: Results) -> Iterator[Bar]:
 
 
 def _stock(results: Results) -> Iterator[Bar]:
-    ours, stock = results.of("0.6", "umbel_off", "stock"), results.of("0.6", "stock", "stock")
+    ours, stock = results.of("alone", "umbel_off", "stock"), results.of("alone", "stock", "stock")
     medians: tuple[tuple[str, Callable[[Block], float]], ...] = (
         ("TTFT", lambda block: quantile(values([block], "ttft"), 0.5)),
         ("TPOT", lambda block: quantile(values([block], "tpot"), 0.5)),

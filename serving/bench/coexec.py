@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from serving.bench import domain, testbed
-from serving.bench.load import NO_TRACE, Arrival, Client, Outcome, Trace
+from serving.bench.load import Client, Outcome
 from serving.bench.metrics import Block, Request, Setting, attainment, read_blocks
 from serving.bench.plan import FULL, SAME_SETTING, SMOKE, SYSTEMS, Plan, Spec, strict, tuned, workload
 from serving.bench.rounds import FOREVER, TOKENS_PER_STEP, Rounds, publications
 from serving.bench.systems import UseSystem
+from serving.bench.trace import NO_TRACE, Arrival, Trace
 from serving.governor import Slo
 from serving.trainer_socket import CoTrainerClient, EvaluateJob
 from umbel import peft_dir
 from umbel.errors import ConfigError, TrainingError
 
 DRAIN_S = 30.0
+ALONE = Arrival(0.0, prompt=64, output=16)
+"""What is asked to compare with stock SGLang."""
 SETTLE_S = 0.2
 SATURATION = (40.0, 5.0)
 """Requests per second, and for how long: far more than any tiny model on a core answers."""
@@ -106,7 +109,7 @@ class Run:
 
     async def _block(self, spec: Spec, setting: Setting) -> Block:
         if spec.phase == "stock":
-            return await self._compare_with_stock(spec, setting)
+            return await self._compare_with_stock(spec)
         system, options = SYSTEMS[spec.system], self._options(spec, setting)
         window = self.plan.window if spec.phase == "measure" else self.plan.tuning_window
         separate = system.place == "separate"
@@ -143,6 +146,10 @@ class Run:
             raise ended
         await rounds.end_window()
         outcomes = await load
+        if spec.system == "training" and not rounds.steps:
+            raise TrainingError(
+                f"nothing was trained in {window:g} s without any user; see {self.out}/site/state/engine.log"
+            )
         status = await self.bed.trainer.status()
         await rounds.clear()
         shutil.rmtree(self.bed.engine.config.site.state_dir / "versions", ignore_errors=True)
@@ -173,13 +180,16 @@ class Run:
         same = ("measure", spec.condition, "ours", spec.round)
         return next((float(block.steps) for block in self.blocks if block.key == same), 0.0)
 
-    async def _compare_with_stock(self, spec: Spec, setting: Setting) -> Block:
-        """The base alone, with umbel's plugin and without; whoever is not measured is stopped."""
+    async def _compare_with_stock(self, spec: Spec) -> Block:
+        """The base alone, with umbel's plugin and without, one request after the other; who is not measured is stopped.
+
+        A request that is alone takes the same time whenever it comes, but for what the plugin adds.
+        """
         stock = self.bed.stock
         assert stock is not None
         window = self.plan.tuning_window
-        arrivals = workload(self.trace, spec, setting.capacity, setting.saturation, window)
         await self.bed.trainer.use(UseSystem(policy="rest"))
+        outcomes: list[Outcome] = []
         is_stock = spec.system == "stock"
         engine = self.bed.engine
         url = stock.url if is_stock else engine.client.url
@@ -188,16 +198,17 @@ class Run:
             (stock.go_on if is_stock else stock.pause)()
             (engine.pause if is_stock else engine.go_on)()
             await asyncio.sleep(SETTLE_S)
-            began = time.perf_counter()
+            end = time.perf_counter() + window
             with testbed.core_use() as cores:
-                outcomes = await client.run(arrivals, next(self.seeds), DRAIN_S, began)
+                while (now := time.perf_counter()) < end:
+                    outcomes += await client.run((ALONE,), next(self.seeds), DRAIN_S, now)
         finally:
             engine.go_on()
             stock.pause()
             await client.close()
         return Block(
             phase="stock", condition=spec.condition, system=spec.system, round=spec.round, window=window,
-            offered=len(arrivals) / window, requests=_requests(outcomes, {}),
+            offered=len(outcomes) / window, requests=_requests(outcomes, {}),
             cores=(cores[testbed.ENGINE_CORE], cores[testbed.CLIENT_CORE]),
         )  # fmt: skip
 
@@ -249,7 +260,7 @@ def run(
     """The whole protocol. Raises ConfigError where something is missing, before anything is started."""
     plan = SMOKE if smoke else FULL
     testbed.require_machine(with_priorities="partition" in plan.tuned)
-    trace = Trace.read(trace_file) if trace_file else Trace.fitted()
+    trace = Trace.read(trace_file)
     if (out / "blocks.jsonl").exists() and not resume:
         raise ConfigError(f"{out} holds a run; go on with --resume, or name another folder with --out")
     (out / "adapters").mkdir(parents=True, exist_ok=True)

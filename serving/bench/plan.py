@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.bench.load import Arrival, Trace
 from serving.bench.metrics import Block, attainment
+from serving.bench.trace import Arrival, Trace
 from serving.governor import Slo
 
 Policy = Literal["rest", "slo", "aimd", "slo_steps", "slo_pause", "idle_steps", "stop_the_world", "unpaced"]
@@ -99,7 +99,7 @@ class Plan:
     def specs(self) -> Iterator[Spec]:
         for pair in range(self.stock_pairs):
             both = ("stock", "umbel_off") if pair % 2 else ("umbel_off", "stock")
-            yield from (Spec("stock", "0.6", server, pair) for server in both)
+            yield from (Spec("stock", "alone", server, pair) for server in both)
         for system in self.tuned:
             yield from (Spec("tune", "0.6", system, run) for run in range(len(SYSTEMS[system].grid)))
         for number in range(self.rounds):
@@ -163,8 +163,6 @@ def workload(trace: Trace, spec: Spec, capacity: float, saturation: float, secon
             draw = trace.poisson if spec.condition == "poisson" else trace.gamma
             return draw(0.6 * capacity, seconds, seed=spec.round)
         case load:
-            if spec.phase == "stock":
-                slice_of += 0.01 * spec.round
             rate = float(load) * (saturation if float(load) > 1 else capacity)
             return trace.replay(rate, seconds, slice_of)
 

@@ -1,60 +1,21 @@
 """`umbel bench simulate`: hours of load on simulated sites in seconds, to see what training they have room for."""
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
 from serving.bench.machines import PRESETS, Machine, calibrated
-from serving.bench.virtual import Arrival, Outcome, Simulation
+from serving.bench.trace import CORE, NO_TRACE, Arrival, Scale, Trace
+from serving.bench.virtual import Outcome, Simulation
 from serving.governor import Slo, SloGovernor
 from umbel.errors import ConfigError
 
-COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-SCALE = {"cpu": 16, "gpu": 1}
-"""A trace's lengths are divided by it: a tiny model on a core is that much slower."""
+SCALES = {"cpu": CORE, "gpu": Scale()}
 HEADINGS = ("site", "requests", "in time", "without training", "TTFT P50/P95/P99 ms", "TPOT P50/P95/P99 ms",
             "training share", "steps/min", "SLO debt s", "preemptions", "preemption P99 ms")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Requests in the order of their arrival: when they came, and their tokens."""
-
-    seconds: tuple[float, ...]
-    lengths: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def read(cls, path: Path, scale: int = 1) -> "Trace":
-        """Read a CSV in the format of the Azure LLM inference traces; raise ConfigError for anything else."""
-        try:
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            times = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
-            lengths = [tuple(max(1, int(row[column]) // scale) for column in COLUMNS[1:]) for row in rows]
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            wanted = ", ".join(COLUMNS)
-            raise ConfigError(f"{path}: not a trace ({error!r}); expected a CSV with columns {wanted}") from error
-        if len(rows) < 2 or times[-1] <= times[0]:
-            raise ConfigError(f"{path}: a trace of {len(rows)} requests in no time is none")
-        return cls(tuple(at - times[0] for at in times), tuple((prompt, output) for prompt, output in lengths))
-
-    def arrivals(self, rate: float, seconds: float, phase: float = 0.0) -> Iterator[Arrival]:
-        """The trace at a mean of `rate` requests per second, from the fraction `phase` of it on, round and round."""
-        count = len(self.seconds)
-        span = self.seconds[-1] * count / (count - 1)  # the last request has a gap after it, too
-        squeeze = count / span / rate
-        first = int(phase * count) % count
-        begin = self.seconds[first]
-        for n in range(first, first + int(10 * rate * seconds) + count):
-            at = (self.seconds[n % count] + n // count * span - begin) * squeeze
-            if at >= seconds:
-                return
-            yield Arrival(at, *self.lengths[n % count])
 
 
 @dataclass(frozen=True)
@@ -102,7 +63,7 @@ def simulate_site(
 
 
 def simulate_command(
-    trace: Path,
+    trace: Path | None,
     *,
     preset: str,
     rate: float,
@@ -124,8 +85,8 @@ def simulate_command(
         raise ConfigError("rate, hours and sites must be more than 0")
     if not (0 <= share_floor <= share_cap <= 1 and share_cap > 0):
         raise ConfigError("shares must be 0 ≤ share_floor ≤ share_cap ≤ 1, and the cap more than 0")
-    machine, requests, seconds = PRESETS[preset], Trace.read(trace, SCALE[preset]), hours * 3600
-    load = [tuple(requests.arrivals(rate, seconds, site / sites)) for site in range(sites)]
+    machine, requests, seconds = PRESETS[preset], Trace.read(trace, SCALES[preset]), hours * 3600
+    load = [tuple(requests.around(rate, seconds, site / sites)) for site in range(sites)]
     targets = parse_slo(slo) if slo else strict_slo(machine, load[0], seconds)
     reports = [
         simulate_site(
@@ -142,7 +103,7 @@ def simulate_command(
             "sites": list(map(asdict, reports)),
         }
         out.write_text(json.dumps(found, indent=2))
-    return "\n".join(_table(reports, targets))
+    return "\n".join([*([] if trace else [NO_TRACE]), *_table(reports, targets)])
 
 
 def parse_slo(text: str) -> Slo:

@@ -69,6 +69,8 @@ class BenchCoTrainer(CoTrainer):
         """Umbel's governors, which keep their margins from block to block as they do from day to day."""
         self._training = threading.Lock()
         self._wanted = False
+        self._unpaced = threading.Event()
+        """The thread sleeps while it is not set: one that looked again and again would slow the engine down."""
         self.governor = Closed()
 
     def build(self, served: torch.nn.Module, model_path: str) -> None:
@@ -90,6 +92,7 @@ class BenchCoTrainer(CoTrainer):
 
     def _use(self, system: UseSystem) -> None:
         self.system = system
+        (self._unpaced.set if system.policy == "unpaced" else self._unpaced.clear)()
         slo = Slo(system.ttft_s, system.tpot_s)
         umbels = system.policy in ("slo", "slo_pause") or (system.policy == "rest" and not system.disturbed)
         if umbels:
@@ -129,9 +132,9 @@ class BenchCoTrainer(CoTrainer):
 
     def _train_unpaced(self) -> None:
         """The thread of `unpaced`: quantum after quantum, whatever the engine does."""
-        while True:
+        while self._unpaced.wait():
             with self._training:
-                ran = self.system.policy == "unpaced" and super()._advance()
+                ran = self._unpaced.is_set() and super()._advance()
             if not ran or self._wanted:  # a lock is not fair: give it away
                 time.sleep(NAP_S)
 

@@ -13,18 +13,9 @@ from dataclasses import dataclass, field
 from itertools import cycle
 
 from serving.bench.machines import Machine, calibrated
+from serving.bench.trace import Arrival
 from serving.governor import Finished, Governor, Load, Slo, Stream, Waiting
 from serving.predictor import Batch, Predictor
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A request as a trace has it."""
-
-    at: float
-    prompt_tokens: int
-    output_tokens: int
-    interactive: bool = True
 
 
 @dataclass(frozen=True)
@@ -204,13 +195,10 @@ class Simulation:
     def _load(self) -> Load:
         return Load(
             tuple(
-                Stream(r.first_token, r.tokens, r.arrival.prompt_tokens + 1 + r.tokens, r.arrival.interactive)
+                Stream(r.first_token, r.tokens, r.arrival.prompt + 1 + r.tokens, r.arrival.interactive)
                 for r in self._running
             ),
-            tuple(
-                Waiting(r.arrival.at, r.arrival.prompt_tokens - r.computed, r.arrival.interactive)
-                for r in self._waiting
-            ),
+            tuple(Waiting(r.arrival.at, r.arrival.prompt - r.computed, r.arrival.interactive) for r in self._waiting),
         )
 
     def _iterate(self, trained: float) -> None:
@@ -218,7 +206,7 @@ class Simulation:
         if prefilled:
             batch = _prefill_batch(prefilled)
         else:
-            kv = sum(r.arrival.prompt_tokens + 1 + r.tokens for r in self._running)
+            kv = sum(r.arrival.prompt + 1 + r.tokens for r in self._running)
             batch = Batch("decode", len(self._running), cached_tokens=kv)
         alone = self.machine.seconds(batch) * next(self._noise) + self.machine.turn_s
         # Beside each other, the trainer has had its seconds already: give back what both did at once.
@@ -234,7 +222,7 @@ class Simulation:
             return
         for request, new in prefilled:
             request.computed += new
-            if request.computed == request.arrival.prompt_tokens:
+            if request.computed == request.arrival.prompt:
                 request.first_token = self.now
                 request.trained_at_first = self.outcome.trained_s
                 self._waiting.remove(request)
@@ -244,17 +232,17 @@ class Simulation:
     def _to_prefill(self) -> Iterator[tuple[_Request, int]]:
         left, room = self.machine.chunk_tokens, self.machine.max_running - len(self._running)
         for request in list(self._waiting)[:room]:
-            new = min(left, request.arrival.prompt_tokens - request.computed)
+            new = min(left, request.arrival.prompt - request.computed)
             if new <= 0:
                 return
             left -= new
             yield request, new
 
     def _finish(self) -> None:
-        done = [r for r in self._running if r.tokens + 1 >= r.arrival.output_tokens]
+        done = [r for r in self._running if r.tokens + 1 >= r.arrival.output]
         if not done:
             return
-        self._running = [r for r in self._running if r.tokens + 1 < r.arrival.output_tokens]
+        self._running = [r for r in self._running if r.tokens + 1 < r.arrival.output]
         for r in done:
             ttft = r.first_token - r.arrival.at
             tpot = (self.now - r.first_token) / r.tokens if r.tokens else None

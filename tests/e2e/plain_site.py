@@ -24,8 +24,9 @@ from transformers import AutoModelForCausalLM
 from client import daemon
 from client.jobs import Jobs
 from serving.cotrainer import CoTrainer
+from serving.pieces import Pieces
 from serving.trainer import LoraTrainer
-from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus, socket_path
+from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
@@ -56,7 +57,7 @@ class NoEngine:
 class PlainSupervisor:
     """In the place of `serving.supervisor.Supervisor`: holds the model, and trains whenever there is a job."""
 
-    def __init__(self, config: SiteConfig, what_to_serve: object) -> None:
+    def __init__(self, config: SiteConfig, cotrainer: object, what_to_serve: object) -> None:
         self._config = config
         self._ready = asyncio.Event()
         self._stopped = threading.Event()
@@ -88,10 +89,10 @@ class PlainSupervisor:
         assert settings is not None
         torch.set_num_threads(1)
         model = AutoModelForCausalLM.from_pretrained(self._config.model.path, dtype=torch.float32).eval()
-        cotrainer = CoTrainer(settings, socket_path(self._config.site.state_dir))
+        cotrainer = CoTrainer(settings, self._config.site.state_dir)
         cotrainer.trainer = LoraTrainer(
             model, max_rank=settings.max_rank, target_modules=settings.target_modules,
-            micro_batch=settings.micro_batch, seq_len=settings.seq_len, head_tokens=settings.head_tokens,
+            seq_len=settings.seq_len, pieces=Pieces.whole(settings.micro_batch, settings.seq_len),
         )  # fmt: skip
         cotrainer.idle_poller = zmq.Poller()
         cotrainer.idle_poller.register(cotrainer.socket, zmq.POLLIN)

@@ -1,0 +1,122 @@
+"""Arrivals: from a trace of requests, or fitted to one. They are fixed before a run, so that systems compare."""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from umbel.errors import ConfigError
+
+BURST_CV = 4.0
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+NO_TRACE = "no trace was given: lengths are drawn from log-normal distributions fitted to the Azure conversation trace"
+FITTED = ((1020.0, 0.77), (129.0, 0.93))
+"""Median and sigma of log-normal prompt and output lengths, from the published quantiles of the Azure 2023 trace."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request as a trace has it."""
+
+    at: float
+    """Seconds after the start of the run."""
+    prompt: int
+    output: int
+    """Tokens."""
+    interactive: bool = True
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A trace's lengths are divided by `divisor` and then cut off: a tiny model on a core is that much slower."""
+
+    divisor: int = 1
+    prompt: int = 1 << 20
+    output: int = 1 << 20
+
+
+CORE = Scale(16, prompt=256, output=32)
+
+
+class Trace:
+    """Requests of a trace file, or lengths fitted to one, as material for workloads."""
+
+    def __init__(
+        self, seconds: npt.NDArray[np.float64], prompts: Sequence[int], outputs: Sequence[int], scale: Scale = CORE
+    ) -> None:
+        self.seconds = seconds
+        self.lengths = [
+            (min(max(1, prompt // scale.divisor), scale.prompt), min(max(1, output // scale.divisor), scale.output))
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
+
+    @classmethod
+    def read(cls, path: Path | None, scale: Scale = CORE) -> "Trace":
+        """Read a CSV in the format of the Azure LLM inference traces, or `fitted` without one; raise ConfigError."""
+        if path is None:
+            return cls.fitted(scale)
+        try:
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            times = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
+            prompts, outputs = ([int(row[column]) for row in rows] for column in COLUMNS[1:])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            wanted = ", ".join(COLUMNS)
+            raise ConfigError(f"{path}: not a trace ({error!r}); expected a CSV with columns {wanted}") from error
+        if len(rows) < 2 or times[-1] <= times[0]:
+            raise ConfigError(f"{path}: a trace of {len(rows)} requests in no time is none")
+        return cls(np.array(times) - times[0], prompts, outputs, scale)
+
+    @classmethod
+    def fitted(cls, scale: Scale = CORE, requests: int = 20_000) -> "Trace":
+        """Poisson arrivals and log-normal lengths, for want of a trace."""
+        rng = np.random.default_rng(0)
+        prompts, outputs = (rng.lognormal(math.log(median), sigma, requests).astype(int) for median, sigma in FITTED)
+        return cls(np.cumsum(rng.exponential(1.0, requests)), prompts.tolist(), outputs.tolist(), scale)
+
+    def around(self, rate: float, seconds: float, start: float = 0.0) -> Iterator[Arrival]:
+        """The trace at a mean of `rate` requests per second, from the fraction `start` of it on, round and round."""
+        count = len(self.lengths)
+        span = (self.seconds[-1] - self.seconds[0]) * count / (count - 1)  # the last request has a gap after it, too
+        squeeze = count / span / rate
+        first = int(start * count) % count
+        begin = self.seconds[first]
+        for n in range(first, first + int(10 * rate * seconds) + count):
+            at = float((self.seconds[n % count] + n // count * span - begin) * squeeze)
+            if at >= seconds:
+                return
+            yield Arrival(at, *self.lengths[n % count])
+
+    def replay(self, rate: float, seconds: float, start: float) -> tuple[Arrival, ...]:
+        """`rate · seconds` consecutive requests from the fraction `start` of the trace on, fitted into `seconds`."""
+        count = max(1, round(rate * seconds))
+        first = int(start * len(self.lengths)) % max(1, len(self.lengths) - count - 1)
+        if first + count >= len(self.lengths):
+            raise ConfigError(f"the trace has {len(self.lengths)} requests, fewer than the {count} of one run")
+        times = self.seconds[first : first + count + 1] - self.seconds[first]
+        times = times / max(times[-1], 1e-9) * seconds
+        return tuple(Arrival(float(times[n]), *self.lengths[first + n]) for n in range(count))
+
+    def poisson(self, rate: float, seconds: float, seed: int) -> tuple[Arrival, ...]:
+        return self.gamma(rate, seconds, seed, cv=1.0)
+
+    def gamma(self, rate: float, seconds: float, seed: int, cv: float = BURST_CV) -> tuple[Arrival, ...]:
+        """Inter-arrival times with a coefficient of variation of `cv`: above 1 they come in bursts."""
+        rng = np.random.default_rng(seed)
+        gaps = rng.gamma(cv**-2, cv**2 / rate, max(64, math.ceil(4 * rate * seconds)))
+        return self._with_lengths([float(at) for at in np.cumsum(gaps) if at < seconds], rng)
+
+    def square(self, low: float, high: float, seconds: float, period: float, seed: int) -> tuple[Arrival, ...]:
+        """Poisson at the rate `low` in the first half of each period and `high` in the second."""
+        rng = np.random.default_rng(seed)
+        times = np.sort(rng.uniform(0, seconds, rng.poisson(high * seconds)))
+        kept = [float(at) for at in times if at % period >= period / 2 or rng.uniform() < low / high]
+        return self._with_lengths(kept, rng)
+
+    def _with_lengths(self, times: list[float], rng: np.random.Generator) -> tuple[Arrival, ...]:
+        return tuple(Arrival(at, *self.lengths[rng.integers(len(self.lengths))]) for at in times)

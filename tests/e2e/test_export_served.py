@@ -1,0 +1,103 @@
+"""A version, exported or as it lies in the registry, answers in stock SGLang with the tokens of transformers + peft."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import peft
+import pytest
+import torch
+import transformers
+from processes import free_port
+from site_process import RANK, START_S, random_adapter
+
+from server import adapter_export
+from server.pin import Pin
+from server.registry import AdapterRegistry
+from umbel.base import LINEARS, BaseFingerprint, linear_shapes
+
+pytestmark = pytest.mark.e2e
+
+TOKENS = 32
+PROMPTS = ("Return the number of", "import os", "The quick brown fox", "one two three four")
+
+
+@pytest.fixture(scope="module")
+def directories(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name in the engine → directory: `support@v1` exported, and as it lies in the registry."""
+    folder = tmp_path_factory.mktemp("registry")
+    shapes = linear_shapes(tiny_llama, LINEARS)
+    registry = AdapterRegistry(folder / "r", create=True)
+    registry.begin(
+        "support", Pin(fingerprint=BaseFingerprint.of(tiny_llama), shapes=shapes, dtype="float32", rank=RANK), 0
+    )
+    ref = registry.publish("support", random_adapter(tiny_llama, seed=1), round=1, run_id="r", parent="p").ref
+    exported = adapter_export.export(registry, ref, folder / "out", base=str(tiny_llama))
+    return {"exported": exported, "registered": registry.directory(ref)}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llama: Path, directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of SGLang without umbel's router; of our plugins it has only the one that lets it run on a CPU."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "serving.launch", "--model-path", str(tiny_llama), "--port", str(port),
+        "--dtype", "float32", "--enable-lora", "--max-lora-rank", str(RANK), "--max-running-requests", "8",
+        "--lora-target-modules", *LINEARS, "--lora-paths", *(f"{name}={path}" for name, path in directories.items()),
+    ]  # fmt: skip
+    log = tmp_path_factory.mktemp("engine") / "engine.log"
+    environment = {**os.environ, "SGLANG_PLUGINS": "umbel_cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 2 * START_S
+        while not _ready(url):
+            assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
+            time.sleep(0.5)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("name", ["exported", "registered"])
+def test_greedy_tokens_equal_the_reference(
+    engine: str, tiny_llama: Path, directories: dict[str, Path], name: str
+) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_llama)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    plain = [_reference(base, tokenizer, prompt) for prompt in PROMPTS]
+    adapted = peft.PeftModel.from_pretrained(base, directories[name])
+    expected = [_reference(adapted, tokenizer, prompt) for prompt in PROMPTS]
+    assert expected != plain
+    sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
+    for prompt, wanted in zip(PROMPTS, expected, strict=True):
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        body = {"input_ids": ids, "sampling_params": sampling, "lora_path": name}
+        reply = httpx.post(f"{engine}/generate", json=body, timeout=120).raise_for_status().json()
+        assert reply["output_ids"] == wanted, prompt
+
+
+def _reference(model: Any, tokenizer: Any, text: str) -> list[int]:
+    """The next TOKENS ids, greedily; an end of sequence ends nothing."""
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
+    generated: list[int] = out[0, ids.shape[1] :].tolist()
+    return generated
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
