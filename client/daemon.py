@@ -81,6 +81,7 @@ class Site:
             config.model.path,
             training.seq_len,
             state_dir / "data",
+            {guard.name: guard.data for guard in config.shadow.guard},
         )
         settings = CoTrainerSettings(
             max_rank=config.engine.max_lora_rank,

@@ -1,6 +1,7 @@
 """Training data at a site: JSONL → chat template of the base → token files with loss on the answers only.
 
-    data.jsonl ──parse──► turns ──chat template──► (ids, labels) ──split──► train.npy, eval.npy
+    data.jsonl ──read──► turns ──chat template──► (ids, labels) ──split──► train.npy, eval.npy
+    each guard ──the same, without the split──► guard-NAME.npy
 
 Tokenising is work for minutes, so the daemon awaits `prepare_in_child`; the same inputs are never prepared twice. No
 message of this module holds text of an example: it says the line, and what is expected there.
@@ -9,32 +10,25 @@ message of this module holds text of an example: it says the line, and what is e
 import asyncio
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from client.chat_tokens import ChatTokenizer, Turn
+from client.chat_tokens import ChatTokenizer
+from client.examples import EXPECTED, read
 from umbel import errors, token_file
 from umbel.errors import DataError, TrainingError, UmbelError
 
 FORMAT = 1
 """Part of every cache key; raise it when the same inputs shall give other token files."""
-MAX_LINE = 4 << 20
-"""Bytes a line may have; far above any seq_len, far below memory."""
-EXPECTED = (
-    'expected a JSON object with "messages" (a list of {"role", "content"}), with "prompt" and "completion", or with '
-    '"instruction", "output" and perhaps "input"'
-)
-_SHAPES = (("messages",), ("prompt", "completion"), ("instruction", "output"))
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,8 @@ class Prepared:
     """Examples that were longer than seq_len and lost their end."""
     dropped: int
     """Examples left out, as no answer token was left in them."""
+    guards: dict[str, Path] = field(default_factory=dict)
+    """Guard → its token file."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +56,35 @@ class _Example:
 
 
 def prepare(
-    data: Path, eval_data: Path | None, eval_fraction: float, model: Path, seq_len: int, into: Path
+    data: Path,
+    eval_data: Path | None,
+    eval_fraction: float,
+    model: Path,
+    seq_len: int,
+    into: Path,
+    guards: Mapping[str, Path] | None = None,
 ) -> Prepared:
     """Tokenise a site's data into a directory of `into`, unless the same inputs are there already.
 
     Without `eval_data`, about `eval_fraction` of the distinct examples are held out: always the same ones, also after
-    lines were added. One preparation at a time per `into`; what other inputs gave is removed (an open file stays
-    readable). Raises DataError naming file and line, ConfigError when the base's tokenizer cannot be used.
+    lines were added. `guards` (name → file) are tokenised whole. One preparation at a time per `into`; what other
+    inputs gave is removed (an open file stays readable). Raises DataError naming file and line, ConfigError when the
+    base's tokenizer cannot be used.
     """
-    directory = into / _digest(data, eval_data, eval_fraction, model, seq_len)
+    guards = guards or {}
+    others = {"eval": eval_data} if eval_data else {}
+    others |= {f"guard-{name}": file for name, file in guards.items()}
+    directory = into / _digest(data, others, eval_fraction, model, seq_len)
     if not directory.is_dir():
         _remove_superseded(into)
         temporary = into / f".{directory.name}.tmp"
         temporary.mkdir(parents=True, mode=0o700)
-        counts = _write(data, eval_data, eval_fraction, ChatTokenizer.load(model), seq_len, temporary)
+        counts = _write(data, others, eval_fraction, ChatTokenizer.load(model), seq_len, temporary)
         (temporary / "counts.json").write_text(json.dumps(counts))
         os.rename(temporary, directory)
     counts = json.loads((directory / "counts.json").read_text())
-    return Prepared(directory / "train.npy", directory / "eval.npy", **counts)
+    files = {name: directory / f"guard-{name}.npy" for name in guards}
+    return Prepared(directory / "train.npy", directory / "eval.npy", **counts, guards=files)
 
 
 def _remove_superseded(into: Path) -> None:
@@ -87,10 +94,11 @@ def _remove_superseded(into: Path) -> None:
             shutil.rmtree(old)
 
 
-def _digest(data: Path, eval_data: Path | None, eval_fraction: float, model: Path, seq_len: int) -> str:
+def _digest(data: Path, others: Mapping[str, Path], eval_fraction: float, model: Path, seq_len: int) -> str:
     """sha256 of everything that decides what the token files hold."""
     parts: list[object] = [FORMAT, metadata.version("transformers"), seq_len]
-    parts += [_digest_file(data), _digest_file(eval_data) if eval_data else eval_fraction]
+    parts += [_digest_file(data), [(name, _digest_file(file)) for name, file in sorted(others.items())]]
+    parts += [] if "eval" in others else [eval_fraction]
     for file in sorted(model.glob("*")):  # the tokenizer's files, whatever it calls them; the weights are not of them
         if file.suffix in (".json", ".jinja", ".model", ".txt"):
             parts.append((file.name, _digest_file(file)))
@@ -102,27 +110,28 @@ def _digest_file(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); see [training] in the site file") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); see the site file") from error
 
 
 def _write(
-    data: Path, eval_data: Path | None, eval_fraction: float, tokenizer: ChatTokenizer, seq_len: int, into: Path
+    data: Path, others: Mapping[str, Path], eval_fraction: float, tokenizer: ChatTokenizer, seq_len: int, into: Path
 ) -> dict[str, int]:
-    """Write both token files; return the counts of Prepared."""
+    """Write all token files; return the counts of Prepared."""
     train, cut, dropped = _tokenise(data, tokenizer, seq_len)
-    if eval_data is None:
-        train, held_out = _split(train, eval_fraction)
-    else:
-        held_out, more_cut, more_dropped = _tokenise(eval_data, tokenizer, seq_len)
+    sets: dict[str, list[_Example]] = {}
+    for name, file in others.items():
+        sets[name], more_cut, more_dropped = _tokenise(file, tokenizer, seq_len)
         cut, dropped = cut + more_cut, dropped + more_dropped
+    if "eval" not in sets:
+        train, sets["eval"] = _split(train, eval_fraction)
     # One example per row, no packing: attention is causal and nothing else masks it, so that an example packed behind
     # another would read it.
-    for name, examples in (("train", train), ("eval", held_out)):
+    for name, examples in {"train": train, **sets}.items():
         rows = [example.tokens for example in examples]
         token_file.write(into / f"{name}.npy", rows, seq_len=seq_len, pad_id=tokenizer.pad_id)
     return {
         "train_examples": len(train),
-        "eval_examples": len(held_out),
+        "eval_examples": len(sets["eval"]),
         "train_loss_tokens": sum(_loss_tokens(example.tokens) for example in train),
         "cut": cut,
         "dropped": dropped,
@@ -133,7 +142,7 @@ def _tokenise(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[
     """Every trainable example of a file, how many were cut, and how many dropped."""
     kept: list[_Example] = []
     total = cut = 0
-    for where, turns in _read(path):
+    for where, turns in read(path):
         ids, labels = tokenizer.encode(turns, where)
         total, cut = total + 1, cut + (len(ids) > seq_len)
         tokens = ids[:seq_len], labels[:seq_len]
@@ -165,88 +174,27 @@ def _split(examples: list[_Example], fraction: float) -> tuple[list[_Example], l
     return train, [example for example in examples if example.content in held_out]
 
 
-def _read(path: Path) -> Iterator[tuple[str, list[Turn]]]:
-    """(file:line, turns) of every example; blank lines are skipped."""
-    with path.open("rb") as file:
-        for number in itertools.count(1):
-            line = file.readline(MAX_LINE + 1)
-            if not line:
-                return
-            where = f"{path}:{number}"
-            if len(line) > MAX_LINE:
-                raise DataError(f"{where}: over {MAX_LINE >> 20} MiB in one line; write one example per line")
-            if line.strip():
-                turns = parse(line.removeprefix(b"\xef\xbb\xbf"), where)
-                if not any(content.strip() for role, content in turns if role == "assistant"):
-                    raise DataError(f"{where}: the answer is empty; write one or remove the line")
-                yield where, turns
-
-
-def parse(line: bytes, where: str) -> list[Turn]:
-    """One line of JSONL as (role, content) turns; raise DataError, naming `where`, for anything else."""
-    try:
-        example = json.loads(line.decode())
-        json.dumps(example, ensure_ascii=False).encode()  # a lone surrogate is JSON, but no text
-    except UnicodeError as error:
-        raise DataError(f"{where}: not UTF-8 text; save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno}); {EXPECTED}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON that can be read; {EXPECTED}") from error
-    if not isinstance(example, dict):
-        raise DataError(f"{where}: not a JSON object; {EXPECTED}")
-    shapes = [shape for shape in _SHAPES if all(field in example for field in shape)]
-    if len(shapes) != 1:
-        raise DataError(f"{where}: {'more than one kind' if shapes else 'no kind'} of example; {EXPECTED}")
-    if shapes[0] == ("messages",):
-        return _messages(example["messages"], where)
-    question, answer = (_text(example, field, where) for field in shapes[0])
-    if "instruction" in shapes[0] and example.get("input") is not None:
-        question = "\n\n".join(filter(None, (question, _text(example, "input", where))))
-    return [("user", question), ("assistant", answer)]
-
-
-def _text(example: dict[str, Any], field: str, where: str) -> str:
-    if not isinstance(example[field], str):
-        raise DataError(f'{where}: "{field}" is {_kind(example[field])}; expected a string')
-    return str(example[field])
-
-
-def _messages(messages: object, where: str) -> list[Turn]:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f'{where}: "messages" is {_kind(messages)}; expected a list of {{"role", "content"}}')
-    turns = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise DataError(f'{where}: messages[{index}]: expected an object with "role" and "content" and no more')
-        inside = f"{where}: messages[{index}]"
-        turns.append((_text(message, "role", inside), _text(message, "content", inside)))
-    if all(role != "assistant" for role, _ in turns):
-        raise DataError(f'{where}: no message has the role "assistant", so there is no answer to learn')
-    return turns
-
-
-def _kind(value: object) -> str:
-    if value is None or value in ([], ""):
-        return "empty"
-    return {dict: "an object", list: "a list", bool: "a boolean", str: "a string"}.get(type(value), "a number")
-
-
 async def prepare_in_child(
-    data: Path, eval_data: Path | None, eval_fraction: float, model: Path, seq_len: int, into: Path
+    data: Path,
+    eval_data: Path | None,
+    eval_fraction: float,
+    model: Path,
+    seq_len: int,
+    into: Path,
+    guards: Mapping[str, Path] | None = None,
 ) -> Prepared:
     """`prepare` in a process of its own; the same result and errors, TrainingError when that process dies.
 
     Cancelling it ends the process.
     """
-    order = [str(data), str(eval_data) if eval_data else None, eval_fraction, str(model), seq_len, str(into)]
+    order = json.dumps([data, eval_data, eval_fraction, model, seq_len, into, dict(guards or {})], default=str)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "client.data",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     try:
-        out, _ = await process.communicate(json.dumps(order).encode())
+        out, _ = await process.communicate(order.encode())
     finally:
         if process.returncode is None:
             process.kill()
@@ -261,21 +209,23 @@ async def prepare_in_child(
         kind = getattr(errors, answer["error"])
         raise kind(answer["message"])
     train, held_out = Path(answer.pop("train")), Path(answer.pop("eval"))
-    return Prepared(train, held_out, **answer)
+    files = {name: Path(file) for name, file in answer.pop("guards").items()}
+    return Prepared(train, held_out, **answer, guards=files)
 
 
 def _answer(order: list[Any]) -> dict[str, Any]:
-    data, eval_data, eval_fraction, model, seq_len, into = order
+    data, eval_data, eval_fraction, model, seq_len, into, guards = order
     held_out = Path(eval_data) if eval_data else None
+    files = {name: Path(file) for name, file in guards.items()}
     try:
-        prepared = prepare(Path(data), held_out, eval_fraction, Path(model), seq_len, Path(into))
+        prepared = prepare(Path(data), held_out, eval_fraction, Path(model), seq_len, Path(into), files)
     except UmbelError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except Exception as error:  # its own message may quote an example, so only its kind and place are told
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{data}: preparing failed with {type(error).__name__} at {place.filename}:{place.lineno}"
         return {"error": TrainingError.__name__, "message": message}
-    return {**vars(prepared), "train": str(prepared.train), "eval": str(prepared.eval)}
+    return vars(prepared)
 
 
 def main() -> None:
@@ -283,7 +233,7 @@ def main() -> None:
     os.nice(10)  # users come first
     with contextlib.redirect_stdout(sys.stderr):
         answer = _answer(json.load(sys.stdin))
-    json.dump(answer, sys.stdout)
+    json.dump(answer, sys.stdout, default=str)  # paths
 
 
 if __name__ == "__main__":

@@ -15,15 +15,17 @@ import httpx
 from client.jobs import Jobs
 from client.journal import Journal, Version
 from client.personal import served
+from client.verdict import Probe, judge
 from serving.aliases import AliasTable
 from serving.engine import Engine
+from serving.scores import Scores
 from serving.supervisor import Supervisor
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
 from umbel.errors import AdapterError, BaseMismatch, Conflict, EngineError, EngineGone, NotFound, TrainingError
-from umbel.messages import Evaluation, ShadowReport, ShadowState, Verdict
+from umbel.messages import ShadowReport, ShadowState, Verdict
 
 DRAIN_POLL_S = 0.2
 NOTICE_S = 2.0
@@ -50,7 +52,7 @@ class Deployer:
         self._fingerprint = fingerprint
         self._shapes = shapes
         self._trusted = signing.read_public(config.site.trusted_key) if config.site.trusted_key else None
-        self._known: dict[AdapterRef | None, Evaluation] = {}
+        self._known: dict[tuple[AdapterRef | None, str | None], Scores] = {}
         self._moving = asyncio.Lock()
         self._background: dict[str, asyncio.Task[None]] = {}
 
@@ -203,11 +205,12 @@ class Deployer:
             self._journal.move(ref, Lifecycle.SHADOW, report)
             await self._publish_table()
         probe = await self._probe(ref)
-        verdict = judge(probe, self._config.shadow.max_loss_ratio)
-        judged = {"state": ShadowState.JUDGED, "probe": probe, "verdict": verdict, "probe_s": time.monotonic() - loaded}
+        verdict = await asyncio.to_thread(judge, probe, self._config.shadow)
+        seconds = time.monotonic() - loaded
+        judged = {"state": ShadowState.JUDGED, "probe": probe.sums, "verdict": verdict, "probe_s": seconds}
         if self._journal.get(ref).state is Lifecycle.SHADOW:  # it may have been discarded meanwhile
             self._journal.report(ref, report.model_copy(update=judged))
-            logger.info("adapter.judged ref=%s accepted=%s %s", ref, verdict.accepted, "; ".join(verdict.reasons))
+            logger.info("adapter.judged ref=%s decision=%s %s", ref, verdict.decision, "; ".join(verdict.reasons))
 
         return None
 
@@ -225,15 +228,29 @@ class Deployer:
             await engine.client.warm(ref)
             self._supervisor.loaded.add(ref)
 
-    async def _probe(self, ref: AdapterRef) -> dict[str, Evaluation]:
-        """Held-out loss of base, live and shadow, on the same examples; what is known already is not asked again."""
+    async def _probe(self, ref: AdapterRef) -> Probe:
+        """Base, live and shadow on the held-out examples; on each guard the shadow and what answers users now."""
         live = self._journal.alias(ref.name, "live")
         subjects: dict[str, AdapterRef | None] = {"base": None, **({"live": live} if live else {}), "shadow": ref}
-        for subject in subjects.values():
-            if subject not in self._known:
-                folder = directory(self._config, subject) if subject else None
-                self._known[subject] = await self._jobs.evaluate(folder)
-        return {role: self._known[subject] for role, subject in subjects.items()}
+        rivals = {role: subjects[role] for role in ("live" if live else "base", "shadow")}
+        probe = Probe(
+            {role: await self._scores(subject) for role, subject in subjects.items()},
+            {
+                guard.name: {role: await self._scores(subject, guard.name) for role, subject in rivals.items()}
+                for guard in self._config.shadow.guard
+            },
+        )
+        if self._journal.alias(ref.name, "live") != live:  # the evidence is against what answers users no more
+            return await self._probe(ref)
+        self._known = {asked: scores for asked, scores in self._known.items() if asked[0] in subjects.values()}
+        return probe
+
+    async def _scores(self, subject: AdapterRef | None, guard: str | None = None) -> Scores:
+        """What is known already is not asked again."""
+        if (subject, guard) not in self._known:
+            folder = directory(self._config, subject) if subject else None
+            self._known[subject, guard] = await self._jobs.evaluate(folder, guard)
+        return self._known[subject, guard]
 
     async def _make_live(self, version: Version, event: str) -> ShadowReport:
         ref, engine = version.ref, self._supervisor.engine
@@ -307,13 +324,3 @@ def directory(config: SiteConfig, ref: AdapterRef) -> Path:
 
 def _retired(version: Version) -> ShadowReport:
     return version.report.model_copy(update={"state": ShadowState.RETIRED})
-
-
-def judge(probe: dict[str, Evaluation], max_loss_ratio: float) -> Verdict:
-    """Accept a shadow whose held-out loss is at most `max_loss_ratio` times that of what answers users now."""
-    incumbent = "live" if "live" in probe else "base"
-    now, new = probe[incumbent].loss, probe["shadow"].loss
-    accepted = new <= now * max_loss_ratio  # False for a loss that is not a number
-    comparison = "at most" if accepted else "more than"
-    reason = f"held-out loss {new:.4f} is {comparison} {max_loss_ratio:g} × {incumbent}'s {now:.4f}"
-    return Verdict(accepted=accepted, reasons=(reason,))

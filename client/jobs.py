@@ -9,13 +9,14 @@ from pathlib import Path
 from client.data import Prepared
 from client.journal import Journal
 from client.personal import PersonalPart, split
+from serving.scores import Scores
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
 from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.base import BaseFingerprint
 from umbel.errors import AdapterError, BaseMismatch, EngineGone, NotFound, TrainingError
-from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport, TrainPlan
+from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan
 
 POLL_S = 0.5
 KEPT_ROUNDS = 3
@@ -130,20 +131,30 @@ class Jobs:
                 await self._train(order)
             await self._submitted.wait()
 
-    async def evaluate(self, adapter: Path | None) -> Evaluation:
-        """An adapter (None: the base) on the held-out set. Raises EngineGone when the engine dies under it."""
+    async def evaluate(self, adapter: Path | None, guard: str | None = None) -> Scores:
+        """An adapter (None: the base) on each held-out example, or on each of a guard.
+
+        Raises EngineGone when the engine dies under it, TrainingError when it stops for another reason.
+        """
         await self._supervisor.ready()
         async with self._one_at_a_time:
             self._serial += 1
+            name = f"evaluate-{self._serial}"
+            scores = self._directory / f"{name}.npy"
+            self._directory.mkdir(parents=True, exist_ok=True)
             job = EvaluateJob(
-                id=f"evaluate-{self._serial}",
+                id=name,
                 adapter=str(adapter / peft_dir.WEIGHTS) if adapter else None,
-                data=str(self._prepared.eval),
+                data=str(self._prepared.guards[guard] if guard else self._prepared.eval),
+                output=str(scores),
             )
-            status = await self._follow(job)
-        if status.evaluation is None:
-            raise TrainingError(f"evaluation stopped: {status.error or status.state}")
-        return status.evaluation
+            try:
+                status = await self._follow(job)
+                if status.state is not JobState.DONE:
+                    raise TrainingError(f"evaluation stopped: {status.error or status.state}")
+                return Scores.read(scores)
+            finally:
+                scores.unlink(missing_ok=True)
 
     async def _train(self, order: RoundOrder) -> None:
         await self._supervisor.ready()

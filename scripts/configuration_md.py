@@ -35,12 +35,29 @@ def render() -> str:
     """The whole page."""
     tables = [HEAD]
     for name, field in SiteConfig.model_fields.items():
-        annotation = field.annotation
-        section = next((arg for arg in typing.get_args(annotation) if arg is not Ellipsis), annotation)
-        title = f"[[{name}]]" if section is not annotation else f"[{name}]"
-        tables.append(f"\n### `{title}`\n\n| key | default | meaning |\n|---|---|---|")
-        tables += [_row(key, typing.cast(type[BaseModel], section)) for key in section.model_fields]
+        tables += _tables(name, field.annotation)
     return "\n".join(tables) + "\n" + RUN + "\n".join(_run_rows()) + "\n"
+
+
+def _tables(name: str, annotation: typing.Any) -> list[str]:
+    """The lines of a section, and then those of the sections within."""
+    section = _section(annotation)
+    assert section is not None
+    title = f"[[{name}]]" if section is not annotation else f"[{name}]"
+    lines = [f"\n### `{title}`\n\n| key | default | meaning |\n|---|---|---|"]
+    inner: list[str] = []
+    for key, field in section.model_fields.items():
+        if _section(field.annotation):
+            inner += _tables(f"{name}.{key}", field.annotation)
+        else:
+            lines.append(_row(key, section))
+    return lines + inner
+
+
+def _section(annotation: typing.Any) -> type[BaseModel] | None:
+    """The settings of a table, or of each table of an array; None for a single setting."""
+    kind = next(iter(typing.get_args(annotation)), annotation)
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _row(key: str, section: type[BaseModel]) -> str:

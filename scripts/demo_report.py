@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from client.data import prepare
 from serving.job import read_factors
+from serving.scores import Scores
 from serving.trainer import LoraTrainer, Pieces
 from umbel.base import LINEARS
-from umbel.messages import Evaluation
 from umbel.token_file import TokenFile
 
 
@@ -32,10 +32,11 @@ class Examiner:
         return TokenFile.open(prepared.eval)
 
     def examine(self, weights: Path | None, task: TokenFile) -> dict[str, float]:
-        results: list[Evaluation] = []
+        results: list[Scores] = []
         for _ in self._trainer.evaluate(read_factors(weights) if weights else None, task, results):
             pass
-        return {"loss": round(results[0].loss, 4), "exact_match": round(results[0].exact_match, 4)}
+        sums = results[0].sums
+        return {"loss": round(sums.loss, 4), "exact_match": round(sums.exact_match, 4)}
 
 
 def show(summary: Mapping[str, Any], console: Console) -> None:

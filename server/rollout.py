@@ -111,5 +111,7 @@ def accepts(report: ShadowReport) -> bool:
 
 
 def _in_words(report: ShadowReport) -> str:
-    reasons = "; ".join(report.verdict.reasons) if report.verdict else ""
-    return ("accepted" if accepts(report) else "rejected") + (f": {reasons}" if reasons else "")
+    verdict = report.verdict
+    reasons = "; ".join(verdict.reasons) if verdict else ""
+    against = "undecided" if verdict and verdict.decision == "keep" else "rejected"
+    return ("accepted" if accepts(report) else against) + (f": {reasons}" if reasons else "")

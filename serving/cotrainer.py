@@ -288,7 +288,7 @@ class CoTrainer:
             loss_sum=job.progress.loss_sum,
             seconds=job.seconds,
             share=min(1.0, job.busy_s / job.seconds) if job.seconds else 0.0,
-            evaluation=job.evaluations[0] if job.evaluations else None,
+            evaluation=job.evaluations[0].sums if job.evaluations else None,
             **common,
         )
 

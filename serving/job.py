@@ -10,10 +10,11 @@ import safetensors
 import safetensors.torch
 import torch
 
+from serving.scores import Scores
 from serving.trainer import Factors, LoraTrainer, Progress, Quanta, Quantum, ReadFactors
 from serving.trainer_socket import EvaluateJob, TrainJob
 from umbel import peft_dir
-from umbel.messages import Evaluation, JobState
+from umbel.messages import JobState
 from umbel.token_file import TokenFile
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Job:
         self.order = order
         self.state, self.error = JobState.RUNNING, ""
         self.progress = Progress()
-        self.evaluations: list[Evaluation] = []
+        self.evaluations: list[Scores] = []
         self.trained: Factors = {}
         self.busy_s = 0.0
         self._began, self._ended = time.monotonic(), 0.0
@@ -55,8 +56,8 @@ class Job:
             self.error, self.state = error, state
 
     def end(self) -> None:
-        """The generator is through: a trained adapter is now written by a thread, from buffers of its own."""
-        if isinstance(self.order, EvaluateJob):
+        """The generator is through: what it brought is now written by a thread, from buffers of its own."""
+        if self.order.output is None:
             return self.finish(JobState.DONE)
         self.quanta, self._ended = None, time.monotonic()
         return threading.Thread(target=self._write, args=(Path(self.order.output),), daemon=True).start()
@@ -72,16 +73,22 @@ class Job:
         yield from trainer.evaluate(source, TokenFile.open(Path(order.data)), self.evaluations)
 
     def _write(self, path: Path) -> None:
+        try:
+            if self.evaluations:
+                self.evaluations[0].write(path)
+            else:
+                self._write_adapter(path)
+        except Exception as error:  # a thread has nobody to raise to
+            logger.exception("what job %s brought could not be written to %s", self.id, path)
+            self.finish(JobState.FAILED, f"{path}: {error}")
+        self.finish(JobState.DONE)
+
+    def _write_adapter(self, path: Path) -> None:
         tensors: dict[str, torch.Tensor] = {}
         for module, (a_ri, b_or) in self.trained.items():
             tensors[peft_dir.key(module, "A")], tensors[peft_dir.key(module, "B")] = a_ri, b_or
-        try:
-            ordered = {name: tensors[name] for name in sorted(tensors)}
-            peft_dir.replace_durably(path, safetensors.torch.save(ordered, {"format": "pt"}))
-        except Exception as error:  # a thread has nobody to raise to
-            logger.exception("the trained adapter could not be written to %s", path)
-            self.finish(JobState.FAILED, f"{path}: {error}")
-        self.finish(JobState.DONE)
+        ordered = {name: tensors[name] for name in sorted(tensors)}
+        peft_dir.replace_durably(path, safetensors.torch.save(ordered, {"format": "pt"}))
 
 
 def read_factors(weights: Path) -> ReadFactors:

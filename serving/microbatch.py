@@ -19,7 +19,6 @@ class Answers:
     """Where they are predicted, in the micro-batch flattened to [B · T]."""
     rows: torch.Tensor
     targets: torch.Tensor
-    rows_in_batch: int
 
     @property
     def count(self) -> int:
@@ -29,7 +28,7 @@ class Answers:
         if size >= self.count:
             return self
         some = slice(at, at + size)
-        return Answers(self.index[some], self.rows[some], self.targets[some], self.rows_in_batch)
+        return Answers(self.index[some], self.rows[some], self.targets[some])
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ class MicroBatch:
             index=sent(row * longest + position, device),
             rows=sent(row, device),
             targets=sent(labels[row, position + 1].long(), device),
-            rows_in_batch=len(rows),
         )
         return cls(sent(torch.as_tensor(data.ids[rows, :longest]).long(), device), answers)
 

@@ -159,20 +159,17 @@ def head(
 
 
 def evaluate_head(
-    model: PreTrainedModel, hidden_nh: torch.Tensor, answers: Answers, size: int, totals: torch.Tensor
+    model: PreTrainedModel, hidden_nh: torch.Tensor, answers: Answers, size: int, scores_b2: torch.Tensor
 ) -> Quanta:
-    """Add (loss, rows without a single wrong answer token) to `totals` [2]."""
-    with torch.inference_mode(False):
-        wrong_b = torch.zeros(answers.rows_in_batch, device=hidden_nh.device)
+    """Add each row's (loss, wrong answer tokens) to `scores_b2` [B, 2]."""
     for at in range(0, answers.count, size):
         part = answers.part(at, size)
         yield Quantum("evaluate_head", part.count)
         with torch.inference_mode(False), torch.no_grad():
             logits_mv = _logits(model, hidden_nh.index_select(0, part.index))
-            totals[0] += F.cross_entropy(logits_mv, part.targets, reduction="sum")
-            wrong_b.index_add_(0, part.rows, (logits_mv.argmax(-1) != part.targets).float())
-    with torch.inference_mode(False), torch.no_grad():
-        totals[1] += (wrong_b == 0).sum()
+            loss_m = F.cross_entropy(logits_mv, part.targets, reduction="none")
+            wrong_m = logits_mv.argmax(-1) != part.targets
+            scores_b2.index_add_(0, part.rows, torch.stack((loss_m.double(), wrong_m.double()), dim=1))
 
 
 def _logits(model: PreTrainedModel, hidden_mh: torch.Tensor) -> torch.Tensor:

@@ -30,9 +30,10 @@ from serving.pieces import Pieces as Pieces
 from serving.pieces import Quanta as Quanta
 from serving.pieces import Quantum as Quantum
 from serving.readback import Readback
+from serving.scores import Scores
 from umbel.errors import TrainingError
-from umbel.messages import Evaluation, TrainPlan
-from umbel.token_file import TokenFile
+from umbel.messages import TrainPlan
+from umbel.token_file import NO_LOSS, TokenFile
 
 
 @dataclass
@@ -162,12 +163,13 @@ class LoraTrainer:
             yield Quantum("copy_out")
             factors.end_copy(copy, rank, into, dtype)
 
-    def evaluate(self, source: ReadFactors | None, data: TokenFile, results: list[Evaluation]) -> Quanta:
-        """Append to `results` how an adapter (None: the base) does on held-out examples, teacher-forced."""
+    def evaluate(self, source: ReadFactors | None, data: TokenFile, results: list[Scores]) -> Quanta:
+        """Append to `results` how an adapter (None: the base) does on each example of `data`, teacher-forced."""
         yield from self.load(source)
         with torch.inference_mode(False):
-            totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        loss_tokens, at = 0, 0
+            scores_e2 = torch.zeros(len(data), 2, dtype=torch.float64, device=self.device)
+        tokens_e = np.zeros(len(data), np.int32)
+        at = 0
         while at < len(data):
             pieces = self.pieces
             rows = list(range(at, min(at + pieces.micro_batch, len(data))))
@@ -176,10 +178,13 @@ class LoraTrainer:
             for block in blocks:
                 hidden_bth = yield from block.evaluate(_shaped(hidden_bth, batch, block))
             hidden_nh = hidden_bth.view(-1, hidden_bth.shape[-1])
-            yield from evaluate_head(self.model, hidden_nh, batch.answers, pieces.head_tokens, totals)
-            loss_tokens, at = loss_tokens + batch.answers.count, at + len(rows)
-        loss, exact = Readback(totals).read().tolist()
-        results.append(Evaluation(loss_sum=loss, loss_tokens=loss_tokens, exact=int(exact), examples=len(data)))
+            with torch.inference_mode(False):
+                scores_b2 = scores_e2[at : at + len(rows)]
+            yield from evaluate_head(self.model, hidden_nh, batch.answers, pieces.head_tokens, scores_b2)
+            tokens_e[rows] = np.count_nonzero(data.labels[rows, 1:] != NO_LOSS, axis=1)
+            at += len(rows)
+        loss_e, wrong_e = Readback(scores_e2).read().numpy().T
+        results.append(Scores(loss_e, tokens_e, wrong_e == 0))
 
     def _step(self, plan: TrainPlan, step: int, data: TokenFile, rows: list[int], applied: list[_Applied]) -> Quanta:
         """One optimizer step: gradients accumulated over micro-batches, clipped by their global norm, AdamW."""

@@ -66,6 +66,8 @@ class EvaluateJob(_Body):
     id: str
     adapter: str | None
     data: str
+    output: str | None = None
+    """Where the scores of each example go (see `serving.scores`); the answer only ever has their sums."""
 
 
 class StatusQuery(_Body):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from client.chat_tokens import ChatTokenizer
-from client.data import MAX_LINE, Prepared, parse, prepare, prepare_in_child
+from client.data import Prepared, prepare, prepare_in_child
+from client.examples import MAX_LINE, parse
 from umbel.errors import ConfigError, DataError
 from umbel.token_file import NO_LOSS, TokenFile
 
@@ -247,3 +248,47 @@ def test_an_empty_answer_is_nothing_to_learn(tmp_path: Path, tiny_llama: Path, a
     )
     with pytest.raises(DataError, match=r"train\.jsonl:2: the answer is empty"):
         prepare(data, None, 0.5, tiny_llama, 32, tmp_path / "out")
+
+
+def test_guards_are_prepared_whole_and_beside_the_held_out_examples(tiny_llama: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "data.jsonl", [(f"question {n}", f"answer {n}") for n in range(20)])
+    guards = {
+        "triage": write_lines(tmp_path / "a.jsonl", [("knee", "K"), ("eye", "B"), ("long " * 40, "lost")]),
+        "letters": write_lines(tmp_path / "b.jsonl", [("dear", "sir")]),
+    }
+    into = tmp_path / "tokens"
+    without = prepare(data, None, 0.2, tiny_llama, 32, into)
+    assert without.guards == {}
+    train, held_out = rows(without.train), rows(without.eval)
+    done = asyncio.run(prepare_in_child(data, None, 0.2, tiny_llama, 32, into, guards))
+    assert done == prepare(data, None, 0.2, tiny_llama, 32, into, guards)
+    assert {name: len(TokenFile.open(file)) for name, file in done.guards.items()} == {"triage": 2, "letters": 1}
+    assert (rows(done.train), rows(done.eval)) == (train, held_out), "they take nothing from either"
+    assert (done.cut, done.dropped) == (1, 1)
+    assert all(file.stat().st_mode & 0o077 == 0 for file in done.guards.values())
+    write_lines(guards["letters"], [("dear", "sir"), ("dear", "madam")])
+    changed = prepare(data, None, 0.2, tiny_llama, 32, into, guards)
+    assert len(TokenFile.open(changed.guards["letters"])) == 2
+    assert [path.name for path in into.iterdir()] == [changed.train.parent.name]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, r"guard\.jsonl: cannot be read \(No such file or directory\); see the site file"),
+        (b"", r"guard\.jsonl: holds no example"),
+        (b'{"prompt": "Zyxwv"', r"guard\.jsonl:1: not JSON"),
+        (b'{"prompt": "Zyxwv", "completion": ""}', r"guard\.jsonl:1: the answer is empty"),
+    ],
+)
+def test_an_unusable_guard_is_named_in_one_line(
+    tiny_llama: Path, tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    data = write_lines(tmp_path / "data.jsonl", [("a", "b"), ("c", "d")])
+    guard = tmp_path / "guard.jsonl"
+    if content is not None:
+        guard.write_bytes(content)
+    with pytest.raises(DataError, match=says) as caught:
+        prepare(data, None, 0.1, tiny_llama, 16, tmp_path / "tokens", {"triage": guard})
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -108,9 +108,15 @@ def test_a_round_that_is_cancelled_while_the_engine_is_away_never_runs(run: Run)
 
 
 @pytest.mark.parametrize(("adapter", "loss"), [(Path("/adapters/support-v1"), 1.0), (None, 2.0)])
-def test_an_evaluation_is_the_cotrainers(run: Run, adapter: Path | None, loss: float) -> None:
+@pytest.mark.parametrize(("guard", "data"), [(None, "eval.npy"), ("triage", "guard-triage.npy")])
+def test_an_evaluation_is_the_cotrainers_and_leaves_nothing_behind(
+    run: Run, tmp_path: Path, adapter: Path | None, loss: float, guard: str | None, data: str
+) -> None:
     async def story(queue: Queue) -> None:
-        assert (await queue.jobs.evaluate(adapter)).loss == loss
+        found = await queue.jobs.evaluate(adapter, guard)
+        assert (found.sums.loss, len(found)) == (loss, 40)
+        assert queue.cotrainer.evaluated == [data]
+        assert list((tmp_path / "rounds").iterdir()) == []
 
     run(story)
 

@@ -15,6 +15,7 @@ from tests.toy_federation import SETTINGS, World, a_world, poison, states, v
 from tests.toy_site import BASE
 from umbel import peft_dir
 from umbel.errors import ConfigError, NotFound
+from umbel.messages import Decision
 
 
 @pytest.fixture
@@ -65,12 +66,20 @@ def test_a_version_that_no_quorum_accepts_moves_nothing_and_says_why(world: Worl
     assert world.sites["a"].shadows["support@v1"].state == "rejected"
 
 
-def test_a_site_that_votes_against_keeps_what_it_serves(world: World) -> None:
-    world.join_c().accepts = False
-    registry = world.start(rounds=1)
-    assert states(registry) == [RoundState.PROMOTED]
-    assert [world.sites[name].live for name in "abc"] == ["support@v1", "support@v1", None]
-    assert world.sites["c"].shadows["support@v1"].state == "rejected"
+@pytest.mark.parametrize(("decision", "word"), [("reject", "rejected"), ("keep", "undecided")])
+def test_a_site_that_votes_against_keeps_what_it_serves_and_is_named(
+    world: World, decision: Decision, word: str
+) -> None:
+    world.start(rounds=1)
+    site = world.join_c()
+    site.accepts, site.otherwise, site.live = False, decision, "support@v1"
+    registry = world.start(run_id="two", rounds=1)
+    assert states(registry) == [RoundState.PROMOTED] * 2
+    assert [world.sites[name].live for name in "abc"] == ["support@v2", "support@v2", "support@v1"]
+    assert site.shadows["support@v2"].state == "rejected", "unloaded, now that the round is over"
+    assert registry.rounds.find("support", 2).reasons["c"] == f"{word}: held-out loss 1.00, live 1.20"
+    judged = next(event for event in world.events if event["event"] == "site.judged" and event["site"] == "c")
+    assert (judged["verdict"]["accepted"], judged["verdict"]["decision"]) == (False, decision)
 
 
 def test_one_poisoned_site_is_left_out_and_the_round_completes(world: World) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from serving.hooks import Hooks
+from serving.scores import Scores
 from serving.trainer import Factors
 from serving.trainer_socket import CancelJob, StatusQuery
 from tests.toy_scheduler import RANK, ToyScheduler, fused
 from umbel import peft_dir, wire
 from umbel.base import LINEARS, linear_shapes
-from umbel.messages import Evaluation, JobState
+from umbel.messages import JobState
 from umbel.token_file import TokenFile
 
 Make = Callable[..., ToyScheduler]
@@ -64,12 +65,16 @@ def test_the_update_has_the_dtype_that_is_served(make: Make, tiny_llama: Path) -
 
 
 @pytest.mark.parametrize("adapter", [True, False])
-def test_an_evaluation_is_the_trainers(make: Make, adapter: bool) -> None:
+@pytest.mark.parametrize("output", [True, False])
+def test_an_evaluation_is_the_trainers_and_only_its_file_has_single_examples(
+    make: Make, adapter: bool, output: bool
+) -> None:
     scheduler = make()
+    file = scheduler.run_dir / "scores.npy"
     order = scheduler.evaluate_job().model_copy(update={} if adapter else {"adapter": None})
-    scheduler.tell(order)
+    scheduler.tell(order.model_copy(update={"output": str(file)} if output else {}))
     status = scheduler.finish()
-    expected: list[Evaluation] = []
+    expected: list[Scores] = []
     source = None
     if adapter:
         tensors = peft_dir.decode(Path(str(order.adapter)).read_bytes())
@@ -77,7 +82,12 @@ def test_an_evaluation_is_the_trainers(make: Make, adapter: bool) -> None:
         source = pairs.__getitem__
     for _ in scheduler.trainer.evaluate(source, TokenFile.open(Path(order.data)), expected):
         pass
-    assert (status.state, status.evaluation) == (JobState.DONE, expected[0])
+    assert (status.state, status.evaluation) == (JobState.DONE, expected[0].sums)
+    assert file.exists() is output
+    if output:
+        read = Scores.read(file)
+        assert (read.loss.tolist(), read.tokens.tolist()) == (expected[0].loss.tolist(), expected[0].tokens.tolist())
+        assert read.exact.tolist() == expected[0].exact.tolist()
 
 
 def test_a_cancelled_job_runs_no_further_and_another_is_left_alone(make: Make) -> None:

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from serving.scores import Scores
 from serving.trainer import Factors, LoraTrainer, Pieces, Progress
 from umbel.base import LINEARS
 from umbel.errors import TrainingError
-from umbel.messages import Evaluation, TrainPlan
+from umbel.messages import TrainPlan
 from umbel.token_file import NO_LOSS, TokenFile
 
 RANK, MAX_RANK, ROWS, SEQ_LEN, MICRO_BATCH = 4, 8, 16, 24, 4
@@ -218,7 +219,7 @@ def test_padding_to_the_largest_rank_stays_zero(trainer: LoraTrainer, tiny_llama
 
 def test_grad_mode_and_random_numbers_are_left_alone(trainer: LoraTrainer, tiny_llama: Path, data: TokenFile) -> None:
     start = factors_of(reference(tiny_llama))
-    state, results = torch.get_rng_state(), list[Evaluation]()
+    state, results = torch.get_rng_state(), list[Scores]()
     for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
         with mode():
             before = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
@@ -239,22 +240,30 @@ def test_the_base_is_never_written(trainer: LoraTrainer, tiny_llama: Path, data:
     assert all(weight.grad is None for weight in trainer.frozen.values())
 
 
-def test_evaluation_equals_the_reference(trainer: LoraTrainer, tiny_llama: Path, data: TokenFile) -> None:
+def test_evaluation_equals_the_reference_example_by_example(
+    trainer: LoraTrainer, tiny_llama: Path, data: TokenFile
+) -> None:
     wrapped = reference(tiny_llama)
     torch.nn.init.normal_(
         wrapped.get_submodule("base_model.model.model.layers.0.mlp.down_proj").lora_B["default"].weight
     )
-    results: list[Evaluation] = []
-    for _ in trainer.evaluate(factors_of(wrapped).__getitem__, data, results):
-        pass
     labels = torch.tensor(data.labels[:]).long()
     with torch.no_grad():
         logits = wrapped(input_ids=torch.tensor(data.ids[:]).long()).logits[:, :-1]
-    loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=NO_LOSS, reduction="sum")
-    right = (logits.argmax(-1) == labels[:, 1:]) | (labels[:, 1:] == NO_LOSS)
-    assert results[0].loss_sum == pytest.approx(loss.item(), rel=1e-4)
-    assert results[0].loss_tokens == int((labels[:, 1:] != NO_LOSS).sum())
-    assert (results[0].exact, results[0].examples) == (int(right.all(1).sum()), ROWS)
+    labels[::3] = torch.where(labels[::3] == NO_LOSS, NO_LOSS, F.pad(logits.argmax(-1), (1, 0))[::3])  # answered right
+    asked = replace(data, labels=labels.numpy().astype(np.int32))
+    results: list[Scores] = []
+    for _ in trainer.evaluate(factors_of(wrapped).__getitem__, asked, results):
+        pass
+    answers = labels[:, 1:]
+    loss_et = F.cross_entropy(logits.transpose(1, 2), answers, ignore_index=NO_LOSS, reduction="none")
+    right_et = (logits.argmax(-1) == answers) | (answers == NO_LOSS)
+    (scores,) = results
+    assert scores.loss == pytest.approx(loss_et.sum(1).numpy(), rel=1e-4)
+    assert scores.tokens.tolist() == (answers != NO_LOSS).sum(1).tolist()
+    assert scores.exact.tolist() == right_et.all(1).tolist()
+    assert 0 < scores.sums.exact < scores.sums.examples == ROWS
+    assert scores.sums.loss_sum == pytest.approx(loss_et.sum().item(), rel=1e-4)
 
 
 def test_a_round_ends_at_its_deadline_with_what_it_applied(trainer: LoraTrainer, data: TokenFile) -> None:

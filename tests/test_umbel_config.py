@@ -30,6 +30,7 @@ data = "private/train.jsonl"
 {training}
 {more}
 """
+GUARD = '[[shadow.guard]]\nname = "triage"\ndata = "guards/triage.jsonl"\n'
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,15 @@ def test_absolute_paths_and_a_socket_of_its_own_stay_as_they_are(tmp_path: Path)
     assert (config.site.state_dir, config.socket) == (Path("/s"), Path("/run/u.sock"))
 
 
+def test_guards_are_named_files_from_the_site_files_folder(tmp_path: Path) -> None:
+    more = GUARD + GUARD.replace("triage", "letters") + "max_loss_ratio = 1.2"
+    guards = load(tmp_path, more=more).shadow.guard
+    assert [(guard.name, guard.data, guard.max_loss_ratio) for guard in guards] == [
+        ("triage", tmp_path / "guards" / "triage.jsonl", 1.01),
+        ("letters", tmp_path / "guards" / "letters.jsonl", 1.2),
+    ]
+
+
 def test_the_environment_wins_over_the_file_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UMBEL_SITE__ENGINE__PORT", "30001")
     monkeypatch.setenv("UMBEL_SITE__SITE__NAME", "clinic-b")
@@ -99,7 +109,14 @@ def test_a_loaded_configuration_cannot_be_changed(tmp_path: Path) -> None:
         ({"training": "microbatch = 8"}, "training.microbatch is not a setting; did you mean 'micro_batch'?"),
         ({"more": "[shadw]\nmax_loss_ratio = 1.0"}, "shadw is not a setting; did you mean 'shadow'?"),
         ({"more": "[shadow]\nmax_loss = 1.0"}, "shadow.max_loss is not a setting; did you mean 'max_loss_ratio'?"),
-        ({"more": "[shadow]\nzzz = 1"}, "shadow.zzz is not a setting; known here: max_loss_ratio"),
+        (
+            {"more": "[shadow]\nzzz = 1"},
+            "shadow.zzz is not a setting; known here: max_loss_ratio, max_exact_drop, confidence, min_examples, guard",
+        ),
+        (
+            {"more": GUARD + "max_los_ratio = 2"},
+            "shadow.guard.0.max_los_ratio is not a setting; did you mean 'max_loss_ratio'?",
+        ),
     ],
 )
 def test_an_unknown_key_says_which_was_meant(tmp_path: Path, parts: dict[str, str], line: str) -> None:
@@ -135,6 +152,14 @@ def test_each_mistake_has_a_line_of_its_own(tmp_path: Path) -> None:
         ({"engine": 'env = {SGLANG_RUST_SERVER = "1"}'}, "engine.env: SGLANG_RUST_SERVER replaces the HTTP server"),
         ({"more": '[[adapter]]\nname = "second"'}, "adapter: "),
         ({"more": "[shadow]\nmax_loss_ratio = 0"}, "shadow.max_loss_ratio: "),
+        ({"more": "[shadow]\nmax_loss_ratio = inf"}, "shadow.max_loss_ratio: "),
+        ({"more": "[shadow]\nconfidence = 95"}, "shadow.confidence: "),
+        ({"more": "[shadow]\nmin_examples = 0"}, "shadow.min_examples: "),
+        ({"more": "[shadow]\nguard = 1"}, "shadow.guard: "),
+        ({"more": GUARD + "max_loss_ratio = 0.9"}, "shadow.guard.0.max_loss_ratio: "),
+        ({"more": GUARD.replace("triage", "../x")}, "shadow.guard.0.name: "),
+        ({"more": '[[shadow.guard]]\nname = "x"'}, "shadow.guard.0.data is missing"),
+        ({"more": GUARD + GUARD}, "shadow.guard: two guards have the same name"),
         ({"training": "eval_fraction = 1.0"}, "training.eval_fraction: "),
         ({"training": "seq_len = 0"}, "training.seq_len: "),
     ],
@@ -213,7 +238,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, missing: str) -> No
 
 
 def test_check_files_names_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
-    config = load(tmp_path, training='eval_data = "eval.jsonl"')
+    config = load(tmp_path, training='eval_data = "eval.jsonl"', more=GUARD)
     with pytest.raises(ConfigError, match=f"^{tmp_path}/base: no base model here"):
         config.check_files()
     (tmp_path / "base").mkdir()
@@ -221,8 +246,12 @@ def test_check_files_names_what_is_missing_and_what_to_do(tmp_path: Path) -> Non
     with pytest.raises(UnsupportedModel, match="gpt2"):
         config.check_files()
     (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
-    for key, file in (("data", "private/train.jsonl"), ("eval_data", "eval.jsonl")):
-        with pytest.raises(ConfigError, match=rf"^\[training\].{key}: {tmp_path}/{file} does not exist; point it to"):
+    for key, file in (
+        ("[training].data", "private/train.jsonl"),
+        ("[training].eval_data", "eval.jsonl"),
+        ("[[shadow.guard]] triage", "guards/triage.jsonl"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: {tmp_path}/{file} does not exist; point it to"):
             config.check_files()
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("{}")

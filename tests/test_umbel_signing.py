@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from umbel import signing, wire
-from umbel.adapter import AdapterManifest
+from umbel.adapter import AdapterManifest, Personal
 from umbel.base import BaseFingerprint
 from umbel.errors import AdapterError, ConfigError
 from umbel.messages import Shadow
@@ -37,6 +37,7 @@ FULL: dict[str, Any] = {
     "certificate": {"m": 1e-300}, "metrics": {"train-loss": float("nan"), "other": float("inf")},
     "site_metrics": {"clinic-a": {"seconds": 1.5}}, "counts": {"clinic-a": {"num-examples": 7}}, "run_id": "9",
     "code": "0.1.0", "config": "4" * 64, "created": "2026-11-21T07:00:00+00:00",
+    "personal": Personal(part="adapter", rank=4),
 }  # fmt: skip
 OTHER: dict[str, Any] = {
     "name": "other", "version": 4, "digest": "5" * 64, "base": "5" * 64, "fingerprint": None, "lineage": "f00e",
@@ -45,6 +46,7 @@ OTHER: dict[str, Any] = {
     "weights": {"clinic-b": 0.3, "clinic-a": 1e-7}, "left_out": {}, "certificate": {"m": 0.0},
     "metrics": {"train-loss": 0.0, "other": float("inf")}, "site_metrics": {}, "counts": {"clinic-a": {}},
     "run_id": "", "code": "0.1.1", "config": "", "created": "",
+    "personal": Personal(part="adapter", rank=3),
 }  # fmt: skip
 """For each field another value, as near as may be."""
 

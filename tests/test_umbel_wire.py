@@ -31,7 +31,7 @@ MODELS: list[BaseModel] = [
         ref="support@v1",
         state=ShadowState.JUDGED,
         probe={"base": Evaluation(loss_sum=2.5, loss_tokens=4, exact=1, examples=2)},
-        verdict=Verdict(accepted=True, reasons=("a", "ü")),
+        verdict=Verdict(accepted=False, decision="keep", reasons=("a", "ü")),
     ),
 ]
 
@@ -53,11 +53,23 @@ def test_another_kind_is_refused_by_both_names() -> None:
         ({"accepted": "perhaps", "reasons": []}, "accepted"),
         ({"accepted": True, "reasons": [], "resons": []}, "resons"),
         ({"accepted": True, "reasons": ["x", 1]}, r"reasons\.1"),
+        ({"accepted": True, "reasons": [], "decision": "perhaps"}, "decision"),
     ],
 )
 def test_a_field_that_is_wrong_is_named(body: dict[str, Any], where: str) -> None:
     with pytest.raises(WireError, match=f"^Verdict: {where}: "):
         wire.unpack_model(wire.pack("Verdict", body), Verdict)
+
+
+@pytest.mark.parametrize(("accepted", "decision"), [(True, "promote"), (False, "reject")])
+def test_a_verdict_of_an_older_journal_is_read_as_what_it_meant(accepted: bool, decision: str) -> None:
+    assert Verdict.model_validate({"accepted": accepted, "reasons": []}).decision == decision
+
+
+@pytest.mark.parametrize(("accepted", "decision"), [(True, "keep"), (True, "reject"), (False, "promote")])
+def test_a_verdict_has_one_meaning(accepted: bool, decision: str) -> None:
+    with pytest.raises(WireError, match="yet the decision is"):
+        wire.unpack_model(wire.pack("Verdict", {"accepted": accepted, "reasons": [], "decision": decision}), Verdict)
 
 
 @pytest.mark.parametrize("schema", [None, 0, 2, "1"])
@@ -115,7 +127,9 @@ def test_random_bytes_raise_nothing_but_wire_errors(payload: bytes) -> None:
     only_wire_errors(payload)
 
 
-KEYS = st.sampled_from(["accepted", "reasons", "ref", "state", "probe", "verdict", "key", "steps"]) | st.text()
+KEYS = (
+    st.sampled_from(["accepted", "reasons", "ref", "state", "probe", "verdict", "decision", "key", "steps"]) | st.text()
+)
 
 
 @given(st.sampled_from(["Verdict", "ShadowReport", "RoundReport"]), st.dictionaries(KEYS | st.binary(), VALUES))

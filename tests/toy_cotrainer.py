@@ -17,11 +17,11 @@ from client.personal import PersonalPart
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
-from tests.toy_deployment import BASE, RANK, SHAPES, adapter, quick, until
+from tests.toy_deployment import BASE, RANK, SHAPES, adapter, quick, scores, until
 from tests.toy_engine import MEASURED, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.errors import TrainingError
-from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport, TrainPlan
+from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan
 
 
 class ToyCoTrainer:
@@ -38,6 +38,8 @@ class ToyCoTrainer:
         """No job is done before this is set."""
         self.started: list[str] = []
         self.cancelled: list[str] = []
+        self.evaluated: list[str] = []
+        """The data of each evaluation."""
         self.most_at_a_time = 0
         self._jobs: dict[str, TrainJob | EvaluateJob] = {}
         self._status = CoTrainerStatus()
@@ -83,8 +85,11 @@ class ToyCoTrainer:
         if self.fails_with:
             return self._status.model_copy(update={"state": JobState.FAILED, "error": self.fails_with})
         if isinstance(job, EvaluateJob):
-            found = Evaluation(loss_sum=2.0 if job.adapter else 4.0, loss_tokens=2, exact=0, examples=1)
-            return self._status.model_copy(update={"state": JobState.DONE, "evaluation": found})
+            self.evaluated.append(Path(job.data).name)
+            found = scores(1.0 if job.adapter else 2.0)
+            assert job.output is not None
+            found.write(Path(job.output))
+            return self._status.model_copy(update={"state": JobState.DONE, "evaluation": found.sums})
         tensors = peft_dir.decode(Path(job.parent).read_bytes())
         if self.value is not None:
             name = next(iter(tensors))
@@ -107,7 +112,8 @@ class Queue:
         self.journal = Journal(state_dir / "journal.sqlite3")
         table = AliasTable(base="tiny", adapters={"support": {"live": None}})
         self.supervisor = Supervisor(config, MEASURED, lambda: (table, {}))
-        prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0)
+        guards = {"triage": state_dir / "guard-triage.npy"}
+        prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0, guards)
         self.jobs = Jobs(
             self.journal, self.supervisor, self.cotrainer, prepared, BASE, SHAPES, 4, partial(PersonalPart, config),
             state_dir / "rounds",

@@ -16,6 +16,7 @@ from client.deployer import Deployer
 from client.journal import Journal
 from serving import supervisor as supervisor_module
 from serving.aliases import AliasTable
+from serving.scores import Scores
 from serving.supervisor import Supervisor
 from tests.toy_engine import MEASURED, ToyEngine, ToyMachine, site_config
 from umbel import peft_dir
@@ -23,7 +24,7 @@ from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
 from umbel.errors import EngineGone, TrainingError
-from umbel.messages import Evaluation, ShadowReport, ShadowState
+from umbel.messages import ShadowReport, ShadowState
 
 PATIENCE_S = 10.0
 RANK = 2
@@ -36,14 +37,14 @@ class ToyJobs:
 
     def __init__(self) -> None:
         self.losses: dict[str, float] = {}
-        """Engine name ("base" for the base) → loss; 1 where nothing is set."""
+        """Engine name ("base" for the base), of a guard "NAME on GUARD" → loss per token; 1 where nothing is set."""
         self.gate: asyncio.Event | None = None
         self.gone = 0
         """So many evaluations end because the engine dies."""
         self.asked: list[str] = []
 
-    async def evaluate(self, folder: Path | None) -> Evaluation:
-        name = folder.name if folder else "base"
+    async def evaluate(self, folder: Path | None, guard: str | None = None) -> Scores:
+        name = (folder.name if folder else "base") + (f" on {guard}" if guard else "")
         self.asked.append(name)
         if self.gate is not None:
             await self.gate.wait()
@@ -52,7 +53,7 @@ class ToyJobs:
             raise EngineGone("the engine went away")
         if folder is not None and not (folder / peft_dir.WEIGHTS).is_file():
             raise TrainingError(f"{folder} is not there")
-        return Evaluation(loss_sum=10 * self.losses.get(name, 1.0), loss_tokens=10, exact=1, examples=2)
+        return scores(self.losses.get(name, 1.0))
 
 
 class Deployment:
@@ -162,6 +163,11 @@ def adapter(seed: int, dtype: Any = np.float32, rank: int = RANK, value: float |
         if value is not None:
             tensors[peft_dir.key(module, "B")][0, 0] = value
     return peft_dir.encode(tensors)
+
+
+def scores(loss: float, examples: int = 40, tokens: int = 10) -> Scores:
+    """The same loss per token on every example."""
+    return Scores(np.full(examples, loss * tokens), np.full(examples, tokens, np.int32), np.zeros(examples, np.bool_))
 
 
 def manifest_of(version: int, blob: bytes, **changes: Any) -> AdapterManifest:

@@ -13,6 +13,7 @@ from umbel import peft_dir
 from umbel.adapter import AdapterManifest
 from umbel.base import BaseFingerprint
 from umbel.messages import (
+    Decision,
     Evaluation,
     Hello,
     JobState,
@@ -43,6 +44,8 @@ class ToySite:
         self.max_lora_rank = 16
         self.tokens = 100
         self.accepts = True
+        self.otherwise: Decision = "reject"
+        """What it decides where it does not accept."""
         self.hurt = lambda tensors: tensors
         """Applied to the update before it is sent."""
         self.fail_with: tuple[int, str] | None = None
@@ -134,7 +137,9 @@ class ToySite:
         polls = self.polls if self.shadow_polls is None else self.shadow_polls
         if self.shadows[ref].verdict is None and self._asked[ref] > polls:
             probe = Evaluation(loss_sum=10.0, loss_tokens=10, exact=1, examples=5)
-            verdict = Verdict(accepted=self.accepts, reasons=("held-out loss 1.00, live 1.20",))
+            decision = "promote" if self.accepts else self.otherwise
+            reasons = ("held-out loss 1.00, live 1.20",)
+            verdict = Verdict(accepted=self.accepts, decision=decision, reasons=reasons)
             self.shadows[ref] = ShadowReport(
                 ref=ref, state=ShadowState.JUDGED, probe={"base": probe, "shadow": probe}, verdict=verdict,
                 load_s=0.1, probe_s=0.2,

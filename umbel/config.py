@@ -159,9 +159,36 @@ class SloSection(_Section):
     """How many times as long a request with `"priority": "batch"` may take."""
 
 
+class GuardSection(_Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """What verdicts call this task."""
+    data: Path
+    """JSONL as `[training].data`: examples of a task that no new version may break. Never leaves the site."""
+    max_loss_ratio: float = Field(default=1.01, ge=1, allow_inf_nan=False)
+    """A shadow whose loss here is, with confidence, above this times that of what answers users now is rejected."""
+
+
 class ShadowSection(_Section):
-    max_loss_ratio: PositiveFloat = 1.0
-    """A shadow is accepted when its held-out loss is at most this times that of what answers users now."""
+    """What a new version must show before it answers users here."""
+
+    max_loss_ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """A shadow is promoted when its held-out loss is, with confidence, below this times that of what answers users now.
+    At 1 it must be better; above 1 one that is as good will do; below 1 it must be better by that much."""
+    max_exact_drop: float = Field(default=0.0, ge=0, le=1)
+    """A shadow whose share of exact matches is, with confidence, lower by more than this is rejected."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Of the two-sided intervals that all of this is read from."""
+    min_examples: PositiveInt = 30
+    """With fewer examples, held out or in a guard, nothing is promoted: they cannot tell."""
+    guard: tuple[GuardSection, ...] = ()
+    """Tasks on which no new version may be worse."""
+
+    @field_validator("guard")
+    @classmethod
+    def _distinct_guards(cls, guards: tuple[GuardSection, ...]) -> tuple[GuardSection, ...]:
+        if len({guard.name for guard in guards}) < len(guards):
+            raise ValueError("two guards have the same name; a verdict could not tell them apart")
+        return guards
 
 
 class SiteConfig(BaseSettings):
@@ -208,10 +235,10 @@ class SiteConfig(BaseSettings):
         except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError
             raise ConfigError(f"{path}: not TOML: {error}") from error
         for table, keys in _PATHS.items():
-            section = tables.get(table)
-            for key in keys:
-                if isinstance(section, dict) and isinstance(section.get(key), str):
-                    section[key] = str(path.parent.resolve() / Path(section[key]).expanduser())
+            for section in _sections(tables, table):
+                for key in section.keys() & keys:
+                    if isinstance(section[key], str):
+                        section[key] = str(path.parent.resolve() / Path(section[key]).expanduser())
         try:
             return cls(**tables)
         except ValidationError as error:
@@ -227,12 +254,30 @@ class SiteConfig(BaseSettings):
         read_config(self.model.path)
         if self.site.trusted_key is not None:
             signing.read_public(self.site.trusted_key)
-        for key, file in (("data", self.training.data), ("eval_data", self.training.eval_data)):
+        files = {"[training].data": self.training.data, "[training].eval_data": self.training.eval_data}
+        files |= {f"[[shadow.guard]] {guard.name}": guard.data for guard in self.shadow.guard}
+        for key, file in files.items():
             if file is not None and not file.is_file():
-                raise ConfigError(f"[training].{key}: {file} does not exist; point it to a JSONL file")
+                raise ConfigError(f"{key}: {file} does not exist; point it to a JSONL file")
 
 
-_PATHS = {"site": ("state_dir", "socket", "trusted_key"), "model": ("path",), "training": ("data", "eval_data")}
+_PATHS = {
+    "site": {"state_dir", "socket", "trusted_key"},
+    "model": {"path"},
+    "training": {"data", "eval_data"},
+    "shadow.guard": {"data"},
+}
+"""Table → its keys that hold a path."""
+
+
+def _sections(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The tables of a dotted name, every one of an array; what is no table is left to the validation."""
+    found = [tables]
+    for part in name.split("."):
+        values = [table.get(part) for table in found]
+        items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        found = [item for item in items if isinstance(item, dict)]
+    return found
 
 
 def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:

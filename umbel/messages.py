@@ -4,9 +4,18 @@ One definition for both ends. Every count is a sum, so that the centre can add s
 """
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from umbel.adapter import AdapterManifest, Personal
 from umbel.base import BaseFingerprint
@@ -124,11 +133,23 @@ class ShadowState(StrEnum):
     REJECTED = "rejected"
 
 
+Decision = Literal["promote", "keep", "reject"]
+"""Of a site on a shadow: better than what answers users now; not shown to be, so that it stays a shadow; or worse."""
+
+
 class Verdict(_Message):
     """A site's judgement of a shadow, with its reasons."""
 
     accepted: bool
+    """Whether the site is in favour of promoting it; what a quorum counts."""
     reasons: tuple[str, ...]
+    decision: Decision = Field(default_factory=lambda known: "promote" if known.get("accepted") else "reject")
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Self:
+        if self.accepted != (self.decision == "promote"):
+            raise ValueError(f"accepted = {self.accepted}, and yet the decision is {self.decision!r}")
+        return self
 
 
 class ShadowReport(_Message):

@@ -126,6 +126,8 @@ LENIENT = """
 share_cap = 0.3
 [shadow]
 max_loss_ratio = 100.0
+max_exact_drop = 1.0
+min_examples = 1
 """
 """Calm on two cores; and a verdict is not what this test is about."""
 

@@ -129,6 +129,8 @@ seq_len = 32
 micro_batch = 8
 [shadow]
 max_loss_ratio = 100.0
+max_exact_drop = 1.0
+min_examples = 1
 """
 """A verdict is not what this test is about."""
 

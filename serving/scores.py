@@ -1,0 +1,55 @@
+"""How an adapter (or the base) does on each example of a set: what versions are compared by, example by example.
+
+Scores of single examples tell of private text, so they stay at the site: only their sums are sent, shown or logged.
+"""
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from umbel.messages import Evaluation
+from umbel.peft_dir import replace_durably
+
+RECORD = np.dtype([("loss", "<f8"), ("tokens", "<i4"), ("exact", "?")])
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One entry per example, in the order of the set; kept out of `repr`."""
+
+    loss: npt.NDArray[np.float64] = field(repr=False)
+    """[examples], summed over the tokens of the answer (nats)."""
+    tokens: npt.NDArray[np.int32] = field(repr=False)
+    """[examples], tokens of the answer."""
+    exact: npt.NDArray[np.bool_] = field(repr=False)
+    """[examples], whether every answer token is the arg max, as greedy decoding would give it."""
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def sums(self) -> Evaluation:
+        """What may leave the site."""
+        return Evaluation(
+            loss_sum=float(self.loss.sum()),
+            loss_tokens=int(self.tokens.sum()),
+            exact=int(self.exact.sum()),
+            examples=len(self),
+        )
+
+    def write(self, path: Path) -> None:
+        """As one `.npy` array of records."""
+        records = np.empty(len(self), RECORD)
+        records["loss"], records["tokens"], records["exact"] = self.loss, self.tokens, self.exact
+        buffer = io.BytesIO()
+        np.save(buffer, records, allow_pickle=False)
+        replace_durably(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        records = np.load(path, allow_pickle=False)
+        return cls(records["loss"], records["tokens"], records["exact"])
