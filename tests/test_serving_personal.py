@@ -9,12 +9,13 @@ import transformers
 
 from client.personal import PersonalPart, join, split
 from serving.job import read_factors
+from serving.scores import Scores
 from serving.trainer import Factors, LoraTrainer, Pieces, Progress
 from tests.toy_engine import site_config
 from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.base import LINEARS, linear_shapes
-from umbel.messages import Evaluation, TrainPlan
+from umbel.messages import TrainPlan
 from umbel.token_file import NO_LOSS, TokenFile
 
 RANK, MAX_RANK, ROWS, TOKENS = 2, 6, 8, 16
@@ -59,9 +60,9 @@ def test_two_rounds_at_a_site(
         return {peft_dir.key(m, f): w.numpy() for m, pair in into.items() for f, w in zip("AB", pair, strict=True)}
 
     def loss(adapter: peft_dir.Tensors) -> float:
-        found: list[Evaluation] = []
+        found: list[Scores] = []
         list(trainer.evaluate(read_factors(written(adapter)), data, found))
-        return found[0].loss
+        return found[0].sums.loss
 
     def written(adapter: peft_dir.Tensors) -> Path:
         peft_dir.write_durably(tmp_path / "adapter.safetensors", peft_dir.encode(adapter))
