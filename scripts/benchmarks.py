@@ -11,6 +11,7 @@ PAGE = REPOSITORY / "docs" / "benchmarks.md"
 COMMANDS = {
     "memory": ["scripts/bench_memory"],
     "quanta": ["scripts/bench_quanta"],
+    "aggregate": ["scripts/bench_aggregate", "--dense", "smallest", "--repeat", "2", "--threads", "2"],
     "demo": ["scripts/demo"],
     "coexec": [".venv-engine/bin/umbel", "bench", "coexec", "--docs", str(PAGE)],
 }
