@@ -192,7 +192,7 @@ class Run:
         is_stock = spec.system == "stock"
         engine = self.bed.engine
         url = stock.url if is_stock else engine.client.url
-        client = Client(url, "base", self.bed.symbols)
+        client = Client(url, "base", self.bed.symbols, key=stock.key if is_stock else None)
         try:
             (stock.go_on if is_stock else stock.pause)()
             (engine.pause if is_stock else engine.go_on)()
