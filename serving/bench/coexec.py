@@ -17,7 +17,7 @@ from typing import Any
 from serving.bench import domain, testbed
 from serving.bench.load import Client, Outcome
 from serving.bench.metrics import Block, Request, Setting, attainment, read_blocks
-from serving.bench.plan import FULL, SAME_SETTING, SMOKE, SYSTEMS, Plan, Spec, strict, tuned, workload
+from serving.bench.plan import FULL, SAME_SETTING, SMOKE, STOCK_S, SYSTEMS, Plan, Spec, strict, tuned, workload
 from serving.bench.rounds import FOREVER, TOKENS_PER_STEP, Rounds, publications
 from serving.bench.systems import UseSystem
 from serving.bench.trace import NO_TRACE, Arrival, Trace
@@ -187,18 +187,17 @@ class Run:
         """
         stock = self.bed.stock
         assert stock is not None
-        window = self.plan.tuning_window
         await self.bed.trainer.use(UseSystem(policy="rest"))
         outcomes: list[Outcome] = []
         is_stock = spec.system == "stock"
         engine = self.bed.engine
         url = stock.url if is_stock else engine.client.url
-        client = Client(url, "base", self.bed.symbols)
+        client = Client(url, "base", self.bed.symbols, key=stock.key if is_stock else None)
         try:
             (stock.go_on if is_stock else stock.pause)()
             (engine.pause if is_stock else engine.go_on)()
             await asyncio.sleep(SETTLE_S)
-            end = time.perf_counter() + window
+            end = time.perf_counter() + STOCK_S
             with testbed.core_use() as cores:
                 while (now := time.perf_counter()) < end:
                     outcomes += await client.run((ALONE,), next(self.seeds), DRAIN_S, now)
@@ -207,8 +206,8 @@ class Run:
             stock.pause()
             await client.close()
         return Block(
-            phase="stock", condition=spec.condition, system=spec.system, round=spec.round, window=window,
-            offered=len(outcomes) / window, requests=_requests(outcomes, {}),
+            phase="stock", condition=spec.condition, system=spec.system, round=spec.round, window=STOCK_S,
+            offered=len(outcomes) / STOCK_S, requests=_requests(outcomes, {}),
             cores=(cores[testbed.ENGINE_CORE], cores[testbed.CLIENT_CORE]),
         )  # fmt: skip
 

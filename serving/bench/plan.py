@@ -21,6 +21,8 @@ TUNING_SLICE, MEASURED_SLICE = 0.05, 0.30
 """Where in the trace the runs begin, as a fraction of it: tuning sees nothing of what is measured."""
 START_S, SEARCH_S, PAUSE_S = 120.0, 24.0, 2.0
 """What starting takes, each look for the capacity, and what lies between two blocks."""
+STOCK_S = 3.0
+"""A turn beside stock SGLang: short, so that the machine is the same in both turns of a pair."""
 MICRO_BATCHES = ({"micro_batch": 1.0}, {"micro_batch": 2.0}, {"micro_batch": 4.0}, {"micro_batch": 8.0})
 
 
@@ -110,9 +112,8 @@ class Plan:
     def seconds(self) -> float:
         """About how long it takes, starts and pauses included."""
         specs = list(self.specs())
-        tuning = sum(spec.phase != "measure" for spec in specs)
-        measured = (len(specs) - tuning) * (self.window + PAUSE_S)
-        return START_S + SEARCH_S * self.bisections + tuning * (self.tuning_window + PAUSE_S) + measured
+        windows = {"stock": STOCK_S, "tune": self.tuning_window, "measure": self.window}
+        return START_S + SEARCH_S * self.bisections + sum(windows[spec.phase] + PAUSE_S for spec in specs)
 
 
 FULL = Plan(
@@ -127,7 +128,7 @@ FULL = Plan(
         "square": CORE,
     },
     tuned=("partition", "stop", "unpaced", "idle"),
-    stock_pairs=4,
+    stock_pairs=16,
     bisections=4,
 )
 SMOKE = Plan(

@@ -139,12 +139,13 @@ async def start(folder: Path, world: domain.World, symbols: int, with_stock: boo
     write_settings(config.site.state_dir)
     write_settings(folder / "separate")
     engine = BenchEngine(config)
-    stock = StockServer(config, world) if with_stock else None
+    stock = StockServer(config, world, engine.key) if with_stock else None
     process: asyncio.subprocess.Process | None = None
     try:
         process = await _start_separate(folder / "separate", world.model)
         table = AliasTable(base="base", adapters={ADAPTER: {"live": str(INITIAL)}})
-        await asyncio.gather(engine.start(table, {INITIAL: world.initial}), *([stock.start()] if stock else []))
+        starting = [engine.start(table, {INITIAL: world.initial})]  # which writes the key down first
+        await asyncio.gather(*starting, *([stock.start()] if stock else []))
         pin(engine.pid)
         if stock:
             pin(stock.pid)
@@ -186,14 +187,16 @@ async def _start_separate(run_dir: Path, model: Path) -> asyncio.subprocess.Proc
 
 
 class StockServer:
-    """SGLang without umbel: the CPU platform's plugin only. It is stopped (SIGSTOP) whenever it is not measured."""
+    """SGLang without umbel: the CPU platform's plugin only. It is stopped (SIGSTOP) whenever it is not measured.
 
-    def __init__(self, config: SiteConfig, world: domain.World) -> None:
+    Its arguments are those of umbel's engine, the key that users must have included: umbel's router adds it for them.
+    """
+
+    def __init__(self, config: SiteConfig, world: domain.World, key: str) -> None:
         port = _free_port()
+        self.key = key
         self.url, self._log = f"http://127.0.0.1:{port}", config.site.state_dir.parent / "stock.log"
         arguments = command_line(config, {INITIAL: world.initial})
-        at = arguments.index("--config")  # the file with the key, which only umbel's router adds to requests
-        arguments = arguments[:at] + arguments[at + 2 :]
         arguments[arguments.index("--port") + 1] = str(port)
         self._arguments = arguments
         self._process: asyncio.subprocess.Process | None = None
