@@ -11,7 +11,18 @@ PAGE = REPOSITORY / "docs" / "benchmarks.md"
 COMMANDS = {
     "memory": ["scripts/bench_memory"],
     "quanta": ["scripts/bench_quanta"],
-    "aggregate": ["scripts/bench_aggregate", "--dense", "smallest", "--repeat", "2", "--threads", "2"],
+    "aggregate": [
+        "scripts/bench_aggregate",
+        "--dense",
+        "smallest",
+        "--threads",
+        "2",
+        "--methods",
+        "exact",
+        "fedit",
+        "dense SVD",
+        "peft svd",
+    ],
     "demo": ["scripts/demo"],
     "coexec": [".venv-engine/bin/umbel", "bench", "coexec", "--docs", str(PAGE)],
 }

@@ -33,6 +33,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from make_certs_pages import CA_PAGE, centre_page, site_file, site_page
 
 CA_DAYS = 3650
+PORT = 8443
 SKEW = timedelta(hours=1)
 """Certificates are valid from this long ago: clocks differ."""
 HERE = ("localhost", "127.0.0.1")
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         for site in add(out, options.add, options.port):
             print(f"{site}: to the site, over a safe way; register its key as {out / 'centre' / 'README.md'} says")
     else:
-        make(out, options.centre, options.sites, options.days, options.port)
+        make(out, options.centre, options.sites, options.days, options.port or PORT)
         print(f"{out}: take ca/ offline, leave centre/ here, bring each site-*/ to its site; each has a README.md")
 
 
@@ -112,7 +113,7 @@ def make(out: Path, host: str, sites: list[str], days: int, port: int) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def add(out: Path, sites: list[str], port: int) -> list[Path]:
+def add(out: Path, sites: list[str], port: int | None) -> list[Path]:
     """Write folders for more sites; where they lie. No private key of the CA or the centre is needed for it."""
     certificate = _superlink(out)
     _require_names(sites)
@@ -120,6 +121,7 @@ def add(out: Path, sites: list[str], port: int) -> list[Path]:
     if there:
         refuse(f"{out} has {', '.join(there)} already; for a new key remove its folder, and its .pub in centre/")
     host = _host(certificate)
+    port = port or int((out / "centre" / "port").read_text())
     return [_write_site(out, site, host, port) for site in sites]
 
 
@@ -161,6 +163,7 @@ def _write_centre(out: Path, names: x509.SubjectAlternativeName, host: str, days
     _write(centre / "ca.crt", root)
     _write(centre / "superlink.key", _pem(key), private=True)
     _write(centre / "superlink.crt", authority.issue(key.public_key(), names, days).public_bytes(Encoding.PEM))
+    _write(centre / "port", f"{port}\n".encode())
     _write(centre / "superexec.secret", os.urandom(32), private=True)
     _write(centre / "signing.key", _pem(signing), private=True)
     public = signing.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -255,7 +258,9 @@ def _options() -> argparse.ArgumentParser:
     what.add_argument("--renew", action="store_true", help="the SuperLink's certificate, for the same names and key")
     parser.add_argument("--sites", nargs="+", default=[], metavar="SITE", help="their names, as in the site files")
     parser.add_argument("--days", type=_days, default=730, help="how long the SuperLink's certificate is valid (730)")
-    parser.add_argument("--port", type=int, default=8443, help="its port, for the pages (8443)")
+    parser.add_argument(
+        "--port", type=int, help=f"its port, for the pages ({PORT}; with --add: as before)"
+    )
     return parser
 
 

@@ -289,7 +289,7 @@ class AdapterRegistry:
         if ref is not None and (self.directory(ref) / version_dir.PRUNED).is_file():
             raise RegistryError(f"{ref} cannot be pointed at: its weights were removed")
         if ref is not None:
-            self.manifest(ref)
+            self.read(ref)  # nothing is pointed at a version that could not be had
 
     def _moves(self, name: str) -> AliasLog:
         return AliasLog(self.root / check_name(name) / ALIASES)

@@ -98,7 +98,23 @@ def _files(registry: AdapterRegistry) -> list[str]:
                 read(name)
             except RegistryError as error:
                 damages.append(str(error))
+        damages += _dangling(registry, name)
     return damages
+
+
+def _dangling(registry: AdapterRegistry, name: str) -> list[str]:
+    """Aliases of versions that are not there any more."""
+    try:
+        aliases = registry.aliases(name)
+    except RegistryError:
+        return []  # told of already
+    there = {manifest.ref for manifest in registry.versions(name)}
+    return [
+        f"{registry.root}: {name}@{alias} is {ref}, which is not here; restore it from your backup, or point {alias} "
+        "to another version with `umbel adapter alias`"
+        for alias, ref in aliases.items()
+        if ref not in there
+    ]
 
 
 def _require(registry: AdapterRegistry, name: str) -> None:

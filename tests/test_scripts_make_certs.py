@@ -148,6 +148,9 @@ def test_a_site_is_added_without_any_key_of_the_centres(tmp_path: Path) -> None:
     assert after["site-b/centre-signing.pub"] == after["centre/signing.pub"]
     assert after["site-b/supernode.pub"] == after["centre/supernodes/b.pub"]
     assert f"{HOST}:8443" in (out / "site-b" / "README.md").read_text()
+    (out / "centre" / "port").write_text("9443\n")
+    make_certs.main([str(out), "--add", "d"])
+    assert f"{HOST}:9443" in (out / "site-d" / "README.md").read_text()
     with pytest.raises(SystemExit, match="has a already"):
         make_certs.main([str(out), "--add", "a"])
 

@@ -139,6 +139,24 @@ def test_an_alias_that_cannot_move_is_refused(
     assert len(registry.moves("support")) == 1
 
 
+def test_nothing_is_pointed_at_a_version_whose_weights_are_gone(tmp_path: Path) -> None:
+    registry = begun(tmp_path)
+    grow(registry, "aa")
+    (registry.directory(V1) / peft_dir.WEIGHTS).resolve().unlink()
+    with pytest.raises(RegistryError, match="is missing"):
+        registry.roll_back("support", who="eva", why="x")
+    assert registry.aliases("support")["live"] == v(2)
+
+
+def test_an_alias_of_a_version_that_was_moved_away_is_named(tmp_path: Path) -> None:
+    registry = begun(tmp_path)
+    grow(registry, "aa")
+    shutil.rmtree(registry.directory(v(2)))
+    registry.reindex()
+    damages = registry_views.verify(registry)["damages"]
+    assert [damage for damage in damages if "support@live is support@v2, which is not here" in damage]
+
+
 def test_a_line_cut_short_by_a_kill_is_a_move_only_when_it_is_whole_and_the_next_one_follows(tmp_path: Path) -> None:
     registry = begun(tmp_path)
     grow(registry, "a")

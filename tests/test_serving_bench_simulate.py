@@ -132,6 +132,9 @@ def test_targets_that_are_none_are_refused(slo: str) -> None:
     [
         ({"preset": "tpu"}, "no preset"),
         ({"rate": 0.0}, "more than 0"),
+        ({"hours": float("nan")}, "finite"),
+        ({"rate": float("inf")}, "finite"),
+        ({"seed": -1}, "--seed"),
         ({"share_floor": 0.5, "share_cap": 0.4}, "share_floor"),
     ],
 )

@@ -1,6 +1,7 @@
 """`umbel bench simulate`: hours of load on simulated sites in seconds, to see what training they have room for."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,8 +82,10 @@ def simulate_command(
     """
     if preset not in PRESETS:
         raise ConfigError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
-    if min(rate, hours, sites) <= 0:
-        raise ConfigError("rate, hours and sites must be more than 0")
+    if not all(0 < value < math.inf for value in (rate, hours, sites)):
+        raise ConfigError("rate, hours and sites must be more than 0, and finite")
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: it must be 0 or more")
     if not (0 <= share_floor <= share_cap <= 1 and share_cap > 0):
         raise ConfigError("shares must be 0 ≤ share_floor ≤ share_cap ≤ 1, and the cap more than 0")
     machine, requests, seconds = PRESETS[preset], Trace.read(trace, SCALES[preset]), hours * 3600
