@@ -258,9 +258,7 @@ def _options() -> argparse.ArgumentParser:
     what.add_argument("--renew", action="store_true", help="the SuperLink's certificate, for the same names and key")
     parser.add_argument("--sites", nargs="+", default=[], metavar="SITE", help="their names, as in the site files")
     parser.add_argument("--days", type=_days, default=730, help="how long the SuperLink's certificate is valid (730)")
-    parser.add_argument(
-        "--port", type=int, help=f"its port, for the pages ({PORT}; with --add: as before)"
-    )
+    parser.add_argument("--port", type=int, help=f"its port, for the pages ({PORT}; with --add: as before)")
     return parser
 
 

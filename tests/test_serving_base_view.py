@@ -80,7 +80,7 @@ def test_tied_embeddings_stay_tied_and_padding_of_the_vocabulary_is_out_of_view(
 
 
 def test_the_trainers_frozen_parameters_are_still_the_served_ones(model: Path) -> None:
-    """Issue Show C: putting LoRA into the view copies nothing either."""
+    """Putting LoRA into the view copies nothing either."""
     served = fused(model)
     storages = {weight.untyped_storage().data_ptr() for weight in served.parameters()}
     trainer = LoraTrainer(

@@ -1,4 +1,4 @@
-"""Issue Show H: by counting, no hook call does more than one quantum of training while a request waits."""
+"""By counting, no hook call does more than one quantum of training while a request waits."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

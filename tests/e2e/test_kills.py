@@ -1,4 +1,4 @@
-"""Issue Show F: kill -9 of every kind of process while a federation of two real sites is at work.
+"""Kill -9 of every kind of process while a federation of two real sites is at work.
 
 Each is started again as a supervisor would. Users of the other site notice nothing, users of the struck one at most the
 engine's restart; then rounds go on, and what is live is the last promoted version.

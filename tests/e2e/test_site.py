@@ -95,7 +95,7 @@ def test_training_while_serving_runs_one_quantum_at_a_time(site: SiteProcess) ->
 
 
 def test_promotions_under_load_lose_and_mix_nothing(site: SiteProcess) -> None:
-    """Issue Show E: three promotions under 500 streamed requests; each response is one version's own answer."""
+    """Three promotions under 500 streamed requests; each response is one version's own answer."""
     blobs = {version: random_adapter(site.model, seed=version) for version in (1, 2, 3)}
     replies: list[dict[str, Any]] = []
     stop = threading.Event()
