@@ -91,9 +91,13 @@ class Federation:
             wait_until(lambda site=site: open_rounds(site), f"{site.folder.name} trains in round {number}")
 
     def wait_promoted(self, number: int) -> None:
-        wait_until(
-            lambda: any(event["round"] == number for event in self.events("round.promoted")), f"round {number} promoted"
-        )
+        wait_until(lambda: self._promoted(number), f"round {number} promoted")
+
+    def _promoted(self, number: int) -> bool:
+        """Whether a round's version is live; one that ended otherwise never will be, and says why."""
+        lost = [event for kind in ("round.failed", "round.rejected") for event in self.events(kind)]
+        assert not [event for event in lost if event["round"] == number]
+        return any(event["round"] == number for event in self.events("round.promoted"))
 
     def live(self) -> dict[str, str]:
         """What each site says that answers its users."""
