@@ -48,6 +48,17 @@ def serve(site_file: SiteFile) -> None:
         asyncio.run(daemon.serve(config))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def supernode(site_file: SiteFile, context: typer.Context) -> None:
+    """Run the site's `flower-supernode`, with the options that follow; one that got stuck is started anew."""
+    with explained():
+        part = import_part("client.supernode", extra="server")
+        command = part.command(SiteConfig.load(site_file), context.args)
+        configure_logging()
+        status = asyncio.run(part.run(command))
+    raise typer.Exit(status)
+
+
 @app.command()
 def status(site_file: SiteFile, as_json: AsJson = False) -> None:
     """Which version answers now, since when, what is waiting, how training stands."""

@@ -1,0 +1,109 @@
+"""The SuperNode's keeper: real processes, whose log is that of a SuperNode."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from client import supernode
+from client.supernode import PATIENCE_S, Watch, command, run
+from umbel.config import SiteConfig
+from umbel.errors import ConfigError
+
+TAKEN = b"INFO :      Receiving: query.collect message (ID: 5f)\n"
+SENT = b"INFO :      Sent successfully\n"
+
+WAITS_ONCE = """
+import pathlib, sys, time
+runs = pathlib.Path(sys.argv[1])
+runs.write_text(runs.read_text() + "x" if runs.exists() else "x")
+print("Receiving: query.collect message", flush=True)
+if len(runs.read_text()) == 1:
+    time.sleep(600)
+print("Sent successfully", flush=True)
+sys.exit(7)
+"""
+
+
+def test_it_is_stuck_when_a_message_is_in_hand_and_nobody_works_on_it_for_too_long() -> None:
+    watch = Watch()
+    watch.hear(TAKEN)
+    assert not watch.is_stuck(client_app_runs=True, now=0)
+    assert not watch.is_stuck(client_app_runs=False, now=10)
+    assert not watch.is_stuck(client_app_runs=False, now=10 + PATIENCE_S)
+    assert watch.is_stuck(client_app_runs=False, now=11 + PATIENCE_S)
+
+
+def test_a_working_clientapp_and_an_idle_supernode_have_all_the_time_there_is() -> None:
+    watch = Watch()
+    for now in range(0, 10_000, 5):
+        assert not watch.is_stuck(client_app_runs=False, now=now)
+    watch.hear(TAKEN)
+    for now in range(0, 10_000, 5):
+        assert not watch.is_stuck(client_app_runs=True, now=now)
+    watch.hear(SENT)
+    for now in range(0, 10_000, 5):
+        assert not watch.is_stuck(client_app_runs=False, now=now)
+
+
+def test_a_clientapp_that_is_seen_again_begins_the_wait_anew() -> None:
+    watch = Watch()
+    watch.hear(TAKEN)
+    assert not watch.is_stuck(client_app_runs=False, now=0)
+    assert not watch.is_stuck(client_app_runs=True, now=PATIENCE_S)
+    assert not watch.is_stuck(client_app_runs=False, now=PATIENCE_S + 5)
+
+
+def test_one_that_waits_for_ever_is_started_anew_and_its_own_end_is_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(supernode, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(supernode, "LOOK_S", 0.1)
+    runs = tmp_path / "runs"
+    status = asyncio.run(run([sys.executable, "-c", WAITS_ONCE, str(runs)]))
+    assert (status, runs.read_text()) == (7, "xx")
+    assert capfdbinary.readouterr().out.count(b"Receiving: ") == 2
+
+
+def test_a_signal_ends_it_with_what_it_started(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    script = f"import os, pathlib, time; pathlib.Path({str(mark)!r}).write_text(str(os.getpid())); time.sleep(600)"
+
+    async def stopped() -> int:
+        running = asyncio.create_task(run([sys.executable, "-c", script]))
+        while not (mark.exists() and mark.read_text()):
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return await running
+
+    assert asyncio.run(stopped()) == -signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+
+
+def test_what_the_operator_wrote_is_passed_on_with_the_sites_socket(
+    site_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SiteConfig.load(site_file)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(ConfigError, match="belongs to Flower's environment"):
+        command(config, [])
+    (tmp_path / "flower-supernode").touch()
+    assert command(config, ["--insecure"]) == [
+        str(tmp_path / "flower-supernode"), "--insecure", "--node-config", f'socket="{config.socket}"',
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="remove it here"):
+        command(config, ["--node-config", "a=1"])
+
+
+@pytest.fixture
+def site_file(tmp_path: Path) -> Path:
+    file = tmp_path / "site.toml"
+    file.write_text(
+        '[site]\nname = "a"\nstate_dir = "state"\n[model]\npath = "model"\n[[adapter]]\nname = "support"\n'
+        '[engine]\nport = 30000\n[training]\ndata = "train.jsonl"\n'
+    )
+    return file
