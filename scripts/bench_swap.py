@@ -1,0 +1,255 @@
+"""A site under mixed load while what answers changes every few seconds: failures, mixed versions, latency, memory.
+
+A cycle: 5 calm seconds ("before"); a new version is pushed, loaded and probed; the flip, which is its promotion in one
+cycle and a roll-back in the next; 5 seconds "after". Both windows see the same load, in turn, all the way through.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
+
+import httpx  # noqa: E402
+import numpy as np  # noqa: E402
+import numpy.typing as npt  # noqa: E402
+import psutil  # noqa: E402
+import tiny_base  # noqa: E402
+from bench_swap_users import GOOD, Answer, Users  # noqa: E402
+from processes import ENGINE_BIN, Processes, free_port  # noqa: E402
+
+from umbel import peft_dir  # noqa: E402
+from umbel.adapter import AdapterManifest  # noqa: E402
+from umbel.base import LINEARS, BaseFingerprint, linear_shapes  # noqa: E402
+
+RANK = 8
+CYCLE_S, CALM_S, FLIP_S, AFTER_S = 20.0, 5.0, 12.0, 5.0
+"""Of a cycle: its length, the end of "before", the flip, and how long "after" lasts."""
+SAMPLE_S = 5.0
+WARM_UP = 0.3
+"""Share of the run that memory may take to settle."""
+SITE = """
+[site]
+name = "bench"
+state_dir = "state"
+[model]
+path = "{base}"
+[[adapter]]
+name = "support"
+[engine]
+port = {port}
+dtype = "float32"
+max_lora_rank = {rank}
+[engine.extra_args]
+max_total_tokens = 20000
+max_running_requests = 16
+[engine.env]
+OMP_NUM_THREADS = "1"
+[training]
+data = "train.jsonl"
+seq_len = 32
+[shadow]
+max_loss_ratio = 100.0
+max_exact_drop = 1.0
+min_examples = 1
+"""
+"""Random adapters are good for nothing; the verdict is not what is measured."""
+
+
+@dataclass
+class Swaps:
+    """When what happened, on the clock of `perf_counter`."""
+
+    cycles: list[float] = field(default_factory=list)
+    loads: list[tuple[float, float]] = field(default_factory=list)
+    flips: list[float] = field(default_factory=list)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    """(when, resident MB of all the site's processes)."""
+    promotions: int = 0
+    roll_backs: int = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, default=3.0, help="requests per second")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="umbel-") as name:
+        processes = Processes(Path(name) / "logs")
+        try:
+            site = Site(Path(name), processes)
+            users, swaps = Users(site.url, options.rate), Swaps()
+            asyncio.run(measure(site, users, swaps, options.minutes * 60))
+        finally:
+            processes.stop()
+    sys.exit(show(users, swaps, options.minutes, options.rate))
+
+
+class Site:
+    """`umbel serve` over the tiny base, spoken to on its control socket."""
+
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self._base = tiny_base.build(REPOSITORY / ".cache" / "tiny-base")
+        self._fingerprint = BaseFingerprint.of(self._base).digest
+        self._shapes = linear_shapes(self._base, LINEARS)
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        examples = [{"prompt": f"ward {i}", "completion": f"room {i % 7}"} for i in range(40)]
+        (folder / "train.jsonl").write_text("\n".join(map(json.dumps, examples)))
+        (folder / "site.toml").write_text(SITE.format(base=self._base, port=port, rank=RANK))
+        daemon = processes.start("site", [str(ENGINE_BIN / "umbel"), "serve", str(folder / "site.toml")])
+        self._process = psutil.Process(daemon.pid)
+        socket = httpx.AsyncHTTPTransport(uds=str(folder / "state" / "site.sock"))
+        self._control = httpx.AsyncClient(transport=socket, base_url="http://site", timeout=60)
+        processes.wait_for(lambda: httpx_ready(self.url), "the site's start", 300)
+
+    async def push(self, version: int) -> str:
+        """Load and probe a new version, to its verdict; its name."""
+        blob = self._random(version)
+        manifest = AdapterManifest(
+            name="support", version=version, digest=peft_dir.digest(blob), base=self._fingerprint, lineage="bench",
+            round=version, rank=RANK, target_modules=LINEARS,
+        )  # fmt: skip
+        header = base64.b64encode(manifest.model_dump_json().encode()).decode()
+        await self._call("POST", "/adapters/support/shadow", blob, {"x-umbel-manifest": header})
+        while (await self._call("GET", f"/adapters/{manifest.ref}/shadow"))["state"] != "judged":
+            await asyncio.sleep(0.1)
+        return str(manifest.ref)
+
+    async def promote(self, ref: str) -> None:
+        await self._call("POST", f"/adapters/{ref}/promote")
+
+    async def roll_back(self) -> None:
+        await self._call("POST", "/adapters/support/rollback")
+
+    def resident_mb(self) -> float:
+        family = [self._process, *self._process.children(recursive=True)]
+        return sum(process.memory_full_info().uss for process in family) / 1e6
+
+    async def _call(
+        self, method: str, path: str, blob: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> dict[str, object]:
+        reply = await self._control.request(method, path, content=blob, headers=headers)
+        assert reply.is_success, reply.text
+        body: dict[str, object] = reply.json()
+        return body
+
+    def _random(self, seed: int) -> bytes:
+        """An adapter that answers unlike every other."""
+        rng = np.random.default_rng(seed)
+        tensors: peft_dir.Tensors = {}
+        for module, (rows, columns) in self._shapes.items():
+            a, b = rng.standard_normal((RANK, columns)) / columns**0.5, rng.standard_normal((rows, RANK)) * 0.3
+            tensors |= {
+                peft_dir.key(module, "A"): a.astype(np.float32),
+                peft_dir.key(module, "B"): b.astype(np.float32),
+            }
+        return peft_dir.encode(tensors)
+
+
+def httpx_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready").is_success
+    except httpx.TransportError:
+        return False
+
+
+async def measure(site: Site, users: Users, swaps: Swaps, seconds: float) -> None:
+    await site.promote(await site.push(1))
+    await site.promote(await site.push(2))
+    end = time.perf_counter() + max(1.0, seconds // CYCLE_S) * CYCLE_S
+    async with asyncio.TaskGroup() as group:
+        group.create_task(users.ask(end))
+        group.create_task(sample(site, swaps, end))
+        group.create_task(swap(site, swaps, end))
+
+
+async def swap(site: Site, swaps: Swaps, end: float) -> None:
+    version = 2
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        swaps.cycles.append(begin)
+        await asyncio.sleep(CALM_S)
+        promotes = len(swaps.cycles) % 2 == 1
+        if promotes:
+            version += 1
+            loading = time.perf_counter()
+            ref = await site.push(version)
+            swaps.loads.append((loading, time.perf_counter()))
+        await asyncio.sleep(begin + FLIP_S - time.perf_counter())
+        swaps.flips.append(time.perf_counter())
+        if promotes:
+            await site.promote(ref)
+            swaps.promotions += 1
+        else:
+            await site.roll_back()
+            swaps.roll_backs += 1
+        await asyncio.sleep(begin + CYCLE_S - time.perf_counter())
+
+
+async def sample(site: Site, swaps: Swaps, end: float) -> None:
+    while time.perf_counter() < end:
+        swaps.memory.append((time.perf_counter(), await asyncio.to_thread(site.resident_mb)))
+        await asyncio.sleep(SAMPLE_S)
+
+
+def show(users: Users, swaps: Swaps, minutes: float, rate: float) -> int:
+    """Print the figures; 1 if a good request failed, a wrong one got through, or versions were mixed."""
+    failed, mixed = users.failed(), users.mixed()
+    kinds = {kind: sum(answer.kind == kind for answer in users.answers) for kind in {a.kind for a in users.answers}}
+    print(f"{minutes:g} minutes at {rate:g} requests/s, {swaps.promotions} promotions, {swaps.roll_backs} roll-backs")
+    print("requests: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
+    good = sum(answer.kind in GOOD for answer in failed)
+    print(f"failed: {good} good ones, {len(failed) - good} others; versions mixed: {len(mixed)}")
+    for line in [f"  {answer.kind}: {answer.trouble}" for answer in failed[:10]] + mixed[:10]:
+        print(line)
+    before = [ttfts(users.answers, begin, begin + CALM_S) for begin in swaps.cycles[: len(swaps.flips)]]
+    after = [ttfts(users.answers, flip, flip + AFTER_S) for flip in swaps.flips]
+    for quantile in (0.5, 0.95, 0.99):
+        print(ratio(before, after, quantile))
+    gaps = [gap for answer in users.answers for gap in answer.gaps]
+    loading = [length for at, length in gaps if any(a <= at <= b + 0.5 for a, b in swaps.loads)]
+    other = [length for at, length in gaps if not any(a <= at <= b + 0.5 for a, b in swaps.loads)]
+    print(f"longest silence in a stream: {1e3 * max(loading, default=0):.0f} ms while a version is loaded and probed, "
+          f"{1e3 * max(other, default=0):.0f} ms at other times")  # fmt: skip
+    print(growth(swaps.memory))
+    return int(bool(failed or mixed))
+
+
+def ttfts(answers: list[Answer], begin: float, end: float) -> list[float]:
+    return [a.ttft for a in answers if a.kind == "stream" and not a.trouble and begin <= a.at < end]
+
+
+def ratio(before: list[list[float]], after: list[list[float]], quantile: float) -> str:
+    """A quantile of each window over all cycles, and their ratio with a 95 % interval: cycles are drawn anew."""
+    rng = np.random.default_rng(0)
+
+    def at(samples: list[list[float]], cycles: npt.NDArray[np.int64]) -> float:
+        return float(np.quantile(np.concatenate([samples[cycle] for cycle in cycles]), quantile))
+
+    every = np.arange(len(after))
+    draws = [rng.integers(len(after), size=len(after)) for _ in range(1000)]
+    low, high = np.quantile([at(after, draw) / at(before, draw) for draw in draws], (0.025, 0.975))
+    old, new = at(before, every), at(after, every)
+    counts = f"{sum(map(len, before))} and {sum(map(len, after))} requests"
+    return (f"TTFT P{100 * quantile:g}: {1e3 * old:.1f} ms before, {1e3 * new:.1f} ms in the {AFTER_S:g} s after a "
+            f"flip: {new / old:.3f} × ({low:.3f} to {high:.3f}), {counts}")  # fmt: skip
+
+
+def growth(memory: list[tuple[float, float]]) -> str:
+    settled = np.array(memory[int(len(memory) * WARM_UP) :])
+    hours = (settled[:, 0] - settled[0, 0]) / 3600
+    slope = np.polyfit(hours, settled[:, 1], 1)[0] if len(settled) > 2 else float("nan")
+    return (f"private memory of the site's processes: {memory[0][1]:.0f} MB at the start, {settled[0, 1]:.0f} MB after "
+            f"warm-up, {settled[-1, 1]:.0f} MB at the end: {slope:+.0f} MB per hour")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
