@@ -50,7 +50,7 @@ flwr run /tmp/umbel-app centre --stream --run-config \\
 umbel adapter verify --registry registry --key signing.pub
 
 # 6. what the sites reach, {_address(host, port)}: of the SuperLink only what is for them; under the supervisor, too
-nginx -p "$PWD" -c nginx.conf
+nginx -e stderr -p "$PWD" -c nginx.conf
 ```
 
 `nginx.conf` (Debian: `apt-get install nginx`) has every path relative to this folder, needs no root, and writes nothing
@@ -80,7 +80,7 @@ http {{
     ssl_protocols TLSv1.2 TLSv1.3;
     client_max_body_size 16m;            # Flower sends at most 5 MB at a time
     location /v1/fleet/ {{
-      proxy_pass https://127.0.0.1:8000;
+      proxy_pass https://127.0.0.1:8000/v1/fleet/;    # with the path, so that what is passed on is what was matched
       proxy_http_version 1.1;
       proxy_buffering off;
       proxy_request_buffering off;
