@@ -139,7 +139,8 @@ class Demo:
         import make_certs
 
         if self.keys is not None:
-            make_certs.main([str(self.keys), "--centre", "localhost", "--sites", *self.tasks])
+            self.say("keys and certificates for the centre and every site")
+            make_certs.make(self.keys, "localhost", [*self.tasks], make_certs.DAYS, make_certs.PORT)
 
     def start_site(self, site: str, base: Path, data: tuple[Path, Path]) -> None:
         """`umbel serve`, one after the other, until its engine answers."""

@@ -33,6 +33,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from make_certs_pages import CA_PAGE, centre_page, proxy_file, site_file, site_page
 
 CA_DAYS = 3650
+DAYS = 730
+"""How long the SuperLink's certificate is valid, unless it is said otherwise."""
 PORT = 8443
 SKEW = timedelta(hours=1)
 """Certificates are valid from this long ago: clocks differ."""
@@ -275,7 +277,9 @@ def _options() -> argparse.ArgumentParser:
     what.add_argument("--add", nargs="+", metavar="SITE", help="sites to add to a folder that is there")
     what.add_argument("--renew", action="store_true", help="the SuperLink's certificate, for the same names and key")
     parser.add_argument("--sites", nargs="+", default=[], metavar="SITE", help="their names, as in the site files")
-    parser.add_argument("--days", type=_days, default=730, help="how long the SuperLink's certificate is valid (730)")
+    parser.add_argument(
+        "--days", type=_days, default=DAYS, help=f"how long the SuperLink's certificate is valid ({DAYS})"
+    )
     parser.add_argument("--port", type=int, help=f"its port, for the pages ({PORT}; with --add: as before)")
     return parser
 
