@@ -81,6 +81,7 @@ def submit(site: httpx.Client, content: RecordDict) -> RecordDict:
     asked = _body(content, Submit)
     order = base64.b64encode(asked.order.model_dump_json().encode()).decode()
     path, headers = f"/adapters/{asked.adapter}/rounds/{asked.order.key}", {"x-umbel-order": order}
+    headers["x-umbel-signature"] = asked.signature
     return _records(_call(site, RoundReport, "POST", path, _adapter(content), headers))
 
 

@@ -48,7 +48,8 @@ async def submit(name: str, key: str, request: Request) -> RoundReport:
         raise WireError(f"the order is for round {order.key}, not {key}")
     if name not in adapters:
         raise NotFound(f"there is no adapter {name!r} here; there is {', '.join(adapters)}")
-    report = _site(request).jobs.submit(name, order, await _body(request))
+    signature = request.headers.get("x-umbel-signature", "")
+    report = _site(request).jobs.submit(name, order, await _body(request), signature)
     await _site(request).jobs.supersede(name, order)
     return report
 

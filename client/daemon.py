@@ -1,7 +1,7 @@
 """The site daemon, `umbel serve site.toml`: everything at a site that lives longer than one Flower message.
 
 It prepares the data, keeps the engine running, works through training jobs, moves adapter versions through their life,
-and answers the control API on a Unix socket that only its own user can open.
+and answers the control API on a Unix socket that only its own user can open, or its group where one was configured.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ import signal
 import socket
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -25,6 +24,7 @@ from client.data import Prepared, prepare_in_child
 from client.deployer import Deployer
 from client.jobs import Jobs
 from client.journal import Journal
+from client.keys import SiteKeys
 from client.personal import PersonalPart
 from serving.engine import require_free_port
 from serving.supervisor import Supervisor
@@ -63,6 +63,7 @@ class Site:
             config.engine.max_lora_rank,
             partial(PersonalPart, config),
             state_dir / "rounds",
+            SiteKeys(config.site),
         )
         self.deployer = Deployer(config, self.journal, self.supervisor, self.jobs, fingerprint, self.shapes)
 
@@ -155,7 +156,7 @@ async def serve(config: SiteConfig) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    with _only_daemon(config), _listen(config.socket) as listener:
+    with _only_daemon(config), _listen(config) as listener:
         site = await _unless_stopped(Site.prepare(config), stop)
         if site is None:
             return
@@ -234,13 +235,19 @@ def _only_daemon(config: SiteConfig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _listen(path: Path) -> Iterator[socket.socket]:
-    """The control API's socket, for this user only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _listen(config: SiteConfig) -> Iterator[socket.socket]:
+    """The control API's socket: for this user only, or, where `[site].socket` says where it is, for the group too.
+
+    So a SuperNode can run as another user, who shares a group with this one, and reads nothing else of the site.
+    """
+    path, shared = config.socket, config.site.socket is not None
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True)
+        path.parent.chmod(0o750 if shared else 0o700)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        path.chmod(0o600)
+        path.chmod(0o660 if shared else 0o600)
         try:
             yield listener
         finally:

@@ -14,13 +14,14 @@ import httpx
 
 from client.jobs import Jobs
 from client.journal import Journal, Version
+from client.keys import SiteKeys
 from client.personal import served
 from client.verdict import Probe, judge
 from serving.aliases import AliasTable
 from serving.engine import Engine
 from serving.scores import Scores
 from serving.supervisor import Supervisor
-from umbel import peft_dir, signing
+from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
@@ -51,7 +52,7 @@ class Deployer:
         self._jobs = jobs
         self._fingerprint = fingerprint
         self._shapes = shapes
-        self._trusted = signing.read_public(config.site.trusted_key) if config.site.trusted_key else None
+        self._keys = SiteKeys(config.site)
         self._known: dict[tuple[AdapterRef | None, str | None], Scores] = {}
         self._moving = asyncio.Lock()
         self._background: dict[str, asyncio.Task[None]] = {}
@@ -70,8 +71,7 @@ class Deployer:
 
         Raises AdapterError, BaseMismatch or Conflict before anything is stored.
         """
-        if self._trusted is not None:
-            signing.verify(self._trusted, manifest, signature)
+        self._keys.require(manifest, signature)
         ref = manifest.ref
         known = self._journal.find(ref)
         if known is not None and known.manifest.digest == manifest.digest:

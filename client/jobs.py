@@ -8,6 +8,7 @@ from pathlib import Path
 
 from client.data import Prepared
 from client.journal import Journal
+from client.keys import SiteKeys
 from client.personal import PersonalPart, split
 from serving.scores import Scores
 from serving.supervisor import Supervisor
@@ -16,7 +17,7 @@ from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.base import BaseFingerprint
 from umbel.errors import AdapterError, BaseMismatch, EngineGone, NotFound, TrainingError
-from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan
+from umbel.messages import JobState, RoundOrder, RoundReport, Submit, TrainPlan
 
 POLL_S = 0.5
 KEPT_ROUNDS = 3
@@ -48,6 +49,7 @@ class Jobs:
         max_rank: int,
         personal: PersonalParts,
         directory: Path,
+        keys: SiteKeys,
     ) -> None:
         self._journal = journal
         self._supervisor = supervisor
@@ -58,13 +60,15 @@ class Jobs:
         self._max_rank = max_rank
         self._personal = personal
         self._directory = directory
+        self._keys = keys
         self._submitted = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._progress: dict[str, RoundReport] = {}
         self._serial = 0
 
-    def submit(self, adapter: str, order: RoundOrder, parent: bytes) -> RoundReport:
+    def submit(self, adapter: str, order: RoundOrder, parent: bytes, signature: str = "") -> RoundReport:
         """Queue a round, or find it again. Raises AdapterError, BaseMismatch or Conflict."""
+        self._keys.require(Submit(adapter=adapter, order=order), signature)
         if order.base != self._base:
             raise BaseMismatch(
                 f"round {order.key} is for the base {order.base[:12]}…, this site holds {self._base[:12]}…; "
@@ -183,7 +187,7 @@ class Jobs:
             return self._submitted.set()
         if self.report(order.key).state is JobState.CANCELLED:
             return None
-        self._finish(self._conclude(order, status))
+        self._finish(self._keys.sign(order, self._conclude(order, status)))
         return self._keep_part(order.key)
 
     def _conclude(self, order: RoundOrder, status: CoTrainerStatus) -> RoundReport:

@@ -1,7 +1,8 @@
 """The demo: a federation of sites that serve users while they learn, on one machine, every part real.
 
-    scripts/demo [--sites 2] [--rounds 3] [--out DIR]
+    scripts/demo [--sites 2] [--rounds 3] [--out DIR] [--insecure]
 
+With TLS, SuperNodes that are known by their keys, and orders, versions and updates that are signed, or all of it bare.
 Exit status 0 only if no user's request failed, every round was promoted or rejected for a stated reason, and the
 federated adapter beats the base on both tasks.
 """
@@ -44,7 +45,7 @@ def main() -> int:
     processes = Processes(out / "logs")
     demo = None
     try:
-        demo = Demo(out, options.sites, options.rounds, processes)
+        demo = Demo(out, options.sites, options.rounds, processes, secure=options.secure)
         return demo.run()
     except ProcessError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
@@ -70,6 +71,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sites", type=int, default=2, help="SGLang servers, about 4 GB each (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the federation (default 3)")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "demo-out", help="where logs and results go")
+    parser.add_argument("--secure", action="store_true", default=True, help="with make_certs' keys (default)")
+    parser.add_argument("--insecure", dest="secure", action="store_false", help="no TLS, no keys, no signatures")
     options = parser.parse_args()
     if not 2 <= options.sites <= 8 or options.rounds < 1:
         parser.error("--sites must be 2 to 8, and --rounds at least 1")
@@ -94,12 +97,13 @@ def fresh_folder(out: Path) -> Path:
 class Demo:
     """One run, step by step; each public step says what it does."""
 
-    def __init__(self, out: Path, sites: int, rounds: int, processes: Any) -> None:
+    def __init__(self, out: Path, sites: int, rounds: int, processes: Any, *, secure: bool) -> None:
         from rich.console import Console
 
         self.out, self.rounds, self.processes = out, rounds, processes
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         self.tasks = {site_name(index): TASKS[index % len(TASKS)] for index in range(sites)}
+        self.keys = out / "keys" if secure else None
         self.ports: dict[str, int] = {}
         self.users: dict[str, Users] = {}
         self.training = dict.fromkeys(self.tasks, False)
@@ -109,6 +113,7 @@ class Demo:
         """The whole story; the exit status."""
         base = self.build_base()
         data = self.write_data()
+        self.make_keys()
         for site in self.tasks:
             self.start_site(site, base, data[self.tasks[site]])
         self.start_users(data)
@@ -129,6 +134,14 @@ class Demo:
 
         return {task: demo_data.write(task, self.out / "data" / task) for task in sorted(set(self.tasks.values()))}
 
+    def make_keys(self) -> None:
+        """Everyone's keys and certificates in one folder; in a real federation each party has its own part only."""
+        import make_certs
+
+        if self.keys is not None:
+            self.say("keys and certificates for the centre and every site")
+            make_certs.make(self.keys, "localhost", [*self.tasks], make_certs.DAYS, make_certs.PORT)
+
     def start_site(self, site: str, base: Path, data: tuple[Path, Path]) -> None:
         """`umbel serve`, one after the other, until its engine answers."""
         from processes import ENGINE_BIN, free_port
@@ -136,7 +149,7 @@ class Demo:
         self.ports[site] = free_port()
         folder = self.out / site
         folder.mkdir()
-        (folder / "site.toml").write_text(site_file(site, base, data, self.ports[site]))
+        (folder / "site.toml").write_text(site_file(site, base, data, self.ports[site], self.keys))
         self.say(f"{site}: starting SGLang on port {self.ports[site]} ({self.tasks[site]} data)")
         self.processes.start(f"serve-{site}", [str(ENGINE_BIN / "umbel"), "serve", str(folder / "site.toml")])
         with self.console.status("about a minute: SGLang imports, loads the base, warms up"):
@@ -161,9 +174,13 @@ class Demo:
 
         from server.bundle import export
 
-        flower = Flower(self.processes, self.out / "flower")
+        flower = Flower(self.processes, self.out / "flower", keys=self.keys)
         flower.start_superlink()
+        if self.keys is not None:
+            flower.start_superexec()
         for site in self.tasks:
+            if self.keys is not None:
+                flower.register(site)
             flower.start_supernode(site, self.socket(site))
         self._pause(QUIET_S)
         registry = self.out / "registry"
@@ -285,8 +302,9 @@ class Demo:
     def _submit_alone(self, site: str, parent: bytes) -> None:
         import base64
 
+        from umbel import signing
         from umbel.base import BaseFingerprint
-        from umbel.messages import Hello, RoundOrder, TrainPlan
+        from umbel.messages import Hello, RoundOrder, Submit, TrainPlan
         from umbel.peft_dir import digest
 
         with self.control(site) as control:
@@ -296,7 +314,11 @@ class Demo:
             )
             order = RoundOrder(key="alone", base=fingerprint.digest, parent=digest(parent), round=0, plan=plan)
             header = base64.b64encode(order.model_dump_json().encode()).decode()
-            reply = control.post("/adapters/support/rounds/alone", content=parent, headers={"x-umbel-order": header})
+            headers = {"x-umbel-order": header}
+            if self.keys is not None:  # a site trains nothing but what the centre signed
+                centre = signing.read_private(self.keys / "centre" / "signing.key")
+                headers["x-umbel-signature"] = signing.sign(centre, Submit(adapter="support", order=order))
+            reply = control.post("/adapters/support/rounds/alone", content=parent, headers=headers)
             reply.raise_for_status()
 
     def _watch_training(self) -> None:
@@ -327,12 +349,16 @@ def site_name(index: int) -> str:
     return f"{task}-{'abcd'[number]}"
 
 
-def site_file(site: str, base: Path, data: tuple[Path, Path], port: int) -> str:
+def site_file(site: str, base: Path, data: tuple[Path, Path], port: int, keys: Path | None) -> str:
+    signed = ""
+    if keys is not None:
+        own = keys / f"site-{site}"
+        signed = f'trusted_key = "{own / "centre-signing.pub"}"\nsigning_key = "{own / "updates.key"}"\n'
     return f"""# Made by scripts/demo; docs/configuration.md explains every line.
 [site]
 name = "{site}"
 state_dir = "state"
-
+{signed}
 [model]
 path = "{base}"
 served_name = "tiny"

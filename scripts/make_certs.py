@@ -30,9 +30,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from make_certs_pages import CA_PAGE, centre_page, site_file, site_page
+from make_certs_pages import CA_PAGE, centre_page, proxy_file, site_file, site_page
 
 CA_DAYS = 3650
+DAYS = 730
+"""How long the SuperLink's certificate is valid, unless it is said otherwise."""
 PORT = 8443
 SKEW = timedelta(hours=1)
 """Certificates are valid from this long ago: clocks differ."""
@@ -117,9 +119,9 @@ def add(out: Path, sites: list[str], port: int | None) -> list[Path]:
     """Write folders for more sites; where they lie. No private key of the CA or the centre is needed for it."""
     certificate = _superlink(out)
     _require_names(sites)
-    there = [site for site in sites if (out / f"site-{site}").exists() or _public_key(out, site).exists()]
+    there = [site for site in sites if any(path.exists() for path in _traces(out, site))]
     if there:
-        refuse(f"{out} has {', '.join(there)} already; for a new key remove its folder, and its .pub in centre/")
+        refuse(f"{out} has {', '.join(there)} already; for new keys remove its folder, and its .pub files in centre/")
     host = _host(certificate)
     port = port or int((out / "centre" / "port").read_text())
     return [_write_site(out, site, host, port) for site in sites]
@@ -153,7 +155,7 @@ def refuse(why: str) -> NoReturn:
 
 def _write_centre(out: Path, names: x509.SubjectAlternativeName, host: str, days: int, port: int) -> None:
     ca, centre = out / "ca", out / "centre"
-    for folder in (ca, centre, centre / "supernodes"):
+    for folder in (ca, centre, centre / "supernodes", centre / "sites"):
         folder.mkdir(mode=0o700)
     authority, key, signing = Authority.make(), ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
     root = authority.certificate.public_bytes(Encoding.PEM)
@@ -166,20 +168,23 @@ def _write_centre(out: Path, names: x509.SubjectAlternativeName, host: str, days
     _write(centre / "port", f"{port}\n".encode())
     _write(centre / "superexec.secret", os.urandom(32), private=True)
     _write(centre / "signing.key", _pem(signing), private=True)
-    public = signing.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    _write(centre / "signing.pub", public)
+    _write(centre / "signing.pub", _public_pem(signing))
+    _write(centre / "nginx.conf", proxy_file(port).encode())
     _write(centre / "README.md", centre_page(host, port).encode())
 
 
 def _write_site(out: Path, site: str, host: str, port: int) -> Path:
-    """A site's folder, whole or not at all, and then its public key at the centre."""
+    """A site's folder, whole or not at all, and then its public keys at the centre."""
     folder, temporary = out / f"site-{site}", out / f".site-{site}.{os.getpid()}.tmp"
+    updates = Ed25519PrivateKey.generate()
     key = ec.generate_private_key(ec.SECP384R1())  # Flower takes NIST curves in OpenSSH's format
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + f" {site}\n".encode()
     try:
         temporary.mkdir(mode=0o700)
         _write(temporary / "supernode.key", _openssh(key), private=True)
         _write(temporary / "supernode.pub", public)
+        _write(temporary / "updates.key", _pem(updates), private=True)
+        _write(temporary / "updates.pub", _public_pem(updates))
         _write(temporary / "ca.crt", (out / "centre" / "ca.crt").read_bytes())
         _write(temporary / "centre-signing.pub", (out / "centre" / "signing.pub").read_bytes())
         _write(temporary / "site.toml", site_file(site).encode())
@@ -188,6 +193,8 @@ def _write_site(out: Path, site: str, host: str, port: int) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _write(_public_key(out, site), public)
+    (out / "centre" / "sites").mkdir(mode=0o700, exist_ok=True)  # there is none in a folder of an earlier release
+    _write(_update_key(out, site), _public_pem(updates))
     return folder
 
 
@@ -199,6 +206,15 @@ def _write(path: Path, content: bytes, *, private: bool = False) -> None:
 
 def _public_key(out: Path, site: str) -> Path:
     return out / "centre" / "supernodes" / f"{site}.pub"
+
+
+def _update_key(out: Path, site: str) -> Path:
+    return out / "centre" / "sites" / f"{site}.pub"
+
+
+def _traces(out: Path, site: str) -> list[Path]:
+    """What is there of a site that was made before."""
+    return [out / f"site-{site}", _public_key(out, site), _update_key(out, site)]
 
 
 def _superlink(out: Path) -> x509.Certificate:
@@ -245,6 +261,10 @@ def _pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
+def _public_pem(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
 def _openssh(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
 
@@ -257,7 +277,9 @@ def _options() -> argparse.ArgumentParser:
     what.add_argument("--add", nargs="+", metavar="SITE", help="sites to add to a folder that is there")
     what.add_argument("--renew", action="store_true", help="the SuperLink's certificate, for the same names and key")
     parser.add_argument("--sites", nargs="+", default=[], metavar="SITE", help="their names, as in the site files")
-    parser.add_argument("--days", type=_days, default=730, help="how long the SuperLink's certificate is valid (730)")
+    parser.add_argument(
+        "--days", type=_days, default=DAYS, help=f"how long the SuperLink's certificate is valid ({DAYS})"
+    )
     parser.add_argument("--port", type=int, help=f"its port, for the pages ({PORT}; with --add: as before)")
     return parser
 

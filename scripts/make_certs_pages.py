@@ -43,33 +43,55 @@ printf '\\n[superlink.centre]\\naddress = "127.0.0.1:8000"\\nroot-certificates =
 # 4. once per site, while the SuperLink runs: which SuperNodes may connect
 flwr supernode register supernodes/SITE.pub centre --name SITE
 
-# 5. a run whose versions are signed
+# 5. a run whose versions and orders are signed, and which takes only what the sites signed
 umbel bundle /tmp/umbel-app
-flwr run /tmp/umbel-app centre --stream --run-config "registry=\\"$PWD/registry\\" signing-key=\\"$PWD/signing.key\\""
+flwr run /tmp/umbel-app centre --stream --run-config \\
+  "registry=\\"$PWD/registry\\" signing-key=\\"$PWD/signing.key\\" site-keys=\\"$PWD/sites\\""
 umbel adapter verify --registry registry --key signing.pub
+
+# 6. what the sites reach, {_address(host, port)}: of the SuperLink only what is for them; under the supervisor, too
+nginx -e stderr -p "$PWD" -c nginx.conf
 ```
 
-The sites reach `{_address(host, port)}`, where a proxy publishes the part of the SuperLink that is for them; nginx:
+`nginx.conf` (Debian: `apt-get install nginx`) has every path relative to this folder, needs no root, and writes nothing
+elsewhere. Another proxy does as well, if it lets `/v1/fleet/` through and answers 404 to the rest.
+"""
 
-```nginx
-server {{
-  listen {port} ssl;
-  ssl_certificate     CENTRE/superlink.crt;
-  ssl_certificate_key CENTRE/superlink.key;
-  client_max_body_size 16m;              # Flower sends at most 5 MB at a time
-  location /v1/fleet/ {{
-    proxy_pass https://127.0.0.1:8000;
-    proxy_http_version 1.1;
-    proxy_buffering off;
-    proxy_request_buffering off;
-    proxy_read_timeout 300s;
-    proxy_ssl_verify on;
-    proxy_ssl_name localhost;
-    proxy_ssl_trusted_certificate CENTRE/ca.crt;
+
+def proxy_file(port: int) -> str:
+    """An nginx.conf that publishes the Fleet API on `port`, and no other part of the SuperLink on 127.0.0.1:8000."""
+    return f"""\
+# Made by scripts/make_certs. Whoever reaches all of the SuperLink can run code at every site: docs/security.md.
+daemon off;
+pid nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path nginx-tmp;
+  proxy_temp_path nginx-tmp;
+  fastcgi_temp_path nginx-tmp;
+  uwsgi_temp_path nginx-tmp;
+  scgi_temp_path nginx-tmp;
+  server {{
+    listen {port} ssl;
+    ssl_certificate superlink.crt;
+    ssl_certificate_key superlink.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    client_max_body_size 16m;            # Flower sends at most 5 MB at a time
+    location /v1/fleet/ {{
+      proxy_pass https://127.0.0.1:8000/v1/fleet/;    # with the path, so that what is passed on is what was matched
+      proxy_http_version 1.1;
+      proxy_buffering off;
+      proxy_request_buffering off;
+      proxy_read_timeout 300s;
+      proxy_ssl_verify on;
+      proxy_ssl_name localhost;
+      proxy_ssl_trusted_certificate ca.crt;
+    }}
+    location / {{ return 404; }}
   }}
-  location / {{ return 404; }}
 }}
-```
 """
 
 
@@ -77,7 +99,7 @@ def site_page(site: str, host: str, port: int) -> str:
     return f"""\
 # Site {site}: five commands
 
-Keep this folder as it is: mode 0700, `supernode.key` readable by the site's user only, and nowhere else. The clock must
+Keep this folder as it is: mode 0700, `*.key` readable by the site's user only, and nowhere else. The clock must
 be right to within five minutes. Fill in `[model].path` and `[training].data` of `site.toml`; then, in this folder:
 
 ```sh
@@ -101,7 +123,8 @@ def site_file(site: str) -> str:
 [site]
 name = "{site}"
 state_dir = "state"
-trusted_key = "centre-signing.pub"   # nothing is served that the centre did not sign
+trusted_key = "centre-signing.pub"   # nothing is served, and nothing trained, that the centre did not sign
+signing_key = "updates.key"          # the centre knows this site's updates by its signature
 
 [model]
 path = "base"                        # the same base model at every site

@@ -1,10 +1,12 @@
 """Starting and ending the processes of a federation on one machine: none is left behind, whatever group it moved to."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -93,21 +95,28 @@ class Processes:
 
 
 class Flower:
-    """A SuperLink on a free port, its SuperNodes, and `flwr run`."""
+    """A SuperLink on a free port, its SuperNodes, and `flwr run`.
 
-    def __init__(self, processes: Processes, home: Path, *, durable: bool = False) -> None:
+    With the `keys` that make_certs wrote, as on the pages there: TLS, SuperNodes that are known by their keys, and run
+    configurations that name the centre's key and the sites'. That is always the durable form.
+    """
+
+    def __init__(self, processes: Processes, home: Path, *, durable: bool = False, keys: Path | None = None) -> None:
         self._processes, self._home, self.port = processes, home, free_port()
         home.mkdir(parents=True, exist_ok=True)
+        self._keys = keys
+        self._trust = ["--root-certificates", str(keys / "centre" / "ca.crt")] if keys else ["--insecure"]
         self._durable: list[str] = []
-        if durable:  # the form that survives a killed SuperLink, see docs/operations.md
-            secret = home / "superexec.secret"
-            secret.write_bytes(os.urandom(32).hex().encode())
+        if durable or keys:  # the form that survives a killed SuperLink, see docs/operations.md
+            secret = keys / "centre" / "superexec.secret" if keys else home / "superexec.secret"
+            if not keys:
+                secret.write_bytes(os.urandom(32).hex().encode())
             self._secret = ["--superexec-auth-secret-file", str(secret)]
             self._durable = ["--isolation", "process", *self._secret, "--database", str(home / "superlink.db")]
 
     def start_superlink(self) -> None:
         self._start(
-            "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port),
+            "flower-superlink", *self._identity(), "--host", "127.0.0.1", "--port", str(self.port),
             "--disable-runtime-dependency-installation", *self._durable,
         )  # fmt: skip
         self._processes.wait_for(self._healthy, "the SuperLink's start", 60)
@@ -115,22 +124,51 @@ class Flower:
     def start_superexec(self) -> None:
         """What starts ServerApps for a durable SuperLink."""
         address = f"127.0.0.1:{self.port}"
-        self._start("flower-superexec", "--insecure", "--runtime-api-address", address, *self._secret)
+        self._start("flower-superexec", *self._trust, "--runtime-api-address", address, *self._secret)
+
+    def register(self, site: str) -> None:
+        """Let the SuperNode with a site's key connect, from now on."""
+        assert self._keys is not None
+        public = self._keys / "centre" / "supernodes" / f"{site}.pub"
+        self._find_superlink()
+        command = self._start("flwr", "supernode", "register", str(public), "here", "--name", site)
+        self._processes.wait_for(lambda: command.poll() is not None, f"registering {site}'s key", 60)
+        self._processes.require_alive()
 
     def start_supernode(self, site: str, control_socket: Path) -> None:
+        """One whose key was registered, where there are keys."""
+        key = ["--auth-supernode-private-key", str(self._keys / f"site-{site}" / "supernode.key")] if self._keys else []
         self._start(
-            "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()),
-            "--node-config", f'socket="{control_socket}"', name=f"supernode-{site}",
+            "flower-supernode", *self._trust, *key, "--superlink", f"127.0.0.1:{self.port}",
+            "--port", str(free_port()), "--node-config", f'socket="{control_socket}"', name=f"supernode-{site}",
         )  # fmt: skip
 
     def run(self, app: Path, settings: Mapping[str, object], *, stream: bool = True) -> "subprocess.Popen[bytes]":
         """`flwr run`: with `stream` the process ends when the run does, else when it is submitted."""
+        if self._keys:
+            signed = {
+                "signing-key": self._keys / "centre" / "signing.key",
+                "site-keys": self._keys / "centre" / "sites",
+            }
+            settings = {**signed, **settings}
         pairs = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
-        home = self._environment("flwr")["FLWR_HOME"]
-        Path(home, "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
-        )
+        self._find_superlink()
         return self._start("flwr", "run", str(app), "here", *["--stream"] * stream, "--run-config", pairs)
+
+    def _find_superlink(self) -> None:
+        """Say where `flwr` finds it."""
+        trust = f"root-certificates = {_toml(self._keys / 'centre' / 'ca.crt')}" if self._keys else "insecure = true"
+        Path(self._environment("flwr")["FLWR_HOME"], "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\n{trust}\n'
+        )
+
+    def _identity(self) -> list[str]:
+        """What the SuperLink proves itself with, and demands of SuperNodes."""
+        if self._keys is None:
+            return ["--insecure"]
+        files = {"ca-certfile": "ca.crt", "certfile": "superlink.crt", "keyfile": "superlink.key"}
+        given = [(f"--ssl-{option}", str(self._keys / "centre" / file)) for option, file in files.items()]
+        return [*itertools.chain(*given), "--enable-supernode-auth"]
 
     def _start(self, program: str, *arguments: str, name: str = "") -> "subprocess.Popen[bytes]":
         name = name or program
@@ -146,7 +184,9 @@ class Flower:
 
     def _healthy(self) -> bool:
         try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/health").is_success
+            trusted = ssl.create_default_context(cafile=self._keys / "centre" / "ca.crt" if self._keys else None)
+            scheme = "https" if self._keys else "http"
+            return httpx.get(f"{scheme}://127.0.0.1:{self.port}/health", verify=trusted).is_success
         except httpx.HTTPError:
             return False
 

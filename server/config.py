@@ -61,13 +61,14 @@ class RunConfig(BaseModel):
     personal_rank: NonNegativeInt = 0
     device: str = "cpu"
     signing_key: Path | None = None
+    site_keys: Path | None = None
 
-    @field_validator("signing_key", mode="before")
+    @field_validator("signing_key", "site_keys", mode="before")
     @classmethod
     def _unsigned(cls, path: object) -> object:
         return path or None  # Flower's configuration has no null
 
-    @field_validator("registry", "signing_key")
+    @field_validator("registry", "signing_key", "site_keys")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         expanded = path.expanduser() if path else None

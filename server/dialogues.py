@@ -61,9 +61,9 @@ class Reply(Generic[M]):
 Dialogue = Generator[Request[M], Reply[M], T]
 
 
-def submit(adapter: str, order: RoundOrder, parent: bytes) -> Dialogue[RoundReport, RoundReport]:
+def submit(order: Submit, parent: bytes) -> Dialogue[RoundReport, RoundReport]:
     """Give a site a round to train, from `parent`'s bytes; returns how it stands there."""
-    reply = yield Request("train.submit", Submit(adapter=adapter, order=order), RoundReport, parent)
+    reply = yield Request("train.submit", order, RoundReport, parent)
     return reply.body
 
 

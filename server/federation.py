@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from server.config import RunConfig
 from server.events import Events
 from server.exchange import Exchange
+from server.orders import Orders
 from server.pin import Pin
 from server.registry import HEAD, AdapterRegistry
 from server.rollout import Judgement, Rollout
@@ -37,7 +38,8 @@ class Federation:
             sign=registry.sign,
         )  # fmt: skip
         self._strategy = catalogue.find(config.strategy)(**config.options)
-        self._training = Training(config, registry, exchange, self._strategy, self._tell)
+        self._orders = Orders(config, registry)
+        self._training = Training(config, registry, exchange, self._orders, self._strategy, self._tell)
         self._round = 0
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._require(registry.pin(self._name))
@@ -180,6 +182,7 @@ class Federation:
         personal = self._strategy.personal
 
         def admit(hello: Hello) -> None:
+            self._orders.require_key(hello.site)
             held = pin or Pin.of(hello, self._config.rank)
             held.require(hello, self._name)
             held.require_rank(hello, mixed=self._strategy.mixed_ranks, own=personal.rank if personal else 0)

@@ -6,6 +6,7 @@
 <root>/<name>/pin.json          what is held fast about the adapter (server/pin.py)
 <root>/<name>/aliases.jsonl     where its aliases point and pointed (server/alias_log.py)
 <root>/events.jsonl             what happened when (server/events.py)
+<root>/nonce.key                what the nonces of its orders are made with (server/orders.py)
 <root>/registry.sqlite          the index; may be deleted, and is made anew
 """
 
@@ -28,6 +29,7 @@ from server.rounds import RoundState, now, transaction
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef, check_name
 from umbel.errors import AdapterError, Conflict, NotFound, RegistryError
+from umbel.messages import Submit
 from umbel.signing import PrivateKey
 
 __all__ = ["HEAD", "LIVE", "PREVIOUS", "SHADOW", "AdapterRegistry"]
@@ -243,9 +245,9 @@ class AdapterRegistry:
         self.point(name, {HEAD: previous, LIVE: previous}, who=who, why=why)
         return previous
 
-    def sign(self, manifest: AdapterManifest) -> str:
+    def sign(self, document: AdapterManifest | Submit) -> str:
         """A signature with the registry's key; empty where it has none."""
-        return signing.sign(self._key, manifest) if self._key else ""
+        return signing.sign(self._key, document) if self._key else ""
 
     def reindex(self) -> list[str]:
         """Make the index anew from the files; what could not be restored, in words."""

@@ -9,6 +9,7 @@ from server import dialogues
 from server.config import RunConfig
 from server.dialogues import Dialogue
 from server.exchange import Exchange
+from server.orders import Orders
 from server.registry import AdapterRegistry
 from strategies.base import REMEMBERED, Adapter, Aggregate, Fold, LoraStrategy
 from umbel.adapter import AdapterManifest
@@ -56,11 +57,18 @@ class Training:
     """
 
     def __init__(
-        self, config: RunConfig, registry: AdapterRegistry, exchange: Exchange, strategy: LoraStrategy, told: Told
+        self,
+        config: RunConfig,
+        registry: AdapterRegistry,
+        exchange: Exchange,
+        orders: Orders,
+        strategy: LoraStrategy,
+        told: Told,
     ) -> None:
         self._config = config
         self._registry = registry
         self._exchange = exchange
+        self._orders = orders
         self._strategy = strategy
         self._told = told
         self._late: dict[str, _Given] = {}
@@ -121,9 +129,10 @@ class Training:
         given = self._late.get(site)
         if given is None:
             given = _Given(self._order(hello, number, head, parent), head)
-            yield from dialogues.submit(name, given.order, parent.at_rank(given.order.plan.rank).blob)
+            yield from dialogues.submit(self._orders.signed(given.order), parent.at_rank(given.order.plan.rank).blob)
         self._given[site] = given
         update = yield from dialogues.collect(site, hello.fingerprint.digest, name, given.order)
+        self._orders.require(site, given.order, update.report)
         began, staleness = self._exchange.clock(), self._staleness(given)
         fold.add(update, staleness)
         result.folding_s += self._exchange.clock() - began
@@ -132,10 +141,11 @@ class Training:
 
     def _order(self, hello: Hello, number: int, head: AdapterManifest, parent: Adapter) -> RoundOrder:
         plan = self._strategy.plan(self._config.plan, number, hello.max_lora_rank)
-        return RoundOrder(
+        order = RoundOrder(
             key=f"{self._registry.lineage}-{number}-{head.digest[:16]}",
             base=head.base, parent=parent.at_rank(plan.rank).digest, round=number, plan=plan,
         )  # fmt: skip
+        return self._orders.complete(order)
 
     def _staleness(self, given: _Given) -> int:
         """Versions that were promoted since the one it trains from."""

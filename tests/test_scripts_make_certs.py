@@ -1,6 +1,7 @@
 """What make_certs writes: certificates that a TLS handshake takes, keys that Flower reads, files that stay private."""
 
 import re
+import shutil
 import ssl
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from umbel import signing
 from umbel.adapter import AdapterManifest
 from umbel.config import SiteConfig
+from umbel.errors import AdapterError
+from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan, UpdateStatement
 
 HOST = "centre.example.org"
 MANIFEST = AdapterManifest(
@@ -90,7 +93,8 @@ def test_only_the_owner_reads_keys_and_each_lies_where_it_is_needed(made: Path) 
     folders = [made, *(path for path in made.rglob("*") if path.is_dir())]
     assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
     private = {"ca/ca.key", "centre/superlink.key", "centre/signing.key", "centre/superexec.secret",
-               "site-clinic-a/supernode.key", "site-clinic-b/supernode.key"}  # fmt: skip
+               "site-clinic-a/supernode.key", "site-clinic-b/supernode.key",
+               "site-clinic-a/updates.key", "site-clinic-b/updates.key"}  # fmt: skip
     modes = {name: (made / name).stat().st_mode & 0o777 for name in files(made)}
     assert {name for name, mode in modes.items() if mode == 0o600} == private
     assert {mode for name, mode in modes.items() if name not in private} == {0o644}
@@ -118,10 +122,37 @@ def test_a_site_file_is_one_that_loads_and_trusts_what_the_centre_signs(made: Pa
     signing.verify(signing.read_public(made / "centre" / "signing.pub"), MANIFEST, signature)
 
 
+def test_each_site_signs_its_updates_with_a_key_that_the_centre_has_under_its_name(made: Path) -> None:
+    order = RoundOrder(key="k", base="b", parent="p", round=1, plan=TrainPlan(rank=1, steps=1, seconds=1.0))
+    report = RoundReport(key="k", state=JobState.DONE, parent="p", update="u")
+    public = {site: signing.read_public(made / "centre" / "sites" / f"{site}.pub") for site in ("clinic-a", "clinic-b")}
+    for site, other in (("clinic-a", "clinic-b"), ("clinic-b", "clinic-a")):
+        section = SiteConfig.load(made / f"site-{site}" / "site.toml").site
+        assert section.signing_key == made / f"site-{site}" / "updates.key"
+        statement = UpdateStatement.of(site, order, report)
+        signature = signing.sign(signing.read_private(section.signing_key), statement)
+        signing.verify(public[site], statement, signature)
+        with pytest.raises(AdapterError):
+            signing.verify(public[other], statement, signature)
+
+
+def test_the_proxy_publishes_the_fleet_api_and_nothing_else(made: Path) -> None:
+    """What nginx makes of it is tested in e2e/test_secure.py, where there is one."""
+    conf = (made / "centre" / "nginx.conf").read_text()
+    locations = dict(re.findall(r"location (\S+) \{(.*?)\}", conf, flags=re.DOTALL))
+    assert locations.keys() == {"/v1/fleet/", "/"}
+    assert locations["/"].strip() == "return 404;"
+    assert re.findall(r"proxy_pass (\S+);", conf) == ["https://127.0.0.1:8000/v1/fleet/"]
+    assert re.findall(r"listen (.+);", conf) == ["8443 ssl"]
+    paths = re.findall(r"(?:_path|_key|_certificate|pid) (\S+);", conf)
+    assert len(paths) >= 6
+    assert not [path for path in paths if "/" in path], "all relative to the folder"
+
+
 @pytest.mark.parametrize("folder", ["centre", "site-clinic-a"])
 def test_the_files_that_a_page_names_are_there(made: Path, folder: str) -> None:
     page = (made / folder / "README.md").read_text().replace("supernodes/SITE.pub", "supernodes/clinic-a.pub")
-    named = set(re.findall(r"(?:supernodes/)?\b[\w-]+\.(?:crt|key|pub|secret)\b", page)) | {"README.md"}
+    named = set(re.findall(r"(?:supernodes/)?\b[\w-]+\.(?:crt|key|pub|secret|conf)\b", page)) | {"README.md"}
     assert len(named) >= 4
     assert all((made / folder / name).is_file() for name in named), named
 
@@ -147,12 +178,16 @@ def test_a_site_is_added_without_any_key_of_the_centres(tmp_path: Path) -> None:
     assert after["site-b/ca.crt"] == after["centre/ca.crt"]
     assert after["site-b/centre-signing.pub"] == after["centre/signing.pub"]
     assert after["site-b/supernode.pub"] == after["centre/supernodes/b.pub"]
+    assert after["site-b/updates.pub"] == after["centre/sites/b.pub"]
     assert f"{HOST}:8443" in (out / "site-b" / "README.md").read_text()
     (out / "centre" / "port").write_text("9443\n")
     make_certs.main([str(out), "--add", "d"])
     assert f"{HOST}:9443" in (out / "site-d" / "README.md").read_text()
     with pytest.raises(SystemExit, match="has a already"):
         make_certs.main([str(out), "--add", "a"])
+    shutil.rmtree(out / "centre" / "sites")  # as an earlier release left it
+    make_certs.main([str(out), "--add", "e"])
+    assert [path.name for path in (out / "centre" / "sites").iterdir()] == ["e.pub"]
 
 
 def test_the_certificate_is_renewed_for_the_same_names_and_key(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from strategies.base import Update
 from tests.toy_grid import Clock, ToyGrid
 from tests.toy_site import BASE, ToySite
 from umbel import peft_dir
-from umbel.messages import Hello, RoundOrder, RoundReport, TrainPlan
+from umbel.messages import Hello, RoundOrder, RoundReport, Submit, TrainPlan
 
 PLAN = TrainPlan(rank=2, steps=3, seconds=10.0)
 PARENT = peft_dir.encode({})
@@ -41,7 +41,7 @@ class World:
 
 def train(hello: Hello) -> dialogues.Dialogue[RoundReport, Update]:
     """Give a site the round, and fetch its update."""
-    yield from dialogues.submit("support", ORDER, PARENT)
+    yield from dialogues.submit(Submit(adapter="support", order=ORDER), PARENT)
     return (yield from dialogues.collect(hello.site, hello.fingerprint.digest, "support", ORDER))
 
 

@@ -271,6 +271,19 @@ def test_check_files_reads_the_key_that_is_trusted(tmp_path: Path) -> None:
         config.check_files()
 
 
+def test_check_files_reads_the_key_that_updates_are_signed_with(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    text = GOOD.format(engine="", training="", more="").replace('"state"', '"state"\nsigning_key = "updates.key"')
+    config = load(tmp_path, text)
+    assert config.site.signing_key == tmp_path / "updates.key"
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/updates.key: the key cannot be read"):
+        config.check_files()
+    (tmp_path / "updates.key").write_text("no key")
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/updates.key: others can read the private key"):
+        config.check_files()
+
+
 def test_the_page_of_settings_is_up_to_date() -> None:
     sys.path.append(str(REPOSITORY / "scripts"))
     import configuration_md

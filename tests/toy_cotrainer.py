@@ -13,6 +13,7 @@ from client import jobs as jobs_module
 from client.data import Prepared
 from client.jobs import Jobs
 from client.journal import Journal
+from client.keys import SiteKeys
 from client.personal import PersonalPart
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
@@ -116,11 +117,11 @@ class Queue:
         prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0, guards)
         self.jobs = Jobs(
             self.journal, self.supervisor, self.cotrainer, prepared, BASE, SHAPES, 4, partial(PersonalPart, config),
-            state_dir / "rounds",
+            state_dir / "rounds", SiteKeys(config.site),
         )  # fmt: skip
 
-    def submit(self, key: str, parent: bytes = PARENT, **changes: Any) -> RoundReport:
-        return self.jobs.submit("support", order(key, parent, **changes), parent)
+    def submit(self, key: str, parent: bytes = PARENT, signature: str = "", **changes: Any) -> RoundReport:
+        return self.jobs.submit("support", order(key, parent, **changes), parent, signature)
 
     async def ended(self, key: str) -> RoundReport:
         await until(lambda: self.jobs.report(key).state.final)

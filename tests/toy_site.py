@@ -3,13 +3,14 @@
 import base64
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 import numpy as np
 
-from umbel import peft_dir
+from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest
 from umbel.base import BaseFingerprint
 from umbel.messages import (
@@ -22,6 +23,8 @@ from umbel.messages import (
     RoundReport,
     ShadowReport,
     ShadowState,
+    Submit,
+    UpdateStatement,
     Verdict,
 )
 
@@ -57,6 +60,12 @@ class ToySite:
         self.manifests: dict[str, AdapterManifest] = {}
         self.signatures: dict[str, str] = {}
         """Version → the signature that came with it; empty for none."""
+        self.key: signing.PrivateKey | None = None
+        """With which it signs its updates."""
+        self.tamper: Callable[[RoundReport], RoundReport] = lambda report: report
+        """Applied to a finished round's report after it was signed."""
+        self.submits: list[Submit] = []
+        """Every order as it came, with its signature."""
         self.shadow_polls: int | None = None
         """As `polls`, for probes; None for the same."""
         self._parents: dict[str, bytes] = {}
@@ -93,7 +102,7 @@ class ToySite:
         if order.parent != peft_dir.digest(parent) or ranks - {order.plan.rank} or order.plan.rank > self.max_lora_rank:
             return 422, "AdapterError"
         known = self.orders.setdefault(order.key, order)
-        if known.parent != order.parent:
+        if known != order:
             return 409, "Conflict"
         self._parents.setdefault(order.key, parent)
         return self.report(order.key, asked=0)
@@ -105,11 +114,15 @@ class ToySite:
         order = self.orders[key]
         if self._asked[key] <= self.polls:
             return RoundReport(key=key, state=JobState.RUNNING, parent=order.parent)
-        return RoundReport(
+        done = RoundReport(
             key=key, state=JobState.DONE, parent=order.parent, steps=order.plan.steps, num_examples=8,
             num_loss_tokens=self.tokens, loss_sum=2.5 * self.tokens, seconds=1.0, share=0.5,
             update=peft_dir.digest(self.update(key)), rank=order.plan.rank,
         )  # fmt: skip
+        if self.key is not None:
+            signature = signing.sign(self.key, UpdateStatement.of(self.name, order, done))
+            done = done.model_copy(update={"signature": signature})
+        return self.tamper(done)
 
     def parent(self, round: int) -> bytes:
         """What it received to train from in a round."""
@@ -161,8 +174,10 @@ class ToySite:
         match [method, *path.strip("/").split("/")]:
             case ["GET", "hello"]:
                 return self.hello()
-            case ["POST", "adapters", _, "rounds", _]:
-                return self.submit(RoundOrder.model_validate_json(base64.b64decode(headers["x-umbel-order"])), body)
+            case ["POST", "adapters", name, "rounds", _]:
+                order = RoundOrder.model_validate_json(base64.b64decode(headers["x-umbel-order"]))
+                self.submits.append(Submit(adapter=name, order=order, signature=headers["x-umbel-signature"]))
+                return self.submit(order, body)
             case ["GET", "adapters", _, "rounds", key]:
                 return self.report(key)
             case ["GET", "adapters", _, "rounds", key, "update"]:

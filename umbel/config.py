@@ -49,9 +49,11 @@ class SiteSection(_Section):
     state_dir: Path
     """Journal, adapters, logs and sockets; made with mode 0700."""
     socket: Path | None = None
-    """The control API's Unix socket. Default: `site.sock` in state_dir."""
+    """The control API's Unix socket, open to the group, too. Default: `site.sock` in state_dir, for its owner only."""
     trusted_key: Path | None = None
-    """The centre's public key (Ed25519, PEM). With it, no version is taken that is not signed with the private one."""
+    """The centre's public key (Ed25519, PEM). With it, no version and no order is taken that it did not sign."""
+    signing_key: Path | None = None
+    """The site's private key (Ed25519, PEM), with which it signs its updates."""
 
 
 class ModelSection(_Section):
@@ -254,6 +256,8 @@ class SiteConfig(BaseSettings):
         read_config(self.model.path)
         if self.site.trusted_key is not None:
             signing.read_public(self.site.trusted_key)
+        if self.site.signing_key is not None:
+            signing.read_private(self.site.signing_key)
         files = {"[training].data": self.training.data, "[training].eval_data": self.training.eval_data}
         files |= {f"[[shadow.guard]] {guard.name}": guard.data for guard in self.shadow.guard}
         for key, file in files.items():
@@ -262,7 +266,7 @@ class SiteConfig(BaseSettings):
 
 
 _PATHS = {
-    "site": {"state_dir", "socket", "trusted_key"},
+    "site": {"state_dir", "socket", "trusted_key", "signing_key"},
     "model": {"path"},
     "training": {"data", "eval_data"},
     "shadow.guard": {"data"},

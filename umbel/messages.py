@@ -20,6 +20,9 @@ from pydantic import (
 from umbel.adapter import AdapterManifest, Personal
 from umbel.base import BaseFingerprint
 
+SIGNATURE = r"^([0-9a-f]{128})?$"
+"""An Ed25519 signature (umbel/signing.py), or none."""
+
 
 class _Message(BaseModel):
     # JSON has no NaN; a loss may be one, and must survive being written down.
@@ -68,6 +71,10 @@ class RoundOrder(_Message):
     """Digest of the adapter to continue from; its bytes travel beside this order."""
     round: NonNegativeInt
     plan: TrainPlan
+    run: str = ""
+    """Digest of what the run was asked to train; one that goes on where another was interrupted has the same."""
+    nonce: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """The centre's, of this order and no other, and the same whenever the order is sent again."""
 
 
 class JobState(StrEnum):
@@ -103,6 +110,22 @@ class RoundReport(_Message):
     """Digest of the trained adapter, once done."""
     rank: PositiveInt | None = None
     error: str = ""
+    signature: str = Field(default="", pattern=SIGNATURE)
+    """Of an UpdateStatement, by the site; empty while there is no update, and where the site has no key."""
+
+
+class UpdateStatement(_Message):
+    """What a site signs of an update (umbel/signing.py). It never travels: both ends put it together."""
+
+    site: str
+    order: RoundOrder
+    """What was trained: run, round, parent, base, plan and nonce."""
+    report: RoundReport
+    """What came of it: the update's digest, and the counts. Without a signature."""
+
+    @classmethod
+    def of(cls, site: str, order: RoundOrder, report: RoundReport) -> Self:
+        return cls(site=site, order=order, report=report.model_copy(update={"signature": ""}))
 
 
 class Evaluation(_Message):
@@ -186,13 +209,15 @@ class Submit(_Message):
 
     adapter: str
     order: RoundOrder
+    signature: str = Field(default="", pattern=SIGNATURE)
+    """Of adapter and order, by the centre; empty where it does not sign."""
 
 
 class Shadow(_Message):
     """Flower's `query.shadow`: load and measure a version; its weights travel beside it. Answered by a ShadowReport."""
 
     manifest: AdapterManifest
-    signature: str = Field(default="", pattern=r"^([0-9a-f]{128})?$")
+    signature: str = Field(default="", pattern=SIGNATURE)
     """Of this manifest, by the centre (umbel/signing.py); empty where it does not sign."""
 
 

@@ -1,12 +1,15 @@
-"""Who made a version: Ed25519 signatures of manifests. The weights are in a manifest by their digest.
+"""Who made a version, gave an order, or trained an update: Ed25519 signatures (RFC 8032).
 
-The centre signs with a private key, each site holds the public one; both are PEM files as `openssl genpkey -algorithm
-ed25519` and `openssl pkey -pubout` write them. A signature is 128 hexadecimal digits, and travels beside the manifest.
+The centre signs manifests and orders, and each site holds its public key; a site signs what it says of an update, and
+the centre holds its public key. Weights are in a manifest, an order and a statement by their digest. Keys are PEM files
+as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them. A signature is 128 hexadecimal digits,
+and travels beside what is signed.
 """
 
 import json
 import stat
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -15,48 +18,79 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from umbel.adapter import AdapterManifest
 from umbel.errors import AdapterError, ConfigError
+from umbel.messages import Submit, UpdateStatement
 
 PrivateKey = Ed25519PrivateKey
 PublicKey = Ed25519PublicKey
+Signed = AdapterManifest | Submit | UpdateStatement
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What one kind of document is signed as, and what is said when that does not hold."""
+
+    context: bytes
+    """Begins what is signed, so that nothing else signed with the same key can pass for a document of this kind."""
+    missing: str
+    wrong: str
+
+
 CONTEXT = b"umbel adapter manifest 1\n"
-"""Begins what is signed, so that nothing else signed with the same key can pass for a manifest."""
+_BY_THE_CENTRE = "it is not signed; the centre signs with `signing-key` in its run configuration"
+_KINDS: dict[type[Signed], _Kind] = {
+    AdapterManifest: _Kind(
+        CONTEXT, _BY_THE_CENTRE,
+        "its signature is not by the trusted key, or its manifest was changed; compare the public key with the "
+        "centre's",
+    ),
+    Submit: _Kind(
+        b"umbel round order 1\n", _BY_THE_CENTRE,
+        "its signature is not by the trusted key, or the order was changed; compare the public key with the centre's",
+    ),
+    UpdateStatement: _Kind(
+        b"umbel update statement 1\n", "the update is not signed; the site signs with `[site].signing_key`",
+        "the update's signature is not by this site's key, or is for another order, update or counts; compare the "
+        "public key with the site's",
+    ),
+}  # fmt: skip
 
 
-def canonical(manifest: AdapterManifest) -> bytes:
-    """What is signed: JSON, keys sorted, no spaces, without fields that are at their defaults.
+def canonical(document: Signed) -> bytes:
+    """What is signed: JSON, keys sorted, no spaces, without a signature, and without fields that are at their defaults.
 
     The defaults are left out so that a field which a later release adds leaves the signatures of earlier ones valid.
     """
     defaults = {
-        name: field.get_default(call_default_factory=True) for name, field in type(manifest).model_fields.items()
+        name: field.get_default(call_default_factory=True) for name, field in type(document).model_fields.items()
     }
-    fields = json.loads(manifest.model_dump_json())
-    told = {name: value for name, value in fields.items() if getattr(manifest, name) != defaults[name]}
-    return CONTEXT + json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    fields = json.loads(document.model_dump_json(exclude={"signature"}))
+    told = {name: value for name, value in fields.items() if getattr(document, name) != defaults[name]}
+    plain = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _kind(document).context + plain.encode()
 
 
-def sign(key: PrivateKey, manifest: AdapterManifest) -> str:
-    """The signature of a manifest."""
-    return key.sign(canonical(manifest)).hex()
+def sign(key: PrivateKey, document: Signed) -> str:
+    """The signature of a document."""
+    return key.sign(canonical(document)).hex()
 
 
-def verify(key: PublicKey, manifest: AdapterManifest, signature: str) -> None:
-    """Raise AdapterError unless `signature` is one of this manifest, made with the private half of `key`."""
+def verify(key: PublicKey, document: Signed, signature: str) -> None:
+    """Raise AdapterError unless `signature` is one of this document, made with the private half of `key`."""
+    what = str(document.ref) if isinstance(document, AdapterManifest) else f"round {document.order.key}"
     if not signature:
-        raise AdapterError(
-            f"{manifest.ref}: it is not signed; the centre signs with `signing-key` in its run configuration"
-        )
+        raise AdapterError(f"{what}: {_kind(document).missing}")
     try:
-        key.verify(bytes.fromhex(signature), canonical(manifest))
+        key.verify(bytes.fromhex(signature), canonical(document))
     except (InvalidSignature, ValueError) as error:
-        raise AdapterError(
-            f"{manifest.ref}: its signature is not by the trusted key, or its manifest was changed; compare the public "
-            "key with the centre's"
-        ) from error
+        raise AdapterError(f"{what}: {_kind(document).wrong}") from error
+
+
+def _kind(document: Signed) -> _Kind:
+    return next(kind for of, kind in _KINDS.items() if isinstance(document, of))
 
 
 def read_private(path: Path) -> PrivateKey:
-    """The centre's key, from a PEM file that only its owner can read; raise ConfigError for any other file."""
+    """A key to sign with, from a PEM file that only its owner can read; raise ConfigError for any other file."""
     key: object = None
     content = _read(path)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:

@@ -1,18 +1,25 @@
-"""TLS, SuperNode authentication and signed versions with real Flower, by the commands on make_certs' own pages.
+"""TLS, SuperNode authentication, the proxy, and signatures with real Flower, by the commands on make_certs' own pages.
 
-The site behind the SuperNode is a toy: what is tested here ends where its socket begins.
+The site behind the SuperNode is a toy: what is tested here ends where its socket begins. Without nginx on this machine
+the SuperNode talks to the SuperLink itself, and what is said of the proxy is not tested.
 """
 
+import http.client
+import json
 import os
+import shutil
 import ssl
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import make_certs
 import pytest
+from flwr.supercore.protobuf.routing import PROTOBUF_MEDIA_TYPE
+from flwr.superlink.main import create_app
 from processes import FLOWER_BIN, REPOSITORY, Processes, free_port
 
 from tests.toy_site import ToySite
@@ -20,8 +27,10 @@ from umbel import signing
 
 pytestmark = pytest.mark.e2e
 
+PATH = f"{FLOWER_BIN}:{os.environ['PATH']}:/usr/sbin"
+NGINX = shutil.which("nginx", path=PATH)
 ENVIRONMENT = {
-    "PATH": f"{FLOWER_BIN}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY), "FLWR_TELEMETRY_ENABLED": "0",
+    "PATH": PATH, "PYTHONPATH": str(REPOSITORY), "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
 }  # fmt: skip
 SETTINGS = "rounds=1 quorum=1 rank=2 steps=4 round-seconds=20.0 straggler-seconds=0.0"
@@ -32,8 +41,10 @@ class SecureFederation:
 
     def __init__(self, folder: Path) -> None:
         self.port, self.folder, self.out = free_port(), folder, folder / "out"
+        self.public_port = free_port() if NGINX else self.port
+        """The only one that sites know."""
         self.centre, self.stranger = self.out / "centre", folder / "other" / "site-stranger"
-        names = ["--sites", "clinic-a", "clinic-b", "--port", str(self.port)]
+        names = ["--sites", "clinic-a", "clinic-b", "--port", str(self.public_port)]
         make_certs.main([str(self.out), "--centre", "localhost", *names])
         make_certs.main([str(folder / "other"), "--centre", "localhost", "--sites", "stranger"])
         self.processes = Processes(folder / "logs")
@@ -42,6 +53,10 @@ class SecureFederation:
         for program in ("flower-superlink", "flower-superexec"):
             self.processes.start(program, self.shell(self.centre, self.command(self.centre, program)), **ENVIRONMENT)
             self.processes.wait_for(self.answers, "the SuperLink's start", 60)
+        if NGINX:
+            conf = self.centre / "nginx.conf"
+            conf.write_text(conf.read_text().replace(":8000", f":{self.port}"))
+            self.processes.start("nginx", self.shell(self.centre, self.command(self.centre, "nginx")), **ENVIRONMENT)
         for line in ("flwr config", "printf"):
             self.run(self.centre, self.command(self.centre, line))
         for site in ("clinic-a", "clinic-b"):
@@ -87,6 +102,19 @@ class SecureFederation:
         except httpx.TransportError:
             return False
 
+    def status(self, port: int, path: str, method: str = "POST") -> tuple[int, str]:
+        """What a path, to the letter, is answered with at a port: status, and by which server."""
+        context = ssl.create_default_context(cafile=self.centre / "ca.crt")
+        connection = http.client.HTTPSConnection("localhost", port, context=context, timeout=30)
+        kinds = dict.fromkeys(("content-type", "accept"), PROTOBUF_MEDIA_TYPE)
+        connection.request(method, path, body=b"", headers=kinds)  # every message of Flower's may be empty
+        answer = connection.getresponse()
+        connection.close()
+        return answer.status, (answer.getheader("server") or "").partition("/")[0]
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.centre / "registry" / "events.jsonl").read_text().splitlines()]
+
     def log(self) -> str:
         return (self.processes.logs / "flower-superlink.log").read_text()
 
@@ -131,6 +159,39 @@ def test_a_supernode_that_may_not_connect_is_refused(
     assert federation.log().count("[Fleet.ActivateNode] Activated") == 1
 
 
+needs_nginx = pytest.mark.skipif(not NGINX, reason="no nginx on this machine (Debian: apt-get install nginx)")
+
+
+@needs_nginx
+def test_sites_reach_the_fleet_api_and_nothing_else_of_the_superlink(federation: SecureFederation) -> None:
+    routes = {(method, path) for path, of in create_app().openapi()["paths"].items() for method in of}
+    fleet = {(method, path) for method, path in routes if path.startswith("/v1/fleet/")}
+    assert {"/v1/fleet/activate-node", "/v1/fleet/pull-messages"} <= {path for _, path in fleet}
+    others = routes - fleet | {("get", "/docs"), ("get", "/openapi.json")}
+    assert {"/v1/control/start-run", "/v1/runtime/acquire-task", "/health"} <= {path for _, path in others}
+    for method, path in sorted(others):
+        assert federation.status(federation.public_port, path, method.upper()) == (404, "nginx"), path
+    for method, path in sorted(fleet):
+        status, _ = federation.status(federation.public_port, path, method.upper())
+        assert status == 401, (path, status)  # Flower's own answer to who has no key
+    assert federation.status(federation.port, "/v1/control/list-runs")[0] == 200, "without any key: why it must be so"
+
+
+@needs_nginx
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/fleet/../control/list-runs", "/v1/fleet/..%2fcontrol/list-runs", "/v1/fleet/%2e%2e/control/list-runs",
+        "/v1/fleet/./../control/list-runs", "//v1/control/list-runs", "/v1/fleet/..;/control/list-runs",
+        "/V1/fleet/../control/list-runs", "/v1/control/..%2ffleet/../control/list-runs",
+        "/v1/fleet/x/../../control/list-runs", "/v1/fleet\\..\\control/list-runs",
+        "/v1/fleet/%252e%252e/control/list-runs",
+    ],
+)  # fmt: skip
+def test_no_spelling_of_a_path_leads_around_the_proxy(federation: SecureFederation, path: str) -> None:
+    assert federation.status(federation.public_port, path)[0] in (400, 401, 404)
+
+
 def test_a_round_goes_over_all_of_it_and_its_version_is_signed(federation: SecureFederation) -> None:
     folder = federation.out / "site-clinic-a" / "state"
     folder.mkdir(exist_ok=True)
@@ -138,10 +199,18 @@ def test_a_round_goes_over_all_of_it_and_its_version_is_signed(federation: Secur
     start = federation.command(federation.centre, "flwr run").replace("/tmp/umbel-app", "../../app")
     with ToySite("clinic-a", folder / "site.sock", polls=-1) as site:  # done as soon as it is asked
         federation.run(federation.centre, bundle)
+        site.key = signing.read_private(federation.out / "site-clinic-b" / "updates.key")
+        federation.run(federation.centre, f"{start} --run-config '{SETTINGS}'")
+        failed = federation.events()[-2]
+        assert failed["event"] == "round.failed"
+        assert "the update's signature is not by this site's key" in failed["reasons"]["clinic-a"]
+        site.key = signing.read_private(federation.out / "site-clinic-a" / "updates.key")
         said = federation.run(federation.centre, f"{start} --run-config '{SETTINGS}'")
     assert site.live == "support@v1", said
     key = signing.read_public(federation.out / "site-clinic-a" / "centre-signing.pub")
     signing.verify(key, site.manifests["support@v1"], site.signatures["support@v1"])
+    for submit in site.submits:
+        signing.verify(key, submit, submit.signature)
     verified = federation.run(federation.centre, federation.command(federation.centre, "umbel adapter verify"))
     assert verified == "2 versions read, 0 damaged files\n"
     body = (federation.centre / "signing.key").read_bytes().splitlines()[1]

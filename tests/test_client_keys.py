@@ -1,0 +1,182 @@
+"""The keys at a site: it trains what the centre ordered and nothing else, and signs what it trained."""
+
+import base64
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from client import daemon
+from client.control import control_api
+from client.journal import Journal
+from client.keys import SiteKeys
+from tests import toy_cotrainer
+from tests.toy_cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
+from tests.toy_engine import site_config
+from umbel import signing
+from umbel.config import SiteConfig, SiteSection
+from umbel.errors import AdapterError, ConfigError, NotFound
+from umbel.messages import JobState, RoundOrder, RoundReport, Submit, TrainPlan, UpdateStatement
+
+CENTRE, SITE, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (1, 2, 3))
+
+
+def write_keys(folder: Path) -> dict[str, Path]:
+    """What `[site]` names."""
+    trusted, own = folder / "centre-signing.pub", folder / "updates.key"
+    trusted.write_bytes(CENTRE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    own.write_bytes(SITE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    own.chmod(0o600)
+    return {"trusted_key": trusted, "signing_key": own}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Daemons that trust CENTRE and sign as SITE."""
+    keys = write_keys(tmp_path)
+
+    def keyed(state_dir: Path) -> SiteConfig:
+        config = site_config(state_dir)
+        return config.model_copy(update={"site": config.site.model_copy(update=keys)})
+
+    monkeypatch.setattr(toy_cotrainer, "site_config", keyed)
+    return runner(tmp_path, ToyCoTrainer(), monkeypatch)
+
+
+def signature(key: str, by: Ed25519PrivateKey = CENTRE, adapter: str = "support", **changes: Any) -> str:
+    return signing.sign(by, Submit(adapter=adapter, order=order(key, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("signed", "why"),
+    [
+        ("", "round r1: it is not signed; the centre signs with `signing-key`"),
+        ("nonsense", "round r1: its signature is not by the trusted key, or the order was changed"),
+        (signature("r1", by=OTHER), "round r1: its signature is not by the trusted key"),
+        (signature("r1", plan={"steps": 400}), "round r1: its signature is not by the trusted key"),
+        (signature("r1", parent=b"other"), "round r1: its signature is not by the trusted key"),
+        (signature("r1", nonce="0" * 64), "round r1: its signature is not by the trusted key"),
+        (signature("r0"), "round r1: its signature is not by the trusted key"),
+        (signature("r1", adapter="other"), "round r1: its signature is not by the trusted key"),
+    ],
+    ids=["unsigned", "nonsense", "another key", "plan", "parent", "nonce", "another order", "another adapter"],
+)
+def test_an_order_that_the_centre_did_not_sign_is_refused_before_anything_trains(
+    run: Run, tmp_path: Path, signed: str, why: str
+) -> None:
+    async def story(queue: Queue) -> None:
+        with pytest.raises(AdapterError) as refused:
+            queue.submit("r1", signature=signed)
+        assert str(refused.value).startswith(why)
+        with pytest.raises(NotFound):
+            queue.jobs.report("r1")
+        queue.submit("r2", signature=signature("r2"))
+        await queue.ended("r2")
+        assert queue.cotrainer.started == ["r2"]
+        assert [path.name for path in (tmp_path / "rounds").iterdir()] == ["r2"]
+
+    run(story)
+
+
+def test_an_update_is_signed_for_the_order_that_it_answers(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        bound = {"run": "r" * 8, "nonce": "a" * 64}
+        assert queue.submit("r1", signature=signature("r1", **bound), **bound).signature == ""
+        report = await queue.ended("r1")
+        statement = UpdateStatement.of("clinic-a", order("r1", **bound), report)
+        signing.verify(SITE.public_key(), statement, report.signature)
+        assert queue.journal.round("r1")[1] == report, "asked again, also after a restart, it says the same"
+        for name, value in {
+            "site": "b",
+            "order": order("r1"),
+            "report": report.model_copy(update={"steps": 5}),
+        }.items():
+            with pytest.raises(AdapterError, match="for another order, update or counts"):
+                signing.verify(SITE.public_key(), statement.model_copy(update={name: value}), report.signature)
+
+    run(story)
+
+
+def test_a_round_that_failed_has_nothing_to_sign(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        queue.cotrainer.fails_with = "no"
+        queue.submit("r1", signature=signature("r1"))
+        report = await queue.ended("r1")
+        assert (report.state, report.signature) == (JobState.FAILED, "")
+
+    run(story)
+
+
+def test_without_keys_a_site_takes_every_order_and_signs_nothing() -> None:
+    keys = SiteKeys(SiteSection(name="a", state_dir=Path("state")))
+    keys.require(Submit(adapter="support", order=order("r1")), "")
+    done = RoundReport(key="r1", state=JobState.DONE, parent="p", update="u")
+    assert keys.sign(order("r1"), done) == done
+
+
+@pytest.mark.parametrize("name", ["trusted_key", "signing_key"])
+def test_a_key_that_cannot_be_read_ends_the_daemon_at_its_start(tmp_path: Path, name: str) -> None:
+    path = write_keys(tmp_path)[name]
+    path.write_text("no key")
+    with pytest.raises(ConfigError, match=f"^{path}: not an Ed25519 "):
+        SiteKeys(SiteSection(name="a", state_dir=tmp_path, **{name: path}))
+
+
+def test_the_control_api_passes_the_signature_on(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        hello = SimpleNamespace(adapters=("support",))
+        site: Any = SimpleNamespace(
+            config=SimpleNamespace(site=SimpleNamespace(name="clinic-a")), jobs=queue.jobs, hello=lambda: hello
+        )
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(control_api(site)), base_url="http://site") as http:
+            post = partial(http.post, "/adapters/support/rounds/r1", content=PARENT)
+            headers = {"x-umbel-order": base64.b64encode(order("r1").model_dump_json().encode()).decode()}
+            refused = await post(headers=headers)
+            assert (refused.status_code, refused.json()["error"]["type"]) == (422, "AdapterError")
+            taken = await post(headers={**headers, "x-umbel-signature": signature("r1")})
+            assert (taken.status_code, taken.json()["key"]) == (200, "r1")
+
+    run(story)
+
+
+def test_orders_and_reports_of_an_older_release_are_still_read(tmp_path: Path) -> None:
+    """What its journal holds: no run, no nonce, no signature."""
+    plan = TrainPlan(rank=2, steps=1, seconds=1.0)
+    old_order = {"key": "r1", "base": "b", "parent": "p", "round": 1, "plan": plan.model_dump()}
+    asked = RoundOrder.model_validate(old_order)
+    assert (asked.run, asked.nonce) == ("", "")
+    journal = Journal(tmp_path / "journal.sqlite3")
+    journal.add_round("support", asked)
+    stripped = asked.model_dump_json(exclude={"run", "nonce"})
+    report = journal.round("r1")[1].model_dump_json(exclude={"signature"})
+    journal._db.execute("UPDATE rounds SET job = ?, report = ?", (stripped, report))
+    assert journal.open_rounds() == [asked]
+    assert journal.find_round(asked) == RoundReport(key="r1", state=JobState.QUEUED, parent="p")
+
+
+@pytest.mark.parametrize(("where", "socket_mode", "folder_mode"), [(None, 0o600, 0o700), ("run/a.sock", 0o660, 0o750)])
+def test_the_socket_is_the_owners_unless_it_was_put_somewhere_for_the_group(
+    sockets: Path, where: str | None, socket_mode: int, folder_mode: int
+) -> None:
+    config = site_config(sockets / "state")
+    section = config.site.model_copy(update={"socket": sockets / where if where else None})
+    config = config.model_copy(update={"site": section})
+    with daemon._only_daemon(config), daemon._listen(config):
+        assert config.socket.stat().st_mode & 0o777 == socket_mode
+        assert config.socket.parent.stat().st_mode & 0o777 == folder_mode
+        assert config.site.state_dir.stat().st_mode & 0o777 == 0o700
+    assert not config.socket.exists()
+
+
+def test_a_folder_that_is_there_keeps_its_mode(sockets: Path) -> None:
+    (sockets / "shared").mkdir()
+    (sockets / "shared").chmod(0o2770)
+    config = site_config(sockets / "state")
+    section = config.site.model_copy(update={"socket": sockets / "shared" / "a.sock"})
+    with daemon._listen(config.model_copy(update={"site": section})):
+        assert (sockets / "shared").stat().st_mode & 0o7777 == 0o2770
