@@ -181,7 +181,7 @@ class Demo:
         for site in self.tasks:
             if self.keys is not None:
                 flower.register(site)
-            flower.start_supernode(site, self.socket(site))
+            flower.start_supernode(site, self.out / site / "site.toml")
         self._pause(QUIET_S)
         registry = self.out / "registry"
         settings = {

@@ -105,8 +105,8 @@ be right to within five minutes. Fill in `[model].path` and `[training].data` of
 ```sh
 umbel check site.toml                     # SGLang's environment
 umbel serve site.toml                     # the same; under a supervisor
-flower-supernode --superlink {_address(host, port)} --root-certificates ca.crt \\
-  --auth-supernode-private-key supernode.key --node-config "socket=\\"$PWD/state/site.sock\\""   # Flower's environment
+umbel supernode site.toml --superlink {_address(host, port)} --root-certificates ca.crt \\
+  --auth-supernode-private-key supernode.key   # Flower's environment
 umbel status site.toml                    # which version answers, since when
 umbel rollback site.toml support          # back to what answered before, now
 ```

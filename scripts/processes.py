@@ -135,12 +135,12 @@ class Flower:
         self._processes.wait_for(lambda: command.poll() is not None, f"registering {site}'s key", 60)
         self._processes.require_alive()
 
-    def start_supernode(self, site: str, control_socket: Path) -> None:
+    def start_supernode(self, site: str, site_file: Path) -> None:
         """One whose key was registered, where there are keys."""
         key = ["--auth-supernode-private-key", str(self._keys / f"site-{site}" / "supernode.key")] if self._keys else []
         self._start(
-            "flower-supernode", *self._trust, *key, "--superlink", f"127.0.0.1:{self.port}",
-            "--port", str(free_port()), "--node-config", f'socket="{control_socket}"', name=f"supernode-{site}",
+            "umbel", "supernode", str(site_file), *self._trust, *key, "--superlink", f"127.0.0.1:{self.port}",
+            "--port", str(free_port()), name=f"supernode-{site}",
         )  # fmt: skip
 
     def run(self, app: Path, settings: Mapping[str, object], *, stream: bool = True) -> "subprocess.Popen[bytes]":

@@ -74,7 +74,7 @@ class Federation:
             self.start_supernode(name)
 
     def start_supernode(self, name: str) -> None:
-        self.flower.start_supernode(name, self.sites[name].folder / "state" / "site.sock")
+        self.flower.start_supernode(name, self.sites[name].file)
 
     def run(self, rounds: int) -> None:
         self.flower.run(self.app, {"registry": self.registry, "rounds": rounds, **PLAN}, stream=False)
@@ -121,6 +121,9 @@ def federation(tiny_llama: Path) -> Iterator[Federation]:
             for user in federation.users.values():
                 user.stop()
         finally:
+            for log in sorted(folder.glob("*/*.log")) + [folder / "registry" / "events.jsonl"]:
+                if log.exists():  # shown where the test failed
+                    print(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}")
             processes.stop()
             for site in sites.values():
                 site.stop()
@@ -199,7 +202,7 @@ def kill(process_id: int) -> None:
     os.kill(process_id, signal.SIGKILL)
 
 
-def wait_until(condition: Any, what: str, seconds: float = 400.0) -> Any:
+def wait_until(condition: Any, what: str, seconds: float = 600.0) -> Any:
     """The condition's first true value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

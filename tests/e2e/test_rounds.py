@@ -48,7 +48,7 @@ class PlainFederation:
         self.flower.start_superlink()
         for name in RANKS:
             processes.wait_for(lambda name=name: self.is_ready(name), f"{name}'s start", 300)
-            self.flower.start_supernode(name, self.socket(name))
+            self.flower.start_supernode(name, self.folder / name / "site.toml")
 
     def start_site(self, name: str, index: int, model: Path) -> None:
         folder = self.folder / name

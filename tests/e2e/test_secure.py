@@ -89,7 +89,7 @@ class SecureFederation:
     def supernode(self, site: str, **instead: str) -> list[str]:
         """The command of a site's page, with other files where a test says so."""
         folder = self.out / f"site-{site}"
-        command = f"{self.command(folder, 'flower-supernode')} --port {free_port()}"
+        command = f"{self.command(folder, 'umbel supernode')} --port {free_port()}"
         for old, new in instead.items():
             assert command.count(f" {old} ") == 1
             command = command.replace(old, new)
