@@ -121,7 +121,7 @@ def federation(tiny_llama: Path) -> Iterator[Federation]:
             for user in federation.users.values():
                 user.stop()
         finally:
-            for log in sorted(folder.glob("*/*.log")) + [folder / "registry" / "events.jsonl"]:
+            for log in [*sorted(folder.glob("*/*.log")), folder / "registry" / "events.jsonl"]:
                 if log.exists():  # shown where the test failed
                     print(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}")
             processes.stop()
