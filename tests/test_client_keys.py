@@ -1,6 +1,8 @@
 """The keys at a site: it trains what the centre ordered and nothing else, and signs what it trained."""
 
 import base64
+import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +161,15 @@ def test_orders_and_reports_of_an_older_release_are_still_read(tmp_path: Path) -
     assert journal.find_round(asked) == RoundReport(key="r1", state=JobState.QUEUED, parent="p")
 
 
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """A daemon sets its own, for good; the tests after these want theirs back."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize(("where", "socket_mode", "folder_mode"), [(None, 0o600, 0o700), ("run/a.sock", 0o660, 0o750)])
 def test_the_socket_is_the_owners_unless_it_was_put_somewhere_for_the_group(
     sockets: Path, where: str | None, socket_mode: int, folder_mode: int
@@ -173,6 +184,7 @@ def test_the_socket_is_the_owners_unless_it_was_put_somewhere_for_the_group(
     assert not config.socket.exists()
 
 
+@pytest.mark.usefixtures("umask")
 def test_a_folder_that_is_there_keeps_its_mode(sockets: Path) -> None:
     (sockets / "shared").mkdir()
     (sockets / "shared").chmod(0o2770)
