@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from umbel.adapter import AdapterRef
 from umbel.cli_adapter import adapter_app
 from umbel.cli_bench import bench_app
 from umbel.cli_registry import registry_app
@@ -62,6 +63,14 @@ def rollback(site_file: SiteFile, adapter: Annotated[str, typer.Argument(help="S
     with explained():
         reply = _ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback")
         print(f"{adapter}: {reply['live'] or 'the base'} answers users again; once more would take this back")
+
+
+@app.command()
+def promote(site_file: SiteFile, ref: Annotated[str, typer.Argument(help="Such as support@v3.")]) -> None:
+    """Make a judged shadow answer users, also against this site's own verdict, which the federation cannot do."""
+    with explained():
+        _ask(SiteConfig.load(site_file), "POST", f"/adapters/{AdapterRef.parse(ref)}/promote?forced=true")
+        print(f"{ref} answers users; back: umbel rollback {site_file} {AdapterRef.parse(ref).name}")
 
 
 @app.command()
