@@ -148,7 +148,7 @@ micro_batch = 4
         )
 
     def deploy(self, version: int, blob: bytes) -> AdapterRef:
-        """Push a version, wait for its verdict and promote it, whatever the verdict is: that is the operator's right."""
+        """Push a version, wait for its verdict and promote it whatever that is: the operator may."""
         manifest = self.manifest(version, blob)
         assert self.push(manifest, blob).status_code == 200
         self.wait_judged(manifest.ref)
