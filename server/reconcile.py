@@ -27,6 +27,8 @@ class Reconciled:
 
     live: str
     """The version that the fleet should answer with."""
+    already: tuple[str, ...] = ()
+    """The sites that answered with it before they were asked."""
     brought: dict[str, str] = field(default_factory=dict)
     """Site → what had answered there; "base" for the base."""
     kept: dict[str, str] = field(default_factory=dict)
@@ -70,6 +72,7 @@ def reconcile(exchange: Exchange, registry: AdapterRegistry, name: str, grace_s:
     kept = dict.fromkeys(against, f"it has rejected {wanted}, or went back from it by itself")
     return Reconciled(
         str(wanted),
+        already=tuple(sorted(site for site, hello in asked.answers.items() if hello.live.get(name) == target)),
         brought={site: apart[site].live.get(name) or "base" for site in sorted(outcome.answers)},
         kept=kept | {site: outcome.left_out[site] for site in sorted(refusing)},
         missed=asked.left_out | {site: outcome.left_out[site] for site in sorted(outcome.late)},

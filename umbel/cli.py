@@ -11,6 +11,7 @@ import typer
 from umbel.adapter import AdapterRef
 from umbel.cli_adapter import adapter_app
 from umbel.cli_bench import bench_app
+from umbel.cli_fleet import fleet_app
 from umbel.cli_registry import registry_app
 from umbel.config import SiteConfig
 from umbel.console import AsJson, explained, import_part
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Federated LoRA fine-tuning whose clients serve.",
 )
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(fleet_app, name="fleet")
 app.add_typer(registry_app, name="registry")
 app.add_typer(bench_app, name="bench")
 
