@@ -11,7 +11,7 @@ from server.config import RunConfig
 from server.events import Events
 from server.exchange import Exchange
 from server.pin import Pin
-from server.reconcile import reconcile
+from server.reconcile import ASK_S, reconcile
 from server.registry import HEAD, LIVE, AdapterRegistry
 from server.rollout import Judgement, Rollout
 from server.rounds import RoundState
@@ -71,7 +71,9 @@ class Federation:
 
     def reconcile(self) -> None:
         """Bring the sites that are online to what the registry says is live, as far as each one's own word goes."""
-        found = reconcile(self._exchange, self._registry, self._name, self._config.grace_seconds)
+        grace_s = self._config.grace_seconds
+        ask_s = min(ASK_S, grace_s) if self._config.rounds else grace_s
+        found = reconcile(self._exchange, self._registry, self._name, ask_s=ask_s, grace_s=grace_s)
         aside = {**found.kept, **found.missed} if found else {}
         if found and (found.brought or aside != self._aside or not self._config.rounds):
             self._emit("fleet.reconciled", **asdict(found))

@@ -18,7 +18,7 @@ from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.messages import Hello, Restored
 
 ASK_S = 30.0
-"""A site that does not say within this long how it stands is left to the next time."""
+"""Between rounds, a site that does not say within this long how it stands is left to the next time."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,18 @@ class Reconciled:
     """Site → why it could not be brought there now; it is tried again the next time."""
 
 
-def reconcile(exchange: Exchange, registry: AdapterRegistry, name: str, grace_s: float) -> Reconciled | None:
+def reconcile(
+    exchange: Exchange, registry: AdapterRegistry, name: str, *, ask_s: float, grace_s: float
+) -> Reconciled | None:
     """Bring the sites that are online to the registry's `live`; None while it has none.
 
-    A site that answers with the version of a round under way is left to that round. Each step takes `grace_s` at most.
+    A site that answers with the version of a round under way is left to that round. Sites have `ask_s` to say how they
+    stand, and `grace_s` to follow.
     """
     wanted = registry.aliases(name).get(LIVE)
     if wanted is None:
         return None
     target = str(wanted) if wanted.version else None  # the untrained adapter answers as the base does
-    ask_s = min(ASK_S, grace_s)
     some, all_of_them = exchange.clock() + grace_s, exchange.clock() + ask_s
     exchange.gather(lambda sites: exchange.roster.settled or bool(sites and exchange.clock() >= all_of_them), some)
     asked = exchange.converse(
