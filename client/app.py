@@ -6,6 +6,7 @@ send twice, and keeps nothing here. It ships without the rest of umbel's server 
 
 import base64
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,8 @@ from umbel.messages import (
     Hello,
     JobState,
     LiveVersion,
+    Restore,
+    Restored,
     RoundQuery,
     RoundReport,
     Shadow,
@@ -36,6 +39,7 @@ M = TypeVar("M", bound=BaseModel)
 Handler = Callable[[httpx.Client, RecordDict], RecordDict]
 
 STYPE = "umbel.safetensors"
+_PATH = re.compile(r"[A-Za-z0-9@/_-]+")
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 """The daemon answers at once; a minute covers the upload of a large adapter to a busy disk."""
 
@@ -132,7 +136,18 @@ def discard(site: httpx.Client, content: RecordDict) -> RecordDict:
 @_answers
 def rollback(site: httpx.Client, content: RecordDict) -> RecordDict:
     """Let the version that was live before answer users again."""
-    return _records(_call(site, LiveVersion, "POST", f"/adapters/{_body(content, AdapterQuery).adapter}/rollback"))
+    asked = _body(content, AdapterQuery)
+    only_if = {"instead_of": asked.instead_of} if asked.instead_of else None
+    return _records(_call(site, LiveVersion, "POST", f"/adapters/{asked.adapter}/rollback", params=only_if))
+
+
+@app.query("restore")
+@_answers
+def restore(site: httpx.Client, content: RecordDict) -> RecordDict:
+    """Let users be answered by what the federation says."""
+    asked = _body(content, Restore)
+    wanted = {"ref": asked.ref} if asked.ref else None
+    return _records(_call(site, Restored, "POST", f"/adapters/{asked.adapter}/restore", params=wanted))
 
 
 def _site(context: Context) -> httpx.Client:
@@ -152,11 +167,18 @@ def _site(context: Context) -> httpx.Client:
 
 
 def _send(
-    site: httpx.Client, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    site: httpx.Client,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    params: dict[str, str] | None = None,
 ) -> httpx.Response:
     """One call; raise Refused with what the daemon, or the operating system, gave as the reason."""
+    if not _PATH.fullmatch(path):  # a name from the centre must not become another call, such as a forced promotion
+        raise WireError(f"{path[:120]!r} is not a path of the control API; names have letters, digits, '-' and '_'")
     try:
-        response = site.request(method, path, content=body, headers=headers)
+        response = site.request(method, path, content=body, headers=headers, params=params)
     except httpx.HTTPError as error:
         socket = site.headers["x-umbel-socket"]
         reason = f"EngineError: {socket}: the site's daemon does not answer ({error}); is `umbel serve` running?"
@@ -182,8 +204,9 @@ def _call(
     path: str,
     body: bytes | None = None,
     headers: dict[str, str] | None = None,
+    params: dict[str, str] | None = None,
 ) -> M:
-    response = _send(site, method, path, body, headers)
+    response = _send(site, method, path, body, headers, params)
     try:
         return model.model_validate_json(response.content)
     except ValidationError as error:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import Conflict, EngineError, NotFound, TrainingError, UmbelError, WireError
-from umbel.messages import Hello, LiveVersion, RoundOrder, RoundReport, ShadowReport
+from umbel.messages import Hello, LiveVersion, Restored, RoundOrder, RoundReport, ShadowReport
 
 if TYPE_CHECKING:
     from client.daemon import Site
@@ -82,8 +82,13 @@ async def shadow_report(ref: str, request: Request) -> ShadowReport:
 
 
 @routes.post("/adapters/{ref}/promote")
-async def promote(ref: str, request: Request) -> ShadowReport:
-    return await _site(request).deployer.promote(AdapterRef.parse(ref))
+async def promote(ref: str, request: Request, forced: bool = False) -> ShadowReport:
+    return await _site(request).deployer.promote(AdapterRef.parse(ref), forced=forced)
+
+
+@routes.post("/adapters/{name}/restore")
+async def restore(name: str, request: Request, ref: str | None = None) -> Restored:
+    return await _site(request).deployer.restore(name, AdapterRef.parse(ref) if ref else None)
 
 
 @routes.post("/adapters/{ref}/discard")
@@ -92,8 +97,9 @@ async def discard(ref: str, request: Request) -> ShadowReport:
 
 
 @routes.post("/adapters/{name}/rollback")
-async def roll_back(name: str, request: Request) -> LiveVersion:
-    return LiveVersion(live=await _site(request).deployer.roll_back(name))
+async def roll_back(name: str, request: Request, instead_of: str | None = None) -> LiveVersion:
+    only_if = AdapterRef.parse(instead_of) if instead_of else None
+    return LiveVersion(live=await _site(request).deployer.roll_back(name, only_if))
 
 
 def _site(request: Request) -> "Site":

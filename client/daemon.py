@@ -117,6 +117,7 @@ class Site:
             train_examples=self.prepared.train_examples,
             eval_examples=self.prepared.eval_examples,
             live={name: str(ref) if ref else None for name, ref in live.items()},
+            refused={name: tuple(map(str, self.journal.refused(name))) for name in names},
         )
 
     async def status(self) -> dict[str, Any]:

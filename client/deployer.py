@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from client.jobs import Jobs
-from client.journal import Journal, Version
+from client.journal import ROLLED_BACK, Journal, Version
 from client.keys import SiteKeys
 from client.personal import served
 from client.verdict import Probe, judge
@@ -26,7 +26,7 @@ from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
 from umbel.errors import AdapterError, BaseMismatch, Conflict, EngineError, EngineGone, NotFound, TrainingError
-from umbel.messages import ShadowReport, ShadowState, Verdict
+from umbel.messages import Restored, ShadowReport, ShadowState, Verdict
 
 DRAIN_POLL_S = 0.2
 NOTICE_S = 2.0
@@ -74,14 +74,17 @@ class Deployer:
         self._keys.require(manifest, signature)
         ref = manifest.ref
         known = self._journal.find(ref)
-        if known is not None and known.manifest.digest == manifest.digest:
+        again = known is not None and known.manifest.digest == manifest.digest
+        if known is not None and again and not self._is_gone(known):
             return known.report
         self._validate(name, manifest, blob)
         stored, weights = served(self._config, manifest, blob)
         report = ShadowReport(ref=str(ref), state=ShadowState.VALIDATING)
-        if known is None:
+        if known is None or again:
             shutil.rmtree(directory(self._config, ref), ignore_errors=True)  # files that a crash left unrecorded
             peft_dir.write(directory(self._config, ref), weights, stored, base=str(self._config.model.path))
+        if known is not None and again:  # it was judged here, and was live: it only lacked its files
+            return known.report
         self._journal.add(manifest, report)
         logger.info("adapter.candidate ref=%s digest=%s", ref, manifest.digest[:12])
         self._spawn(f"judge {ref}", self._judge(ref))
@@ -91,8 +94,11 @@ class Deployer:
         """How a version stands here; raises NotFound."""
         return self._journal.get(ref).report
 
-    async def promote(self, ref: AdapterRef) -> ShadowReport:
-        """Make a judged shadow answer the users. Promoting the live version again is no change."""
+    async def promote(self, ref: AdapterRef, *, forced: bool = False) -> ShadowReport:
+        """Make a judged shadow answer the users. Promoting the live version again is no change.
+
+        Raises Conflict where the site's own verdict is against it, unless the site's operator has `forced` it.
+        """
         async with self._moving:
             version = self._journal.get(ref)
             if version.state is Lifecycle.LIVE:
@@ -102,23 +108,59 @@ class Deployer:
                 raise Conflict(
                     f"{ref} is {version.state} ({version.report.state}); only a judged shadow can be promoted"
                 )
-            return await self._make_live(version, "promoted")
+            if not forced:
+                _require_in_favour(version)
+            return await self._make_live(version, "promoted" if _is_in_favour(version) else "promoted by the operator")
 
-    async def roll_back(self, name: str) -> str | None:
-        """Make what answered before answer the users again; what that is: a version, or None for the base."""
-        names = [section.name for section in self._config.adapter]
-        if name not in names:
-            raise NotFound(f"there is no adapter {name!r} here; there is {', '.join(names)}")
+    async def roll_back(self, name: str, instead_of: AdapterRef | None = None) -> str | None:
+        """Make what answered before answer the users again; what that is: a version, or None for the base.
+
+        With `instead_of`: only while that version answers, so that asking twice goes back once.
+        """
+        self._require_adapter(name)
         async with self._moving:
             previous, live = self._journal.alias(name, "previous"), self._journal.alias(name, "live")
+            if instead_of is not None and instead_of != live:
+                return str(live) if live else None
             if previous is not None:
-                return (await self._make_live(self._journal.get(previous), "live again by roll-back")).ref
+                undone = previous in self._journal.refused(name, limit=-1)  # the second of two says nothing against
+                left = "" if undone else ROLLED_BACK
+                return (await self._make_live(self._journal.get(previous), "live again by roll-back", left)).ref
             if live is None:
                 raise NotFound(f"{name}: the base answers, and no version ever did; there is nothing to roll back to")
             self._journal.make_base_live(live, _retired(self._journal.get(live)))
             await self._publish_table()
             logger.info("adapter.rolled_back ref=base instead_of=%s", live)
             return None
+
+    async def restore(self, name: str, ref: AdapterRef | None) -> Restored:
+        """Let users be answered by what the federation says, None for the base. Doing it twice is no change.
+
+        A version that was live here is live again at once, a shadow once this site is in favour of it. Raises Conflict
+        for one that this site has rejected, or went back from by itself.
+        """
+        self._require_adapter(name)
+        async with self._moving:
+            live = self._journal.alias(name, "live")
+            if ref is None:
+                await self._restore_base(name, live)
+                return Restored(live=None, state=None)
+            version = self._journal.find(ref)
+            state = version.report.state if version is not None else None
+            if version is None or version.state is Lifecycle.LIVE:
+                await self._publish_table()  # the router may have missed it the first time
+            elif ref in self._journal.refused(name, limit=-1):
+                raise Conflict(f"{ref} was rejected here, or this site went back from it; {live or 'the base'} stays")
+            elif version.state is Lifecycle.RETIRED:
+                if f"retire {ref}" in self._background:
+                    raise EngineError(f"{ref} is just being unloaded; ask again")
+                state = None
+                if not self._is_gone(version):
+                    state = (await self._make_live(version, "live again, as in the federation")).state
+            elif state is ShadowState.JUDGED:
+                _require_in_favour(version)
+                state = (await self._make_live(version, "promoted")).state
+            return Restored(live=str(ref) if state is ShadowState.LIVE else str(live) if live else None, state=state)
 
     async def discard(self, ref: AdapterRef, reason: str = "discarded by the federation") -> ShadowReport:
         """Unload a shadow and never use it again. Discarding it twice is no change."""
@@ -252,7 +294,17 @@ class Deployer:
             self._known[subject, guard] = await self._jobs.evaluate(folder, guard)
         return self._known[subject, guard]
 
-    async def _make_live(self, version: Version, event: str) -> ShadowReport:
+    async def _restore_base(self, name: str, live: AdapterRef | None) -> None:
+        dropped = self._journal.alias(name, "previous")
+        if live is not None:
+            retired = _retired(self._journal.get(live))
+            self._journal.make_base_live(live, retired, "the base answers again, as in the federation")
+            logger.info("adapter.restored ref=base instead_of=%s", live)
+            if dropped is not None:
+                self._spawn(f"retire {dropped}", self._retire(dropped))
+        await self._publish_table()
+
+    async def _make_live(self, version: Version, event: str, left: str = "") -> ShadowReport:
         ref, engine = version.ref, self._supervisor.engine
         if engine is not None:
             await self._ensure_loaded(engine, ref)
@@ -260,7 +312,7 @@ class Deployer:
         dropped = self._journal.alias(ref.name, "previous")
         report = version.report.model_copy(update={"state": ShadowState.LIVE})
         old_report = _retired(self._journal.get(old)) if old else None
-        self._journal.make_live(ref, report, old_report, event)
+        self._journal.make_live(ref, report, old_report, event, left)
         await self._publish_table()
         logger.info("adapter.%s ref=%s instead_of=%s", event.replace(" ", "_"), ref, old or "base")
         if dropped is not None and dropped != ref:
@@ -280,6 +332,17 @@ class Deployer:
         logger.info("adapter.rejected ref=%s %s", ref, reason)
         self._spawn(f"retire {ref}", self._retire(ref))
         return report
+
+    def _require_adapter(self, name: str) -> None:
+        names = [section.name for section in self._config.adapter]
+        if name not in names:
+            raise NotFound(f"there is no adapter {name!r} here; there is {', '.join(names)}")
+
+    def _is_gone(self, version: Version) -> bool:
+        """Whether it was live here, and its files were removed since."""
+        files = directory(self._config, version.ref) / peft_dir.WEIGHTS
+        retiring = f"retire {version.ref}" in self._background
+        return version.state is Lifecycle.RETIRED and not retiring and not files.is_file()
 
     async def _publish_table(self) -> None:
         self.table().write(self._config.site.state_dir / "aliases.json")
@@ -320,6 +383,21 @@ class Deployer:
 def directory(config: SiteConfig, ref: AdapterRef) -> Path:
     """Where a version lies at this site; never shared by two versions."""
     return config.site.state_dir / "adapters" / ref.engine_name
+
+
+def _is_in_favour(version: Version) -> bool:
+    return version.report.verdict is not None and version.report.verdict.accepted
+
+
+def _require_in_favour(version: Version) -> None:
+    """A site never gets by a rollout what it judged against."""
+    verdict = version.report.verdict
+    if not _is_in_favour(version):
+        why = f"{verdict.decision}: {'; '.join(verdict.reasons)}" if verdict else "not given yet"
+        raise Conflict(
+            f"{version.ref}: this site's own verdict is {why}; only its operator promotes it all the same, with "
+            f"`umbel promote SITE_FILE {version.ref}`"
+        )
 
 
 def _retired(version: Version) -> ShadowReport:

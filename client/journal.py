@@ -27,6 +27,10 @@ CREATE TABLE IF NOT EXISTS rounds (
 CREATE TABLE IF NOT EXISTS history (at REAL NOT NULL, adapter TEXT NOT NULL, event TEXT NOT NULL, version INTEGER);
 """
 
+ROLLED_BACK = "rolled back"
+TAKEN_BACK = "taken back: the base answers"
+"""What the history says of a version that this site itself went back from: to the one before, or to the base."""
+
 
 @dataclass(frozen=True)
 class Version:
@@ -101,8 +105,14 @@ class Journal:
                 (report.model_dump_json(), ref.name, ref.version),
             )
 
-    def make_live(self, ref: AdapterRef, report: ShadowReport, old_report: ShadowReport | None, event: str) -> None:
-        """The promotion (or roll-back): `ref` is live, what was live is previous; one transaction."""
+    def make_live(
+        self, ref: AdapterRef, report: ShadowReport, old_report: ShadowReport | None, event: str, left: str = ""
+    ) -> None:
+        """The promotion (or roll-back): `ref` is live, what was live is previous; one transaction.
+
+        `left` is noted of what was live, such as ROLLED_BACK. Where the base answered, nothing is previous: to go back
+        is to go back to the base.
+        """
         known, live = self.get(ref), self.alias(ref.name, "live")
         state = known.state.to(Lifecycle.LIVE)
         with self._transaction():
@@ -110,18 +120,22 @@ class Journal:
                 old = self.get(live)
                 self._move(old, old.state.to(Lifecycle.RETIRED), old_report or old.report)
                 self._point(ref.name, "previous", live)
+                if left:
+                    self._note(live, left)
+            else:
+                self._db.execute("DELETE FROM aliases WHERE adapter = ? AND alias = 'previous'", (ref.name,))
             self._move(known, state, report)
             self._point(ref.name, "live", ref)
             self._note(ref, event)
 
-    def make_base_live(self, live: AdapterRef, report: ShadowReport) -> None:
+    def make_base_live(self, live: AdapterRef, report: ShadowReport, event: str = TAKEN_BACK) -> None:
         """The roll-back of a first version: the base answers again, `live` is previous; one transaction."""
         old = self.get(live)
         with self._transaction():
             self._move(old, old.state.to(Lifecycle.RETIRED), report)
             self._point(live.name, "previous", live)
             self._db.execute("DELETE FROM aliases WHERE adapter = ? AND alias = 'live'", (live.name,))
-            self._note(live, "taken back: the base answers")
+            self._note(live, event)
 
     def alias(self, adapter: str, alias: str) -> AdapterRef | None:
         row = self._db.execute(
@@ -134,6 +148,16 @@ class Journal:
         return self._db.execute(
             "SELECT at, event, version FROM history WHERE adapter = ? ORDER BY at DESC LIMIT ?", (adapter, limit)
         ).fetchall()
+
+    def refused(self, adapter: str, limit: int = 20) -> list[AdapterRef]:
+        """Versions that this site rejected, or went back from by itself and not to again; newest first, -1: all."""
+        rows = self._db.execute(
+            "SELECT version, event, max(rowid) AS last FROM history WHERE adapter = ? AND event IN (?, ?, ?, ?) "
+            "GROUP BY version ORDER BY last DESC",
+            (adapter, Lifecycle.REJECTED, ROLLED_BACK, TAKEN_BACK, Lifecycle.LIVE),
+        ).fetchall()
+        refs = [AdapterRef(adapter, version) for version, event, _ in rows if event != Lifecycle.LIVE]
+        return refs if limit < 0 else refs[:limit]
 
     # rounds
 

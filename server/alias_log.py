@@ -6,6 +6,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -77,6 +78,16 @@ class AliasLog:
         """What `live` pointed to before it came to where it is; None before its second version."""
         lived = [version for move in self.moves() if (version := move.to.get(LIVE)) is not None]
         return next((version for version in reversed(lived) if version != lived[-1]), None)
+
+    def overruling(self, expected: Mapping[str, int], ours: int | None) -> str:
+        """Who moved an alias from its `expected` version, but to `ours`, and why; empty when nobody did."""
+        where = self.aliases()
+        moved = [alias for alias, version in expected.items() if where.get(alias) not in (version, ours)]
+        if not moved:
+            return ""
+        last = next(move for move in reversed(self.moves()) if moved[0] in move.to)
+        to = ", ".join(f"{alias} from v{expected[alias]} to v{where[alias]}" for alias in moved)
+        return f"{last.who or 'an operator'} moved {to} meanwhile: {last.why or 'no reason given'}"
 
     def append(self, move: Move) -> None:
         """Add a move, on disk when this returns. What a killed writer left of a line is cut off first."""

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -18,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from server.waves import Waves
 from strategies.options import Options, Robust
 from umbel.adapter import AdapterName
 from umbel.errors import ConfigError
@@ -34,7 +36,7 @@ class RunConfig(BaseModel):
     registry: Path
     adapter: AdapterName
     strategy: str
-    rounds: PositiveInt
+    rounds: NonNegativeInt
     quorum: PositiveInt
     round_seconds: PositiveFloat
     grace_seconds: PositiveFloat
@@ -49,6 +51,9 @@ class RunConfig(BaseModel):
     seed: int
     straggler_seconds: NonNegativeFloat = 30.0
     proximal: NonNegativeFloat = 0.0
+    waves: str = "1"
+    wave_seconds: NonNegativeFloat = 0.0
+    wave_failures: float = Field(default=0.0, ge=0.0, le=1.0)
     # What composes with the strategy: see strategies/options.py.
     buffered: bool = False
     weight_cap: NonNegativeInt = 0
@@ -79,6 +84,12 @@ class RunConfig(BaseModel):
             )
         return expanded
 
+    @field_validator("waves")
+    @classmethod
+    def _rising(cls, waves: str) -> str:
+        Waves.parse(waves)
+        return waves
+
     @model_validator(mode="after")
     def _enough_sites(self) -> Self:
         if self.robust == "multi_krum" and self.quorum < 2 * self.byzantine + 3:
@@ -107,6 +118,11 @@ class RunConfig(BaseModel):
             learning_rate=self.learning_rate, schedule=self.schedule, warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay, clip_norm=self.clip_norm, proximal=self.proximal, seed=self.seed,
         )  # fmt: skip
+
+    @property
+    def rollout(self) -> Waves:
+        """How an accepted version goes to the sites."""
+        return Waves(Waves.parse(self.waves), self.wave_seconds, self.wave_failures)
 
     @property
     def digest(self) -> str:

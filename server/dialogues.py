@@ -4,9 +4,9 @@ The exchange sees to delivery, so that these read as if nothing were ever lost. 
 raises SiteFailure with the reason why the site is left out.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
@@ -14,7 +14,12 @@ from strategies.base import Update
 from umbel.adapter import AdapterManifest
 from umbel.errors import UmbelError
 from umbel.messages import (
+    AdapterQuery,
+    Hello,
     JobState,
+    LiveVersion,
+    Restore,
+    Restored,
     RoundOrder,
     RoundQuery,
     RoundReport,
@@ -117,3 +122,40 @@ def discard(ref: str) -> Dialogue[ShadowReport, ShadowReport]:
     """Have a shadow unloaded."""
     reply = yield Request("query.discard", VersionQuery(ref=ref), ShadowReport)
     return reply.body
+
+
+def hello() -> Dialogue[Hello, Hello]:
+    """Ask anew how a site stands; the exchange's own question is asked once."""
+    reply = yield Request("query.hello", None, Hello)
+    return reply.body
+
+
+def restore(
+    adapter: str, ref: str | None, weights: Callable[[], tuple[AdapterManifest, bytes, str]]
+) -> Dialogue[Any, Restored]:
+    """Have a version (None: the base) answer users, as far as the site is for it; its own word ends this as a failure.
+
+    `weights` gives manifest, bytes and signature for a site that does not have them (any more).
+    """
+    order = Restore(adapter=adapter, ref=ref)
+    reply = yield Request("query.restore", order, Restored)
+    if reply.body.live != ref and reply.body.state is None:
+        manifest, blob, signature = weights()
+        yield Request("query.shadow", Shadow(manifest=manifest, signature=signature), ShadowReport, blob)
+        reply = yield Request("query.restore", order, Restored)
+    while reply.body.live != ref:
+        if reply.body.state is None:
+            raise SiteFailure(f"took the weights of {ref}, and does not have them")
+        reply = yield Request("query.restore", order, Restored, delay=POLL_S)
+    answer: Restored = reply.body
+    return answer
+
+
+def withdraw(adapter: str, ref: str) -> Dialogue[Any, ShadowReport]:
+    """Take back a version that may answer users already: what was there before answers again."""
+    yield Request("query.rollback", AdapterQuery(adapter=adapter, instead_of=ref), LiveVersion)
+    reply = yield Request("query.collect", VersionQuery(ref=ref), ShadowReport)
+    if reply.body.state not in (ShadowState.LIVE, ShadowState.RETIRED, ShadowState.REJECTED):
+        reply = yield Request("query.discard", VersionQuery(ref=ref), ShadowReport)
+    report: ShadowReport = reply.body
+    return report

@@ -3,21 +3,24 @@
 import hashlib
 import importlib.metadata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
+from functools import partial
 
 from server.config import RunConfig
 from server.events import Events
 from server.exchange import Exchange
 from server.orders import Orders
 from server.pin import Pin
-from server.registry import HEAD, AdapterRegistry
+from server.reconcile import ASK_S, reconcile
+from server.registry import HEAD, LIVE, AdapterRegistry
 from server.rollout import Judgement, Rollout
 from server.rounds import RoundState
 from server.training import RoundResult, Training
 from strategies import catalogue
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.errors import ConfigError, NotFound, UmbelError
+from umbel.errors import ConfigError, Conflict, NotFound, UmbelError
 from umbel.messages import Hello, RoundReport
 
 
@@ -35,17 +38,26 @@ class Federation:
         self._run_id = run_id
         self._rollout = Rollout(
             exchange, quorum=config.quorum, straggler_s=config.straggler_seconds, grace_s=config.grace_seconds,
-            sign=registry.sign,
+            sign=registry.sign, waves=config.rollout,
         )  # fmt: skip
         self._strategy = catalogue.find(config.strategy)(**config.options)
         self._orders = Orders(config, registry)
         self._training = Training(config, registry, exchange, self._orders, self._strategy, self._tell)
         self._round = 0
+        self._aside: dict[str, str] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._require(registry.pin(self._name))
 
     def rounds(self) -> Iterator[int]:
-        """The rounds to run: versions an earlier run left without a verdict, then what is left of this run's own."""
+        """The rounds to run: versions an earlier run left without a verdict, then what is left of this run's own.
+
+        Before each, and at the end, the sites are brought to what the registry says is live; without rounds, only that.
+        """
+        if not self._config.rounds:
+            self._emit("run.started", rounds=0)
+            self.reconcile()
+            self._emit("run.finished", head=str(self._registry.aliases(self._name).get(HEAD, "none")))
+            return
         first = self._registry.rounds.begin_run(self._run_id, self._name, self._config.plan.model_dump_json())
         own = range(first, first + self._config.rounds)
         self._emit("run.started", first_round=first, rounds=len(own), strategy=self._config.strategy)
@@ -53,9 +65,21 @@ class Federation:
         for number in [*earlier, *own]:
             record = self._registry.rounds.find(self._name, number)
             if record is None or not record.state.final:
+                self.reconcile()
                 self._seconds.clear()
                 yield number
+        self.reconcile()
         self._emit("run.finished", head=str(self._registry.aliases(self._name).get(HEAD, "none")))
+
+    def reconcile(self) -> None:
+        """Bring the sites that are online to what the registry says is live, as far as each one's own word goes."""
+        grace_s = self._config.grace_seconds
+        ask_s = min(ASK_S, grace_s) if self._config.rounds else grace_s
+        found = reconcile(self._exchange, self._registry, self._name, ask_s=ask_s, grace_s=grace_s)
+        aside = {**found.kept, **found.missed} if found else {}
+        if found and (found.brought or aside != self._aside or not self._config.rounds):
+            self._emit("fleet.reconciled", **asdict(found))
+        self._aside = aside
 
     def version_of(self, number: int) -> AdapterManifest | None:
         """The version a round has published already, before an interruption."""
@@ -72,6 +96,9 @@ class Federation:
             found = f"{len(there)} of {self._config.quorum} sites needed were there"
             self._fail(number, {**self._exchange.roster.troubles, **_disagreements(there), "*": found})
             return None
+        aliases = self._registry.aliases(self._name)
+        held = {alias: aliases[alias].version for alias in (HEAD, LIVE) if alias in aliases}
+        self._registry.rounds.expect(self._name, number, held)  # before head is read: a move after this is noticed
         head = self._registry.manifest(self._registry.resolve(f"{self._name}@{HEAD}"))
         self._emit("round.started", round=number, parent=head.digest, sites=sorted(self._exchange.roster.sites))
         started, self._round = self._exchange.clock(), number
@@ -87,16 +114,22 @@ class Federation:
         return self._publish(number, head, result)
 
     def judge(self, number: int, version: AdapterManifest) -> Judgement:
-        """Shadow a version at the sites. A verdict that was recorded before an interruption stands."""
+        """Shadow a version at the sites. A verdict that was recorded before an interruption stands.
+
+        What an operator overruled by moving `head` or `live` since the round began is not asked about any more.
+        """
         blob, _ = self._registry.read(version.ref)
-        if not self._gather():
+        record = self._registry.rounds.find(self._name, number)
+        overruled = self._registry.overruled(self._name, number)
+        if overruled and record is not None and record.state is RoundState.PUBLISHED:
+            judgement = Judgement(False, {}, {"*": overruled})
+        elif not self._gather():
             troubles = {**self._exchange.roster.troubles, "*": "too few sites were there to judge it"}
             judgement = Judgement(False, {}, troubles)
         else:
             started = self._exchange.clock()
             judgement = self._rollout.shadow(version, blob)
             self._time_shadow(judgement, self._exchange.clock() - started)
-        record = self._registry.rounds.find(self._name, number)
         if record is not None and record.state in (RoundState.PROMOTING, RoundState.DISCARDING):
             judgement = Judgement(record.state is RoundState.PROMOTING, judgement.reports, judgement.reasons)
         state = RoundState.PROMOTING if judgement.accepted else RoundState.DISCARDING
@@ -107,18 +140,36 @@ class Federation:
         return judgement
 
     def promote(self, number: int, version: AdapterManifest, judgement: Judgement) -> None:
-        """Make it live at the sites, then `head` and `live` of the registry."""
-        started = self._exchange.clock()
-        outcome = self._rollout.promote(version.ref, judgement)
-        self._seconds["promote"] += self._exchange.clock() - started
-        missed = {site: f"accepted, but not promoted: {reason}" for site, reason in outcome.left_out.items()}
-        self._registry.accept(self._name, number, self._run_id, missed)
-        self._done("round.promoted", number, version=version.version, sites=sorted(outcome.answers))
+        """Make it live at the sites, wave by wave, then `head` and `live` of the registry.
 
-    def discard(self, number: int, version: AdapterManifest, judgement: Judgement) -> None:
-        """Unload it at the sites; neither alias moves."""
+        Where it is stopped on the way, or an operator moved those aliases meanwhile, it is taken back and rejected.
+        """
         started = self._exchange.clock()
-        self._rollout.discard(version.ref, set(judgement.reasons))
+        promotion = self._rollout.promote(
+            version.ref, judgement, overruled=partial(self._registry.overruled, self._name, number),
+            tell=partial(self._emit, round=number, version=version.version),
+        )  # fmt: skip
+        self._seconds["promote"] += self._exchange.clock() - started
+        missed = {site: f"accepted, but not promoted: {reason}" for site, reason in promotion.left_out.items()}
+        if not promotion.stopped:
+            try:
+                self._registry.accept(self._name, number, self._run_id, missed | promotion.went_back)
+            except Conflict as overruled:
+                promotion.stopped = str(overruled)
+        if promotion.stopped:
+            reasons = {**judgement.reasons, **missed, **promotion.went_back, "*": f"taken back: {promotion.stopped}"}
+            self._record(number, RoundState.DISCARDING, reasons)
+            self.discard(number, version, Judgement(False, judgement.reports, reasons), judgement.in_favour)
+        else:
+            self._done("round.promoted", number, version=version.version, sites=sorted(promotion.sites))
+
+    def discard(
+        self, number: int, version: AdapterManifest, judgement: Judgement, answering: Collection[str] = ()
+    ) -> None:
+        """Unload it at the sites, and take it back where it may be `answering` users; neither alias moves."""
+        started = self._exchange.clock()
+        answering = {*answering, *judgement.answering}
+        self._rollout.discard(version.ref, set(judgement.reasons), answering=answering)
         self._seconds["promote"] += self._exchange.clock() - started
         self._record(number, RoundState.REJECTED)
         self._done("round.rejected", number, version=version.version, reasons=judgement.reasons)
@@ -173,7 +224,8 @@ class Federation:
 
     def _require(self, pin: Pin | None) -> None:
         """Hold the sites to the pin, or, before there is one, to being able to take part at all."""
-        if pin is not None and pin.rank != self._config.rank:
+        training = self._config.rounds > 0
+        if training and pin is not None and pin.rank != self._config.rank:
             raise ConfigError(
                 f"rank = {self._config.rank}, but {self._name} in {self._registry.root} has rank {pin.rank}; "
                 f"run with rank={pin.rank}, or with another registry"
@@ -185,7 +237,8 @@ class Federation:
             self._orders.require_key(hello.site)
             held = pin or Pin.of(hello, self._config.rank)
             held.require(hello, self._name)
-            held.require_rank(hello, mixed=self._strategy.mixed_ranks, own=personal.rank if personal else 0)
+            if training:
+                held.require_rank(hello, mixed=self._strategy.mixed_ranks, own=personal.rank if personal else 0)
 
         self._exchange.roster.require(admit)
 

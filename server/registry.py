@@ -134,6 +134,11 @@ class AdapterRegistry:
         """Every move of an adapter's aliases, with who made it and why, oldest first."""
         return self._moves(name).moves()
 
+    def overruled(self, name: str, round: int) -> str:
+        """Which operator moved `head` or `live` since a round began, and why; empty when nobody did."""
+        record = self.rounds.find(name, round)
+        return self._moves(name).overruling(self.rounds.expected(name, round), record.version if record else None)
+
     def pin(self, name: str) -> Pin | None:
         """What is held fast about an adapter; None before the first quorum of sites."""
         path = self.root / check_name(name) / PIN
@@ -219,11 +224,16 @@ class AdapterRegistry:
         return manifest
 
     def accept(self, name: str, round: int, run_id: str, reasons: Mapping[str, str]) -> None:
-        """Close a round whose version was promoted: `head` and `live` move to it, together."""
+        """Close a round whose version was promoted: `head` and `live` move to it, together.
+
+        Raises Conflict when an operator moved them since the round began: that is not taken back.
+        """
         with transaction(self._database):
             record = self.rounds.find(name, round)
             if record is None or record.version is None:
                 raise NotFound(f"round {round} of {name} in {self.root} has no version to accept")
+            if overruled := self.overruled(name, round):
+                raise Conflict(overruled)
             to: dict[str, int | None] = {HEAD: record.version, LIVE: record.version}
             self._move(name, to, who="umbel", why=f"round {round} was accepted", run_id=run_id)
             self.rounds.record(name, round, run_id, RoundState.PROMOTED, reasons=reasons)
@@ -237,11 +247,12 @@ class AdapterRegistry:
             self._move(name, versions, who=who, why=why)
 
     def roll_back(self, name: str, *, who: str, why: str) -> AdapterRef:
-        """Point `head` and `live` to `previous`; doing it twice comes back. Raise NotFound without a previous one.
+        """Point `head` and `live` to `previous`, or to v0 from the first version; doing it twice comes back.
 
-        The sites are not told: what answers there is each site's own (`umbel rollback`).
+        The sites follow before the next step of a run. Raises NotFound while nothing was ever live.
         """
-        previous = self.resolve(f"{name}@{PREVIOUS}")
+        first = self._moves(name).previous() is None and LIVE in self.aliases(name)
+        previous = AdapterRef(name, 0) if first else self.resolve(f"{name}@{PREVIOUS}")
         self.point(name, {HEAD: previous, LIVE: previous}, who=who, why=why)
         return previous
 

@@ -1,10 +1,12 @@
 """A version's way to the users: shadow it at every site, let a quorum judge it, promote or discard it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from server import dialogues
-from server.exchange import Exchange, Outcome
+from server.exchange import Exchange
+from server.waves import Waves, went_back
 from strategies.base import Adapter
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.messages import Hello, ShadowReport, ShadowState
@@ -25,6 +27,26 @@ class Judgement:
         """The sites that accepted it."""
         return {site for site, report in self.reports.items() if accepts(report)}
 
+    @property
+    def answering(self) -> set[str]:
+        """The sites at which it has answered users, before an interruption."""
+        lived = (ShadowState.LIVE, ShadowState.RETIRED)
+        return {site for site, report in self.reports.items() if report.state in lived}
+
+
+@dataclass
+class Promotion:
+    """How far a version went."""
+
+    sites: dict[str, ShadowReport] = field(default_factory=dict)
+    """Those at which it answers users, or did."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Site in favour → why it was not promoted there."""
+    went_back: dict[str, str] = field(default_factory=dict)
+    """Site → how it left the version, by itself."""
+    stopped: str = ""
+    """Why it must not go on, and is to be taken back; empty for a promotion that is complete."""
+
 
 class Rollout:
     """Rolls versions out over an Exchange. `quorum` sites have to accept; each step may take `grace_s` seconds.
@@ -41,8 +63,10 @@ class Rollout:
         straggler_s: float,
         grace_s: float,
         sign: Callable[[AdapterManifest], str],
+        waves: Waves = Waves(),  # noqa: B008 - frozen
     ) -> None:
         self._exchange = exchange
+        self._waves = waves
         self._sign = sign
         self._quorum = quorum
         self._straggler_s = straggler_s
@@ -72,24 +96,74 @@ class Rollout:
         reasons["*"] = f"accepted by {votes} of {len(reasons)} sites, {self._quorum} needed"
         return Judgement(votes >= self._quorum, outcome.answers, reasons)
 
-    def promote(self, ref: AdapterRef, judgement: Judgement) -> Outcome[ShadowReport]:
-        """Make it live where it was accepted; a site that judged otherwise keeps what it serves, and unloads it."""
-        outcome = self._exchange.converse(
-            lambda _: dialogues.promote(str(ref)),
-            self._deadline(),
-            group=f"promote {ref}",
-            sites=judgement.in_favour,
-        )
-        self.discard(ref, judgement.reports.keys() - judgement.in_favour)
-        return outcome
+    def promote(
+        self,
+        ref: AdapterRef,
+        judgement: Judgement,
+        *,
+        overruled: Callable[[], str] = lambda: "",
+        tell: Callable[..., None] = lambda event, **fields: None,
+    ) -> Promotion:
+        """Make it live where it was accepted, wave by wave; a site that judged otherwise keeps what it serves.
 
-    def discard(self, ref: AdapterRef, sites: set[str]) -> None:
-        """Unload it at the sites that are online; what a site that is away still holds goes with its next shadow."""
+        It stops when too many sites go back by themselves, and when `overruled` says why it must. After a restart the
+        waves are the same, and one after which another had begun is not watched again.
+        """
+        waves = self._waves.of(judgement.in_favour, ref)
+        promotion = Promotion()
+        if self._waves.watched:
+            tell("fleet.waves", waves=waves)
+        for number, wave in enumerate(waves, start=1):
+            promotion.stopped = overruled()
+            if promotion.stopped:
+                return promotion
+            outcome = self._exchange.converse(
+                lambda _: dialogues.promote(str(ref)), self._deadline(), group=f"promote {ref}", sites=set(wave)
+            )
+            promotion.sites |= outcome.answers
+            promotion.left_out |= outcome.left_out
+            if not self._waves.watched:
+                continue
+            begun = judgement.answering & {site for later in waves[number:] for site in later}
+            until = self._exchange.clock() + (0.0 if begun else self._waves.pause_s)
+            if self._exchange.gather(lambda _: bool(overruled()), until):
+                promotion.stopped = overruled()
+            else:
+                self._watch(ref, promotion, {site for one in waves[:number] for site in one})
+            tell("fleet.wave", wave=number, sites=sorted(promotion.sites), went_back=promotion.went_back)
+            if promotion.stopped:
+                return promotion
+        self.discard(ref, judgement.reports.keys() - judgement.in_favour)
+        return promotion
+
+    def _watch(self, ref: AdapterRef, promotion: Promotion, sites: set[str]) -> None:
+        """Ask the sites of the waves so far how they stand."""
+        asked = self._exchange.converse(
+            lambda _: dialogues.hello(), self._deadline(), group=f"watch {ref}",
+            sites=sites & self._exchange.roster.sites.keys(),
+        )  # fmt: skip
+        left = {site: went_back(hello, ref, promoted=site in promotion.sites) for site, hello in asked.answers.items()}
+        promotion.went_back = {site: how for site, how in sorted(left.items()) if how}
+        failed, of = len(promotion.went_back), len(promotion.sites.keys() | promotion.went_back.keys())
+        if self._waves.too_many(failed, of):
+            promotion.stopped = f"{failed} of {of} sites it was promoted at went back from it by themselves"
+
+    def discard(self, ref: AdapterRef, sites: Collection[str], *, answering: Collection[str] = ()) -> None:
+        """Unload it at the sites that are online; what a site that is away still holds goes with its next shadow.
+
+        At those where it may be `answering` users, what was there before answers again.
+        """
+
+        def begin(hello: Hello) -> dialogues.Dialogue[Any, ShadowReport]:
+            if hello.site in answering:
+                return dialogues.withdraw(ref.name, str(ref))
+            return dialogues.discard(str(ref))
+
         self._exchange.converse(
-            lambda _: dialogues.discard(str(ref)),
+            begin,
             self._deadline(),
             group=f"discard {ref}",
-            sites=sites & self._exchange.roster.sites.keys(),
+            sites=set(sites) & self._exchange.roster.sites.keys(),
         )
 
     def _deadline(self) -> float:

@@ -26,6 +26,8 @@ _AT_MOST_S = 15.0
 @dataclass
 class _Node:
     asked: bool = False
+    answered: bool = False
+    """Whether it has said anything yet, be it that its site does not answer."""
     due: float = 0.0
     pause: float = _AGAIN_S
     hello: Hello | None = None
@@ -64,6 +66,11 @@ class Roster:
             if node.trouble and (node.hello is None or self._holders.get(node.hello.site) == node_id)
         }
 
+    @property
+    def settled(self) -> bool:
+        """Whether every node that is online has said something; False while there is none."""
+        return bool(self._nodes) and all(node.answered for node in self._nodes.values())
+
     def node_of(self, site: str) -> int | None:
         """The node that speaks for a site now; None while it is away."""
         return self._holders.get(site)
@@ -87,7 +94,7 @@ class Roster:
         node = self._nodes.get(node_id)
         if node is None:
             return
-        node.asked = False
+        node.asked, node.answered = False, True
         node.due, node.pause = self._clock() + node.pause, min(2 * node.pause, _AT_MOST_S)
         heard = _hello(answer)
         before, node.trouble = node.trouble, heard if isinstance(heard, str) else self._refusal(heard)

@@ -14,6 +14,7 @@ CREATE TABLE IF NOT EXISTS rounds (
     at TEXT NOT NULL, PRIMARY KEY (name, round));
 CREATE TABLE IF NOT EXISTS runs (
     run_id TEXT, name TEXT, first_round INTEGER NOT NULL, plan TEXT NOT NULL, PRIMARY KEY (run_id, name));
+CREATE TABLE IF NOT EXISTS expectations (name TEXT, round INTEGER, aliases TEXT NOT NULL, PRIMARY KEY (name, round));
 """
 
 
@@ -105,6 +106,17 @@ class RoundLog:
             "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?)",
             (name, number, run_id, state, version, json.dumps(dict(reasons or {})), now()),
         )
+
+    def expect(self, name: str, number: int, aliases: Mapping[str, int]) -> None:
+        """Keep where aliases are while a round begins: one that is elsewhere at its end was moved by an operator."""
+        row = (name, number, json.dumps(dict(aliases)))
+        self._database.execute("INSERT OR REPLACE INTO expectations VALUES (?, ?, ?)", row)
+
+    def expected(self, name: str, number: int) -> dict[str, int]:
+        """Alias → version when a round began; empty where that is not known."""
+        query = "SELECT aliases FROM expectations WHERE name = ? AND round = ?"
+        row = self._database.execute(query, (name, number)).fetchone()
+        return {} if row is None else json.loads(row[0])
 
     def find(self, name: str, number: int) -> RoundRecord | None:
         """One round, or None if it was never begun."""

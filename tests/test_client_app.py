@@ -20,6 +20,8 @@ from umbel.messages import (
     Hello,
     JobState,
     LiveVersion,
+    Restore,
+    Restored,
     RoundOrder,
     RoundQuery,
     RoundReport,
@@ -84,7 +86,7 @@ def test_a_round_is_submitted_twice_collected_and_comes_with_its_update(site: To
     assert done["metrics"]["num-loss-tokens"] == report.num_loss_tokens == 100
 
 
-def test_a_version_is_shadowed_promoted_discarded_and_rolled_back(site: ToySite) -> None:
+def test_a_version_is_shadowed_promoted_rolled_back_and_restored(site: ToySite) -> None:
     blob = initial(site)
     manifest = AdapterManifest(
         name="support", version=3, digest=peft_dir.digest(blob), base=site.base.digest, lineage="l", round=3, rank=2,
@@ -97,9 +99,40 @@ def test_a_version_is_shadowed_promoted_discarded_and_rolled_back(site: ToySite)
     ask("query.collect", version, site.socket)
     assert unpack(ask("query.collect", version, site.socket), ShadowReport).verdict.accepted
     assert unpack(ask("query.promote", version, site.socket), ShadowReport).state is ShadowState.LIVE
-    rolled = ask("query.rollback", AdapterQuery(adapter="support"), site.socket)
-    assert unpack(rolled, LiveVersion) == LiveVersion(live="support@v3")
+    for ref in (None, "support@v3"):
+        assert unpack(restore(site, ref), Restored) == Restored(live=ref, state=ShadowState.LIVE if ref else None)
+    for instead_of, live in (("support@v2", "support@v3"), (None, None)):
+        rolled = ask("query.rollback", AdapterQuery(adapter="support", instead_of=instead_of), site.socket)
+        assert unpack(rolled, LiveVersion) == LiveVersion(live=live)
+    against = unpack(restore(site, "support@v3"), Restored)
+    assert against == Failure(error="Conflict: /adapters/support/restore?ref=support%40v3: no", final=True)
+    ask("query.shadow", Shadow(manifest=manifest.model_copy(update={"version": 4})), site.socket, blob)
+    version = VersionQuery(ref="support@v4")
     assert unpack(ask("query.discard", version, site.socket), ShadowReport).state is ShadowState.REJECTED
+
+
+def restore(site: ToySite, ref: str | None) -> RecordDict:
+    return ask("query.restore", Restore(adapter="support", ref=ref), site.socket)
+
+
+FORCED = "support@v3/promote?forced=true&rest="
+
+
+@pytest.mark.parametrize("adapter", [FORCED, "support@v3/promote#", "../hello", "support@v3/promote?forced=true/\0"])
+def test_a_name_from_the_centre_cannot_become_another_call(site: ToySite, adapter: str) -> None:
+    manifest = AdapterManifest(
+        name=adapter, version=3, digest="f" * 64, base="f" * 64, lineage="l", round=3, rank=2, target_modules=()
+    )
+    submit = Submit(adapter=adapter, order=order(site, initial(site)))
+    for kind, body in (
+        ("query.rollback", AdapterQuery(adapter=adapter)), ("query.restore", Restore(adapter=adapter, ref=None)),
+        ("query.shadow", Shadow(manifest=manifest)), ("train.submit", submit),
+    ):  # fmt: skip
+        failure = unpack(ask(kind, body, site.socket, initial(site)), RoundReport)
+        assert isinstance(failure, Failure)
+        assert failure.final
+        assert "is not a path of the control API" in failure.error
+    assert site.calls == []
 
 
 @pytest.mark.parametrize(
@@ -134,7 +167,10 @@ def test_a_supernode_without_a_socket_is_told_how_to_get_one() -> None:
     assert "--node-config" in failure.error
 
 
-@pytest.mark.parametrize("kind", ["train.submit", "query.collect", "query.shadow", "query.promote", "query.rollback"])
+@pytest.mark.parametrize(
+    "kind",
+    ["train.submit", "query.collect", "query.shadow", "query.promote", "query.rollback", "query.restore"],
+)
 def test_a_message_that_is_none_is_answered_not_raised(site: ToySite, kind: str) -> None:
     failure = unpack(ask(kind, None, site.socket), RoundReport)
     assert isinstance(failure, Failure)

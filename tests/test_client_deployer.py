@@ -58,7 +58,7 @@ def test_from_push_to_retirement_and_what_a_kill_would_leave_after_each_step(
         assert not report.verdict.accepted
         assert site.jobs.asked == ["base", "support-v1", "support-v2", "support-v3"], "each is measured once"
         kept(site, "support@v2", "support@v1", "support@v3")
-        await site.deployer.promote(V3)
+        await site.deployer.promote(V3, forced=True)
         await site.quiet()
         kept(site, "support@v3", "support@v2", None)
         assert site.engine.adapters == {"support-v3", "support-v2"}
@@ -79,8 +79,13 @@ def test_only_a_judged_shadow_is_promoted_and_the_control_api_says_409(tmp_path:
             assert site.engine.answers("support") is None
             site.jobs.gate.set()
             await site.judged(V1)
+            against = await http.post("/adapters/support@v1/promote")
+            assert (against.status_code, against.json()["error"]["type"]) == (409, "Conflict")
+            assert "support@v1: this site's own verdict is keep: held-out loss" in against.json()["error"]["message"]
+            assert "with `umbel promote SITE_FILE support@v1`" in against.json()["error"]["message"]
+            assert site.engine.answers("support") is None
             for _ in range(2):
-                reply = await http.post("/adapters/support@v1/promote")
+                reply = await http.post("/adapters/support@v1/promote?forced=true")
                 assert (reply.status_code, reply.json()["state"]) == (200, "live")
             assert (await http.post("/adapters/support@v9/promote")).status_code == 404
             assert (await http.post("/adapters/support/promote")).status_code == 422
@@ -197,6 +202,7 @@ def test_a_bad_adapter_is_refused_before_anything_is_stored_or_loaded(
 def test_pushing_the_same_version_again_says_how_it_stands(tmp_path: Path, machine: ToyMachine) -> None:
     async def story(site: Deployment) -> None:
         states = []
+        site.jobs.losses = {"base": 3.0}
         for step in (site.judged, site.deployer.promote):
             site.push(1)
             await step(V1)

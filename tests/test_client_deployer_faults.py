@@ -40,13 +40,13 @@ def test_a_daemon_killed_between_journal_and_alias_file_serves_what_the_journal_
 
         monkeypatch.setattr(site.deployer, "_publish_table", killed)
         with pytest.raises(Killed):
-            await site.deployer.promote(V2)
+            await site.deployer.promote(V2, forced=True)
         assert site.engine.answers("support") == "support@v1"
 
     async def second(site: Deployment) -> None:
         assert site.engine.answers("support") == "support@v2"
         assert site.engine.answers("support@previous") == "support@v1"
-        assert (await site.deployer.promote(V2)).state is ShadowState.LIVE, "the centre asks again"
+        assert (await site.deployer.promote(V2, forced=True)).state is ShadowState.LIVE, "the centre asks again"
 
     run(tmp_path, machine, first)
     run(tmp_path, machine, second)
@@ -86,7 +86,7 @@ def test_a_version_that_was_being_judged_is_judged_after_a_restart(tmp_path: Pat
         assert site.engine.adapters == {"support-v1"}
         site.deployer.resume()
         assert (await site.judged(V2)).state is ShadowState.JUDGED
-        await site.deployer.promote(V2)
+        await site.deployer.promote(V2, forced=True)
         assert site.engine.answers("support") == "support@v2"
 
     run(tmp_path, machine, first)
@@ -159,7 +159,7 @@ def test_a_judged_shadow_is_loaded_into_the_engine_that_is_there_now(tmp_path: P
         machine.kill()
         await site.ready(starts=2)
         assert site.engine.adapters == set()
-        await site.deployer.promote(V1)
+        await site.deployer.promote(V1, forced=True)
         assert site.engine.answers("support") == "support@v1"
 
     run(tmp_path, machine, story)

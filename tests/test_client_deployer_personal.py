@@ -48,7 +48,7 @@ def test_from_push_to_roll_back_the_joined_adapter_is_what_is_served(
         keep(tmp_path, personal, 71)
         site.push(1, personal=personal)
         assert (await site.judged(V1)).state is ShadowState.JUDGED
-        await site.deployer.promote(V1)
+        await site.deployer.promote(V1, forced=True)
         weights, manifest = peft_dir.read(directory(site.config, V1))
         assert weights == joined(1, personal, 71)
         assert manifest.rank == RANK + personal.rank
@@ -59,7 +59,7 @@ def test_from_push_to_roll_back_the_joined_adapter_is_what_is_served(
         keep(tmp_path, personal, 72)
         site.push(2, personal=personal)
         await site.judged(V2)
-        await site.deployer.promote(V2)
+        await site.deployer.promote(V2, forced=True)
         assert peft_dir.read(directory(site.config, V2))[0] == joined(2, personal, 72), "with the part as it is by now"
         assert peft_dir.read(directory(site.config, V1))[0] == joined(1, personal, 71), "as it was promoted"
         assert site.after_a_kill()[1] == ["support@v1", "support@v2"]
@@ -100,7 +100,7 @@ def test_a_site_that_has_not_trained_yet_serves_what_it_received(
     async def story(site: Deployment) -> None:
         site.push(1, personal=personal)
         await site.judged(V1)
-        await site.deployer.promote(V1)
+        await site.deployer.promote(V1, forced=True)
         assert peft_dir.read(directory(site.config, V1))[0] == adapter(1)
 
     run(tmp_path, machine, story)

@@ -30,9 +30,9 @@ def test_a_promotion_that_the_router_did_not_take_is_made_good_when_it_is_asked_
         await site.judged(V1)
         machine.refuse[ALIASES] = "busy"
         with pytest.raises(EngineError, match="alias table"):
-            await site.deployer.promote(V1)
+            await site.deployer.promote(V1, forced=True)
         del machine.refuse[ALIASES]
-        assert (await site.deployer.promote(V1)).state is ShadowState.LIVE
+        assert (await site.deployer.promote(V1, forced=True)).state is ShadowState.LIVE
         assert site.engine.answers("support") == "support@v1"
 
     run(tmp_path, machine, story)
@@ -53,7 +53,7 @@ def test_a_promotion_while_the_engine_starts_is_served_once_it_is_there(
         if roll_back:
             changed = await site.deployer.roll_back("support")
         else:
-            changed = (await site.deployer.promote(V3)).ref
+            changed = (await site.deployer.promote(V3, forced=True)).ref
         machine.gates["start"].set()
         await site.ready(starts=2)
         await site.quiet()
@@ -85,7 +85,7 @@ def test_a_push_that_meets_a_promotion_of_the_one_before_is_judged(tmp_path: Pat
         machine.kill()
         await site.ready(starts=2)
         machine.gates[LOAD] = asyncio.Event()
-        promotion: asyncio.Task[Any] = asyncio.create_task(site.deployer.promote(V1))
+        promotion: asyncio.Task[Any] = asyncio.create_task(site.deployer.promote(V1, forced=True))
         await until(lambda: machine.calls[LOAD, "support-v1"] == 2)
         site.push(2)
         for _ in range(20):

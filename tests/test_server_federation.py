@@ -203,7 +203,7 @@ def test_a_new_run_finishes_the_round_that_a_killed_one_left(
 
 
 def test_a_verdict_stands_even_if_a_site_changes_its_mind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dying(*_: object) -> None:
+    def dying(*_: object, **__: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patched:
@@ -222,7 +222,7 @@ def test_a_verdict_stands_even_if_a_site_changes_its_mind(world: World, monkeypa
         ({"registry": "registry"}, "registry: registry is relative"),
         ({"adapter": "Support"}, "adapter: 'Support' cannot name an adapter"),
         ({"round-secs": 3}, "round-secs is not a setting; did you mean 'round-seconds'"),
-        ({"rounds": 0}, "rounds: Input should be greater than 0"),
+        ({"rounds": -1}, "rounds: Input should be greater than or equal to 0"),
         ({"schedule": "linear"}, "schedule: Input should be 'constant' or 'cosine'"),
     ],
 )

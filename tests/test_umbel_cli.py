@@ -81,9 +81,9 @@ def test_a_mistake_in_the_file_is_said_in_one_line_each(
     assert len(lines) == (2 if new == "prot =" else 1), "a misspelt key is also a missing one"
 
 
-@pytest.mark.parametrize("command", ["check", "serve", "status", "rollback"])
+@pytest.mark.parametrize("command", ["check", "serve", "status", "rollback", "promote"])
 def test_a_missing_file_is_named_by_every_command(tmp_path: Path, command: str) -> None:
-    more = ["support"] if command == "rollback" else []
+    more = {"rollback": ["support"], "promote": ["support@v3"]}.get(command, [])
     assert refusal(command, tmp_path / "site.toml", *more) == (
         f"{tmp_path / 'site.toml'}: cannot be read (No such file or directory)"
     )
@@ -105,9 +105,9 @@ def test_serve_in_flowers_environment_says_which_one_is_needed(site_file: Path) 
     assert "belongs to the other environment, the one with umbel[site]: .venv-engine" in said
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["rollback"]])
+@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["rollback"], ["promote"]])
 def test_a_site_that_nobody_serves_says_so(site_file: Path, arguments: list[str]) -> None:
-    more = ["support"] if arguments == ["rollback"] else []
+    more = {"rollback": ["support"], "promote": ["support@v3"]}.get(arguments[0], [])
     said = refusal(*arguments, site_file, *more)
     assert said.startswith(f"{site_file.parent}/state/site.sock: nobody answers")
     assert said.endswith("is `umbel serve` running?")

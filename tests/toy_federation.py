@@ -34,6 +34,7 @@ class World:
 
     def __init__(self, root: Path, sockets: Path, stack: ExitStack) -> None:
         self.root = root
+        self._sockets = sockets
         self.clock = Clock()
         self.enter = stack.enter_context
         self.sites = {name: stack.enter_context(ToySite(name, sockets / f"{name}.sock")) for name in ("a", "b", "c")}
@@ -50,6 +51,26 @@ class World:
     def join_c(self) -> ToySite:
         self.grid.nodes[3] = self.sites["c"].socket
         return self.sites["c"]
+
+    def join(self, *names: str) -> None:
+        """More sites, online from now on; those that are there already come back."""
+        for name in names:
+            if name not in self.sites:
+                self.sites[name] = self.enter(ToySite(name, self._sockets / f"{name}.sock"))
+            self.grid.nodes[list(self.sites).index(name) + 1] = self.sites[name].socket
+
+    def leave(self, name: str) -> None:
+        """Its SuperNode goes offline."""
+        del self.grid.nodes[list(self.sites).index(name) + 1]
+
+    @property
+    def live(self) -> dict[str, str | None]:
+        """Site → what answers users there."""
+        return {name: site.live for name, site in self.sites.items()}
+
+    def told(self, event: str) -> list[dict]:
+        """The events of one kind."""
+        return [one for one in self.events if one["event"] == event]
 
     @property
     def events(self) -> list[dict]:

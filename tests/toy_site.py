@@ -7,6 +7,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
+from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from umbel.messages import (
     Hello,
     JobState,
     LiveVersion,
+    Restored,
     RoundOrder,
     RoundReport,
     ShadowReport,
@@ -55,6 +57,11 @@ class ToySite:
         self.nonsense = False
         self.calls: list[tuple[str, str]] = []
         self.live: str | None = None
+        self.previous: str | None = None
+        self.went_back_from: list[str] = []
+        """By itself, or told to by the centre's `rollback`."""
+        self.gone: set[str] = set()
+        """Versions that were live, and whose weights were removed."""
         self.orders: dict[str, RoundOrder] = {}
         self.shadows: dict[str, ShadowReport] = {}
         self.manifests: dict[str, AdapterManifest] = {}
@@ -93,7 +100,12 @@ class ToySite:
         return Hello(
             site=self.name, adapters=("support",), fingerprint=self.base, shapes=self.shapes, dtype="bfloat16",
             max_lora_rank=self.max_lora_rank, train_examples=10, eval_examples=5, live={"support": self.live},
+            refused={"support": tuple(self.refused)},
         )  # fmt: skip
+
+    @property
+    def refused(self) -> list[str]:
+        return [ref for ref, report in self.shadows.items() if report.state == "rejected"] + self.went_back_from
 
     def submit(self, order: RoundOrder, parent: bytes) -> RoundReport | tuple[int, str]:
         if order.base != self.base.digest:
@@ -140,6 +152,7 @@ class ToySite:
             return 422, "AdapterError"
         ref = str(manifest.ref)
         self.manifests[ref] = manifest
+        self.gone.discard(ref)
         self.shadows.setdefault(ref, ShadowReport(ref=ref, state=ShadowState.PROBING))
         return self.shadow_report(ref, asked=0)
 
@@ -159,15 +172,61 @@ class ToySite:
             )  # fmt: skip
         return self.shadows[ref]
 
-    def settle(self, ref: str, state: ShadowState) -> ShadowReport | tuple[int, str]:
+    def promote(self, ref: str) -> ShadowReport | tuple[int, str]:
         if ref not in self.shadows:
             return 404, "NotFound"
-        if state is ShadowState.LIVE:
-            self.live = ref
+        report = self.shadows[ref]
+        in_favour = report.verdict is not None and report.verdict.accepted
+        if report.state is not ShadowState.LIVE and not (report.state is ShadowState.JUDGED and in_favour):
+            return 409, "Conflict"
+        self.let_answer(ref)
+        return self.shadows[ref]
+
+    def discard(self, ref: str) -> ShadowReport | tuple[int, str]:
+        if ref not in self.shadows:
+            return 404, "NotFound"
+        if self.shadows[ref].state in (ShadowState.LIVE, ShadowState.RETIRED):
+            return 422, "AdapterError"
+        return self._settle(ref, ShadowState.REJECTED)
+
+    def roll_back(self, instead_of: str | None = None) -> LiveVersion:
+        """By this site itself, where nobody says what `instead_of`."""
+        if self.live is not None and instead_of in (None, self.live):
+            self.went_back_from.append(self.live)
+            self.let_answer(self.previous)
+        return LiveVersion(live=self.live)
+
+    def restore(self, ref: str | None) -> Restored | tuple[int, str]:
+        if ref is None:
+            self.let_answer(None)
+            return Restored(live=None, state=None)
+        if ref in self.refused:
+            return 409, "Conflict"
+        report = self.shadow_report(ref)
+        state = report.state if isinstance(report, ShadowReport) and ref not in self.gone else None
+        if state is ShadowState.JUDGED and not self.shadows[ref].verdict.accepted:  # type: ignore[union-attr]
+            return 409, "Conflict"
+        if state in (ShadowState.JUDGED, ShadowState.RETIRED):
+            self.let_answer(ref)
+            state = ShadowState.LIVE
+        return Restored(live=self.live, state=state)
+
+    def let_answer(self, ref: str | None) -> None:
+        if ref == self.live:
+            return
+        if self.live in self.shadows:
+            self._settle(self.live, ShadowState.RETIRED)
+        if ref is not None and ref in self.shadows:
+            self._settle(ref, ShadowState.LIVE)
+        self.live, self.previous = ref, self.live
+
+    def _settle(self, ref: str, state: ShadowState) -> ShadowReport:
         self.shadows[ref] = self.shadows[ref].model_copy(update={"state": state})
         return self.shadows[ref]
 
     def route(self, method: str, path: str, headers: dict[str, str], body: bytes) -> object:  # noqa: C901 - one table
+        path, _, query = path.partition("?")
+        asked = dict(parse_qsl(query))
         self.calls.append((method, path))
         if self.fail_with is not None:
             return self.fail_with
@@ -189,11 +248,13 @@ class ToySite:
             case ["GET", "adapters", ref, "shadow"]:
                 return self.shadow_report(ref)
             case ["POST", "adapters", ref, "promote"]:
-                return self.settle(ref, ShadowState.LIVE)
+                return self.promote(ref)
             case ["POST", "adapters", ref, "discard"]:
-                return self.settle(ref, ShadowState.REJECTED)
+                return self.discard(ref)
             case ["POST", "adapters", _, "rollback"]:
-                return LiveVersion(live=self.live)
+                return self.roll_back(asked.get("instead_of"))
+            case ["POST", "adapters", _, "restore"]:
+                return self.restore(asked.get("ref"))
         return 404, "NotFound"
 
 

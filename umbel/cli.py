@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from umbel.adapter import AdapterRef
 from umbel.cli_adapter import adapter_app
 from umbel.cli_bench import bench_app
+from umbel.cli_fleet import fleet_app
 from umbel.cli_registry import registry_app
 from umbel.config import SiteConfig
 from umbel.console import AsJson, explained, import_part
@@ -23,6 +25,7 @@ app = typer.Typer(
     help="Federated LoRA fine-tuning whose clients serve.",
 )
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(fleet_app, name="fleet")
 app.add_typer(registry_app, name="registry")
 app.add_typer(bench_app, name="bench")
 
@@ -73,6 +76,14 @@ def rollback(site_file: SiteFile, adapter: Annotated[str, typer.Argument(help="S
     with explained():
         reply = _ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback")
         print(f"{adapter}: {reply['live'] or 'the base'} answers users again; once more would take this back")
+
+
+@app.command()
+def promote(site_file: SiteFile, ref: Annotated[str, typer.Argument(help="Such as support@v3.")]) -> None:
+    """Make a judged shadow answer users, also against this site's own verdict, which the federation cannot do."""
+    with explained():
+        _ask(SiteConfig.load(site_file), "POST", f"/adapters/{AdapterRef.parse(ref)}/promote?forced=true")
+        print(f"{ref} answers users; back: umbel rollback {site_file} {AdapterRef.parse(ref).name}")
 
 
 @app.command()

@@ -1,8 +1,6 @@
 """`umbel adapter …`: what an operator asks and does at the centre's registry."""
 
-import getpass
 import json
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel.console import AsJson, Registry, explained, import_part
-from umbel.errors import ConfigError
+from umbel.console import AsJson, Name, Registry, Why, explained, import_part, reason, who
 from umbel.signing import read_public
 
 adapter_app = typer.Typer(
@@ -20,8 +17,6 @@ adapter_app = typer.Typer(
 )
 
 Ref = Annotated[str, typer.Argument(help="Such as support@v3, support@live or support@sha256:0123abcd.")]
-Name = Annotated[str, typer.Argument(help="Such as support.")]
-Why = Annotated[str, typer.Option(help="The reason; it is kept in the history.")]
 
 
 @adapter_app.command("ls")
@@ -65,7 +60,7 @@ def alias(
         adapter = ref.partition("@")[0]
         if name:
             to = None if remove else opened.resolve(ref)
-            opened.point(adapter, {name: to}, who=_who(), why=_reason(why))
+            opened.point(adapter, {name: to}, who=who(), why=reason(why))
             print(f"{adapter}@{name} {'is removed' if to is None else f'is {to}'}")
             return
         moves = views.history(opened, adapter)
@@ -74,14 +69,16 @@ def alias(
 
 @adapter_app.command("rollback")
 def rollback(registry: Registry, adapter: Name, why: Why = "") -> None:
-    """Point head and live back to what was live before: training goes on from there. Sites have `umbel rollback`."""
+    """Point head and live back to what was live before; the sites follow with the next run (`umbel fleet rollback`)."""
     with _opened(registry) as (opened, _):
-        back = opened.roll_back(adapter, who=_who(), why=_reason(why))
+        back = opened.roll_back(adapter, who=who(), why=reason(why))
         print(f"{adapter}: training goes on from {back}, which is live again; once more would take this back")
-        pointers = opened.pointers(adapter)
-        if "shadow" in pointers:
-            print(f"{pointers['shadow']} is being judged, and will be promoted if it is accepted; stop the run if it "
-                  "must not be", file=sys.stderr)  # fmt: skip
+        shadow = opened.pointers(adapter).get("shadow")
+        if shadow is not None:
+            stopped = opened.overruled(adapter, opened.manifest(shadow).round)
+            unless = "will be promoted if it is accepted; stop the run if it must not be"
+            then = "will not be promoted any more" if stopped else unless
+            print(f"{shadow} is being judged, and {then}", file=sys.stderr)
 
 
 @adapter_app.command("verify")
@@ -124,8 +121,8 @@ def gc(
 ) -> None:
     """Remove weights that no alias, no open round and no lineage needs. Manifests stay."""
     with _opened(registry) as (opened, views):
-        reason = why or "not needed by an alias, a round or a lineage"
-        found = views.gc(opened, apply=yes, drop_ancestors=drop_ancestors, who=_who(), why=reason)
+        given = why or "not needed by an alias, a round or a lineage"
+        found = views.gc(opened, apply=yes, drop_ancestors=drop_ancestors, who=who(), why=given)
         print(json.dumps(found, indent=2) if as_json else _gc_text(found))
 
 
@@ -163,16 +160,6 @@ def _opened(registry: Path) -> Iterator[tuple[Any, Any]]:
         views = import_part("server.registry_views", extra="server")
         with closing(import_part("server.registry", extra="server").AdapterRegistry(registry)) as opened:
             yield opened, views
-
-
-def _who() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
-
-
-def _reason(why: str) -> str:
-    if not why.strip():
-        raise ConfigError("say why, for the history: --why '…'")
-    return why
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """What all of umbel's commands share: one-line errors, options, and parts that live in one environment only."""
 
+import getpass
 import importlib
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from umbel.errors import ConfigError, UmbelError
 ENVIRONMENTS = {"site": ".venv-engine", "server": ".venv"}
 
 Registry = Annotated[Path, typer.Option(help="The registry's directory (`registry` in the run configuration).")]
+Name = Annotated[str, typer.Argument(help="Such as support.")]
+Why = Annotated[str, typer.Option(help="The reason; it is kept in the history.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -37,3 +41,15 @@ def explained() -> Iterator[None]:
         for line in str(error).splitlines():
             print(f"umbel: {line}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def who() -> str:
+    """Who types this, for the history."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def reason(why: str) -> str:
+    """The reason that an operator gave; raise ConfigError without one."""
+    if not why.strip():
+        raise ConfigError("say why, for the history: --why '…'")
+    return why

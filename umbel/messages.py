@@ -202,6 +202,8 @@ class Hello(_Message):
     eval_examples: NonNegativeInt
     live: dict[str, str | None]
     """Adapter → the version that answers users; None while the base does."""
+    refused: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Adapter → versions that this site rejected or went back from by itself, the newest 20, newest first."""
 
 
 class Submit(_Message):
@@ -240,6 +242,25 @@ class AdapterQuery(_Message):
     """Flower's `query.rollback`. Answered by a LiveVersion."""
 
     adapter: str
+    instead_of: str | None = None
+    """Only if this version answers users: sent twice, it goes back once. None: whatever answers."""
+
+
+class Restore(_Message):
+    """Flower's `query.restore`: what the federation says answers users. Answered by a Restored."""
+
+    adapter: str
+    ref: str | None
+    """The version; None for the base."""
+
+
+class Restored(_Message):
+    """How far a site followed a Restore."""
+
+    live: str | None
+    """What answers users now; None while the base does."""
+    state: ShadowState | None
+    """How the version stands there: LIVE when it answers; None when its weights have to be sent first."""
 
 
 class LiveVersion(_Message):

@@ -1,0 +1,113 @@
+"""The sites follow the registry: what is `live` there answers at every site that is there, as far as its own word goes.
+
+So an operator's roll-back reaches the fleet, and a site that was away at a promotion catches up. A site that rejected a
+version, or went back from it by itself, is not brought there again.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from server import dialogues
+from server.exchange import Exchange
+from server.registry import LIVE, AdapterRegistry
+from server.rollout import at_rank
+from strategies.base import Adapter
+from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.messages import Hello, Restored
+
+ASK_S = 30.0
+"""Between rounds, a site that does not say within this long how it stands is left to the next time."""
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What became of the sites that answered otherwise than the registry says."""
+
+    live: str
+    """The version that the fleet should answer with."""
+    already: tuple[str, ...] = ()
+    """The sites that answered with it before they were asked."""
+    brought: dict[str, str] = field(default_factory=dict)
+    """Site → what had answered there; "base" for the base."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """Site → why it stays with what it has: its own word."""
+    missed: dict[str, str] = field(default_factory=dict)
+    """Site → why it could not be brought there now; it is tried again the next time."""
+
+
+def reconcile(
+    exchange: Exchange, registry: AdapterRegistry, name: str, *, ask_s: float, grace_s: float
+) -> Reconciled | None:
+    """Bring the sites that are online to the registry's `live`; None while it has none.
+
+    A site that answers with the version of a round under way is left to that round. Sites have `ask_s` to say how they
+    stand, and `grace_s` to follow.
+    """
+    wanted = registry.aliases(name).get(LIVE)
+    if wanted is None:
+        return None
+    target = str(wanted) if wanted.version else None  # the untrained adapter answers as the base does
+    some, all_of_them = exchange.clock() + grace_s, exchange.clock() + ask_s
+    exchange.gather(lambda sites: exchange.roster.settled or bool(sites and exchange.clock() >= all_of_them), some)
+    asked = exchange.converse(
+        lambda _: dialogues.hello(), exchange.clock() + ask_s, group="reconcile", sites=exchange.roster.sites.keys()
+    )
+    open_rounds = _under_way(registry, name)
+    apart = {
+        site: hello
+        for site, hello in asked.answers.items()
+        if hello.live.get(name) != target and hello.live.get(name) not in open_rounds
+    }
+    against = {site: hello for site, hello in apart.items() if target in hello.refused.get(name, ())}
+    pushed: set[str] = set()
+    outcome = exchange.converse(
+        _bring(registry, wanted, target, pushed), exchange.clock() + grace_s, group=f"restore {wanted}",
+        sites=apart.keys() - against.keys(),
+    )  # fmt: skip
+    refusing = outcome.left_out.keys() - outcome.late
+    exchange.converse(  # what was measured there and not wanted does not stay loaded
+        lambda _: dialogues.discard(str(wanted)), exchange.clock() + grace_s, group=f"discard {wanted}",
+        sites=refusing & pushed,
+    )  # fmt: skip
+    kept = dict.fromkeys(against, f"it has rejected {wanted}, or went back from it by itself")
+    return Reconciled(
+        str(wanted),
+        already=tuple(sorted(site for site, hello in asked.answers.items() if hello.live.get(name) == target)),
+        brought={site: apart[site].live.get(name) or "base" for site in sorted(outcome.answers)},
+        kept=kept | {site: outcome.left_out[site] for site in sorted(refusing)},
+        missed=asked.left_out | {site: outcome.left_out[site] for site in sorted(outcome.late)},
+    )
+
+
+def _bring(
+    registry: AdapterRegistry, wanted: AdapterRef, target: str | None, pushed: set[str]
+) -> Callable[[Hello], dialogues.Dialogue[Any, Restored]]:
+    """A dialogue per site; the weights are read when a first site needs them. `pushed` collects the sites that do."""
+
+    @functools.cache
+    def version() -> tuple[AdapterManifest, Adapter]:
+        blob, manifest = registry.read(wanted)
+        return manifest, Adapter.of(blob, manifest.base)
+
+    def begin(hello: Hello) -> dialogues.Dialogue[Any, Restored]:
+        def weights() -> tuple[AdapterManifest, bytes, str]:
+            manifest, adapter = version()
+            own = manifest.joined_rank - manifest.rank
+            received, blob = at_rank(manifest, adapter, hello.max_lora_rank - own)
+            pushed.add(hello.site)
+            return received, blob, registry.sign(received)
+
+        return dialogues.restore(wanted.name, target, weights)
+
+    return begin
+
+
+def _under_way(registry: AdapterRegistry, name: str) -> set[str | None]:
+    """Versions of rounds that are not over, and that no operator has overruled: they may yet be live."""
+    return {
+        str(AdapterRef(name, record.version))
+        for record in registry.rounds.all(name)
+        if record.version is not None and not record.state.final and not registry.overruled(name, record.round)
+    }

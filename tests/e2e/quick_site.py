@@ -1,0 +1,130 @@
+"""A site without an engine or a model: the real daemon, control API, journal, jobs and deployer, in a second.
+
+    python tests/e2e/quick_site.py site.toml
+
+Training adds a number to B, and the loss falls with it: every version is better than its parent. Versions that the file
+`against` in the state directory names, one to a line, are worse here. For tests of what the centre and sites agree on.
+"""
+
+import argparse
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from client import daemon
+from client.data import Prepared
+from client.jobs import Jobs
+from serving.scores import Scores
+from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
+from umbel import peft_dir
+from umbel.adapter import AdapterRef
+from umbel.config import SiteConfig
+from umbel.messages import JobState
+
+T = TypeVar("T")
+
+EXAMPLES, TOKENS, STEP = 40, 10, np.float32(0.5)
+
+
+class NoEngine:
+    """What the deployer asks of a running engine; there is nothing to load into."""
+
+    url = ""
+
+    @property
+    def client(self) -> "NoEngine":
+        return self
+
+    async def load(self, ref: AdapterRef, folder: Path) -> None: ...
+    async def warm(self, ref: AdapterRef) -> None: ...
+    async def unload(self, ref: AdapterRef) -> None: ...
+    async def reload_aliases(self) -> None: ...
+    async def in_flight(self) -> dict[str, int]:
+        return {}
+
+
+class NoSupervisor:
+    """In the place of `serving.supervisor.Supervisor`: ready at once, and for ever."""
+
+    def __init__(self, config: SiteConfig, cotrainer: object, what_to_serve: object) -> None:
+        self.engine = NoEngine()
+        self.loaded: set[AdapterRef] = set()
+        self.starts = 1
+
+    async def ready(self) -> NoEngine:
+        return self.engine
+
+    async def while_running(self, work: Coroutine[Any, Any, T]) -> T:
+        return await work
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None: ...
+
+
+class NoCoTrainer:
+    """In the place of `serving.trainer_socket.CoTrainerClient`: nothing trains in an engine."""
+
+    def __init__(self, socket: Path) -> None: ...
+    async def status(self, timeout_s: float) -> CoTrainerStatus:
+        return CoTrainerStatus()
+
+    async def cancel(self, job: str) -> CoTrainerStatus:
+        return CoTrainerStatus()
+
+
+class QuickJobs(Jobs):
+    """Jobs without a co-trainer."""
+
+    async def _follow(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
+        done = CoTrainerStatus(job=job.id, state=JobState.DONE)
+        if isinstance(job, EvaluateJob):
+            assert job.output is not None
+            loss = np.full(EXAMPLES, self._loss(job.adapter) * TOKENS)
+            Scores(loss, np.full(EXAMPLES, TOKENS, np.int32), np.zeros(EXAMPLES, np.bool_)).write(Path(job.output))
+            return done
+        add_to_b(Path(job.parent), Path(job.output))
+        seen = job.plan.steps * job.plan.batch_size
+        sums = {"steps": job.plan.steps, "examples": seen, "loss_tokens": seen * TOKENS, "loss_sum": 1.0 * seen}
+        return done.model_copy(update=sums)
+
+    def _loss(self, adapter: str | None) -> float:
+        if adapter is None:
+            return 100.0
+        against = self._directory.parent / "against"
+        file = Path(adapter)
+        if against.exists() and file.parent.name in against.read_text().split():
+            return 200.0
+        tensors = peft_dir.decode(file.read_bytes())
+        return 100.0 - max(float(np.abs(array).max()) for name, array in tensors.items() if ".lora_B." in name)
+
+
+def add_to_b(parent: Path, trained: Path) -> None:
+    """The training."""
+    tensors = peft_dir.decode(parent.read_bytes())
+    more = {name: array + STEP * (".lora_B." in name) for name, array in tensors.items()}
+    peft_dir.replace_durably(trained, peft_dir.encode(more))
+
+
+async def no_data(*_: object) -> Prepared:
+    """In the place of `client.data.prepare_in_child`: there is nothing to read."""
+    return Prepared(Path("none"), Path("none"), EXAMPLES, EXAMPLES, EXAMPLES * TOKENS, 0, 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("site", type=Path)
+    instead = {
+        "Supervisor": NoSupervisor, "Jobs": QuickJobs, "CoTrainerClient": NoCoTrainer, "prepare_in_child": no_data
+    }  # fmt: skip
+    for name, replacement in instead.items():
+        setattr(daemon, name, replacement)
+    asyncio.run(daemon.serve(SiteConfig.load(parser.parse_args().site)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""`umbel fleet …` up to the run that it starts, which tests/e2e/test_fleet.py starts for real."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.test_umbel_cli import refusal, umbel
+
+if not importlib.util.find_spec("flwr"):
+    pytest.skip("the registry is in Flower's environment", allow_module_level=True)
+
+from server.bundle import export
+from server.registry import AdapterRegistry
+from tests.toy_registry import begun, grow
+from umbel import cli_fleet
+from umbel.adapter import AdapterRef
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    registry = begun(tmp_path / "r")
+    grow(registry, "aa")
+    registry.close()
+    return tmp_path / "r"
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    return export(Path(__file__).parents[1], tmp_path / "app")
+
+
+def live(root: Path) -> AdapterRef:
+    return AdapterRegistry(root).resolve("support@live")
+
+
+@pytest.mark.parametrize("why", [[], ["--why", " "]])
+def test_a_roll_back_needs_a_reason(root: Path, app: Path, why: list[str]) -> None:
+    assert "say why" in refusal("fleet", "rollback", "support", "--registry", root, "--app", app, *why)
+    assert live(root) == AdapterRef("support", 2)
+
+
+def test_nothing_moves_where_there_is_no_app_to_run(root: Path, tmp_path: Path) -> None:
+    said = refusal("fleet", "rollback", "support", "--registry", root, "--app", tmp_path / "none", "--why", "x")
+    assert said == f"{tmp_path / 'none'}: no app here; `umbel bundle {tmp_path / 'none'}` makes one"
+    assert live(root) == AdapterRef("support", 2)
+
+
+def test_a_run_under_way_is_left_to_do_it(root: Path, app: Path) -> None:
+    command = ["fleet", "rollback", "support", "--registry", root, "--app", app, "--why", "worse answers"]
+    with AdapterRegistry(root).exclusive(0):
+        ended = umbel(*command)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        "support: support@v1 is live again at the centre",
+        "support: a run is under way; it brings the sites there before its next step",
+    ]
+    assert live(root) == AdapterRef("support", 1)
+
+
+def test_a_run_that_cannot_start_is_said_and_how_to_try_again(
+    root: Path, app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
+    command = ["fleet", "rollback", "support", "--registry", root, "--app", app, "--why", "x"]
+    ended = umbel(*command, "--federation", "nowhere")
+    assert ended.returncode == 1
+    assert ended.stdout == "support: support@v1 is live again at the centre\n"
+    assert "the run did not come to its end" in ended.stderr
+    assert "`umbel fleet reconcile support …` tries again" in ended.stderr
+    assert live(root) == AdapterRef("support", 1), "trying again does not roll back again"
+    again = umbel("fleet", "reconcile", "support", "--registry", root, "--app", app, "--federation", "nowhere")
+    assert (again.returncode, live(root)) == (1, AdapterRef("support", 1))
+
+
+def test_what_was_never_live_is_not_brought_anywhere(tmp_path: Path, app: Path) -> None:
+    begun(tmp_path / "r")
+    said = refusal("fleet", "reconcile", "support", "--registry", tmp_path / "r", "--app", app)
+    assert "nothing was ever live" in said
+
+
+def test_the_run_is_one_without_rounds_on_this_registry(root: Path, app: Path) -> None:
+    command = cli_fleet._command(app, "centre", root, "support", 'signing-key="/k"')
+    assert command[1:5] == ["run", str(app), "centre", "--stream"]
+    assert command[6] == f'rounds=0 registry={json.dumps(str(root))} adapter="support" signing-key="/k"'
+    assert "centre" not in cli_fleet._command(app, "", root, "support", "")
+
+
+def test_every_site_is_told_of() -> None:
+    found = {
+        "live": "support@v1", "already": ["c"], "brought": {"b": "support@v2", "a": "base"},
+        "kept": {"d": "it has rejected support@v1"}, "missed": {"e": "no answer by the deadline"},
+    }  # fmt: skip
+    assert cli_fleet._lines(found) == [
+        "a: support@v1 answers, instead of base",
+        "b: support@v1 answers, instead of support@v2",
+        "c: support@v1 answered already",
+        "d: keeps what it has: it has rejected support@v1",
+        "e: not reached, follows with the next run: no answer by the deadline",
+    ]
+    nobody = {"live": "support@v1", "already": [], "brought": {}, "kept": {}, "missed": {}}
+    assert cli_fleet._lines(nobody) == ["no site is online; each follows with the next run"]

@@ -1,0 +1,101 @@
+"""`umbel fleet …`: what all sites answer with, moved from the centre in one command."""
+
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from umbel.console import Name, Registry, Why, explained, import_part, reason, who
+from umbel.errors import ConfigError, RegistryError
+
+fleet_app = typer.Typer(no_args_is_help=True, help="Have the sites answer with what the registry says is live.")
+
+App = Annotated[Path, typer.Option(help="The app's folder, as `umbel bundle` made it.")]
+Federation = Annotated[str, typer.Option(help="The SuperLink's name in Flower's config.toml; without it its default.")]
+RunConfig = Annotated[str, typer.Option(help="More settings of the run, such as 'signing-key=\"/srv/signing.key\"'.")]
+
+
+@fleet_app.command("rollback")
+def rollback(
+    registry: Registry, adapter: Name, app: App, federation: Federation = "", why: Why = "", run_config: RunConfig = ""
+) -> None:
+    """Point head and live back to what was live before, and bring every site there; once more would take this back."""
+    with explained():
+        command = _command(app, federation, registry, adapter, run_config)
+        with closing(import_part("server.registry", extra="server").AdapterRegistry(registry)) as opened:
+            back = opened.roll_back(adapter, who=who(), why=reason(why))
+            print(f"{adapter}: {back} is live again at the centre")
+            _follow(opened, adapter, command)
+
+
+@fleet_app.command("reconcile")
+def reconcile(
+    registry: Registry, adapter: Name, app: App, federation: Federation = "", run_config: RunConfig = ""
+) -> None:
+    """Bring every site that is online to what is live in the registry; a site's own refusals stand."""
+    with explained():
+        command = _command(app, federation, registry, adapter, run_config)
+        with closing(import_part("server.registry", extra="server").AdapterRegistry(registry)) as opened:
+            if "live" not in opened.aliases(adapter):
+                raise ConfigError(f"{adapter}: nothing was ever live in {registry}; the sites answer as they are")
+            _follow(opened, adapter, command)
+
+
+def _command(app: Path, federation: str, registry: Path, adapter: str, more: str) -> list[str]:
+    """A run without rounds; raises ConfigError before anything has been moved."""
+    beside = Path(sys.executable).with_name("flwr")
+    flwr = str(beside) if beside.is_file() else shutil.which("flwr")
+    if flwr is None:
+        raise ConfigError("flwr is not here: this command belongs to Flower's environment (.venv)")
+    if not (app / "pyproject.toml").is_file():
+        raise ConfigError(f"{app}: no app here; `umbel bundle {app}` makes one")
+    settings = f"rounds=0 registry={json.dumps(str(registry.absolute()))} adapter={json.dumps(adapter)} {more}".strip()
+    return [flwr, "run", str(app), *[federation] * bool(federation), "--stream", "--run-config", settings]
+
+
+def _follow(registry: Any, adapter: str, command: list[str]) -> None:
+    """Run it, and say what became of each site; exit status 1 when one could not be reached."""
+    if _busy(registry):
+        print(f"{adapter}: a run is under way; it brings the sites there before its next step")
+        return
+    events = registry.root / "events.jsonl"
+    before = len(_told(events))
+    ended = subprocess.run(command, stdout=sys.stderr, check=False)
+    told = [event for event in _told(events)[before:] if event["adapter"] == adapter]
+    found = next((event for event in reversed(told) if event["event"] == "fleet.reconciled"), None)
+    if ended.returncode or found is None or told[-1]["event"] != "run.finished":
+        raise ConfigError(
+            f"{adapter}: the run did not come to its end, `flwr list` and `flwr log` say why; the registry's aliases "
+            f"stay as they are, and `umbel fleet reconcile {adapter} …` tries again"
+        )
+    print("\n".join(_lines(found)))
+    if found["missed"]:
+        raise typer.Exit(1)
+
+
+def _told(events: Path) -> list[dict[str, Any]]:
+    """The events so far; a line cut short by a kill is passed over."""
+    lines = events.read_text(errors="replace").splitlines() if events.is_file() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+def _busy(registry: Any) -> bool:
+    try:
+        with registry.exclusive(0.0):
+            return False
+    except RegistryError:
+        return True
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    live = found["live"]
+    lines = [f"{site}: {live} answers, instead of {before}" for site, before in found["brought"].items()]
+    lines += [f"{site}: {live} answered already" for site in found["already"]]
+    lines += [f"{site}: keeps what it has: {why}" for site, why in found["kept"].items()]
+    lines += [f"{site}: not reached, follows with the next run: {why}" for site, why in found["missed"].items()]
+    return sorted(lines) or ["no site is online; each follows with the next run"]
