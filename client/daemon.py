@@ -7,7 +7,6 @@ and answers the control API on a Unix socket that only its own user can open.
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import signal
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from pydantic import BaseModel
 
+from client import site_status
 from client.control import control_api
 from client.data import Prepared, prepare_in_child
 from client.deployer import Deployer
@@ -31,11 +30,10 @@ from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from umbel.base import BaseFingerprint, linear_shapes
 from umbel.config import SiteConfig
-from umbel.errors import ConfigError, Conflict, TrainingError
+from umbel.errors import ConfigError, Conflict
 from umbel.messages import Hello
 
 LONGEST_SOCKET_PATH = 100  # the kernel's limit is 107
-STATUS_TIMEOUT_S = 3.0
 MAX_HEADER_BYTES = 1 << 20  # a manifest travels in a header, and names every module
 
 logger = logging.getLogger(__name__)
@@ -119,35 +117,8 @@ class Site:
         )
 
     async def status(self) -> dict[str, Any]:
-        """What an operator asks: which version answers, since when, what is waiting, how training stands."""
-        engine = self.supervisor.engine
-        return {
-            "site": self.config.site.name,
-            "engine": {
-                "ready": engine is not None,
-                "starts": self.supervisor.starts,
-                "url": engine.client.url if engine else None,
-            },
-            "aliases": self.deployer.table().model_dump(mode="json")["adapters"],
-            "versions": {str(version.ref): _plain(version.report) for version in self.journal.versions()},
-            "history": {section.name: self.journal.history(section.name) for section in self.config.adapter},
-            "open_rounds": [order.key for order in self.journal.open_rounds()],
-            "training": await self._training(),
-        }
-
-    async def _training(self) -> dict[str, Any] | None:
-        if self.supervisor.engine is None:
-            return None
-        try:
-            return _plain(await self.cotrainer.status(STATUS_TIMEOUT_S))
-        except TrainingError as error:  # an engine that is dying; the rest of the answer is still true
-            return {"job": None, "error": str(error)}
-
-
-def _plain(message: BaseModel) -> dict[str, Any]:
-    """A message as JSON can hold it: a loss that is not a number is a string."""
-    plain: dict[str, Any] = json.loads(message.model_dump_json())
-    return plain
+        """What an operator asks: which version answers, since when and why, what is waiting, how training stands."""
+        return await site_status.report(self.config, self.supervisor, self.deployer, self.cotrainer)
 
 
 async def serve(config: SiteConfig) -> None:
