@@ -18,7 +18,7 @@ from typing import Any
 
 import uvicorn
 
-from client import site_status
+from client import metrics, site_status
 from client.control import control_api
 from client.data import Prepared, prepare_in_child
 from client.deployer import Deployer
@@ -130,6 +130,7 @@ async def serve(config: SiteConfig) -> None:
         site = await _unless_stopped(Site.prepare(config), stop)
         if site is None:
             return
+        endpoint = metrics.Endpoint(config.metrics, site.status) if config.metrics else None
         server = _Server(
             uvicorn.Config(
                 control_api(site),
@@ -152,6 +153,8 @@ async def serve(config: SiteConfig) -> None:
                 if task.done():
                     task.result()  # raises what ended it
         finally:
+            if endpoint is not None:
+                await endpoint.close()
             await _shut_down(site, server, tasks)
 
 

@@ -191,6 +191,15 @@ class ShadowSection(_Section):
         return guards
 
 
+class MetricsSection(_Section):
+    """What Prometheus scrapes; without this table there is nothing to scrape."""
+
+    host: str = "127.0.0.1"
+    """The address that Prometheus reaches. Without the table `[metrics]` nothing listens."""
+    port: int = Field(default=9464, ge=1, le=65535)
+    """Where `GET /metrics` is answered. Figures only: no texts, no users."""
+
+
 class SiteConfig(BaseSettings):
     """A site, resolved. Fields are the tables of the site file."""
 
@@ -203,6 +212,7 @@ class SiteConfig(BaseSettings):
     slo: SloSection = SloSection()
     training: TrainingSection
     shadow: ShadowSection = ShadowSection()
+    metrics: MetricsSection | None = None
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
