@@ -2,16 +2,15 @@
 
 import asyncio
 import copy
-import re
 import socket
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from client.metrics import METRICS, Endpoint, SiteCollector
+from tests.exposition import counters, lint, samples
 from umbel.config import MetricsSection
 from umbel.errors import ConfigError
 
@@ -54,37 +53,6 @@ class Site:
     def text(self) -> str:
         return generate_latest(self.registry).decode()
 
-    def scrape(self) -> dict[str, float]:
-        """Sample, with its labels as Prometheus writes them → value."""
-        return {
-            line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
-            for line in self.text().splitlines()
-            if not line.startswith("#")
-        }
-
-
-def lint(text: str) -> list[str]:
-    """What `promtool check metrics` would complain about, and what is given twice."""
-    complaints, names, seen = [], [], set()
-    for family in text_string_to_metric_families(text):
-        names.append(family.name)
-        if not family.documentation:
-            complaints.append(f"{family.name}: no help")
-        if family.type not in ("counter", "gauge"):
-            complaints.append(f"{family.name}: {family.type}")
-        for sample in family.samples:
-            if not re.fullmatch(r"umbel_[a-z0-9]+(_[a-z0-9]+)*", sample.name):
-                complaints.append(f"{sample.name}: not snake case")
-            if sample.name.endswith("_total") != (family.type == "counter"):
-                complaints.append(f"{sample.name}: a {family.type}")
-            if re.search(r"_(ms|milliseconds|minutes|percent|kb|mb|counter|gauge)(_|$)", sample.name):
-                complaints.append(f"{sample.name}: not a base unit, or its type")
-            if (key := (sample.name, *sorted(sample.labels.items()))) in seen:
-                complaints.append(f"{key}: twice")
-            seen.add(key)
-    complaints += [f"{name}: twice" for name in set(names) if names.count(name) > 1]
-    return complaints
-
 
 def test_the_linter_finds_what_is_wrong() -> None:
     bad = "# TYPE umbel_x_ms gauge\numbel_x_ms 1\n# HELP umbel_y_total y\n# TYPE umbel_y_total gauge\numbel_y_total 1\n"
@@ -101,7 +69,7 @@ def test_every_metric_is_there_once_and_by_the_conventions() -> None:
 
 
 def test_the_figures_are_those_of_the_status() -> None:
-    seen = Site().scrape()
+    seen = samples(Site().text())
     expected = {
         'umbel_live_version_info{adapter="support",version="support@v2"}': 1,
         'umbel_live_version_since_timestamp_seconds{adapter="support"}': 1500,
@@ -138,17 +106,13 @@ def test_the_figures_are_those_of_the_status() -> None:
     assert not any('event="live"' in name or "judged" in name for name in seen), "counted as promotions and verdicts"
 
 
-def counters(seen: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in seen.items() if name.partition("{")[0].endswith("_total")}
-
-
 def test_no_counter_goes_backwards_when_the_engine_is_started_anew() -> None:
     site = Site()
-    before = counters(site.scrape())
+    before = counters(site.text())
 
     site.status["engine"]["ready"], site.status["training"], site.status["in_flight"] = False, None, {}
-    down = site.scrape()
-    assert counters(down) == before, "what was counted stays there while no engine is"
+    down = samples(site.text())
+    assert counters(site.text()) == before, "what was counted stays there while no engine is"
     assert (down["umbel_engine_up"], down["umbel_cotrainer_up"], down["umbel_training_share"]) == (0, 0, 0)
     assert lint(site.text()) == []
 
@@ -158,13 +122,13 @@ def test_no_counter_goes_backwards_when_the_engine_is_started_anew() -> None:
     training["preemption"] = {"arrivals": 1, "count": 0}
     training["slo"] = None
     site.status["training"] = training
-    after = counters(site.scrape())
+    after = counters(site.text())
     assert all(after[name] >= value for name, value in before.items())
     assert after['umbel_quanta_total{kind="mlp"}'] == 250, "also where the new engine is ahead of the old one already"
     assert after['umbel_quanta_total{kind="attention"}'] == 2
     assert after["umbel_requests_total"] == 41
     assert after['umbel_slo_requests_total{outcome="met"}'] == 37
-    assert counters(site.scrape()) == after, "a scrape counts nothing itself"
+    assert counters(site.text()) == after, "a scrape counts nothing itself"
 
 
 def test_before_anything_happened_nothing_is_made_up() -> None:
@@ -175,7 +139,7 @@ def test_before_anything_happened_nothing_is_made_up() -> None:
         "answering": {"support": {"since": None, "event": None}}, "in_flight": {}, "rounds": {}, "open_rounds": [],
         "trained_tokens": 0,
     }  # fmt: skip
-    seen = site.scrape()
+    seen = samples(site.text())
     assert seen['umbel_live_version_info{adapter="support",version="base"}'] == 1
     assert "umbel_requests_total" not in seen
     assert "umbel_quantum_p99_seconds" not in seen
