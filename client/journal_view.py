@@ -12,32 +12,29 @@ from typing import Any
 
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.config import SiteConfig
+from umbel.errors import ConfigError
 from umbel.messages import JobState
 
 ROLL_BACKS = ("live again by roll-back", "taken back: the base answers")
-CHANGES = ("promoted", *ROLL_BACKS)
-"""Events of the history after which something else answers users."""
 SHOWN_ROLL_BACKS = 3
+ONE_CHANGE_S = 1.0
+"""What is noted of one version within this time is of one change: its state, and then why."""
 
 Event = tuple[float, str, int]
 """Unix time, event, version."""
 
 
 def read(path: Path, adapters: Iterable[str]) -> dict[str, Any]:
-    """The part of `umbel status` that outlives the daemon, as JSON values; raise OSError without a journal."""
-    with path.open("rb"), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-        rows = list(database.execute("SELECT adapter, version, state, report FROM versions ORDER BY adapter, version"))
-        states = {(adapter, version): state for adapter, version, state, _ in rows}
-        names = list(adapters)
-        return {
-            "versions": {str(AdapterRef(adapter, version)): json.loads(report) for adapter, version, _, report in rows},
-            "aliases": {name: _aliases(database, name, states) for name in names},
-            "history": {name: _history(database, name, limit=10) for name in names},
-            "answering": {name: _answering(database, name) for name in names},
-            "roll_backs": {name: _history(database, name, ROLL_BACKS, limit=SHOWN_ROLL_BACKS) for name in names},
-            "events": {name: _events(database, name) for name in names},
-            **_rounds(database),
-        }
+    """The part of `umbel status` that outlives the daemon, as JSON values.
+
+    Raises OSError without a journal, ConfigError for one that cannot be read.
+    """
+    try:
+        with path.open("rb"), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            database.execute("BEGIN")  # all of it as of one moment
+            return _read(database, list(adapters))
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); restore {path.parent} from your backup") from error
 
 
 def without_daemon(config: SiteConfig) -> dict[str, Any]:
@@ -50,6 +47,21 @@ def without_daemon(config: SiteConfig) -> dict[str, Any]:
         **read(config.site.state_dir / "journal.sqlite3", names),
         "in_flight": {},
         "training": None,
+    }
+
+
+def _read(database: sqlite3.Connection, names: list[str]) -> dict[str, Any]:
+    rows = list(database.execute("SELECT adapter, version, state, report FROM versions ORDER BY adapter, version"))
+    states = {(adapter, version): state for adapter, version, state, _ in rows}
+    aliases = {name: _aliases(database, name, states) for name in names}
+    return {
+        "versions": {str(AdapterRef(adapter, version)): json.loads(report) for adapter, version, _, report in rows},
+        "aliases": aliases,
+        "history": {name: _history(database, name, limit=10) for name in names},
+        "answering": {name: _answering(database, name, aliases[name]["live"]) for name in names},
+        "roll_backs": {name: _history(database, name, ROLL_BACKS, limit=SHOWN_ROLL_BACKS) for name in names},
+        "events": {name: _events(database, name) for name in names},
+        **_rounds(database),
     }
 
 
@@ -68,10 +80,24 @@ def _history(database: sqlite3.Connection, adapter: str, events: tuple[str, ...]
     return database.execute(query, (adapter, *events, limit)).fetchall()
 
 
-def _answering(database: sqlite3.Connection, adapter: str) -> dict[str, Any]:
-    """Since when what answers users now does, and by what; nulls where that was always the base."""
-    changes = _history(database, adapter, CHANGES, limit=1)
-    return {"since": changes[0][0], "event": changes[0][1]} if changes else {"since": None, "event": None}
+def _answering(database: sqlite3.Connection, adapter: str, live: str | None) -> dict[str, Any]:
+    """Since when what answers users now does, and by which event; nulls where that was always the base.
+
+    It began when a version last became live; where the base answers, when one last was no longer.
+    """
+    state = Lifecycle.LIVE if live else Lifecycle.RETIRED
+    began = database.execute(
+        "SELECT rowid, at, version FROM history WHERE adapter = ? AND event = ? ORDER BY rowid DESC LIMIT 1",
+        (adapter, state),
+    ).fetchone()
+    if began is None:
+        return {"since": None, "event": None}
+    row, at, version = began
+    why = database.execute(
+        "SELECT event FROM history WHERE adapter = ? AND version = ? AND rowid > ? AND at < ? ORDER BY rowid LIMIT 1",
+        (adapter, version, row, at + ONE_CHANGE_S),
+    ).fetchone()
+    return {"since": at, "event": why[0] if why else state}
 
 
 def _events(database: sqlite3.Connection, adapter: str) -> dict[str, int]:

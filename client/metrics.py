@@ -28,8 +28,8 @@ CHANGES = {
     "rejected": "rejected",
 }
 """The journal's events → label."""
-NOT_COUNTED = {"live"}
-"""Told of by the event that made it so."""
+NOT_COUNTED = {"live", "rolled back"}
+"""Told of by the event that is noted with it."""
 ALWAYS_THERE = {"promoted": 0.0, "rolled_back": 0.0, "rejected": 0.0}
 """A rate needs a zero to begin from."""
 

@@ -8,6 +8,7 @@ from client import journal_view
 from client.journal import Journal
 from tests.test_client_journal import V1, V2, V3, make_live, manifest, order, report
 from umbel.adapter import Lifecycle
+from umbel.errors import ConfigError
 from umbel.messages import JobState, RoundReport, ShadowState, Verdict
 
 
@@ -45,7 +46,7 @@ def test_it_says_what_the_journal_knows_with_and_without_its_daemon(path: Path, 
     assert seen["aliases"]["other"] == {"live": None, "previous": None, "shadow": None}
     assert set(seen["history"]["support"]) == set(history)
     assert seen["answering"]["support"]["event"] == "live again by roll-back"
-    assert seen["answering"]["support"]["since"] == seen["roll_backs"]["support"][0][0]
+    assert seen["answering"]["support"]["since"] == pytest.approx(seen["roll_backs"]["support"][0][0], abs=1.0)
     assert [event[2] for event in seen["roll_backs"]["support"]] == [2, 1]
     assert seen["answering"]["other"] == {"since": None, "event": None}
     assert seen["versions"]["support@v3"]["verdict"]["decision"] == "keep"
@@ -72,6 +73,19 @@ def test_events_are_counted_also_beyond_what_is_shown(path: Path) -> None:
         make_live(journal, V1 if again % 2 else V2, "live again by roll-back")
     assert len(journal_view.read(path, ["support"])["history"]["support"]) == 10
     assert journal_view.read(path, ["support"])["events"]["support"]["live again by roll-back"] == 40
+
+
+def test_an_event_of_any_name_is_why_what_answers_does(path: Path) -> None:
+    journal = Journal(path)
+    make_live(journal, V1, "put there by hand")
+    journal.add(manifest(V2), report(V2))
+    assert journal_view.read(path, ["support"])["answering"]["support"]["event"] == "put there by hand"
+
+
+def test_a_damaged_journal_is_named(path: Path) -> None:
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(ConfigError, match=r"journal.sqlite3: cannot be read \(file is not a database\); restore"):
+        journal_view.read(path, ["support"])
 
 
 def test_an_empty_journal_and_a_missing_one(path: Path) -> None:
