@@ -18,19 +18,22 @@ from typing import Any
 
 import uvicorn
 
-from client import metrics, site_status
+from client import live, metrics, site_status
 from client.control import control_api
 from client.data import Prepared, prepare_in_child
 from client.deployer import Deployer
 from client.jobs import Jobs
 from client.journal import Journal
 from client.personal import PersonalPart
+from client.scrub import Scrubber
+from client.scrub import load as load_scrubber
+from serving.consent import Example
 from serving.engine import require_free_port
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from umbel.base import BaseFingerprint, linear_shapes
 from umbel.config import SiteConfig
-from umbel.errors import ConfigError, Conflict
+from umbel.errors import ConfigError, Conflict, NotFound
 from umbel.messages import Hello
 
 LONGEST_SOCKET_PATH = 100  # the kernel's limit is 107
@@ -42,11 +45,14 @@ logger = logging.getLogger(__name__)
 class Site:
     """The parts of a daemon, put together."""
 
-    def __init__(self, config: SiteConfig, fingerprint: BaseFingerprint, prepared: Prepared) -> None:
+    def __init__(
+        self, config: SiteConfig, fingerprint: BaseFingerprint, prepared: Prepared, scrub: Scrubber | None = None
+    ) -> None:
         state_dir = config.site.state_dir
         self.config = config
         self.fingerprint = fingerprint
         self.prepared = prepared
+        self.scrub = scrub
         self.shapes = linear_shapes(config.model.path, config.engine.target_modules)
         self.journal = Journal(state_dir / "journal.sqlite3")
         self.cotrainer = CoTrainerClient(socket_path(state_dir))
@@ -71,6 +77,7 @@ class Site:
         require_free_port(config.engine.host, config.engine.port)
         state_dir = config.site.state_dir
         training = config.training
+        scrub = await asyncio.to_thread(load_scrubber) if config.live.enabled else None
         fingerprint = await asyncio.to_thread(BaseFingerprint.of, config.model.path)
         prepared = await prepare_in_child(
             training.data,
@@ -80,6 +87,7 @@ class Site:
             training.seq_len,
             state_dir / "data",
             {guard.name: guard.data for guard in config.shadow.guard},
+            live.prepare(config),
         )
         settings = CoTrainerSettings(
             max_rank=config.engine.max_lora_rank,
@@ -99,7 +107,7 @@ class Site:
             prepared.cut,
             prepared.dropped,
         )
-        return cls(config, fingerprint, prepared)
+        return cls(config, fingerprint, prepared, scrub)
 
     def hello(self) -> Hello:
         names = [section.name for section in self.config.adapter]
@@ -115,6 +123,12 @@ class Site:
             eval_examples=self.prepared.eval_examples,
             live={name: str(ref) if ref else None for name, ref in live.items()},
         )
+
+    async def keep(self, example: Example) -> int:
+        """Keep what a user gave; its number. Raises NotFound where `[live]` is off, Conflict where it is enough."""
+        if self.scrub is None:
+            raise NotFound("this site keeps no examples; [live].enabled is false")
+        return await asyncio.to_thread(live.keep, self.config, example, self.scrub)
 
     async def status(self) -> dict[str, Any]:
         """What an operator asks: which version answers, since when and why, what is waiting, how training stands."""
@@ -145,6 +159,7 @@ async def serve(config: SiteConfig) -> None:
             asyncio.create_task(server.serve(sockets=[listener]), name="control API"),
             asyncio.create_task(site.supervisor.run(), name="supervisor"),
             asyncio.create_task(site.jobs.run(), name="jobs"),
+            *([asyncio.create_task(live.keep_retention(config), name="retention")] if config.live.enabled else []),
         ]
         site.deployer.resume()
         try:

@@ -10,6 +10,7 @@ import typer
 
 from umbel.cli_adapter import adapter_app
 from umbel.cli_bench import bench_app
+from umbel.cli_live import live_app
 from umbel.cli_registry import registry_app
 from umbel.config import SiteConfig
 from umbel.console import AsJson, explained, import_part
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(registry_app, name="registry")
+app.add_typer(live_app, name="live")
 app.add_typer(bench_app, name="bench")
 
 SiteFile = Annotated[Path, typer.Argument(help="The site file, such as sites/clinic-a.toml.")]
