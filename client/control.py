@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 
+from serving.consent import Example
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import Conflict, EngineError, NotFound, TrainingError, UmbelError, WireError
 from umbel.messages import Hello, LiveVersion, Restored, RoundOrder, RoundReport, ShadowReport
@@ -94,6 +95,11 @@ async def restore(name: str, request: Request, ref: str | None = None) -> Restor
 @routes.post("/adapters/{ref}/discard")
 async def discard(ref: str, request: Request) -> ShadowReport:
     return await _site(request).deployer.discard(AdapterRef.parse(ref))
+
+
+@routes.post("/live/examples")
+async def keep(example: Example, request: Request) -> dict[str, int]:
+    return {"id": await _site(request).keep(example)}
 
 
 @routes.post("/adapters/{name}/rollback")

@@ -7,7 +7,6 @@ and answers the control API on a Unix socket that only its own user can open, or
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import signal
@@ -17,8 +16,8 @@ from functools import partial
 from typing import Any
 
 import uvicorn
-from pydantic import BaseModel
 
+from client import live, metrics, site_status
 from client.control import control_api
 from client.data import Prepared, prepare_in_child
 from client.deployer import Deployer
@@ -26,16 +25,18 @@ from client.jobs import Jobs
 from client.journal import Journal
 from client.keys import SiteKeys
 from client.personal import PersonalPart
+from client.scrub import Scrubber
+from client.scrub import load as load_scrubber
+from serving.consent import Example
 from serving.engine import require_free_port
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from umbel.base import BaseFingerprint, linear_shapes
 from umbel.config import SiteConfig
-from umbel.errors import ConfigError, Conflict, TrainingError
+from umbel.errors import ConfigError, Conflict, NotFound
 from umbel.messages import Hello
 
 LONGEST_SOCKET_PATH = 100  # the kernel's limit is 107
-STATUS_TIMEOUT_S = 3.0
 MAX_HEADER_BYTES = 1 << 20  # a manifest travels in a header, and names every module
 
 logger = logging.getLogger(__name__)
@@ -44,11 +45,14 @@ logger = logging.getLogger(__name__)
 class Site:
     """The parts of a daemon, put together."""
 
-    def __init__(self, config: SiteConfig, fingerprint: BaseFingerprint, prepared: Prepared) -> None:
+    def __init__(
+        self, config: SiteConfig, fingerprint: BaseFingerprint, prepared: Prepared, scrub: Scrubber | None = None
+    ) -> None:
         state_dir = config.site.state_dir
         self.config = config
         self.fingerprint = fingerprint
         self.prepared = prepared
+        self.scrub = scrub
         self.shapes = linear_shapes(config.model.path, config.engine.target_modules)
         self.journal = Journal(state_dir / "journal.sqlite3")
         self.cotrainer = CoTrainerClient(socket_path(state_dir))
@@ -74,6 +78,7 @@ class Site:
         require_free_port(config.engine.host, config.engine.port)
         state_dir = config.site.state_dir
         training = config.training
+        scrub = await asyncio.to_thread(load_scrubber) if config.live.enabled else None
         fingerprint = await asyncio.to_thread(BaseFingerprint.of, config.model.path)
         prepared = await prepare_in_child(
             training.data,
@@ -83,6 +88,7 @@ class Site:
             training.seq_len,
             state_dir / "data",
             {guard.name: guard.data for guard in config.shadow.guard},
+            live.prepare(config),
         )
         settings = CoTrainerSettings(
             max_rank=config.engine.max_lora_rank,
@@ -102,7 +108,7 @@ class Site:
             prepared.cut,
             prepared.dropped,
         )
-        return cls(config, fingerprint, prepared)
+        return cls(config, fingerprint, prepared, scrub)
 
     def hello(self) -> Hello:
         names = [section.name for section in self.config.adapter]
@@ -120,36 +126,15 @@ class Site:
             refused={name: tuple(map(str, self.journal.refused(name))) for name in names},
         )
 
+    async def keep(self, example: Example) -> int:
+        """Keep what a user gave; its number. Raises NotFound where `[live]` is off, Conflict where it is enough."""
+        if self.scrub is None:
+            raise NotFound("this site keeps no examples; [live].enabled is false")
+        return await asyncio.to_thread(live.keep, self.config, example, self.scrub)
+
     async def status(self) -> dict[str, Any]:
-        """What an operator asks: which version answers, since when, what is waiting, how training stands."""
-        engine = self.supervisor.engine
-        return {
-            "site": self.config.site.name,
-            "engine": {
-                "ready": engine is not None,
-                "starts": self.supervisor.starts,
-                "url": engine.client.url if engine else None,
-            },
-            "aliases": self.deployer.table().model_dump(mode="json")["adapters"],
-            "versions": {str(version.ref): _plain(version.report) for version in self.journal.versions()},
-            "history": {section.name: self.journal.history(section.name) for section in self.config.adapter},
-            "open_rounds": [order.key for order in self.journal.open_rounds()],
-            "training": await self._training(),
-        }
-
-    async def _training(self) -> dict[str, Any] | None:
-        if self.supervisor.engine is None:
-            return None
-        try:
-            return _plain(await self.cotrainer.status(STATUS_TIMEOUT_S))
-        except TrainingError as error:  # an engine that is dying; the rest of the answer is still true
-            return {"job": None, "error": str(error)}
-
-
-def _plain(message: BaseModel) -> dict[str, Any]:
-    """A message as JSON can hold it: a loss that is not a number is a string."""
-    plain: dict[str, Any] = json.loads(message.model_dump_json())
-    return plain
+        """What an operator asks: which version answers, since when and why, what is waiting, how training stands."""
+        return await site_status.report(self.config, self.supervisor, self.deployer, self.cotrainer)
 
 
 async def serve(config: SiteConfig) -> None:
@@ -161,6 +146,7 @@ async def serve(config: SiteConfig) -> None:
         site = await _unless_stopped(Site.prepare(config), stop)
         if site is None:
             return
+        endpoint = metrics.Endpoint(config.metrics, site.status) if config.metrics else None
         server = _Server(
             uvicorn.Config(
                 control_api(site),
@@ -175,6 +161,7 @@ async def serve(config: SiteConfig) -> None:
             asyncio.create_task(server.serve(sockets=[listener]), name="control API"),
             asyncio.create_task(site.supervisor.run(), name="supervisor"),
             asyncio.create_task(site.jobs.run(), name="jobs"),
+            *([asyncio.create_task(live.keep_retention(config), name="retention")] if config.live.enabled else []),
         ]
         site.deployer.resume()
         try:
@@ -183,6 +170,8 @@ async def serve(config: SiteConfig) -> None:
                 if task.done():
                     task.result()  # raises what ended it
         finally:
+            if endpoint is not None:
+                await endpoint.close()
             await _shut_down(site, server, tasks)
 
 

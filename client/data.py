@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from client.chat_tokens import ChatTokenizer
-from client.examples import EXPECTED, read
+from client.examples import EXPECTED, parse, read
 from umbel import errors, token_file
 from umbel.errors import DataError, TrainingError, UmbelError
 
+RELEASED = "released"
 FORMAT = 1
 """Part of every cache key; raise it when the same inputs shall give other token files."""
 
@@ -63,17 +64,20 @@ def prepare(
     seq_len: int,
     into: Path,
     guards: Mapping[str, Path] | None = None,
+    released: Path | None = None,
 ) -> Prepared:
     """Tokenise a site's data into a directory of `into`, unless the same inputs are there already.
 
     Without `eval_data`, about `eval_fraction` of the distinct examples are held out: always the same ones, also after
-    lines were added. `guards` (name → file) are tokenised whole. One preparation at a time per `into`; what other
+    lines were added. `guards` (name → file) are tokenised whole. `released` examples are for training only, and none
+    of them that is held out or in a guard. One preparation at a time per `into`; what other
     inputs gave is removed (an open file stays readable). Raises DataError naming file and line, ConfigError when the
     base's tokenizer cannot be used.
     """
     guards = guards or {}
     others = {"eval": eval_data} if eval_data else {}
     others |= {f"guard-{name}": file for name, file in guards.items()}
+    others |= {RELEASED: released} if released else {}
     directory = into / _digest(data, others, eval_fraction, model, seq_len)
     if not directory.is_dir():
         _remove_superseded(into)
@@ -120,10 +124,14 @@ def _write(
     train, cut, dropped = _tokenise(data, tokenizer, seq_len)
     sets: dict[str, list[_Example]] = {}
     for name, file in others.items():
-        sets[name], more_cut, more_dropped = _tokenise(file, tokenizer, seq_len)
+        tokenise = _tokenise_given if name == RELEASED else _tokenise
+        sets[name], more_cut, more_dropped = tokenise(file, tokenizer, seq_len)
         cut, dropped = cut + more_cut, dropped + more_dropped
+    released = sets.pop(RELEASED, [])
     if "eval" not in sets:
         train, sets["eval"] = _split(train, eval_fraction)
+    asked = {example.content for examples in sets.values() for example in examples}
+    train += [example for example in released if example.content not in asked]
     # One example per row, no packing: attention is causal and nothing else masks it, so that an example packed behind
     # another would read it.
     for name, examples in {"train": train, **sets}.items():
@@ -160,6 +168,27 @@ def _tokenise(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[
     return kept, cut, total - len(kept)
 
 
+def _tokenise_given(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[_Example], int, int]:
+    """As `_tokenise`, of what users gave: one that cannot be used is dropped, and keeps no site from starting."""
+    kept: list[_Example] = []
+    cut = dropped = 0
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        where = f"{path}:{number}"
+        try:
+            turns = parse(line, where)
+            ids, labels = tokenizer.encode(turns, where)
+        except DataError:
+            dropped += 1
+            continue
+        tokens = ids[:seq_len], labels[:seq_len]
+        cut += len(ids) > seq_len
+        if _loss_tokens(tokens):
+            kept.append(_Example(hashlib.sha256(json.dumps(turns).encode()).hexdigest(), tokens))
+        else:
+            dropped += 1
+    return kept, cut, dropped
+
+
 def _loss_tokens(tokens: token_file.Example) -> int:
     return sum(label != token_file.NO_LOSS for label in tokens[1])
 
@@ -182,12 +211,15 @@ async def prepare_in_child(
     seq_len: int,
     into: Path,
     guards: Mapping[str, Path] | None = None,
+    released: Path | None = None,
 ) -> Prepared:
     """`prepare` in a process of its own; the same result and errors, TrainingError when that process dies.
 
     Cancelling it ends the process.
     """
-    order = json.dumps([data, eval_data, eval_fraction, model, seq_len, into, dict(guards or {})], default=str)
+    order = json.dumps(
+        [data, eval_data, eval_fraction, model, seq_len, into, dict(guards or {}), released], default=str
+    )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "client.data",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -214,11 +246,12 @@ async def prepare_in_child(
 
 
 def _answer(order: list[Any]) -> dict[str, Any]:
-    data, eval_data, eval_fraction, model, seq_len, into, guards = order
+    data, eval_data, eval_fraction, model, seq_len, into, guards, released = order
     held_out = Path(eval_data) if eval_data else None
     files = {name: Path(file) for name, file in guards.items()}
+    given = Path(released) if released else None
     try:
-        prepared = prepare(Path(data), held_out, eval_fraction, Path(model), seq_len, Path(into), files)
+        prepared = prepare(Path(data), held_out, eval_fraction, Path(model), seq_len, Path(into), files, given)
     except UmbelError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except Exception as error:  # its own message may quote an example, so only its kind and place are told

@@ -251,7 +251,7 @@ class Deployer:
         seconds = time.monotonic() - loaded
         judged = {"state": ShadowState.JUDGED, "probe": probe.sums, "verdict": verdict, "probe_s": seconds}
         if self._journal.get(ref).state is Lifecycle.SHADOW:  # it may have been discarded meanwhile
-            self._journal.report(ref, report.model_copy(update=judged))
+            self._journal.report(ref, report.model_copy(update=judged), f"judged: {verdict.decision}")
             logger.info("adapter.judged ref=%s decision=%s %s", ref, verdict.decision, "; ".join(verdict.reasons))
 
         return None

@@ -97,13 +97,15 @@ class Journal:
         with self._transaction():
             self._move(known, known.state.to(state), report or known.report)
 
-    def report(self, ref: AdapterRef, report: ShadowReport) -> None:
-        """Note what a probe has brought."""
+    def report(self, ref: AdapterRef, report: ShadowReport, event: str = "") -> None:
+        """Note what a probe has brought, and in the history that it did."""
         with self._transaction():
             self._db.execute(
                 "UPDATE versions SET report = ? WHERE adapter = ? AND version = ?",
                 (report.model_dump_json(), ref.name, ref.version),
             )
+            if event:
+                self._note(ref, event)
 
     def make_live(
         self, ref: AdapterRef, report: ShadowReport, old_report: ShadowReport | None, event: str, left: str = ""

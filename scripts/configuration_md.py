@@ -43,7 +43,7 @@ def _tables(name: str, annotation: typing.Any) -> list[str]:
     """The lines of a section, and then those of the sections within."""
     section = _section(annotation)
     assert section is not None
-    title = f"[[{name}]]" if section is not annotation else f"[{name}]"
+    title = f"[[{name}]]" if typing.get_origin(annotation) is tuple else f"[{name}]"
     lines = [f"\n### `{title}`\n\n| key | default | meaning |\n|---|---|---|"]
     inner: list[str] = []
     for key, field in section.model_fields.items():

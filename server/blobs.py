@@ -1,5 +1,6 @@
 """The weights of all versions, each under its sha256, wherever fsspec reaches: a directory, `s3://…`, `gs://…`."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,17 @@ class BlobStore:
         size = int(self._files.size(self._key(digest)))
         self._files.rm_file(self._key(digest))
         return size
+
+    def bytes_here(self) -> int | None:
+        """How much lies on this machine's disk; None for an object store."""
+        folder = self.path("")
+        if folder is None:
+            return None
+        total = 0
+        for file in folder.glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # gc may run beside
+                total += file.stat().st_size
+        return total
 
     def path(self, digest: str) -> Path | None:
         """Where a blob lies on this machine; None for one that lies elsewhere."""

@@ -1,7 +1,8 @@
 """The registry over HTTP: `umbel adapter`'s commands under the same names. Reading is free, changing needs the token.
 
 GET  /adapter/ls · /adapter/show/{ref} · /adapter/diff/{old}/{new} · /adapter/alias/{name} (its history) ·
-     /adapter/lineage/{ref} · /adapter/verify · /adapter/verify/{ref} · /adapter/export/{ref} (a tar) · /adapter/gc
+     /adapter/lineage/{ref} · /adapter/verify · /adapter/verify/{ref} · /adapter/export/{ref} (a tar) · /adapter/gc ·
+     /metrics (for Prometheus, see server/metrics.py)
 POST /adapter/alias/{ref} {"alias", "why"} · /adapter/rollback/{name} {"why"} · /adapter/gc {"why", "drop_ancestors"}
 """
 
@@ -19,7 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
 
-from server import adapter_export, lineage, registry_views
+from server import adapter_export, lineage, metrics, registry_views
 from server.registry import AdapterRegistry
 from umbel.errors import ConfigError, Conflict, NotFound, UmbelError
 
@@ -50,6 +51,8 @@ def registry_api(root: Path, token: str | None = None) -> FastAPI:
     api = FastAPI(title="umbel registry", docs_url=None, redoc_url=None, openapi_url=None)
     api.state.root, api.state.token = root, token
     api.include_router(routes)
+    api.state.metrics = metrics.collected(root)
+    api.include_router(metrics.routes)
     api.add_exception_handler(UmbelError, _refuse)
     return api
 

@@ -314,6 +314,8 @@ def _slo_status(governor: Governor) -> SloStatus | None:
         margin_ttft=governor.margin_ttft,
         margin_tpot=governor.margin_tpot,
         debt_s=governor.slo_debt_s,
+        answered=governor.answered,
+        met=governor.met,
     )
 
 

@@ -152,6 +152,7 @@ class SloGovernor:
         self.share_floor = share_floor
         self.margin_ttft = self.margin_tpot = MARGIN_START
         self.slo_debt_s = 0.0
+        self.answered = self.met = 0
         self._rest = 1 / share_cap - 1
         self._ready_at = -math.inf
         self._owed = 0.0
@@ -203,6 +204,8 @@ class SloGovernor:
         if self.slo is None:
             return
         factor = self.slo.factor(request.interactive)
+        self.answered += 1
+        self.met += request.ttft <= self.slo.ttft_s * factor and (request.tpot or 0.0) <= self.slo.tpot_s * factor
         late = _made_late(request.ttft, request.trained_before_first, self.slo.ttft_s * factor)
         self.margin_ttft = self._moved(self.margin_ttft, late)
         if request.tpot is not None:

@@ -26,6 +26,7 @@ def _register_router(run_dir: Path) -> None:
     from sglang.srt.entrypoints import http_server
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    from serving.consent import with_consent
     from serving.router import Router, apply_pin
 
     admin_key = (run_dir / "admin.key").read_text().strip()
@@ -33,7 +34,7 @@ def _register_router(run_dir: Path) -> None:
 
     def build_with_router() -> Any:  # outermost, also of the key check that SGLang adds later
         routers.append(Router(build_stack(), run_dir / "aliases.json", admin_key))
-        return routers[-1]
+        return with_consent(routers[-1], run_dir)
 
     def known_names(result: set[str], *args: Any, **kwargs: Any) -> set[str]:
         table = routers[-1].table if routers else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +39,8 @@ class Supervisor:
         self.loaded: set[AdapterRef] = set()
         """Versions that are in the running engine."""
         self.starts = 0
+        self.started_at: float | None = None
+        """Unix time at which the engine last became ready."""
 
     @property
     def engine(self) -> Engine | None:
@@ -94,6 +97,7 @@ class Supervisor:
         self.loaded = set(adapters)
         await self._catch_up(self._engine, table)
         self.starts += 1
+        self.started_at = time.time()
         self._gone.clear()
         self._available.set()
         logger.info("engine.ready site=%s url=%s", self._config.site.name, self._engine.client.url)

@@ -110,6 +110,10 @@ class SloStatus(_Body):
     margin_tpot: float
     debt_s: NonNegativeFloat
     """Training that `share_floor` ran although the targets left no room for it."""
+    answered: NonNegativeInt = 0
+    """Requests answered since there are targets."""
+    met: NonNegativeInt = 0
+    """Those of them that met both."""
 
 
 class CoTrainerStatus(_Body):

@@ -13,6 +13,7 @@ import pytest
 NEEDS = {
     "sglang": ["test_serving_*.py", "test_client_data.py", "test_client_deployer*.py", "test_client_jobs*.py",
                "test_client_keys.py",
+               "test_client_metrics.py",
                "test_scripts_*.py", "test_peft_*.py", "e2e/test_site.py", "e2e/test_kills.py",
                "e2e/test_served_tokens.py", "e2e/test_rounds.py", "e2e/test_verdicts.py", "e2e/test_export_served.py",
                "e2e/test_fleet.py"],

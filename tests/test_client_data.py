@@ -272,6 +272,37 @@ def test_guards_are_prepared_whole_and_beside_the_held_out_examples(tiny_llama: 
     assert [path.name for path in into.iterdir()] == [changed.train.parent.name]
 
 
+def test_released_examples_are_trained_on_only_and_leave_with_the_next_preparation(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    data = write_lines(tmp_path / "data.jsonl", [(f"question {n}", f"answer {n}") for n in range(20)])
+    guards = {"triage": write_lines(tmp_path / "a.jsonl", [("knee", "K")])}
+    into = tmp_path / "tokens"
+    without = prepare(data, None, 0.2, tiny_llama, 32, into, guards)
+    train, held_out = rows(without.train), rows(without.eval)
+    asked = next(f"question {n}" for n in range(20) if _holds(tiny_llama, held_out, f"question {n}", f"answer {n}"))
+    given = write_lines(
+        tmp_path / "live.jsonl",
+        [("new", "kept"), ("knee", "K"), (asked, asked.replace("question", "answer")), ("long " * 40, "lost")],
+    )
+    with given.open("a") as file:
+        file.write('{"messages": [{"role": "user", "content": "no answer"}]}\nnot JSON\n')
+    done = asyncio.run(prepare_in_child(data, None, 0.2, tiny_llama, 32, into, guards, given))
+    assert done == prepare(data, None, 0.2, tiny_llama, 32, into, guards, given)
+    assert (rows(done.eval), len(rows(done.train) - train)) == (held_out, 1)
+    assert train < rows(done.train)
+    assert done.train_examples == without.train_examples + 1
+    assert done.dropped == 3, "what cannot be used keeps no site from starting"
+    again = prepare(data, None, 0.2, tiny_llama, 32, into, guards)
+    assert rows(again.train) == train
+    assert [path.name for path in into.iterdir()] == [again.train.parent.name]
+
+
+def _holds(model: Path, among: set[tuple[int, ...]], prompt: str, completion: str) -> bool:
+    ids, _ = ChatTokenizer.load(model).encode([("user", prompt), ("assistant", completion)], "x:1")
+    return tuple(ids) in among
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -196,3 +196,16 @@ def test_default_targets_are_multiples_of_what_was_measured() -> None:
     assert slo is not None
     assert (slo.ttft_s, slo.tpot_s) == (pytest.approx(3 * (PREFILL_S + DECODE_S)), pytest.approx(2 * DECODE_S))
     assert default_slo(Predictor()) is None
+
+
+def test_requests_that_met_both_targets_are_counted() -> None:
+    asked = governor()
+    late_first, late_later = Finished(ttft=0.3, tpot=0.01, tokens=4), Finished(ttft=0.1, tpot=0.04, tokens=4)
+    in_time, one_token = Finished(ttft=0.2, tpot=0.03, tokens=4), Finished(ttft=0.1, tpot=None, tokens=0)
+    nobody_waits = Finished(ttft=1.9, tpot=0.29, tokens=4, interactive=False)
+    for request in (late_first, late_later, in_time, one_token, nobody_waits):
+        asked.finished(request)
+    assert (asked.answered, asked.met) == (5, 3)
+    unknown = governor(slo=None)
+    unknown.finished(in_time)
+    assert (unknown.answered, unknown.met) == (0, 0)

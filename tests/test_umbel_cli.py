@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from client.journal import Journal
+from tests.test_client_journal import make_live
+from umbel.adapter import AdapterRef
+
 SITE = """
 [site]
 name = "clinic-a"
@@ -111,6 +115,22 @@ def test_a_site_that_nobody_serves_says_so(site_file: Path, arguments: list[str]
     said = refusal(*arguments, site_file, *more)
     assert said.startswith(f"{site_file.parent}/state/site.sock: nobody answers")
     assert said.endswith("is `umbel serve` running?")
+
+
+def test_the_journal_answers_for_a_daemon_that_is_gone(site_file: Path) -> None:
+    state = site_file.parent / "state"
+    state.mkdir()
+    journal = Journal(state / "journal.sqlite3")
+    make_live(journal, AdapterRef("support", 1))
+    journal.close()
+    ended = umbel("status", site_file)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert f"To start it: umbel serve {site_file}" in " ".join(ended.stdout.split())
+    assert "support: support@v1 will answer users, since " in ended.stdout
+    ended = umbel("status", site_file, "--json")
+    assert ended.returncode == 1
+    assert json.loads(ended.stdout)["running"] is False
+    assert json.loads(ended.stdout)["aliases"]["support"]["live"] == "support@v1"
 
 
 @pytest.mark.parametrize("arguments", [["ls"], ["ls", "--json"], ["show", "support@v1"]])

@@ -12,6 +12,7 @@ from umbel.adapter import AdapterRef
 from umbel.cli_adapter import adapter_app
 from umbel.cli_bench import bench_app
 from umbel.cli_fleet import fleet_app
+from umbel.cli_live import live_app
 from umbel.cli_registry import registry_app
 from umbel.config import SiteConfig
 from umbel.console import AsJson, explained, import_part
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(registry_app, name="registry")
+app.add_typer(live_app, name="live")
 app.add_typer(bench_app, name="bench")
 
 SiteFile = Annotated[Path, typer.Argument(help="The site file, such as sites/clinic-a.toml.")]
@@ -64,10 +66,21 @@ def supernode(site_file: SiteFile, context: typer.Context) -> None:
 
 @app.command()
 def status(site_file: SiteFile, as_json: AsJson = False) -> None:
-    """Which version answers now, since when, what is waiting, how training stands."""
+    """Which version answers now, since when and why, what is waiting, and how to go back.
+
+    Exit status 1 where no daemon runs; what the journal of the last one says is shown then.
+    """
     with explained():
-        report = _ask(SiteConfig.load(site_file), "GET", "/status")
-        print(json.dumps(report, indent=2) if as_json else _status_text(report))
+        config = SiteConfig.load(site_file)
+        report = _status(config)
+        if as_json:
+            print(json.dumps(report, indent=2))
+        else:
+            from umbel import status_screen
+
+            status_screen.show(report, str(site_file), now=time.time())
+        if not report["running"]:
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -96,24 +109,21 @@ def bundle(into: Annotated[Path, typer.Argument(help="A new folder; `flwr run` i
         print(f"flwr run {exporter.export(Path(exporter.__file__).parents[1], into)} …")
 
 
-def _status_text(report: dict[str, Any]) -> str:
-    engine = report["engine"]
-    lines = [f"site {report['site']}: engine {'ready at ' + engine['url'] if engine['ready'] else 'starting'}"]
-    for name, aliases in report["aliases"].items():
-        verb = "answers" if engine["ready"] else "will answer"
-        lines.append(f"{name}: {aliases['live'] or 'the base'} {verb} users")
-        lines.append(f"  shadow {aliases['shadow'] or '-'}, previous {aliases['previous'] or '-'}")
-        for at, event, version in report["history"][name][:5]:
-            lines.append(f"  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))} {name}@v{version} {event}")
-        if aliases["previous"]:
-            lines.append(f"  back to {aliases['previous']}: umbel rollback SITE_FILE {name}")
-    training = report["training"] or {}
-    if training.get("job"):
-        lines.append(
-            f"training: {training['job']} {training['state']}, {training['steps']} steps, share {training['share']:.0%}"
-        )
-    lines.append(f"rounds waiting or running: {', '.join(report['open_rounds']) or 'none'}")
-    return "\n".join(lines)
+class _NoDaemon(ConfigError):
+    """Nobody listens on the site's socket."""
+
+
+def _status(config: SiteConfig) -> dict[str, Any]:
+    """What the daemon says; without one what its journal does, if there ever was one."""
+    try:
+        return _ask(config, "GET", "/status")
+    except _NoDaemon as nobody:
+        journal_view = import_part("client.journal_view", extra="site")
+        try:
+            report: dict[str, Any] = journal_view.without_daemon(config)
+        except FileNotFoundError:
+            raise nobody from None
+        return report
 
 
 def _ask(config: SiteConfig, method: str, path: str) -> dict[str, Any]:
@@ -124,7 +134,7 @@ def _ask(config: SiteConfig, method: str, path: str) -> dict[str, Any]:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(config.socket)), timeout=60) as client:
             reply = client.request(method, f"http://site{path}")
     except httpx.TransportError as error:
-        raise ConfigError(f"{config.socket}: nobody answers ({error}); is `umbel serve` running?") from error
+        raise _NoDaemon(f"{config.socket}: nobody answers ({error}); is `umbel serve` running?") from error
     body: dict[str, Any] = reply.json()
     if reply.status_code != 200:
         raise ConfigError(body["error"]["message"])

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -193,6 +194,30 @@ class ShadowSection(_Section):
         return guards
 
 
+class MetricsSection(_Section):
+    """What Prometheus scrapes; without this table there is nothing to scrape."""
+
+    host: str = "127.0.0.1"
+    """The address that Prometheus reaches. Without the table `[metrics]` nothing listens."""
+    port: int = Field(default=9464, ge=1, le=65535)
+    """Where `GET /metrics` is answered. Figures only: no texts, no users."""
+
+
+class LiveSection(_Section):
+    """What users may give to be trained on."""
+
+    enabled: bool = False
+    """Whether answers are kept that a user accepts or corrects with `x-umbel-consent: train`. Needs umbel[live]."""
+    quarantine_hours: NonNegativeFloat = 24.0
+    """How long an example waits before it can be released."""
+    auto_release: bool = False
+    """Whether it then is, without `umbel live release`."""
+    retention_days: PositiveFloat = 30.0
+    """After which an example is deleted, wherever it is; from prepared data with the next start."""
+    per_user: PositiveInt = 100
+    """Examples that are kept of one user."""
+
+
 class SiteConfig(BaseSettings):
     """A site, resolved. Fields are the tables of the site file."""
 
@@ -205,6 +230,8 @@ class SiteConfig(BaseSettings):
     slo: SloSection = SloSection()
     training: TrainingSection
     shadow: ShadowSection = ShadowSection()
+    metrics: MetricsSection | None = None
+    live: LiveSection = LiveSection()
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:

@@ -14,9 +14,11 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from processes import free_port
 from site_process import RANK, SiteProcess, kill, random_adapter
 
 from serving.engine import require_free_port
+from tests.exposition import counters, lint, samples
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import EngineError
@@ -24,12 +26,21 @@ from umbel.errors import EngineError
 pytestmark = pytest.mark.e2e
 
 REQUESTS, AT_A_TIME = 500, 16
+METRICS_PORT = free_port()
 
 
 @pytest.fixture(scope="module")
 def site(tiny_llama: Path) -> Iterator[SiteProcess]:
-    with tempfile.TemporaryDirectory(prefix="umbel-") as folder, SiteProcess(Path(folder), tiny_llama) as site:
+    metrics = f"[metrics]\nport = {METRICS_PORT}"
+    with (
+        tempfile.TemporaryDirectory(prefix="umbel-") as folder,
+        SiteProcess(Path(folder), tiny_llama, extra=metrics) as site,
+    ):
         yield site
+
+
+def scrape() -> str:
+    return httpx.get(f"http://127.0.0.1:{METRICS_PORT}/metrics", trust_env=False, timeout=60).text
 
 
 def test_only_the_users_routes_answer(site: SiteProcess) -> None:
@@ -92,6 +103,24 @@ def test_training_while_serving_runs_one_quantum_at_a_time(site: SiteProcess) ->
     training = site.control.get("/status").json()["training"]
     assert training["hook_calls"]["busy"] > 0
     assert training["most_quanta_while_waiting"] <= 1
+
+
+def test_what_it_does_can_be_scraped_and_read_on_one_screen(site: SiteProcess) -> None:
+    text = scrape()
+    assert lint(text) == []
+    seen = samples(text)
+    assert (seen["umbel_engine_up"], seen["umbel_cotrainer_up"]) == (1, 1)
+    assert seen['umbel_rounds_total{state="done"}'] >= 1
+    assert seen["umbel_trained_tokens_total"] > 0
+    assert sum(value for name, value in seen.items() if name.startswith("umbel_quanta_total")) > 0
+    assert seen["umbel_requests_total"] >= 24, "the streams of the test before, and the measurements"
+    assert seen['umbel_slo_target_seconds{kind="ttft"}'] > 0
+    command = [sys.executable, "-m", "umbel.cli", "status", str(site.file)]
+    screen = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"engine ready at {site.url}" in screen
+    assert "support: the base answers users" in screen
+    assert "\x1b" not in screen
+    assert max(map(len, screen.splitlines())) <= 80
 
 
 def test_promotions_under_load_lose_and_mix_nothing(site: SiteProcess) -> None:
@@ -186,8 +215,12 @@ def test_a_second_site_on_the_same_port_or_state_is_told_so(site: SiteProcess) -
 def test_killed_engine_and_killed_daemon_come_back_with_the_live_version(site: SiteProcess) -> None:
     parent = random_adapter(site.model, seed=7, b_std=0.0)
     assert site.submit("train-2", parent, steps=40).status_code == 200
+    before = counters(scrape())
     kill(site.engine_process())
     site.wait_ready(starts=2)
+    after = counters(scrape())
+    assert {name: value for name, value in before.items() if after[name] < value} == {}, "no counter went back"
+    assert after["umbel_engine_starts_total"] == 2
     assert stream(site.url, "support", 4)["version"] == "support@v3"
     left = site.kill()
     assert psutil.wait_procs(left, timeout=30)[1] == [], "the engine dies with its daemon"

@@ -1,0 +1,122 @@
+"""What the journal says to who only reads it: beside the daemon, or when there is none, and in either environment.
+
+It has a connection of its own, which cannot write; SQLite's WAL lets it read while the daemon writes.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from umbel.adapter import AdapterRef, Lifecycle
+from umbel.config import SiteConfig
+from umbel.errors import ConfigError
+from umbel.messages import JobState
+
+ROLL_BACKS = ("live again by roll-back", "taken back: the base answers")
+SHOWN_ROLL_BACKS = 3
+ONE_CHANGE_S = 1.0
+"""What is noted of one version within this time is of one change: its state, and then why."""
+
+Event = tuple[float, str, int]
+"""Unix time, event, version."""
+
+
+def read(path: Path, adapters: Iterable[str]) -> dict[str, Any]:
+    """The part of `umbel status` that outlives the daemon, as JSON values.
+
+    Raises OSError without a journal, ConfigError for one that cannot be read.
+    """
+    try:
+        with path.open("rb"), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            database.execute("BEGIN")  # all of it as of one moment
+            return _read(database, list(adapters))
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); restore {path.parent} from your backup") from error
+
+
+def without_daemon(config: SiteConfig) -> dict[str, Any]:
+    """`umbel status` of a site that nobody serves; raise OSError when nobody ever did."""
+    names = [section.name for section in config.adapter]
+    return {
+        "site": config.site.name,
+        "running": False,
+        "engine": {"ready": False, "starts": 0, "since": None, "url": None},
+        **read(config.site.state_dir / "journal.sqlite3", names),
+        "in_flight": {},
+        "training": None,
+    }
+
+
+def _read(database: sqlite3.Connection, names: list[str]) -> dict[str, Any]:
+    rows = list(database.execute("SELECT adapter, version, state, report FROM versions ORDER BY adapter, version"))
+    states = {(adapter, version): state for adapter, version, state, _ in rows}
+    aliases = {name: _aliases(database, name, states) for name in names}
+    return {
+        "versions": {str(AdapterRef(adapter, version)): json.loads(report) for adapter, version, _, report in rows},
+        "aliases": aliases,
+        "history": {name: _history(database, name, limit=10) for name in names},
+        "answering": {name: _answering(database, name, aliases[name]["live"]) for name in names},
+        "roll_backs": {name: _history(database, name, ROLL_BACKS, limit=SHOWN_ROLL_BACKS) for name in names},
+        "events": {name: _events(database, name) for name in names},
+        **_rounds(database),
+    }
+
+
+def _aliases(database: sqlite3.Connection, adapter: str, states: dict[tuple[str, int], str]) -> dict[str, str | None]:
+    found = dict(database.execute("SELECT alias, version FROM aliases WHERE adapter = ?", (adapter,)).fetchall())
+    shadows = [version for (name, version), state in states.items() if (name, state) == (adapter, Lifecycle.SHADOW)]
+    found["shadow"] = shadows[-1] if shadows else None
+    known = {alias: found.get(alias) for alias in ("live", "previous", "shadow")}
+    return {alias: None if version is None else str(AdapterRef(adapter, version)) for alias, version in known.items()}
+
+
+def _history(database: sqlite3.Connection, adapter: str, events: tuple[str, ...] = (), *, limit: int) -> list[Event]:
+    """Newest first; of some events, or of all."""
+    only = f"AND event IN ({', '.join('?' * len(events))})" if events else ""
+    query = f"SELECT at, event, version FROM history WHERE adapter = ? {only} ORDER BY at DESC, rowid DESC LIMIT ?"  # noqa: S608
+    return database.execute(query, (adapter, *events, limit)).fetchall()
+
+
+def _answering(database: sqlite3.Connection, adapter: str, live: str | None) -> dict[str, Any]:
+    """Since when what answers users now does, and by which event; nulls where that was always the base.
+
+    It began when a version last became live; where the base answers, when one last was no longer.
+    """
+    state = Lifecycle.LIVE if live else Lifecycle.RETIRED
+    began = database.execute(
+        "SELECT rowid, at, version FROM history WHERE adapter = ? AND event = ? ORDER BY rowid DESC LIMIT 1",
+        (adapter, state),
+    ).fetchone()
+    if began is None:
+        return {"since": None, "event": None}
+    row, at, version = began
+    why = database.execute(
+        "SELECT event FROM history WHERE adapter = ? AND version = ? AND rowid > ? AND at < ? ORDER BY rowid LIMIT 1",
+        (adapter, version, row, at + ONE_CHANGE_S),
+    ).fetchone()
+    return {"since": at, "event": why[0] if why else state}
+
+
+def _events(database: sqlite3.Connection, adapter: str) -> dict[str, int]:
+    """Event → how often it happened here, ever."""
+    query = "SELECT event, count(*) FROM history WHERE adapter = ? GROUP BY event ORDER BY event"
+    return dict(database.execute(query, (adapter,)).fetchall())
+
+
+def _rounds(database: sqlite3.Connection) -> dict[str, Any]:
+    """Rounds that wait or run; how many ended how, and the tokens with a loss that were trained on in those."""
+    rows = database.execute(
+        "SELECT state, count(*), sum(json_extract(report, '$.num_loss_tokens')) FROM rounds GROUP BY state"
+    )
+    ended = {state: (count, tokens) for state, count, tokens in rows if JobState(state).final}
+    waiting = database.execute(
+        "SELECT key FROM rounds WHERE state IN (?, ?) ORDER BY created", (JobState.QUEUED, JobState.RUNNING)
+    )
+    return {
+        "open_rounds": [key for (key,) in waiting],
+        "rounds": {state: count for state, (count, _) in ended.items()},
+        "trained_tokens": sum(tokens for _, tokens in ended.values()),
+    }

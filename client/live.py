@@ -1,0 +1,194 @@
+"""Examples from users who agreed: scrubbed, in quarantine, released by the operator, and then trained on.
+
+    offered ──scrub──► quarantine ──`umbel live release`──► released ──next start──► training data
+                          │ retention_days, or `umbel live forget`: deleted, wherever it is
+
+`live.sqlite3` and the JSONL that preparation reads are for the site's user only, and SQLite overwrites what it deletes.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from client.scrub import Scrubber
+from serving.consent import SETTINGS, ConsentSettings, Example
+from umbel.config import LiveSection, SiteConfig
+from umbel.errors import Conflict, NotFound
+from umbel.peft_dir import replace_durably
+
+DATABASE, KEY, RELEASED = "live.sqlite3", "live.key", "live.jsonl"
+"""In the state directory."""
+RETENTION_CHECK_S = 3600.0
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS examples (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, user TEXT NOT NULL, version TEXT NOT NULL,
+    kind TEXT NOT NULL, messages TEXT NOT NULL, released INTEGER NOT NULL DEFAULT 0);
+"""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One example, without what identifies its user."""
+
+    id: int
+    at: float
+    """Unix time at which it was accepted."""
+    version: str
+    kind: str
+    state: str
+    """quarantine, waiting (for its release), or released."""
+    messages: list[dict[str, str]]
+
+
+class LiveStore:
+    """The examples of one site. What is over its retention is deleted whenever the store is used."""
+
+    def __init__(self, state_dir: Path, section: LiveSection, clock: Callable[[], float] = time.time) -> None:
+        self._section = section
+        self._clock = clock
+        self._state_dir = state_dir
+        file = state_dir / DATABASE
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+        self._db = sqlite3.connect(file, isolation_level=None, timeout=30.0)
+        self._db.execute("PRAGMA secure_delete = ON")
+        self._db.executescript(SCHEMA)
+        self.purge()
+
+    @classmethod
+    def of(cls, config: SiteConfig) -> Self:
+        return cls(config.site.state_dir, config.live)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def add(self, example: Example, scrub: Scrubber) -> int:
+        """Keep an example, scrubbed; its number. Raises Conflict when its user has as many as one may have."""
+        self.purge()
+        had = self._db.execute("SELECT count(*) FROM examples WHERE user = ?", (example.user,)).fetchone()[0]
+        if had >= self._section.per_user:
+            raise Conflict(f"{had} examples of this user are kept already; [live].per_user is {self._section.per_user}")
+        messages = [{"role": one["role"], "content": scrub(one["content"])} for one in example.messages]
+        return int(
+            self._db.execute(
+                "INSERT INTO examples (at, user, version, kind, messages) VALUES (?, ?, ?, ?, ?) RETURNING id",
+                (self._clock(), example.user, example.version, example.kind, json.dumps(messages)),
+            ).fetchone()[0]
+        )
+
+    def all(self) -> list[Kept]:
+        """Every example, oldest first."""
+        rows = self._db.execute("SELECT id, at, version, kind, released, messages FROM examples ORDER BY id")
+        return [
+            Kept(number, at, version, kind, self._state(at, bool(released)), json.loads(messages))
+            for number, at, version, kind, released, messages in rows
+        ]
+
+    def release(self, numbers: list[int] | None = None) -> list[int]:
+        """Let examples be trained on, those that wait for it (None: all of them); which were.
+
+        Raises NotFound for one that is not there, Conflict for one in quarantine.
+        """
+        self.purge()
+        known = {kept.id: kept for kept in self.all()}
+        for number in numbers or ():
+            if number not in known:
+                raise NotFound(f"there is no example {number}; `umbel live ls` names them")
+            if known[number].state == "quarantine":
+                raise Conflict(
+                    f"example {number} is in quarantine for {self._section.quarantine_hours:g} hours after it was given"
+                )
+        waiting = [
+            kept.id for kept in known.values() if kept.state == "waiting" and (not numbers or kept.id in numbers)
+        ]
+        self._db.executemany("UPDATE examples SET released = 1 WHERE id = ?", [(number,) for number in waiting])
+        return waiting
+
+    def forget(self, user: str) -> int:
+        """Delete all examples of whom requests called `user`; how many there were."""
+        gone = self._db.execute("DELETE FROM examples WHERE user = ?", (pseudonym(self._state_dir, user),)).rowcount
+        self._db.execute("VACUUM")
+        return int(gone)
+
+    def purge(self) -> int:
+        """Delete what is older than `retention_days`; how many there were."""
+        oldest = self._clock() - 86400 * self._section.retention_days
+        return int(self._db.execute("DELETE FROM examples WHERE at < ?", (oldest,)).rowcount)
+
+    def export(self) -> Path | None:
+        """Write what is released as JSONL for the preparation; where, or None when nothing is."""
+        self.purge()
+        into = self._state_dir / RELEASED
+        released = [kept for kept in self.all() if kept.state == "released"]
+        into.unlink(missing_ok=True)
+        if not released:
+            return None
+        replace_durably(into, "".join(json.dumps({"messages": kept.messages}) + "\n" for kept in released).encode())
+        into.chmod(0o600)
+        return into
+
+    def _state(self, at: float, released: bool) -> str:
+        if self._clock() < at + 3600 * self._section.quarantine_hours:
+            return "quarantine"
+        return "released" if released or self._section.auto_release else "waiting"
+
+
+def prepare(config: SiteConfig) -> Path | None:
+    """Before the engine starts: tell its HTTP process whether to remember answers. The released examples, if any.
+
+    Where `[live]` is off, nothing is remembered, and what was kept before is not trained on.
+    """
+    settings, state_dir = config.site.state_dir / SETTINGS, config.site.state_dir
+    settings.unlink(missing_ok=True)
+    if not config.live.enabled:
+        (state_dir / RELEASED).unlink(missing_ok=True)
+        return None
+    models = tuple(section.name for section in config.adapter)
+    told = ConsentSettings(key=_key(state_dir).hex(), socket=config.socket, models=models)
+    replace_durably(settings, told.model_dump_json().encode())
+    settings.chmod(0o600)
+    with closing(LiveStore.of(config)) as store:
+        return store.export()
+
+
+def keep(config: SiteConfig, example: Example, scrub: Scrubber) -> int:
+    """`LiveStore.add`, from any thread."""
+    with closing(LiveStore.of(config)) as store:
+        return store.add(example, scrub)
+
+
+async def keep_retention(config: SiteConfig) -> None:
+    """Delete what is over its retention, for ever, also where nobody gives or looks at anything."""
+    while True:
+        with closing(LiveStore.of(config)):  # opening it purges
+            pass
+        await asyncio.sleep(RETENTION_CHECK_S)
+
+
+def pseudonym(state_dir: Path, user: str) -> str:
+    """What a user is known by here: the same each time, and nothing without the site's key."""
+    return hmac.new(_key(state_dir), user.encode(), hashlib.sha256).hexdigest()
+
+
+def listed(store: LiveStore, texts: bool) -> list[dict[str, object]]:
+    """The examples as JSON values, with or without what they say."""
+    return [{key: value for key, value in asdict(kept).items() if texts or key != "messages"} for kept in store.all()]
+
+
+def _key(state_dir: Path) -> bytes:
+    """The site's secret, made when it is first needed."""
+    file = state_dir / KEY
+    if not file.is_file():
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with open(descriptor, "wb") as opened:
+            opened.write(secrets.token_bytes(32))
+    return file.read_bytes()

@@ -1,0 +1,49 @@
+"""Takes what names a person out of a text before it is kept: Presidio's patterns, offline, without a model.
+
+Addresses, numbers and the like are found. Names in running text are not: that needs a model of the language, and is
+what the operator's look at the quarantine is for.
+"""
+
+from typing import Protocol
+
+from umbel.errors import ConfigError
+
+LANGUAGE = "en"
+
+
+class Scrubber(Protocol):
+    """Text → the same with `<KIND>` in the place of what was found."""
+
+    def __call__(self, text: str) -> str: ...
+
+
+def load() -> Scrubber:
+    """Raise ConfigError, with the line that installs it, where Presidio is not there."""
+    try:
+        import spacy
+        from presidio_analyzer import AnalyzerEngine, RecognizerRegistry, predefined_recognizers
+        from presidio_analyzer.nlp_engine import SpacyNlpEngine
+        from presidio_anonymizer import AnonymizerEngine
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"[live].enabled needs {error.name}, which takes personal data out; pip install 'umbel[live]'"
+        ) from error
+
+    class Email(predefined_recognizers.EmailRecognizer):  # type: ignore[misc]
+        def validate_result(self, pattern_text: str) -> bool | None:
+            return True  # Presidio would fetch the list of top-level domains
+
+    names = ("CreditCard", "Crypto", "Iban", "Ip", "Phone", "UsSsn", "UsPassport", "UkNhs", "MacAddress")
+    kinds = [getattr(predefined_recognizers, f"{name}Recognizer", None) for name in names]
+    recognizers = [Email(), *(kind() for kind in kinds if kind is not None)]
+    nlp = SpacyNlpEngine()
+    nlp.nlp = {LANGUAGE: spacy.blank(LANGUAGE)}  # tokens only: no model, no download
+    registry = RecognizerRegistry(recognizers=recognizers, supported_languages=[LANGUAGE])
+    analyzer = AnalyzerEngine(registry=registry, nlp_engine=nlp, supported_languages=[LANGUAGE])
+    anonymizer = AnonymizerEngine()
+
+    def scrub(text: str) -> str:
+        found = analyzer.analyze(text, language=LANGUAGE, score_threshold=0.3)
+        return str(anonymizer.anonymize(text, found).text)
+
+    return scrub

@@ -1,0 +1,244 @@
+"""Answers that their users agreed to have trained on: seen on their way out, kept only when accepted or corrected.
+
+    POST /v1/chat/completions   x-umbel-consent: train, and a `user`   → remembered for a while, in memory only
+    POST /v1/examples           x-umbel-consent: train                 → handed to the site's daemon
+         {"id": "<of the answer>", "accept": true}  or  {"id": …, "correction": "<what it should have said>"}
+
+Outermost of the HTTP process, around the router. A request without the header passes as if this were not there.
+"""
+
+import hashlib
+import hmac
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serving.router import ASGIApp, Message, Receive, Scope, Send, _error, _read_body, _replay, _reply
+
+CHAT, EXAMPLES = "/v1/chat/completions", "/v1/examples"
+HEADER, CONSENT = b"x-umbel-consent", b"train"
+SETTINGS = "consent.json"
+REMEMBERED = 1000
+"""Answers that can still be accepted: the last ones,"""
+REMEMBERED_S = 3600.0
+"""and none that is older."""
+MAX_BYTES = 1 << 20
+"""Of an answer with its prompt; longer ones are not for training."""
+DAEMON_TIMEOUT_S = 30.0
+
+
+class ConsentSettings(BaseModel):
+    """`consent.json` in the run directory: without it no answer is remembered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    """Of the HMAC that users are known by, in hex."""
+    socket: Path
+    """The daemon's control API."""
+    models: tuple[str, ...]
+    """Names whose live version's answers may be kept."""
+
+
+class Example(BaseModel):
+    """What the daemon is handed: POST /live/examples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """HMAC-SHA256 of what the request called its user."""
+    messages: list[dict[Literal["role", "content"], str]]
+    """The prompt, and then the answer that was accepted, or what it should have been."""
+    version: str
+    """Which one answered."""
+    kind: Literal["accepted", "corrected"]
+
+
+class Offer(BaseModel):
+    """What a user says of an answer: the body of POST /v1/examples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    accept: Literal[True] | None = None
+    correction: Annotated[str, Field(pattern=r"\S", max_length=MAX_BYTES)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.accept is None) == (self.correction is None):
+            raise ValueError('say either "accept": true or "correction": "…"')
+        return self
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One that can be accepted; kept out of every log by never being formatted."""
+
+    example: Example
+    at: float
+
+
+class Consent:
+    """Pure-ASGI middleware around the router."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ConsentSettings,
+        daemon: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._clock = clock
+        self._daemon = daemon
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        agreed = scope["type"] == "http" and (HEADER, CONSENT) in scope["headers"] and scope["method"] == "POST"
+        if agreed and scope["path"] == EXAMPLES:
+            return await self._offered(receive, send)
+        if agreed and scope["path"] == CHAT:
+            return await self._answer(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _read_body(receive)
+        if body is None:
+            return await _error(send, 413, "The body is too long.", "invalid_request_error")
+        asked = _suitable(body, self._settings.models)
+        replayed = _replay(body, receive)
+        if asked is None:
+            return await self._app(scope, replayed, send)
+        seen = _Seen(send)
+        await self._app(scope, replayed, seen)
+        self._remember(asked, seen)
+        return None
+
+    def _remember(self, asked: dict[str, Any], seen: "_Seen") -> None:
+        found = seen.answer()
+        if found is None or seen.version is None:
+            return
+        answer, text = found
+        user = hmac.new(bytes.fromhex(self._settings.key), asked["user"].encode(), hashlib.sha256).hexdigest()
+        messages = [*asked["messages"], {"role": "assistant", "content": text}]
+        example = Example(user=user, messages=messages, version=seen.version, kind="accepted")
+        self._answers[answer] = _Answer(example, self._clock())
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        oldest = self._clock() - REMEMBERED_S
+        while self._answers and (
+            len(self._answers) > REMEMBERED or next(iter(self._answers.values())).at < oldest
+        ):  # fmt: skip
+            self._answers.popitem(last=False)
+
+    async def _offered(self, receive: Receive, send: Send) -> None:
+        body = await _read_body(receive)
+        try:
+            offer = Offer.model_validate_json(body or b"")
+        except ValidationError as error:  # its own text would quote the correction
+            said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors())
+            return await _error(send, 400, said, "invalid_request_error")
+        self._forget_old()
+        answer = self._answers.pop(offer.id, None)
+        if answer is None:
+            message = f"There is no answer {offer.id!r} that could be kept: it needs the header and a 'user', too."
+            return await _error(send, 404, message, "invalid_request_error")
+        example = answer.example
+        if offer.correction is not None:
+            corrected = [*example.messages[:-1], {"role": "assistant", "content": offer.correction}]
+            example = example.model_copy(update={"messages": corrected, "kind": "corrected"})
+        status, said = await self._hand_over(example)
+        if status == 200:
+            return await _reply(send, 200, {"id": offer.id, "object": "example", "state": "quarantine"})
+        self._answers[offer.id] = answer
+        self._answers.move_to_end(offer.id, last=False)
+        return await _error(send, status, said, "server_error" if status == 503 else "invalid_request_error")
+
+    async def _hand_over(self, example: Example) -> tuple[int, str]:
+        """The daemon's status, and what it says to a refusal."""
+        transport = self._daemon or httpx.AsyncHTTPTransport(uds=str(self._settings.socket))
+        try:
+            async with httpx.AsyncClient(transport=transport, timeout=DAEMON_TIMEOUT_S) as client:
+                reply = await client.post("http://site/live/examples", json=example.model_dump())
+        except httpx.HTTPError:
+            return 503, "The site cannot keep examples now; try again."
+        said = reply.json() if reply.status_code == 200 or "error" in reply.text else {}
+        return reply.status_code, str(said.get("error", {}).get("message", "The site does not take this example."))
+
+
+class _Seen:
+    """Passes an answer on and sees what it says."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._status = 0
+        self._stream = False
+        self._body = bytearray()
+        self.version: str | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = dict(message.get("headers", []))
+            self._status = message["status"]
+            self._stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+            self.version = headers.get(b"x-umbel-adapter", b"").decode() or None
+        elif len(self._body) <= MAX_BYTES:
+            self._body += message.get("body", b"")
+        await self._send(message)
+
+    def answer(self) -> tuple[str, str] | None:
+        """Its id and text; None unless it is one choice of text that came to its own end."""
+        if self._status != 200 or len(self._body) > MAX_BYTES:
+            return None
+        try:
+            parts = _events(bytes(self._body)) if self._stream else [json.loads(self._body)]
+        except ValueError:
+            return None  # not an answer as OpenAI's clients know it
+        choices = [choice for part in parts for choice in part.get("choices", [])]
+        said = [choice.get("delta" if self._stream else "message") or {} for choice in choices]
+        if not any(choice.get("finish_reason") == "stop" for choice in choices) or any(
+            one.get("tool_calls") for one in said
+        ):
+            return None
+        text = "".join(one.get("content") or "" for one in said)
+        return (str(parts[0]["id"]), text) if text.strip() and parts[0].get("id") else None
+
+
+def with_consent(app: ASGIApp, run_dir: Path) -> ASGIApp:
+    """Around `app` where the daemon left its settings; `app` itself where it did not."""
+    file = run_dir / SETTINGS
+    return Consent(app, ConsentSettings.model_validate_json(file.read_text())) if file.is_file() else app
+
+
+def _events(stream: bytes) -> list[dict[str, Any]]:
+    """The chunks of a server-sent stream."""
+    data = [line[5:].strip() for line in stream.splitlines() if line.startswith(b"data:")]
+    return [json.loads(chunk) for chunk in data if chunk != b"[DONE]"]
+
+
+def _suitable(body: bytes, models: tuple[str, ...]) -> dict[str, Any] | None:
+    """The request, if its answer can be an example: the live version of an adapter, texts only, one choice, a user."""
+    if len(body) > MAX_BYTES:
+        return None
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):
+        return None  # the router says so
+    if not isinstance(asked, dict) or asked.get("model") not in models or asked.get("n", 1) not in (1, None):
+        return None
+    messages = asked.get("messages")
+    texts = isinstance(messages, list) and all(
+        isinstance(one, dict) and set(one) == {"role", "content"} and all(isinstance(v, str) for v in one.values())
+        for one in messages
+    )
+    user = asked.get("user")
+    return asked if texts and messages and isinstance(user, str) and user and not asked.get("tools") else None

@@ -1,0 +1,90 @@
+"""What a running site says of itself, through its journal, router and deployer; SGLang and training are toys."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from client import site_status
+from serving.trainer_socket import CoTrainerStatus
+from tests.toy_deployment import Deployment, quick, run
+from tests.toy_engine import ToyMachine
+from umbel.errors import TrainingError
+from umbel.messages import Evaluation
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> ToyMachine:
+    machine = ToyMachine()
+    quick(monkeypatch, machine)
+    return machine
+
+
+class CoTrainer:
+    """Answers as it is told."""
+
+    def __init__(self, answer: CoTrainerStatus | TrainingError) -> None:
+        self.answer = answer
+
+    async def status(self, timeout_s: float = 0.0) -> CoTrainerStatus:
+        if isinstance(self.answer, TrainingError):
+            raise self.answer
+        return self.answer
+
+
+KNOWN = CoTrainer(CoTrainerStatus(latency_known=True))
+
+
+async def asked(site: Deployment, cotrainer: Any) -> dict[str, Any]:
+    return await site_status.report(site.config, site.supervisor, site.deployer, cotrainer)
+
+
+def test_it_says_what_answers_and_why_and_what_is_in_flight(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.ready()
+        site.jobs.losses = {"support-v1": 0.5, "support-v2": 2.0}
+        await site.deploy(1)
+        await site.judged(site.push(2))
+        site.engine.router.in_flight["support@v1"] += 2
+        said = await asked(site, KNOWN)
+        assert said["engine"]["starts"] == 1
+        assert said["engine"]["since"] == site.supervisor.started_at is not None
+        assert said["aliases"] == {"support": {"live": "support@v1", "previous": None, "shadow": "support@v2"}}
+        assert said["answering"]["support"]["event"] == "promoted"
+        assert said["events"]["support"]["judged: promote"] == 1
+        assert said["events"]["support"]["judged: reject"] == 1
+        assert said["in_flight"] == {"support@v1": 2}
+        assert said["training"]["latency_known"] is True
+        assert said["versions"]["support@v2"]["verdict"]["decision"] == "reject"
+
+    run(tmp_path, machine, story)
+
+
+def test_an_engine_that_is_dying_or_gone_leaves_the_rest_true(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.ready()
+        await site.deploy(1)
+        site.engine.ended.set()
+        said = await asked(site, CoTrainer(TrainingError("no answer")))
+        assert said["in_flight"] == {}
+        assert said["training"] in (None, {"job": None, "error": "no answer"})
+        machine.gates["start"] = asyncio.Event()
+        while site.supervisor.engine is not None:
+            await asyncio.sleep(0.002)
+        said = await asked(site, KNOWN)
+        assert said["engine"] == {"ready": False, "starts": 1, "since": None, "url": None}
+        assert (said["training"], said["in_flight"]) == (None, {})
+        assert said["aliases"]["support"]["live"] == "support@v1"
+        machine.gates["start"].set()
+
+    run(tmp_path, machine, story)
+
+
+def test_a_loss_that_is_no_number_is_still_json(tmp_path: Path, machine: ToyMachine) -> None:
+    evaluation = Evaluation(loss_sum=float("nan"), loss_tokens=1, exact=0, examples=1)
+    status = CoTrainerStatus(job="evaluate-1", loss_sum=float("nan"), evaluation=evaluation)
+    supervisor: Any = SimpleNamespace(engine=object())
+    said = asyncio.run(site_status._training(supervisor, CoTrainer(status)))  # type: ignore[arg-type]
+    assert said["evaluation"]["loss_sum"] == "NaN"

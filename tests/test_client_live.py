@@ -1,0 +1,171 @@
+"""What users gave: scrubbed before it is written, waiting for its release, and gone when it is to be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from client import live
+from client.live import LiveStore, pseudonym
+from serving.consent import SETTINGS, ConsentSettings, Example
+from tests.test_umbel_cli import SITE
+from umbel.cli import app
+from umbel.config import LiveSection, SiteConfig
+from umbel.errors import Conflict, NotFound
+
+HOUR, DAY = 3600.0, 86400.0
+
+
+class Clock:
+    now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def store(folder: Path, clock: Clock, **section: Any) -> LiveStore:
+    return LiveStore(folder, LiveSection(enabled=True, **section), clock)
+
+
+def example(folder: Path, user: str = "eva", text: str = "call 0170 123") -> Example:
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "ward 7"}]
+    return Example(user=pseudonym(folder, user), messages=messages, version="support@v1", kind="accepted")
+
+
+def scrub(text: str) -> str:
+    return text.replace("0170 123", "<PHONE_NUMBER>")
+
+
+def test_it_is_scrubbed_before_it_is_written_and_only_its_user_can_read_the_files(tmp_path: Path, clock: Clock) -> None:
+    kept = store(tmp_path, clock)
+    assert kept.add(example(tmp_path), scrub) == 1
+    assert kept.all()[0].messages[0]["content"] == "call <PHONE_NUMBER>"
+    content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b"0170 123" not in content
+    assert b"eva" not in content
+    assert {oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()} == {"0o600"}
+
+
+def test_it_is_trained_on_after_its_quarantine_and_its_release(tmp_path: Path, clock: Clock) -> None:
+    kept = store(tmp_path, clock)
+    kept.add(example(tmp_path), scrub)
+    assert (kept.all()[0].state, kept.release(), kept.export()) == ("quarantine", [], None)
+    with pytest.raises(Conflict, match="example 1 is in quarantine for 24 hours"):
+        kept.release([1])
+    clock.now += 24 * HOUR
+    kept.add(example(tmp_path, text="later"), scrub)
+    assert ([one.state for one in kept.all()], kept.export()) == (["waiting", "quarantine"], None)
+    with pytest.raises(NotFound, match="no example 7"):
+        kept.release([7])
+    assert kept.release() == [1]
+    file = kept.export()
+    assert file is not None
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"messages": [{"role": "user", "content": "call <PHONE_NUMBER>"}, {"role": "assistant", "content": "ward 7"}]}
+    ]
+    assert kept.release() == [], "once"
+
+
+def test_only_what_is_named_is_released(tmp_path: Path, clock: Clock) -> None:
+    kept = store(tmp_path, clock, quarantine_hours=0)
+    for _ in range(3):
+        kept.add(example(tmp_path), scrub)
+    assert kept.release([2]) == [2]
+    assert [one.state for one in kept.all()] == ["waiting", "released", "waiting"]
+
+
+def test_auto_release_still_waits_for_the_quarantine(tmp_path: Path, clock: Clock) -> None:
+    kept = store(tmp_path, clock, auto_release=True)
+    kept.add(example(tmp_path), scrub)
+    assert kept.export() is None
+    clock.now += 24 * HOUR
+    assert kept.export() is not None
+
+
+def test_one_user_cannot_fill_it(tmp_path: Path, clock: Clock) -> None:
+    kept = store(tmp_path, clock, per_user=2)
+    for user in ("eva", "eva", "ada"):
+        kept.add(example(tmp_path, user), scrub)
+    with pytest.raises(Conflict, match="2 examples of this user are kept already"):
+        kept.add(example(tmp_path), scrub)
+    assert len(kept.all()) == 3
+    clock.now += 31 * DAY
+    kept.add(example(tmp_path), scrub)
+
+
+def test_who_is_forgotten_is_gone_from_every_file(tmp_path: Path, clock: Clock) -> None:
+    kept = store(tmp_path, clock, quarantine_hours=0)
+    kept.add(example(tmp_path, "eva", "the red door"), scrub)
+    kept.add(example(tmp_path, "ada", "the blue door"), scrub)
+    kept.release()
+    kept.export()
+    assert kept.forget("eva") == 1
+    assert kept.forget("nobody") == 0
+    kept.export()
+    content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b"red door" not in content
+    assert b"blue door" in content
+
+
+def test_what_is_over_its_retention_is_deleted_by_whatever_comes_next(tmp_path: Path, clock: Clock) -> None:
+    kept = store(tmp_path, clock, quarantine_hours=0)
+    kept.add(example(tmp_path, text="the red door"), scrub)
+    kept.release()
+    kept.export()
+    clock.now += 30 * DAY + 1
+    kept.close()
+    store(tmp_path, clock).close()
+    assert b"red door" not in (tmp_path / live.DATABASE).read_bytes()
+    assert store(tmp_path, clock).export() is None
+    assert not (tmp_path / live.RELEASED).exists()
+
+
+@pytest.fixture
+def site_file(sockets: Path) -> Path:
+    (sockets / "site.toml").write_text(SITE + "[live]\nenabled = true\nquarantine_hours = 0\n")
+    (sockets / "state").mkdir()
+    return sockets / "site.toml"
+
+
+def test_the_engine_is_told_only_where_it_is_enabled(site_file: Path) -> None:
+    config = SiteConfig.load(site_file)
+    state = config.site.state_dir
+    assert live.prepare(config) is None
+    told = ConsentSettings.model_validate_json((state / SETTINGS).read_text())
+    assert told.models == ("support",)
+    assert pseudonym(state, "eva") == example(state).user
+    assert bytes.fromhex(told.key) == (state / live.KEY).read_bytes()
+    assert (state / SETTINGS).stat().st_mode & 0o077 == 0
+    live.keep(config, example(state), scrub)
+    LiveStore.of(config).release()
+    assert live.prepare(config) == state / live.RELEASED
+    off = config.model_copy(update={"live": LiveSection()})
+    assert live.prepare(off) is None
+    assert not (state / SETTINGS).exists()
+    assert not (state / live.RELEASED).exists(), "nobody trains on it any more"
+
+
+def test_the_operator_looks_releases_and_forgets(site_file: Path) -> None:
+    run = CliRunner()
+    ended = run.invoke(app, ["live", "ls", str(site_file)])
+    assert ended.exit_code == 1
+    config = SiteConfig.load(site_file)
+    state = config.site.state_dir
+    for user in ("eva", "ada"):
+        live.keep(config, example(state, user), scrub)
+    listed = run.invoke(app, ["live", "ls", str(site_file)])
+    assert [line.split()[-2:] for line in listed.stdout.splitlines()] == [["accepted", "waiting"]] * 2
+    assert "PHONE" not in listed.stdout
+    assert "user: call <PHONE_NUMBER>" in run.invoke(app, ["live", "ls", str(site_file), "--texts"]).stdout
+    as_json = json.loads(run.invoke(app, ["live", "ls", str(site_file), "--json"]).stdout)
+    assert as_json[0].keys() == {"id", "at", "version", "kind", "state"}
+    assert run.invoke(app, ["live", "release", str(site_file), "2"]).stdout.startswith("1 examples released")
+    assert run.invoke(app, ["live", "forget", str(site_file), "--user", "ada"]).stdout.startswith("1 examples deleted")
+    assert [one.state for one in LiveStore.of(config).all()] == ["waiting"]

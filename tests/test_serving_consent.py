@@ -1,0 +1,220 @@
+"""Answers whose users agreed: remembered only with the header, handed over only when accepted, and never altered."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving import consent
+from serving.consent import CHAT, EXAMPLES, SETTINGS, Consent, ConsentSettings, with_consent
+from serving.router import Receive, Scope, Send
+
+KEY = "ab" * 32
+AGREED = {"x-umbel-consent": "train"}
+REQUEST: dict[str, Any] = {
+    "model": "support", "user": "eva", "messages": [{"role": "user", "content": "Which ward?"}],
+}  # fmt: skip
+ANSWER: dict[str, Any] = {
+    "id": "chatcmpl-1",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Ward 7."}, "finish_reason": "stop"}],
+}
+
+
+class Inner:
+    """Stands for the router: it says what a test tells it to."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.status = 200
+        self.kind = b"application/json"
+        self.version: bytes | None = b"support@v3"
+        self.chunks = [json.dumps(ANSWER).encode()]
+
+    def streams(self, *deltas: str, finish: str = "stop") -> None:
+        self.kind = b"text/event-stream"
+        parts = [{"id": "chatcmpl-1", "choices": [{"delta": {"content": text}}]} for text in deltas]
+        parts.append({"id": "chatcmpl-1", "choices": [{"delta": {}, "finish_reason": finish}]})
+        text = "".join(f"data: {json.dumps(part)}\n\n" for part in parts) + "data: [DONE]\n\n"
+        self.chunks = [text[at : at + 7].encode() for at in range(0, len(text), 7)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.bodies.append((await receive())["body"])
+        version = [(b"x-umbel-adapter", self.version)] if self.version else []
+        headers = [(b"content-type", self.kind), *version]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        for chunk in self.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+class Daemon(httpx.AsyncBaseTransport):
+    def __init__(self) -> None:
+        self.kept: list[dict[str, Any]] = []
+        self.refuses: httpx.Response | Exception | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/live/examples"
+        if isinstance(self.refuses, Exception):
+            raise self.refuses
+        if self.refuses is not None:
+            return self.refuses
+        self.kept.append(json.loads(await request.aread()))
+        return httpx.Response(200, json={"id": len(self.kept)})
+
+
+class Site:
+    def __init__(self) -> None:
+        self.inner, self.daemon, self.now = Inner(), Daemon(), 0.0
+        settings = ConsentSettings(key=KEY, socket=Path("/nowhere"), models=("support",))
+        self.app = Consent(self.inner, settings, self.daemon, clock=lambda: self.now)
+
+    def post(self, path: str, body: object, headers: dict[str, str] | None = None) -> httpx.Response:
+        async def asked() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://site") as client:
+                content = body if isinstance(body, bytes) else json.dumps(body).encode()
+                return await client.post(path, content=content, headers=AGREED if headers is None else headers)
+
+        return asyncio.run(asked())
+
+    def ask(self, headers: dict[str, str] | None = None, **changes: Any) -> httpx.Response:
+        return self.post(CHAT, {**REQUEST, **changes}, headers)
+
+    def accept(self, answer: str = "chatcmpl-1", headers: dict[str, str] | None = None, **said: Any) -> httpx.Response:
+        return self.post(EXAMPLES, {"id": answer, **(said or {"accept": True})}, headers)
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def test_an_accepted_answer_is_handed_over_with_its_prompt_and_its_users_pseudonym(site: Site) -> None:
+    reply = site.ask()
+    assert (reply.content, reply.headers["x-umbel-adapter"]) == (site.inner.chunks[0], "support@v3")
+    assert site.daemon.kept == [], "nothing before the user says so"
+    said = site.accept()
+    assert (said.status_code, said.json()["state"]) == (200, "quarantine")
+    assert site.daemon.kept == [
+        {
+            "user": hmac.new(bytes.fromhex(KEY), b"eva", hashlib.sha256).hexdigest(),
+            "messages": [*REQUEST["messages"], {"role": "assistant", "content": "Ward 7."}],
+            "version": "support@v3",
+            "kind": "accepted",
+        }
+    ]
+    assert site.accept().status_code == 404, "once"
+    assert site.inner.bodies == [json.dumps(REQUEST).encode()], "the router never sees an example"
+
+
+def test_a_streamed_answer_passes_unchanged_and_a_correction_takes_its_place(site: Site) -> None:
+    site.inner.streams("Ward", " 7", ".")
+    assert site.ask(stream=True).content == b"".join(site.inner.chunks)
+    assert site.accept(correction="Ward 8.").status_code == 200
+    (kept,) = site.daemon.kept
+    assert kept["kind"] == "corrected"
+    assert kept["messages"][-1] == {"role": "assistant", "content": "Ward 8."}
+    site.inner.streams("Ward", " 9")
+    site.ask(stream=True)
+    site.accept()
+    assert site.daemon.kept[1]["messages"][-1]["content"] == "Ward 9"
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-umbel-consent": "no"}, {"x-umbel-consent": "Train"}])
+def test_without_consent_nothing_is_looked_at(site: Site, headers: dict[str, str]) -> None:
+    site.ask(headers)
+    assert site.accept().status_code == 404
+    site.ask()
+    site.accept(headers=headers)
+    assert len(site.inner.bodies) == 3, "an example without the header is the router's to refuse"
+    assert site.daemon.kept == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"user": None}, {"user": ""}, {"user": 7}, {"model": "tiny"}, {"model": "support@previous"}, {"n": 2},
+        {"messages": []}, {"messages": "x"}, {"tools": [{"type": "function"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        {"messages": [{"role": "user", "content": "x", "name": "eva"}]},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_an_example_is_answered_and_not_remembered(site: Site, changes: dict[str, Any]) -> None:
+    assert site.ask(**changes).content == site.inner.chunks[0]
+    assert site.accept().status_code == 404
+
+
+def test_only_a_whole_good_answer_of_a_version_is_remembered(site: Site) -> None:
+    def forgotten() -> bool:
+        site.ask()
+        return site.accept().status_code == 404
+
+    site.inner.status = 400
+    assert forgotten()
+    site.inner.status, site.inner.version = 200, None
+    assert forgotten()
+    site.inner.version = b"support@v3"
+    for message, finish in (("cut", "length"), (" ", "stop"), (None, "stop")):
+        choice = {"message": {"content": message}, "finish_reason": finish}
+        site.inner.chunks = [json.dumps({"id": "chatcmpl-1", "choices": [choice]}).encode()]
+        assert forgotten()
+    choice = {"message": {"content": "x", "tool_calls": [{}]}, "finish_reason": "stop"}
+    site.inner.chunks = [json.dumps({"id": "chatcmpl-1", "choices": [choice]}).encode()]
+    assert forgotten()
+    site.inner.chunks = [b"no JSON"]
+    assert forgotten()
+    site.inner.streams("cut", finish="length")
+    assert forgotten()
+    site.inner.streams("x" * (consent.MAX_BYTES + 1))
+    assert forgotten()
+
+
+def test_bodies_that_are_no_request_are_left_to_the_router(site: Site) -> None:
+    for body in (b"", b"{", b"[]", b"x" * (consent.MAX_BYTES + 1)):
+        site.post(CHAT, body)
+    assert [len(body) for body in site.inner.bodies] == [0, 1, 2, consent.MAX_BYTES + 1]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"accept": False}, {"accept": True, "correction": "x"}, {"correction": " "}, {"id": ""}, {"accept": True, "x": 1}],
+)
+def test_an_offer_that_says_nothing_clear_is_refused_without_a_word_of_it(site: Site, said: dict[str, Any]) -> None:
+    site.ask()
+    reply = site.post(EXAMPLES, {"id": "chatcmpl-1", **said, "secret": "confidential"})
+    assert reply.status_code == 400
+    assert "confidential" not in reply.text
+    assert site.accept().status_code == 200, "the answer can still be accepted"
+
+
+def test_what_the_daemon_refuses_can_be_offered_again(site: Site) -> None:
+    site.ask()
+    site.daemon.refuses = httpx.ConnectError("no daemon")
+    assert site.accept().status_code == 503
+    site.daemon.refuses = httpx.Response(409, json={"error": {"message": "100 are kept already"}})
+    assert (site.accept().status_code, "100 are kept" in site.accept().text) == (409, True)
+    site.daemon.refuses = None
+    assert site.accept().status_code == 200
+
+
+def test_only_the_last_answers_are_remembered_and_not_for_long(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "REMEMBERED", 2)
+    for number in (1, 2, 3):
+        site.inner.chunks = [json.dumps({**ANSWER, "id": str(number)}).encode()]
+        site.ask()
+    assert site.accept("1").status_code == 404
+    assert site.accept("2").status_code == 200
+    site.now += consent.REMEMBERED_S + 1
+    assert site.accept("3").status_code == 404
+
+
+def test_without_the_daemons_settings_it_is_not_there_at_all(tmp_path: Path) -> None:
+    inner = Inner()
+    assert with_consent(inner, tmp_path) is inner
+    settings = ConsentSettings(key=KEY, socket=tmp_path / "s", models=("support",))
+    (tmp_path / SETTINGS).write_text(settings.model_dump_json())
+    assert isinstance(with_consent(inner, tmp_path), Consent)

@@ -1,0 +1,116 @@
+"""A user's example on its whole way: through the real router, over the control API, into the store."""
+
+import asyncio
+import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from client import live
+from client.control import control_api
+from client.daemon import Site
+from client.live import LiveStore
+from serving.consent import CHAT, EXAMPLES, SETTINGS, Consent, ConsentSettings
+from serving.router import Receive, Router, Scope, Send, apply_pin
+from tests.test_serving_router import KEY, TABLE
+from tests.toy_engine import site_config
+from umbel.config import LiveSection, SiteConfig
+
+AGREED = {"x-umbel-consent": "train"}
+
+
+async def sglang(scope: Scope, receive: Receive, send: Send) -> None:
+    asked = json.loads((await receive())["body"])
+    apply_pin(None, SimpleNamespace(lora_path=None, extra_key=None), None)
+    said = f"{asked['messages'][-1]['content']}: ward 7"
+    body = {"id": "chatcmpl-1", "choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SiteConfig:
+    TABLE.write(tmp_path / "aliases.json")
+    live_section = LiveSection(enabled=True, quarantine_hours=0, per_user=1)
+    config = site_config(tmp_path).model_copy(update={"live": live_section})
+    live.prepare(config)
+    return config
+
+
+def users(config: SiteConfig, scrub: Any = str.upper) -> httpx.AsyncClient:
+    """A user's client of a site with the real router and control API."""
+    site: Any = SimpleNamespace(config=config, scrub=scrub)
+    site.keep = partial(Site.keep, site)
+    state = config.site.state_dir
+    settings = ConsentSettings.model_validate_json((state / SETTINGS).read_text())
+    router = Router(sglang, state / "aliases.json", KEY)
+    app = Consent(router, settings, httpx.ASGITransport(control_api(site)))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://site")
+
+
+def ask(model: str, user: str = "eva") -> dict[str, Any]:
+    return {"model": model, "user": user, "messages": [{"role": "user", "content": "where"}]}
+
+
+def test_from_the_answer_to_the_training_data(config: SiteConfig) -> None:
+    async def main() -> None:
+        async with users(config) as client:
+            for model in ("tiny", "support@previous"):
+                assert (await client.post(CHAT, json=ask(model), headers=AGREED)).status_code == 200
+                reply = await client.post(EXAMPLES, json={"id": "chatcmpl-1", "accept": True}, headers=AGREED)
+                assert reply.status_code == 404, "only what the live version said"
+            assert (await client.post(CHAT, json=ask("support"), headers=AGREED)).status_code == 200
+            assert (await client.post(EXAMPLES, json={"id": "chatcmpl-1", "accept": True})).status_code == 404
+            reply = await client.post(EXAMPLES, json={"id": "chatcmpl-1", "accept": True}, headers=AGREED)
+            assert (reply.status_code, reply.json()["state"]) == (200, "quarantine")
+            await client.post(CHAT, json=ask("support"), headers=AGREED)
+            reply = await client.post(EXAMPLES, json={"id": "chatcmpl-1", "accept": True}, headers=AGREED)
+            assert (reply.status_code, "of this user are kept already" in reply.text) == (409, True)
+
+    asyncio.run(main())
+    (kept,) = LiveStore.of(config).all()
+    assert kept.version == "support@v2"
+    assert kept.messages == [
+        {"role": "user", "content": "WHERE"}, {"role": "assistant", "content": "WHERE: WARD 7"},
+    ]  # fmt: skip
+    assert live.prepare(config) is None
+    LiveStore.of(config).release()
+    assert live.prepare(config) == config.site.state_dir / live.RELEASED
+
+
+def test_a_site_that_keeps_nothing_says_so(config: SiteConfig) -> None:
+    async def main() -> None:
+        async with users(config, scrub=None) as client:
+            await client.post(CHAT, json=ask("support"), headers=AGREED)
+            reply = await client.post(EXAMPLES, json={"id": "chatcmpl-1", "accept": True}, headers=AGREED)
+            assert (reply.status_code, "keeps no examples" in reply.text) == (404, True)
+
+    asyncio.run(main())
+    assert LiveStore.of(config).all() == []
+
+
+def test_what_is_over_its_retention_is_deleted_while_nobody_comes(
+    config: SiteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LiveStore.of(config)
+    store.add(
+        live.Example(user="0" * 64, messages=[{"role": "user", "content": "x"}], version="support@v2", kind="accepted"),
+        str.upper,
+    )
+    monkeypatch.setattr(live.time, "time", lambda: 4e9)
+    monkeypatch.setattr(LiveStore.__init__, "__defaults__", (lambda: 4e9,))
+    monkeypatch.setattr(live, "RETENTION_CHECK_S", 0.0)
+
+    async def main() -> None:
+        task = asyncio.create_task(live.keep_retention(config))
+        async with asyncio.timeout(10):
+            while store.all():
+                await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(main())

@@ -1,0 +1,157 @@
+"""`umbel status` on one screen: what answers users now, since when and why, what is waiting, and the way back."""
+
+import shlex
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Report = dict[str, Any]
+Row = tuple[str, Text]
+"""What it is about, and what there is to say."""
+
+NO_ROOM = 0.005
+"""A share of the time below which training counts as held up."""
+
+
+def show(report: Report, site_file: str, *, now: float, console: Console | None = None) -> None:
+    """Print the answer of GET /status; in colours on a terminal, plain elsewhere, at any width from 60 columns on."""
+    console = console or Console(highlight=False)
+    console.print(Text.assemble((report["site"], "bold"), ": ", _engine(report, site_file, now)))
+    console.print(_table(_now(report)))
+    for adapter in report["aliases"]:
+        console.print()
+        console.print(Text.assemble((adapter, "bold"), ": ", _answers(report, adapter, now)))
+        console.print(_table(_versions(report, adapter, site_file)))
+
+
+def _table(rows: Iterator[Row]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, min_width=11)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(f"  {label}", text)
+    return table
+
+
+def _now(report: Report) -> Iterator[Row]:
+    """Of the site as a whole."""
+    if report["running"]:
+        in_flight = [f"{count} by {version}" for version, count in sorted(report["in_flight"].items())]
+        yield "answering", Text(", ".join(in_flight) or "no request")
+        yield "latency", Text(_latency(report["training"] or {}))
+        yield "training", _training(report)
+    yield "rounds", Text(f"waiting or running: {', '.join(report['open_rounds']) or 'none'}")
+
+
+def _engine(report: Report, site_file: str, now: float) -> Text:
+    engine = report["engine"]
+    if not report["running"]:
+        command = f"umbel serve {shlex.quote(site_file)}"
+        return Text.assemble(("not running", "bold red"), f"; this is what its journal says. To start it: {command}")
+    if not engine["ready"]:
+        return Text.assemble(("engine starting", "bold yellow"), "; users get 503 until it is ready")
+    starts = f", start {engine['starts']}" if engine["starts"] > 1 else ""
+    since = _since(engine["since"], now)
+    return Text.assemble(("engine ready", "bold green"), f" at {engine['url']}, since {since}{starts}")
+
+
+def _answers(report: Report, adapter: str, now: float) -> Text:
+    live, since = report["aliases"][adapter]["live"], report["answering"][adapter]["since"]
+    verb = "answers" if report["engine"]["ready"] else "will answer"
+    return Text.assemble(
+        (live or "the base", "bold green"), f" {verb} users{f', since {_since(since, now)}' if since else ''}"
+    )
+
+
+def _versions(report: Report, adapter: str, site_file: str) -> Iterator[Row]:
+    """Of one adapter."""
+    aliases = report["aliases"][adapter]
+    yield "why", Text(_why(report, aliases["live"], report["answering"][adapter]["event"]))
+    for alias, ref in aliases.items():
+        if alias not in ("live", "previous") and ref:
+            yield alias, Text(f"{ref} {_judged(report, ref)}")
+    if aliases["previous"] or aliases["live"]:
+        command = f"umbel rollback {shlex.quote(site_file)} {adapter}"
+        yield "go back", Text(f"to {aliases['previous'] or 'the base'}: {command}")
+    backs = [f"{_date(at)} {adapter}@v{version} {event}" for at, event, version in report["roll_backs"][adapter]]
+    if backs:
+        yield "went back", Text("\n".join(backs))
+
+
+def _why(report: Report, live: str | None, event: str | None) -> str:
+    if live is None:
+        return event or "no version was promoted yet"
+    verdict = report["versions"].get(live, {}).get("verdict")
+    return f"{event or 'promoted'}; {_reason(verdict)}" if verdict else event or "promoted"
+
+
+def _judged(report: Report, ref: str) -> str:
+    version = report["versions"].get(ref, {})
+    verdict = version.get("verdict")
+    state = version.get("state", "unknown")
+    return f"{state}: {verdict['decision']}; {_reason(verdict)}" if verdict else f"{state}, no verdict yet"
+
+
+def _reason(verdict: Report) -> str:
+    """The reason that has the loss and its interval; else what decided."""
+    reasons: list[str] = verdict["reasons"] or ["no reason given"]
+    return next((reason for reason in reasons if reason.startswith("held-out loss")), reasons[0])
+
+
+def _latency(training: Report) -> str:
+    slo = training.get("slo")
+    if not slo:
+        return "no targets yet; training is for idle time until they are known"
+    targets = f"targets: {slo['ttft_ms']:.0f} ms to the first token, {slo['tpot_ms']:.1f} ms per later one"
+    answered, met = slo.get("answered", 0), slo.get("met", 0)
+    share = f"met by {met / answered:.1%} of {answered} requests" if answered else "no request answered yet"
+    debt = f"; {slo['debt_s']:.1f} s were trained against them (share_floor)" if slo["debt_s"] else ""
+    return f"{targets}; {share}, {slo['quantile']:.0%} is promised{debt}"
+
+
+def _training(report: Report) -> Text:
+    training: Report = report["training"] or {}
+    running = training.get("state") == "running" and training.get("job")
+    if not running:
+        return Text.assemble(("paused", "yellow"), f": {_paused(report, training)}")
+    share, seconds = training["share"], training["seconds"]
+    speed = f", {training['loss_tokens'] / seconds:.0f} tokens/s" if training["loss_tokens"] and seconds else ""
+    text = f"{training['job']}: {training['steps']} steps, {share:.0%} of the time{speed}"
+    quanta = sum(kind["count"] for kind in training["quanta"].values())
+    text += f"; {quanta} quanta, the longest {1000 * training['longest_quantum_s']:.1f} ms (P99)"
+    if share < NO_ROOM:
+        reason = (
+            "the latency targets leave no room now"
+            if training["latency_known"] and training["slo"]
+            else "only while nobody is served, until the engine's latency is known"
+        )
+        return Text.assemble(text, ("\nheld up", "yellow"), f": {reason}")
+    return Text(text)
+
+
+def _paused(report: Report, training: Report) -> str:
+    """Why nothing is trained now."""
+    if not report["engine"]["ready"]:
+        return "the engine is starting"
+    if training.get("error") and not training.get("job"):
+        return str(training["error"])
+    if report["open_rounds"]:
+        return f"{report['open_rounds'][0]} is about to begin"
+    last = f"; the last job, {training['job']}, is {training['state']}" if training.get("job") else ""
+    return f"no round is open{last}{': ' + training['error'] if training.get('error') else ''}"
+
+
+def _since(at: float, now: float) -> str:
+    """A moment, and how long ago it was."""
+    seconds = max(0, int(now - at))
+    days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
+    long = f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{_date(at)} ({long if seconds >= 60 else f'{seconds} s'})"
+
+
+def _date(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
