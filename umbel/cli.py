@@ -35,6 +35,10 @@ def check(site_file: SiteFile) -> None:
     with explained():
         config = SiteConfig.load(site_file)
         config.check_files()
+        examples = import_part("client.examples", extra="site")
+        for file in (config.training.data, config.training.eval_data, *(guard.data for guard in config.shadow.guard)):
+            if file is not None:
+                examples.check(file)
         print(config.model_dump_json(indent=2))
 
 
