@@ -72,6 +72,8 @@ def rollback(site_file: SiteFile, adapter: Annotated[str, typer.Argument(help="S
 def bundle(into: Annotated[Path, typer.Argument(help="A new folder; `flwr run` it.")]) -> None:
     """Copy what Flower ships into a folder of its own; `flwr run` in a checkout would walk its virtual environments."""
     with explained():
+        if into.is_file():
+            raise ConfigError(f"{into} is a file; choose a new folder")
         if into.exists() and any(into.iterdir()):
             raise ConfigError(f"{into} is not empty; choose a new folder")
         exporter = import_part("server.bundle", extra="server")

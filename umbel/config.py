@@ -32,6 +32,7 @@ UNSERVED_FLAGS = {
     "tp": 1, "tp_size": 1, "tensor_parallel_size": 1, "pp_size": 1, "pipeline_parallel_size": 1, "dp": 1, "dp_size": 1,
     "data_parallel_size": 1, "nnodes": 1, "tokenizer_worker_num": 1, "quantization": None,
     "speculative_algorithm": None, "skip_server_warmup": False,
+    "enable_custom_logit_processor": False, "enable_response_store": False,
 }  # fmt: skip
 """SGLang flags with the only value that umbel can serve yet."""
 

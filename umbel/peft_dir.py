@@ -52,12 +52,26 @@ def decode(blob: bytes) -> Tensors:
         entries: list[tuple[str, Any]] = cast(Any, safetensors).deserialize(blob)
     except safetensors.SafetensorError as error:
         raise AdapterError(f"adapter: not a safetensors file ({error})") from error
+    _require_distinct(blob)
     tensors: Tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
             raise AdapterError(f"adapter: {name} is {entry['dtype']}; expected one of {', '.join(_DTYPES)}")
         tensors[name] = np.frombuffer(entry["data"], dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
+
+
+def _require_distinct(blob: bytes) -> None:
+    """Of a name that stands twice each reader takes another tensor: SGLang's may not be the one that was validated."""
+
+    def pairs(fields: list[tuple[str, object]]) -> None:
+        known: set[str] = set()
+        for name, _ in fields:
+            if name in known:
+                raise AdapterError(f"adapter: {name[:200]} is in its header twice; write it again with safetensors")
+            known.add(name)
+
+    json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")], object_pairs_hook=pairs)
 
 
 def digest(blob: bytes) -> str:
