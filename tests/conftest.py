@@ -13,7 +13,7 @@ import pytest
 NEEDS = {
     "sglang": ["test_serving_*.py", "test_client_data.py", "test_client_deployer*.py", "test_client_jobs*.py",
                "test_scripts_*.py", "test_peft_*.py", "test_hostile_users.py", "test_hostile_control.py",
-               "e2e/test_site.py", "e2e/test_kills.py",
+               "e2e/test_site.py", "e2e/test_hostile.py", "e2e/test_kills.py",
                "e2e/test_served_tokens.py", "e2e/test_rounds.py", "e2e/test_export_served.py"],
     "flwr": ["test_server_*.py", "test_strategies_*.py", "test_client_app.py", "test_hostile_centre.py",
              "e2e/test_secure.py"],
