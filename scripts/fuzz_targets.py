@@ -145,7 +145,7 @@ def _read_adapter(data: bytes) -> None:
 
 def _read_manifests(directory: Path) -> None:
     """As the registry reads it, as a site does, and as what a signature is of."""
-    (directory / peft_dir.CONFIG).write_bytes(b"{}")
+    (directory / peft_dir.CONFIG).write_bytes(peft_dir.encode_config(_manifest(), base="b"))
     manifest, _ = version_dir.read_manifest(directory)
     signing.canonical(manifest)
     str(manifest.ref)

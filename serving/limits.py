@@ -21,8 +21,10 @@ def refusal(request: Mapping[str, Any]) -> tuple[str, str] | None:
             return f"'{field}' cannot be chosen here; leave it out.", field
     for field, most in MOST.items():
         asked = request.get(field)
+        if isinstance(asked, str):  # SGLang would read it as a number
+            return f"'{field}' is a string; send a number.", field
         if isinstance(asked, int | float) and not asked <= most:
-            return f"'{field}' is over {most}.", field
+            return f"'{field}' is over {most}; ask for less.", field
     for field in ("prompt", "input"):
         if _texts(request.get(field)) > MOST_PROMPTS:
             return f"'{field}' holds more than {MOST_PROMPTS} texts; send several requests.", field

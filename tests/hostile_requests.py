@@ -37,6 +37,7 @@ USERS = [  # → a request to the router
     Hostile("another adapter's path as the model", lambda: chat(model="../support"), "404", "does not exist"),
     Hostile("SGLang's own spelling of an adapter", lambda: chat(model="tiny:support-v3"), "404", "does not exist"),
     Hostile("a billion answers (n)", lambda: chat(n=10**9), "400", "'n' is over 128"),
+    Hostile("a billion, as a string", lambda: chat(n="1000000000"), "400", "'n' is a string; send a number"),
     Hostile("infinitely many (n)", lambda: sent(b'{"model": "tiny", "n": Infinity}'), "400", "'n' is over 128"),
     Hostile("a billion log probabilities", lambda: chat(top_logprobs=10**9), "400", "'top_logprobs' is over 20"),
     Hostile("a thousand prompts at once", lambda: sent(json.dumps({"model": "tiny", "prompt": ["x"] * 1000}).encode(),

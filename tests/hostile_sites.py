@@ -126,7 +126,7 @@ FILES = [  # made from the text of a good one
     Hostile("a port outside of all", edit("30000", "70000"), "ConfigError",
             "engine.port: .*less than or equal to 65535"),
     Hostile("a number for a table", lambda t: "engine = 3\n" + t.partition("[engine]")[0], "ConfigError", "engine: "),
-    Hostile("single brackets", edit("[[adapter]]", "[adapter]"), "ConfigError", "write [[]{2}adapter"),
+    Hostile("single brackets", edit("[[adapter]]", "[adapter]"), "ConfigError", r"write \[\[adapter"),
     Hostile("infinity", lambda t: t + "[slo]\nttft_ms = inf\n", "ConfigError", "slo.ttft_ms: .*finite number"),
     Hostile("NaN", lambda t: t + "[slo]\ntpot_ms = nan\n", "ConfigError", "slo.tpot_ms: .*finite number"),
     Hostile("a negative time", lambda t: t + "[slo]\ntpot_ms = -1\n", "ConfigError", "slo.tpot_ms: .*greater than 0"),
