@@ -225,7 +225,7 @@ def _records(body: BaseModel, adapter: bytes | None = None) -> RecordDict:
 
 
 def _payload(content: RecordDict) -> bytes:
-    payload = content.config_records["body"]["message"] if "body" in content.config_records else None
+    payload = content.config_records.get("body", ConfigRecord()).get("message")
     if not isinstance(payload, bytes):
         raise WireError("message without a body; run the same umbel release at the centre and at the site")
     return payload
@@ -244,6 +244,7 @@ def _ref(content: RecordDict) -> AdapterRef:
 
 
 def _adapter(content: RecordDict) -> bytes:
-    if "adapter" not in content.array_records:
-        raise WireError("message without its adapter")
-    return content.array_records["adapter"]["adapter"].data
+    array = content.array_records.get("adapter", ArrayRecord()).get("adapter")
+    if array is None or array.stype != STYPE:
+        raise WireError("message without its adapter; run the same umbel release at the centre and at the site")
+    return array.data

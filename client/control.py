@@ -1,16 +1,15 @@
 """The control API of a site: JSON bodies from `umbel.messages`, adapters as raw bytes, on the daemon's Unix socket."""
 
 import base64
-import binascii
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 
 from serving.consent import Example
+from umbel import http_errors
 from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.errors import Conflict, EngineError, NotFound, TrainingError, UmbelError, WireError
+from umbel.errors import Conflict, EngineError, NotFound, TrainingError, WireError
 from umbel.messages import Hello, LiveVersion, Restored, RoundOrder, RoundReport, ShadowReport
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def control_api(site: "Site") -> FastAPI:
     api = FastAPI(title="umbel site", docs_url=None, redoc_url=None, openapi_url=None)
     api.state.site = site
     api.include_router(routes)
-    api.add_exception_handler(UmbelError, _refuse)
+    http_errors.shape(api, STATUS, lambda: f"{site.config.site.name}: ")
     return api
 
 
@@ -113,18 +112,16 @@ def _site(request: Request) -> "Site":
     return site
 
 
-async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 422)
-    body = {"type": type(error).__name__, "message": f"{_site(request).config.site.name}: {error}"}
-    return JSONResponse({"error": body}, status_code=status)
-
-
 def _header(request: Request, name: str, model: type[BaseModel]) -> Any:
     """A message from a base64 JSON header; raise WireError when it is not one."""
     try:
         return model.model_validate_json(base64.b64decode(request.headers.get(name, ""), validate=True))
-    except (binascii.Error, ValidationError) as error:
-        raise WireError(f"header {name} is not a {model.__name__} in base64 JSON: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise WireError(f"header {name}: {model.__name__}: {where}: {first['msg']}") from error
+    except ValueError as error:
+        raise WireError(f"header {name} is not a {model.__name__} in base64 JSON ({error})") from error
 
 
 async def _body(request: Request) -> bytes:

@@ -33,10 +33,10 @@ from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from umbel.base import BaseFingerprint, linear_shapes
 from umbel.config import SiteConfig
-from umbel.errors import ConfigError, Conflict, NotFound
+from umbel.errors import Conflict, NotFound
 from umbel.messages import Hello
+from umbel.site_check import require_short
 
-LONGEST_SOCKET_PATH = 100  # the kernel's limit is 107
 MAX_HEADER_BYTES = 1 << 20  # a manifest travels in a header, and names every module
 
 logger = logging.getLogger(__name__)
@@ -211,9 +211,7 @@ def _only_daemon(config: SiteConfig) -> Iterator[None]:
     state_dir = config.site.state_dir
     state_dir.mkdir(parents=True, exist_ok=True)
     state_dir.chmod(0o700)
-    for path in (config.socket, socket_path(state_dir)):
-        if len(str(path)) > LONGEST_SOCKET_PATH:
-            raise ConfigError(f"{path}: longer than a Unix socket's path may be; choose a shorter [site].state_dir")
+    require_short(config.socket, socket_path(state_dir))
     with (state_dir / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -165,7 +165,12 @@ class Deployer:
     async def discard(self, ref: AdapterRef, reason: str = "discarded by the federation") -> ShadowReport:
         """Unload a shadow and never use it again. Discarding it twice is no change."""
         async with self._moving:
-            return await self._reject(self._journal.get(ref), reason)
+            version = self._journal.get(ref)
+            if version.state in (Lifecycle.LIVE, Lifecycle.RETIRED):
+                raise Conflict(
+                    f"{ref} is {version.state} and cannot be discarded; `umbel rollback` changes what is live"
+                )
+            return await self._reject(version, reason)
 
     def table(self) -> AliasTable:
         """The alias table that the journal stands for."""

@@ -38,6 +38,12 @@ def read(path: Path) -> Iterator[tuple[str, list[Turn]]]:
                 yield where, turns
 
 
+def check(path: Path, examples: int = 100) -> None:
+    """Read the first `examples` of a file; raise DataError for one that cannot be used, or where there is none."""
+    if not list(itertools.islice(read(path), examples)):
+        raise DataError(f"{path}: holds no example; {EXPECTED}, one per line")
+
+
 def parse(line: bytes, where: str) -> list[Turn]:
     """One line of JSONL as (role, content) turns; raise DataError, naming `where`, for anything else."""
     try:

@@ -45,10 +45,10 @@ class RunConfig(BaseModel):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     schedule: Literal["constant", "cosine"]
-    warmup_steps: int
-    weight_decay: float
+    warmup_steps: NonNegativeInt
+    weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat
-    seed: int
+    seed: NonNegativeInt
     straggler_seconds: NonNegativeFloat = 30.0
     proximal: NonNegativeFloat = 0.0
     waves: str = "1"

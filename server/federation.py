@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
@@ -135,7 +136,7 @@ class Federation:
         state = RoundState.PROMOTING if judgement.accepted else RoundState.DISCARDING
         self._record(number, state, judgement.reasons)
         for site, report in judgement.reports.items():
-            self._emit("site.judged", round=number, site=site, **report.model_dump(mode="json"))
+            self._emit("site.judged", round=number, site=site, **json.loads(report.model_dump_json()))
         self._emit("round.judged", round=number, accepted=judgement.accepted, reasons=judgement.reasons)
         return judgement
 
@@ -197,7 +198,7 @@ class Federation:
         return version
 
     def _tell(self, site: str, report: RoundReport, staleness: int) -> None:
-        fields = report.model_dump(mode="json")
+        fields = json.loads(report.model_dump_json())  # in which a loss that is no number is a string
         self._emit("site.trained", round=self._round, site=site, staleness=staleness, **fields)
 
     def _gather(self) -> bool:

@@ -46,6 +46,8 @@ def draw(nodes: list[Node], into: Path) -> None:
         figure.savefig(into)
     except ValueError as error:
         raise ConfigError(f"{into}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{into}: cannot be written ({error.strerror}); name a file in a folder") from error
 
 
 def _places(nodes: list[Node]) -> dict[AdapterRef, tuple[int, int]]:

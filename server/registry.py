@@ -47,6 +47,7 @@ class AdapterRegistry:
 
     def __init__(self, root: Path, *, create: bool = False, blobs: str = "", key: PrivateKey | None = None) -> None:
         self._key = key
+        registry_identity.require_local(root)
         root = self.root = root.absolute()
         if not ((root / IDENTITY).is_file() or (root / INDEX).is_file() or version_dir.every(root)):
             if not create:
@@ -297,6 +298,8 @@ class AdapterRegistry:
         if re.fullmatch(r"v\d+", alias):
             raise AdapterError(f"{alias!r} cannot be an alias: it is the name of a version")
         check_name(alias)
+        if ref is None and alias not in self.aliases(name):
+            raise NotFound(f"{name}@{alias} is not in {self.root}; there is {', '.join(self.aliases(name)) or 'none'}")
         if ref is None and alias in (HEAD, LIVE):
             raise RegistryError(f"{name}@{alias} cannot be removed, only moved")
         if ref is not None and (self.directory(ref) / version_dir.PRUNED).is_file():

@@ -7,7 +7,7 @@ POST /adapter/alias/{ref} {"alias", "why"} Â· /adapter/rollback/{name} {"why"} Â
 """
 
 import secrets
-import stat
+import socket
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
 
 from server import adapter_export, lineage, metrics, registry_views
 from server.registry import AdapterRegistry
+from umbel import http_errors, secret_file
 from umbel.errors import ConfigError, Conflict, NotFound, UmbelError
 
 routes = APIRouter(prefix="/adapter")
@@ -48,12 +49,13 @@ STATUS = {Unauthorized: 401, NotFound: 404, Conflict: 409}
 
 def registry_api(root: Path, token: str | None = None) -> FastAPI:
     """The application over one registry; without a token nothing can be changed."""
-    api = FastAPI(title="umbel registry", docs_url=None, redoc_url=None, openapi_url=None)
+    # Without "strict", a body whose content-type is not told is JSON.
+    api = FastAPI(title="umbel registry", docs_url=None, redoc_url=None, openapi_url=None, strict_content_type=False)
     api.state.root, api.state.token = root, token
     api.include_router(routes)
     api.state.metrics = metrics.collected(root)
     api.include_router(metrics.routes)
-    api.add_exception_handler(UmbelError, _refuse)
+    http_errors.shape(api, STATUS)
     return api
 
 
@@ -63,17 +65,29 @@ def serve(root: Path, host: str, port: int, token_file: Path | None) -> None:
 
     token = read_token(token_file) if token_file else None
     AdapterRegistry(root).close()
+    _require_free_port(host, port)
     uvicorn.run(registry_api(root, token), host=host, port=port, access_log=False)
 
 
 def read_token(path: Path) -> str:
     """The token in a file that only its owner can read; raise ConfigError for any other file."""
-    token = path.read_text().strip()
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise ConfigError(f"{path}: others can read the token; chmod 600 {path}")
-    if len(token) < 16:
+    token = secret_file.read(path, "the token").strip()
+    if len(token) < secret_file.SHORTEST:
         raise ConfigError(f"{path}: the token is too short; head -c 32 /dev/urandom | base64 > {path}")
     return token
+
+
+def _require_free_port(host: str, port: int) -> None:
+    """Raise ConfigError, as one line, for what uvicorn would log and end at."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except (OSError, OverflowError) as error:
+        said = (error.strerror or str(error)) if isinstance(error, OSError) else "a port is at most 65535"
+        why = said.partition(" (while")[0]  # Python repeats the address
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on ({why}); stop what listens there, or choose another --port or --host"
+        ) from error
 
 
 def _authorized(request: Request) -> None:
@@ -180,8 +194,3 @@ def _who(change: Change, request: Request) -> str:
     """What the history says of a change over HTTP: whom the caller names, and where the call came from."""
     address = request.client.host if request.client else "unknown"
     return f"{change.who or 'token holder'} from {address}"
-
-
-async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 422)
-    return JSONResponse({"error": {"type": type(error).__name__, "message": str(error)}}, status_code=status)

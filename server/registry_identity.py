@@ -4,6 +4,7 @@ Releases before that file kept id, pins and aliases only in the index; `establis
 """
 
 import json
+import re
 import secrets
 import sqlite3
 from collections import Counter
@@ -30,6 +31,15 @@ class Identity(BaseModel):
     """16 hex digits, part of every round key."""
     blobs: str = ""
     """fsspec URL of the weights; empty for `blobs/` in the registry's directory."""
+
+
+def require_local(root: Path) -> None:
+    """Raise RegistryError for a URL, which as a path would be a directory called `s3:` right here."""
+    if re.fullmatch(r"[a-z][a-z0-9+.-]+:", next(iter(root.parts), "")):
+        raise RegistryError(
+            f"{root}: a registry is a directory on this machine; its weights may lie elsewhere: "
+            "`umbel registry init --registry DIR --blobs s3://bucket/prefix`"
+        )
 
 
 def read(model: type[Model], path: Path) -> Model:

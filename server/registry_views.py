@@ -6,7 +6,7 @@ from typing import Any
 from server import adapter_diff, lineage, retention
 from server.registry import AdapterRegistry
 from server.retention import Garbage
-from server.version_dir import inspect_signature
+from server.version_dir import inspect_signature, signature_of
 from umbel.adapter import AdapterRef
 from umbel.errors import NotFound, RegistryError
 from umbel.signing import PublicKey
@@ -58,13 +58,15 @@ def nodes(registry: AdapterRegistry, ref: str) -> list[lineage.Node]:
 def verify(registry: AdapterRegistry, ref: str | None = None, key: PublicKey | None = None) -> dict[str, Any]:
     """How many versions were read whole, and what is wrong, file by file: in one version, or in everything.
 
-    With `key`, a version that was not signed with it is wrong, too.
+    With `key`, a version that was signed with another one is wrong, too; those without a signature are `unsigned`.
     """
-    if ref is not None:
-        return {"versions": 1, "damages": _damages(registry, registry.resolve(ref), key)}
-    every = [manifest.ref for name in registry.names() for manifest in registry.versions(name)]
+    refs = [manifest.ref for name in registry.names() for manifest in registry.versions(name)]
+    every = refs if ref is None else [registry.resolve(ref)]
     damages = [damage for one in every for damage in _damages(registry, one, key)]
-    return {"versions": len(every), "damages": list(registry.index.damaged().values()) + damages + _files(registry)}
+    if ref is None:
+        damages = list(registry.index.damaged().values()) + damages + _files(registry)
+    unsigned = [str(one) for one in every if key is not None and not signature_of(registry.directory(one))]
+    return {"versions": len(every), "damages": damages, **({} if key is None else {"unsigned": unsigned})}
 
 
 def gc(registry: AdapterRegistry, *, apply: bool, drop_ancestors: bool, who: str, why: str) -> dict[str, Any]:

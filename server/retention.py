@@ -30,7 +30,7 @@ class Garbage:
 def plan(registry: AdapterRegistry, *, drop_ancestors: bool = False) -> Garbage:
     """What no alias, no round without a verdict, and, unless `drop_ancestors`, no version they point to came from.
 
-    Raises RegistryError while damaged versions hide what they need.
+    Raises RegistryError while damaged versions, or aliases of versions that are gone, hide what they need.
     """
     hidden = registry.index.damaged()
     if hidden:
@@ -43,6 +43,12 @@ def plan(registry: AdapterRegistry, *, drop_ancestors: bool = False) -> Garbage:
     for name in registry.names():
         nodes = lineage.graph(registry, name)
         needed = set(registry.pointers(name).values())
+        gone = sorted(map(str, set(registry.aliases(name).values()) - {node.ref for node in nodes}))
+        if gone:
+            raise RegistryError(
+                f"{registry.root}: an alias points to {', '.join(gone)}, which is not here, so that what it needs is "
+                "not known; restore it from your backup, or point the alias elsewhere with `umbel adapter alias`"
+            )
         if not drop_ancestors:
             needed = {node.ref for node in lineage.ancestry(nodes, needed)}
         goes += [node.ref for node in nodes if node.ref not in needed and not node.pruned]

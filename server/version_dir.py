@@ -123,14 +123,20 @@ def inspect_weights(directory: Path, manifest: AdapterManifest, blobs: BlobStore
     return []
 
 
-def inspect_signature(directory: Path, manifest: AdapterManifest, key: signing.PublicKey) -> list[str]:
-    """Why a version is not one that was signed with `key`; empty where it is."""
+def signature_of(directory: Path) -> str:
+    """What stands in a version's `manifest.sig`; empty for one that is not signed."""
     file = directory / SIGNATURE
-    signature = file.read_text(errors="replace") if file.is_file() else ""
+    return file.read_text(errors="replace").strip() if file.is_file() else ""
+
+
+def inspect_signature(directory: Path, manifest: AdapterManifest, key: signing.PublicKey) -> list[str]:
+    """Why a version's signature is not one by `key`; empty where it is, and where there is none."""
+    signature = signature_of(directory)
     try:
-        signing.verify(key, manifest, signature.strip())
+        if signature:
+            signing.verify(key, manifest, signature)
     except AdapterError as error:
-        return [f"{file}: {error}"]
+        return [f"{directory / SIGNATURE}: {error}"]
     return []
 
 

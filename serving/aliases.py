@@ -1,15 +1,17 @@
 """The alias table: which version a name means right now. Written by the site daemon, read by the router."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from umbel.adapter import AdapterRef
 from umbel.errors import NotFound
 from umbel.peft_dir import replace_durably
 
 Alias = Literal["live", "shadow", "previous"]
+Ref = Annotated[str, AfterValidator(lambda text: str(AdapterRef.parse(text)))]
+"""`support@v12`."""
 
 
 class AliasTable(BaseModel):
@@ -20,9 +22,9 @@ class AliasTable(BaseModel):
     schema_version: Literal[1] = 1
     base: str
     """What users call the base."""
-    adapters: dict[str, dict[Alias, str | None]]
+    adapters: dict[str, dict[Alias, Ref | None]]
     """Adapter → alias → version; `live: None` means that the base answers until a first version is promoted."""
-    addressable: tuple[str, ...] = ()
+    addressable: tuple[Ref, ...] = ()
     """Versions that users may ask for by number."""
 
     @classmethod
@@ -38,12 +40,12 @@ class AliasTable(BaseModel):
         if model == self.base:
             return None
         if model in self.adapters:
-            live = self.adapters[model]["live"]
+            live = self.adapters[model].get("live")
             return AdapterRef.parse(live) if live else None
         name, _, which = model.partition("@")
         version = model if model in self.addressable else self.adapters.get(name, {}).get(which)  # type: ignore[call-overload]
         if version not in self.addressable:
-            raise NotFound(f"The model {model!r} does not exist. Available: {', '.join(self.names())}.")
+            raise NotFound(f"The model {model[:200]!r} does not exist. Available: {', '.join(self.names())}.")
         return AdapterRef.parse(version)
 
     def names(self) -> list[str]:

@@ -27,13 +27,15 @@ def _register_router(run_dir: Path) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from serving.consent import with_consent
+    from serving.keys import VARIABLE, ApiKeys
     from serving.router import Router, apply_pin
 
     admin_key = (run_dir / "admin.key").read_text().strip()
+    keys = ApiKeys.read(Path(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else None
     build_stack, routers = http_server.app.build_middleware_stack, []
 
     def build_with_router() -> Any:  # outermost, also of the key check that SGLang adds later
-        routers.append(Router(build_stack(), run_dir / "aliases.json", admin_key))
+        routers.append(Router(build_stack(), run_dir / "aliases.json", admin_key, keys))
         return with_consent(routers[-1], run_dir)
 
     def known_names(result: set[str], *args: Any, **kwargs: Any) -> set[str]:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from serving.aliases import AliasTable
+from serving.keys import ApiKeys
+from serving.limits import refusal
 from umbel.errors import NotFound
 
 Scope = MutableMapping[str, Any]
@@ -29,8 +29,11 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 """Routes that answer users with tokens."""
+OPEN = frozenset({"/health", "/health_generate", "/ready"})
+"""Routes that answer GET for anybody; those of users need a key, where there are keys."""
 MAX_BODY_BYTES = 64 << 20
 BASE_LABEL = "base"
+UNAUTHORIZED = "An API key of this site is needed: 'Authorization: Bearer KEY', or 'x-api-key: KEY'."
 CLASSES = {"interactive": 0, "batch": -1}
 """What a request may carry as `priority`, besides SGLang's numbers: whether somebody waits for it."""
 
@@ -62,8 +65,9 @@ def apply_pin(manager: Any, obj: Any, request: Any = None, *args: Any, **kwargs:
 class Router:
     """Pure-ASGI middleware around SGLang's whole application."""
 
-    def __init__(self, app: ASGIApp, table_file: Path, admin_key: str) -> None:
+    def __init__(self, app: ASGIApp, table_file: Path, admin_key: str, keys: ApiKeys | None = None) -> None:
         self.app = app
+        self.keys = keys
         self.table_file = table_file
         self.admin_key = admin_key
         self.table: AliasTable | None = None
@@ -80,15 +84,17 @@ class Router:
         path, admin = scope["path"], self._is_admin(scope)
         if admin and path.startswith("/umbel/"):
             return await self._administer(path, send)
+        if path in OPEN and scope["method"] == "GET":
+            return await (self._ready if path == "/ready" else self.app)(scope, receive, send)
+        if not (admin or self.keys is None or self.keys.admit(scope["headers"])):
+            return await _error(send, 401, UNAUTHORIZED, "invalid_request_error", code="invalid_api_key")
         if path in GENERATING and scope["method"] == "POST":
             return await self._generate(scope, receive, send)
-        if path in ("/v1/models",) or path.startswith("/v1/models/"):
+        if path == "/v1/models" or path.startswith("/v1/models/"):
             return await self._models(scope, send)
-        if path == "/ready":
-            return await self._ready(scope, receive, send)
-        if admin or path == "/metrics" or path == "/health" or path.startswith("/health_"):
+        if admin or (path == "/metrics" and scope["method"] == "GET"):
             return await self.app(scope, receive, send)
-        return await _error(send, 404, f"{scope['method']} {path} does not exist here.", "not_found_error")
+        return await _error(send, 404, f"{scope['method']} {path[:200]} does not exist here.", "not_found_error")
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.table is None or self.draining:
@@ -103,6 +109,9 @@ class Router:
         model = request.get("model") if isinstance(request, dict) else None
         if not isinstance(model, str):
             return await _error(send, 400, "'model' is missing; name a model.", "invalid_request_error", "model")
+        refused = refusal(request)
+        if refused is not None:
+            return await _error(send, 400, refused[0], "invalid_request_error", refused[1])
         try:
             ref = self.table.resolve(model)
         except NotFound as error:
@@ -126,7 +135,7 @@ class Router:
         if path == "/umbel/aliases":
             try:
                 self.table = AliasTable.read(self.table_file)  # the promotion: one assignment
-            except (OSError, ValidationError) as error:
+            except (OSError, ValueError) as error:  # ValidationError and UnicodeDecodeError are ValueErrors
                 logger.exception("alias table %s cannot be read; the old one stays", self.table_file)
                 return await _error(send, 500, f"{self.table_file}: {error}", "server_error")
             return await _reply(send, 200, self.table.model_dump(mode="json"))
@@ -144,7 +153,7 @@ class Router:
             cards = [_card(self.table, name) for name in self.table.names()]
             return await _reply(send, 200, {"object": "list", "data": cards})
         if wanted not in self.table.names():
-            message = f"The model {wanted!r} does not exist. Available: {', '.join(self.table.names())}."
+            message = f"The model {wanted[:200]!r} does not exist. Available: {', '.join(self.table.names())}."
             return await _error(send, 404, message, "invalid_request_error", "model", "model_not_found")
         return await _reply(send, 200, _card(self.table, wanted))
 
@@ -159,7 +168,7 @@ class Router:
 
     def _with_key(self, scope: Scope) -> Scope:
         # SGLang itself answers nobody without the key: if this router were ever missing, nothing would be open.
-        others = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
+        others = [(name, value) for name, value in scope["headers"] if name not in (b"authorization", b"x-api-key")]
         return {**scope, "headers": [*others, (b"authorization", b"Bearer " + self.admin_key.encode())]}
 
 

@@ -33,7 +33,7 @@ def _own(name: str) -> type[LoraStrategy]:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two for ":" and ".x:Y"
         raise ConfigError(
             f"strategy = {name!r} cannot be imported ({error}); is its file among [tool.flwr.app].fab-include?"
         ) from error

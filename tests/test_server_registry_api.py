@@ -4,6 +4,7 @@ import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ from fastapi.testclient import TestClient
 
 from server import registry_views
 from server.registry_api import read_token, registry_api
+from tests.test_umbel_cli import refusal
 from tests.toy_registry import begun, blob, grow
 from umbel.adapter import AdapterRef
 from umbel.errors import ConfigError
@@ -119,6 +121,48 @@ def test_a_token_file_that_others_read_or_that_can_be_guessed_is_refused(tmp_pat
     path.write_text("short")
     with pytest.raises(ConfigError, match="too short"):
         read_token(path)
+
+
+@pytest.mark.parametrize("kind", ["application/json", None])
+def test_a_body_is_json_also_without_a_content_type(root: Path, kind: str | None) -> None:
+    headers = {**BEARER, **({"content-type": kind} if kind else {})}
+    with TestClient(registry_api(root, TOKEN), headers=headers) as client:
+        reply = client.post("/adapter/alias/support@v1", content=b'{"alias": "stable", "why": "audit"}')
+        assert reply.json() == {"stable": "support@v1"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "kind", "says"),
+    [
+        ("POST", "/adapter/gc", "{", 422, "WireError", "body.1: JSON decode error"),
+        ("POST", "/adapter/gc", "", 422, "WireError", "body: Field required"),
+        ("POST", "/adapter/gc", '{"why": "x", "reason": 1}', 422, "WireError", "body.reason: Extra inputs are not"),
+        ("GET", "/adapter/gc?drop_ancestors=perhaps", "", 422, "WireError", "query.drop_ancestors: Input should be"),
+        ("GET", "/adapter/nothing", "", 404, "NotFound", "GET /adapter/nothing: Not Found"),
+        ("DELETE", "/adapter/ls", "", 405, "MethodNotAllowed", "DELETE /adapter/ls: Method Not Allowed"),
+        ("GET", "/adapter/show/support@v9", "", 404, "NotFound", "'support@v9' is not in"),
+    ],
+)
+def test_every_error_has_one_shape(
+    root: Path, method: str, path: str, body: str, status: int, kind: str, says: str
+) -> None:
+    with TestClient(registry_api(root, TOKEN), headers=BEARER) as client:
+        reply = client.request(method, path, content=body)
+    assert reply.status_code == status
+    assert reply.json()["error"]["type"] == kind
+    assert reply.json()["error"]["message"].startswith(says)
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refusal("registry", "serve", "--registry", root, "--port", port)
+    assert said.startswith(f"127.0.0.1:{port} cannot be listened on (Address already in use); stop what listens there")
+
+
+def test_a_token_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none: the token cannot be read \(No such file or directory\); name a file"):
+        read_token(tmp_path / "none")
 
 
 def test_it_is_served_by_the_command(root: Path) -> None:

@@ -1,5 +1,6 @@
 """What gc removes, and what it never does."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_what_an_alias_a_round_or_a_lineage_needs_stays(tmp_path: Path) -> None:
     assert readable(registry) == [0, 1, 2, 4, 5, 6, 7]
     assert registry_views.verify(registry)["damages"] == []
     assert retention.plan(registry) == retention.Garbage((), (), ())
+
+
+def test_what_an_alias_of_a_version_that_is_gone_needs_is_not_removed(tmp_path: Path) -> None:
+    registry = begun(tmp_path)
+    grow(registry, "aa")
+    registry.close()
+    shutil.rmtree(tmp_path / "support" / "v000002")
+    (tmp_path / "registry.sqlite").unlink()
+    reopened = AdapterRegistry(tmp_path)
+    with pytest.raises(RegistryError, match=r"an alias points to support@v2, which is not here.*restore it"):
+        collect(reopened)
+    assert len(list((tmp_path / "blobs").iterdir())) == 3, "its weights may be all that is left of it"
+    reopened.point("support", {"head": v(1), "live": v(1)}, who="eva", why="v2 is lost")
+    assert len(collect(reopened).blobs) == 1
 
 
 def test_ancestors_go_only_when_asked_and_what_came_of_them_can_still_be_explained(tmp_path: Path) -> None:

@@ -168,6 +168,9 @@ def test_unknown_strategy_names_the_one_that_was_meant() -> None:
         catalogue.find("strategies.fedit:FactorMean")
     with pytest.raises(ConfigError, match="known: dual, exact, fedit, fedsa, ffa, flora, rolora"):
         catalogue.find("zzz")
+    for wrong in (":", ".x:Y", "x:", ":Y"):
+        with pytest.raises(ConfigError, match="cannot be imported"):
+            catalogue.find(wrong)
 
 
 class OneNode:

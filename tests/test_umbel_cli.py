@@ -33,6 +33,8 @@ def site_file(sockets: Path) -> Path:
     """A site file to which nothing is missing, in a folder with a short path."""
     (sockets / "base").mkdir()
     (sockets / "base" / "config.json").write_text('{"model_type": "llama"}')
+    for file in ("model.safetensors", "tokenizer.json"):
+        (sockets / "base" / file).write_text("")
     (sockets / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     (sockets / "site.toml").write_text(SITE)
     return sockets / "site.toml"
@@ -161,3 +163,29 @@ def test_a_command_that_is_wrong_shows_how_it_is_used(arguments: list[str]) -> N
     assert ended.returncode == 2
     assert "Usage:" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "train.jsonl: holds no example; expected a JSON object with"),
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', "train.jsonl:2: no kind of example; expected"),
+        ('{"prompt": "a"', "train.jsonl:1: not JSON (Expecting ',' delimiter"),
+        ('{"prompt": "a", "completion": ""}', "train.jsonl:1: the answer is empty; write one or remove the line"),
+    ],
+)
+def test_check_reads_the_first_examples(site_file: Path, content: str, says: str) -> None:
+    (site_file.parent / "train.jsonl").write_text(content)
+    assert says in refusal("check", site_file)
+
+
+def test_check_names_all_files_that_are_missing_at_once(site_file: Path) -> None:
+    (site_file.parent / "base" / "tokenizer.json").unlink()
+    (site_file.parent / "train.jsonl").unlink()
+    lines = refusal("check", site_file).splitlines()
+    assert [line.removeprefix("umbel: ").partition(": ")[0] for line in lines] == ["[model].path", "[training].data"]
+
+
+def test_a_folder_for_the_bundle_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert refusal("bundle", tmp_path / "file") == f"{tmp_path / 'file'} is a file; choose a new folder"

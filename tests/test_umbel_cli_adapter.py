@@ -100,3 +100,27 @@ def test_a_registry_is_made_with_its_weights_elsewhere(tmp_path: Path) -> None:
     assert len(list((tmp_path / "weights").iterdir())) == 2
     assert said("verify", tmp_path / "r") == "2 versions read, 0 damaged files\n"
     assert "elsewhere" in refusal("registry", "init", "--registry", tmp_path / "r", "--blobs", "s3://elsewhere")
+
+
+def test_an_alias_that_is_not_there_is_not_removed(root: Path) -> None:
+    refused = refusal("adapter", "alias", "support", "nothing", "--remove", "--why", "x", "--registry", root)
+    assert refused == f"support@nothing is not in {root}; there is head, live"
+
+
+def test_a_registry_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = refusal("registry", "init", "--registry", "s3://bucket/umbel")
+    assert refused.endswith("`umbel registry init --registry DIR --blobs s3://bucket/prefix`")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_written_says_where(root: Path, tmp_path: Path) -> None:
+    refused = refusal("adapter", "lineage", "support", "--picture", tmp_path / "no" / "l.svg", "--registry", root)
+    assert refused.endswith("l.svg: cannot be written (No such file or directory); name a file in a folder")
+
+
+def test_reindex_ends_with_1_when_something_was_not_restored(root: Path) -> None:
+    (root / "support" / "v000002" / "manifest.json").write_text("{")
+    ended = umbel("adapter", "reindex", "--registry", root)
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines()[-1] == "4 versions listed, 1 things not restored"

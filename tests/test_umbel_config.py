@@ -90,8 +90,42 @@ def test_the_environment_wins_over_the_file_key_by_key(tmp_path: Path, monkeypat
     monkeypatch.setenv("UMBEL_SITE__SITE__NAME", "clinic-b")
     config = load(tmp_path, engine="max_lora_rank = 32")
     assert (config.engine.port, config.engine.max_lora_rank, config.site.name) == (30001, 32, "clinic-b")
-    monkeypatch.setenv("UMBEL_SITE__ENGINE__PROT", "1")
-    assert refusal(tmp_path) == ["engine.prot is not a setting; did you mean 'port'?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("UMBEL_SITE__ENGINE__PROT", "1", "is no setting of a site; did you mean UMBEL_SITE__ENGINE__PORT?"),
+        ("UMBEL_SITE__ENGIN__PORT", "1", "is no setting of a site; did you mean UMBEL_SITE__ENGINE__PORT?"),
+        ("UMBEL_SITE__ZZZ", "1", "is no setting of a site; unset it"),
+        ("UMBEL_SITE__ENGINE__ENV__OMP_NUM_THREADS", "1", "write it into [engine.env], or set UMBEL_SITE__ENGINE__ENV"),
+        ("UMBEL_SITE__ENGINE__PORT", "many", "engine.port: Input should be a valid integer"),
+        ("UMBEL_SITE__SLO__TTFT_MS", "inf", "slo.ttft_ms: Input should be a finite number"),
+        ("UMBEL_SITE__ENGINE", "many", "not JSON; see "),
+        ("UMBEL_SITE__ENGINE__ENV", "{", "not JSON; see "),
+        ("UMBEL_SITE__ADAPTER", '{"name": "x"}', "adapter: write [[adapter]], with double brackets"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_named_and_not_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path)
+    assert str(error.value).startswith(f"{name}: {line}"), error.value
+    assert "\n" not in str(error.value)
+    monkeypatch.delenv(name)
+    load(tmp_path)
+
+
+def test_mistakes_of_the_file_and_of_variables_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UMBEL_SITE__ENGINE__SLOTS", "1")
+    monkeypatch.setenv("UMBEL_SITE__ENGINE__SLOT", "9")
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, training="seq_len = 0")
+    assert [line.partition(": ")[0] for line in str(error.value).splitlines()] == [
+        "UMBEL_SITE__ENGINE__SLOT", "UMBEL_SITE__ENGINE__SLOTS", f"{tmp_path}/site.toml",
+    ]  # fmt: skip
 
 
 def test_a_loaded_configuration_cannot_be_changed(tmp_path: Path) -> None:
@@ -148,6 +182,10 @@ def test_each_mistake_has_a_line_of_its_own(tmp_path: Path) -> None:
         ({"engine": 'target_modules = ["lm_head"]'}, "engine.target_modules: lm_head cannot be adapted; choose from"),
         ({"engine": "slots = 4"}, "engine.slots: "),
         ({"engine": "max_lora_rank = 0"}, "engine.max_lora_rank: "),
+        ({"engine": "drain_s = inf"}, "engine.drain_s: Input should be a finite number"),
+        ({"more": "[slo]\nttft_ms = inf"}, "slo.ttft_ms: Input should be a finite number"),
+        ({"more": "[slo]\ntpot_ms = nan"}, "slo.tpot_ms: Input should be a finite number"),
+        ({"more": '[shadow.guard]\nname = "x"\ndata = "y"'}, "shadow.guard: write [[shadow.guard]], with double"),
         ({"engine": "port = 1"}, "not TOML: Cannot overwrite a value"),
         ({"engine": 'env = {SGLANG_RUST_SERVER = "1"}'}, "engine.env: SGLANG_RUST_SERVER replaces the HTTP server"),
         ({"more": '[[adapter]]\nname = "second"'}, "adapter: "),
@@ -178,7 +216,21 @@ def test_an_adapter_that_cannot_be_named_so_is_refused(tmp_path: Path, name: str
 
 def test_base_and_adapter_cannot_share_a_name(tmp_path: Path) -> None:
     text = GOOD.format(engine="", training="", more="").replace('path = "base"', 'path = "b"\nserved_name = "support"')
-    assert refusal(tmp_path, text) == [": [model].served_name and an adapter are both called 'support'"]
+    assert refusal(tmp_path, text) == [
+        "model.served_name and adapter.0.name are both 'support'; users could not tell them apart, so give the base "
+        "another served_name"
+    ]
+
+
+def test_single_brackets_for_an_adapter_say_what_to_write(tmp_path: Path) -> None:
+    text = GOOD.format(engine="", training="", more="").replace("[[adapter]]", "[adapter]")
+    assert refusal(tmp_path, text) == ["adapter: write [[adapter]], with double brackets: it is a list of tables"]
+
+
+@pytest.mark.parametrize("name", ["tiny@live", "", "-x", "a b"])
+def test_a_name_that_users_could_not_ask_the_base_by_is_refused(tmp_path: Path, name: str) -> None:
+    text = GOOD.format(engine="", training="", more="").replace('path = "base"', f'path = "b"\nserved_name = "{name}"')
+    assert refusal(tmp_path, text)[0].startswith(f"model.served_name: {name!r} cannot name the base")
 
 
 @pytest.mark.parametrize(
@@ -237,30 +289,61 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, missing: str) -> No
         SiteConfig.load(tmp_path / missing)
 
 
-def test_check_files_names_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
+def complete(folder: Path) -> None:
+    """What GOOD points to."""
+    (folder / "base").mkdir(exist_ok=True)
+    (folder / "private").mkdir(exist_ok=True)
+    (folder / "base" / "config.json").write_text('{"model_type": "llama"}')
+    for file in ("base/model.safetensors", "base/tokenizer.json", "private/train.jsonl"):
+        (folder / file).write_text("{}")
+
+
+def test_check_files_names_all_that_is_missing_and_what_to_do(tmp_path: Path) -> None:
     config = load(tmp_path, training='eval_data = "eval.jsonl"', more=GUARD)
-    with pytest.raises(ConfigError, match=f"^{tmp_path}/base: no base model here"):
+    with pytest.raises(ConfigError) as error:
         config.check_files()
-    (tmp_path / "base").mkdir()
+    assert [line.removesuffix("; point it to a JSONL file") for line in str(error.value).splitlines()] == [
+        f"{tmp_path}/base: no base model here; expected a Hugging Face model directory with config.json",
+        f"[training].data: {tmp_path}/private/train.jsonl does not exist",
+        f"[training].eval_data: {tmp_path}/eval.jsonl does not exist",
+        f"[[shadow.guard]] triage: {tmp_path}/guards/triage.jsonl does not exist",
+    ]
+    complete(tmp_path)
+    (tmp_path / "eval.jsonl").write_text("{}")
+    (tmp_path / "guards").mkdir()
+    (tmp_path / "guards" / "triage.jsonl").write_text("{}")
+    config.check_files()
     (tmp_path / "base" / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UnsupportedModel, match="gpt2"):
         config.check_files()
-    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
-    for key, file in (
-        ("[training].data", "private/train.jsonl"),
-        ("[training].eval_data", "eval.jsonl"),
-        ("[[shadow.guard]] triage", "guards/triage.jsonl"),
-    ):
-        with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: {tmp_path}/{file} does not exist; point it to"):
-            config.check_files()
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text("{}")
-    config.check_files()
+
+
+@pytest.mark.parametrize(
+    ("gone", "says"),
+    [
+        ("base/model.safetensors", r"\[model\].path: .*/base lacks \*\.safetensors \(the weights\); copy the whole"),
+        ("base/tokenizer.json", r"\[model\].path: .*/base lacks tokenizer.json; copy the whole"),
+    ],
+)
+def test_check_files_wants_a_whole_model(tmp_path: Path, gone: str, says: str) -> None:
+    complete(tmp_path)
+    (tmp_path / gone).unlink()
+    with pytest.raises(ConfigError, match=says):
+        load(tmp_path).check_files()
+
+
+def test_check_files_wants_a_folder_for_its_state_and_a_short_socket(tmp_path: Path) -> None:
+    complete(tmp_path)
+    (tmp_path / "state").write_text("")
+    with pytest.raises(ConfigError, match=r"^\[site\].state_dir: .*/state is a file; name a folder"):
+        load(tmp_path).check_files()
+    text = GOOD.format(engine="", training="", more="").replace('"state"', f'"{"s" * 100}"')
+    with pytest.raises(ConfigError, match="longer than a Unix socket's path may be; choose a shorter"):
+        load(tmp_path, text).check_files()
 
 
 def test_check_files_reads_the_key_that_is_trusted(tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    complete(tmp_path)
     text = GOOD.format(engine="", training="", more="").replace('"state"', '"state"\ntrusted_key = "centre.pub"')
     config = load(tmp_path, text)
     assert config.site.trusted_key == tmp_path / "centre.pub"

@@ -205,7 +205,27 @@ def test_read_notices_a_single_flipped_bit(tmp_path: Path, at: int, bit: int) ->
         peft_dir.read(tmp_path / "v")
 
 
-@pytest.mark.parametrize("missing", [peft_dir.WEIGHTS, peft_dir.MANIFEST])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("lora_alpha", 1e9), ("r", 64), ("use_rslora", True), ("use_dora", True), ("alpha_pattern", {"q_proj": 1e9}),
+     ("rank_pattern", {"q_proj": 9}), ("lora_alpha", None)],
+)  # fmt: skip
+def test_read_notices_settings_that_scale_the_weights_otherwise(tmp_path: Path, key: str, value: object) -> None:
+    peft_dir.write(tmp_path / "v", BLOB, manifest(BLOB), base="b")
+    file = tmp_path / "v" / peft_dir.CONFIG
+    good = file.read_bytes()
+    file.write_text(json.dumps({**json.loads(good), key: value}))
+    with pytest.raises(AdapterError, match=rf"adapter_config.json: {key} is not .*; the file was changed or damaged"):
+        peft_dir.read(tmp_path / "v")
+    for damage in (b"", b"[]", b"[" * 100_000):
+        file.write_bytes(damage)
+        with pytest.raises(AdapterError, match=r"adapter_config.json: .* was changed or damaged"):
+            peft_dir.read(tmp_path / "v")
+    file.write_bytes(good)
+    assert peft_dir.read(tmp_path / "v")[0] == BLOB
+
+
+@pytest.mark.parametrize("missing", [peft_dir.WEIGHTS, peft_dir.CONFIG, peft_dir.MANIFEST])
 def test_read_names_the_file_that_is_missing(tmp_path: Path, missing: str) -> None:
     peft_dir.write(tmp_path / "v", BLOB, manifest(BLOB), base="b")
     (tmp_path / "v" / missing).unlink()

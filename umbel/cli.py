@@ -40,6 +40,10 @@ def check(site_file: SiteFile) -> None:
     with explained():
         config = SiteConfig.load(site_file)
         config.check_files()
+        examples = import_part("client.examples", extra="site")
+        for file in (config.training.data, config.training.eval_data, *(guard.data for guard in config.shadow.guard)):
+            if file is not None:
+                examples.check(file)
         print(config.model_dump_json(indent=2))
 
 
@@ -103,6 +107,8 @@ def promote(site_file: SiteFile, ref: Annotated[str, typer.Argument(help="Such a
 def bundle(into: Annotated[Path, typer.Argument(help="A new folder; `flwr run` it.")]) -> None:
     """Copy what Flower ships into a folder of its own; `flwr run` in a checkout would walk its virtual environments."""
     with explained():
+        if into.is_file():
+            raise ConfigError(f"{into} is a file; choose a new folder")
         if into.exists() and any(into.iterdir()):
             raise ConfigError(f"{into} is not empty; choose a new folder")
         exporter = import_part("server.bundle", extra="server")

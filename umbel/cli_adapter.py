@@ -87,13 +87,17 @@ def verify(
     ref: Annotated[str, typer.Argument(help="One version; all without it.")] = "",
     key: Annotated[Path | None, typer.Option(help="The centre's public key: is all signed with it?")] = None,
 ) -> None:
-    """Read every byte and compare it with what was published; exit status 1, naming the files, when one differs."""
+    """Read every byte and compare it with what was published; exit status 1, naming what differs or is unsigned."""
     with _opened(registry) as (opened, views):
         found = views.verify(opened, ref or None, read_public(key) if key else None)
+        unsigned = found.get("unsigned", [])
         for damage in found["damages"]:
             print(damage)
-        print(f"{found['versions']} versions read, {len(found['damages'])} damaged files")
-    if found["damages"]:
+        for version in unsigned:
+            print(f"{version}: unsigned")
+        counted = f"{found['versions']} versions read, {len(found['damages'])} damaged files"
+        print(counted + (f", {len(unsigned)} unsigned versions" if unsigned else ""))
+    if found["damages"] or unsigned:
         raise typer.Exit(1)
 
 
@@ -151,6 +155,8 @@ def reindex(registry: Registry) -> None:
             print(what)
         versions = sum(len(opened.versions(name)) for name in opened.names())
         print(f"{versions} versions listed, {len(lost)} things not restored")
+        if lost:
+            raise typer.Exit(1)
 
 
 @contextmanager

@@ -1,8 +1,5 @@
 """The site file: one TOML per site, frozen. Order: defaults < TOML < environment (`UMBEL_SITE__ENGINE__PORT`)."""
 
-import difflib
-import tomllib
-import typing
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,11 +14,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from umbel import signing
+from umbel import site_check, site_environment, site_file, site_mistakes
 from umbel.adapter import AdapterName
-from umbel.base import LINEARS, read_config
+from umbel.base import LINEARS
 from umbel.errors import ConfigError
 
 OWNED_FLAGS = {
@@ -36,12 +33,13 @@ UNSERVED_FLAGS = {
     "tp": 1, "tp_size": 1, "tensor_parallel_size": 1, "pp_size": 1, "pipeline_parallel_size": 1, "dp": 1, "dp_size": 1,
     "data_parallel_size": 1, "nnodes": 1, "tokenizer_worker_num": 1, "quantization": None,
     "speculative_algorithm": None, "skip_server_warmup": False,
+    "enable_custom_logit_processor": False, "enable_response_store": False,
 }  # fmt: skip
 """SGLang flags with the only value that umbel can serve yet."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SiteSection(_Section):
@@ -63,6 +61,16 @@ class ModelSection(_Section):
     served_name: str = "base"
     """What users call the base without an adapter."""
 
+    @field_validator("served_name")
+    @classmethod
+    def _no_version(cls, name: str) -> str:
+        if not name or "@" in name or name.startswith("-") or any(c.isspace() or not c.isprintable() for c in name):
+            raise ValueError(
+                f"{name!r} cannot name the base: no spaces, no '-' at its beginning, and no '@', which is for versions "
+                "of adapters"
+            )
+        return name
+
 
 class AdapterSection(_Section):
     name: AdapterName
@@ -74,6 +82,8 @@ class EngineSection(_Section):
     """The address users reach; 0.0.0.0 for all of the machine's."""
     port: int = Field(ge=1, le=65535)
     """Where users reach SGLang's OpenAI API."""
+    api_keys: Path | None = None
+    """A file of keys, one per line, mode 0600. With it users must send one: `Authorization: Bearer` or `x-api-key`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes an accelerator if there is one, and else any CPU through umbel's platform."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -167,14 +177,14 @@ class GuardSection(_Section):
     """What verdicts call this task."""
     data: Path
     """JSONL as `[training].data`: examples of a task that no new version may break. Never leaves the site."""
-    max_loss_ratio: float = Field(default=1.01, ge=1, allow_inf_nan=False)
+    max_loss_ratio: float = Field(default=1.01, ge=1)
     """A shadow whose loss here is, with confidence, above this times that of what answers users now is rejected."""
 
 
 class ShadowSection(_Section):
     """What a new version must show before it answers users here."""
 
-    max_loss_ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    max_loss_ratio: float = Field(default=1.0, gt=0)
     """A shadow is promoted when its held-out loss is, with confidence, below this times that of what answers users now.
     At 1 it must be better; above 1 one that is as good will do; below 1 it must be better by that much."""
     max_exact_drop: float = Field(default=0.0, ge=0, le=1)
@@ -221,7 +231,9 @@ class LiveSection(_Section):
 class SiteConfig(BaseSettings):
     """A site, resolved. Fields are the tables of the site file."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="UMBEL_SITE__", env_nested_delimiter="__")
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=site_environment.PREFIX, env_nested_delimiter="__"
+    )
 
     site: SiteSection
     model: ModelSection
@@ -236,7 +248,10 @@ class SiteConfig(BaseSettings):
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
         if self.model.served_name in {adapter.name for adapter in self.adapter}:
-            raise ValueError(f"[model].served_name and an adapter are both called {self.model.served_name!r}")
+            raise ValueError(
+                f"model.served_name and adapter.0.name are both {self.model.served_name!r}; users could not tell them "
+                "apart, so give the base another served_name"
+            )
         return self
 
     @property
@@ -257,78 +272,20 @@ class SiteConfig(BaseSettings):
     @classmethod
     def load(cls, path: Path) -> "SiteConfig":
         """Read a site file; raise ConfigError with one line per mistake. Relative paths start at the file's folder."""
+        tables = site_file.read(path)
+        lines = [f"{name}: {why}" for name, why in site_environment.unknown(site_mistakes.settings(cls)).items()]
         try:
-            tables = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError
-            raise ConfigError(f"{path}: not TOML: {error}") from error
-        for table, keys in _PATHS.items():
-            for section in _sections(tables, table):
-                for key in section.keys() & keys:
-                    if isinstance(section[key], str):
-                        section[key] = str(path.parent.resolve() / Path(section[key]).expanduser())
-        try:
-            return cls(**tables)
+            config = cls(**tables)
+        except SettingsError as error:
+            table = str(error).split('"')[1]
+            raise ConfigError(f"{' or '.join(site_environment.of_table(table))}: not JSON; see {path}") from error
         except ValidationError as error:
-            # A tuple whose item is wrong is also "too short" to pydantic: the item's own line says it.
-            mistakes = [
-                mistake for mistake in error.errors() if error.error_count() == 1 or mistake["type"] != "too_short"
-            ]
-            lines = [_explain(mistake["loc"], mistake["type"], mistake["msg"]) for mistake in mistakes]
-            raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
+            lines += site_mistakes.explain(cls, error, path, told={line.partition(":")[0] for line in lines})
+            raise ConfigError("\n".join(lines)) from error
+        if lines:
+            raise ConfigError("\n".join(lines))
+        return config
 
     def check_files(self) -> None:
-        """Raise ConfigError unless what the site file points to exists. The engine is not needed for it."""
-        read_config(self.model.path)
-        if self.site.trusted_key is not None:
-            signing.read_public(self.site.trusted_key)
-        if self.site.signing_key is not None:
-            signing.read_private(self.site.signing_key)
-        files = {"[training].data": self.training.data, "[training].eval_data": self.training.eval_data}
-        files |= {f"[[shadow.guard]] {guard.name}": guard.data for guard in self.shadow.guard}
-        for key, file in files.items():
-            if file is not None and not file.is_file():
-                raise ConfigError(f"{key}: {file} does not exist; point it to a JSONL file")
-
-
-_PATHS = {
-    "site": {"state_dir", "socket", "trusted_key", "signing_key"},
-    "model": {"path"},
-    "training": {"data", "eval_data"},
-    "shadow.guard": {"data"},
-}
-"""Table → its keys that hold a path."""
-
-
-def _sections(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The tables of a dotted name, every one of an array; what is no table is left to the validation."""
-    found = [tables]
-    for part in name.split("."):
-        values = [table.get(part) for table in found]
-        items = [item for value in values for item in (value if isinstance(value, list) else [value])]
-        found = [item for item in items if isinstance(item, dict)]
-    return found
-
-
-def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    where = ".".join(map(str, location))
-    if kind == "extra_forbidden":
-        siblings = _keys(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(siblings)}"
-        return f"{where} is not a setting; {hint}"
-    if kind == "missing":
-        return f"{where} is missing"
-    return f"{where}: {message.removeprefix('Value error, ')}"
-
-
-def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """The settings that exist in the table at `location`."""
-    table: type[BaseModel] = SiteConfig
-    for part in location:
-        if isinstance(part, str):
-            annotation = table.model_fields[part].annotation
-            inner = next((arg for arg in typing.get_args(annotation) if arg is not Ellipsis), annotation)
-            table = typing.cast(type[BaseModel], inner)
-    return list(table.model_fields)
+        """Raise an error with one line per mistake unless what the site file points to is there."""
+        site_check.check_files(self)

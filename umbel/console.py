@@ -38,7 +38,8 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (UmbelError, OSError) as error:
-        for line in str(error).splitlines():
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        for line in told.splitlines():
             print(f"umbel: {line}", file=sys.stderr)
         raise typer.Exit(1) from None
 

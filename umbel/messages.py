@@ -4,7 +4,7 @@ One definition for both ends. Every count is a sum, so that the centre can add s
 """
 
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from umbel.adapter import AdapterManifest, Personal
+from umbel.adapter import AdapterManifest, AdapterName, Personal
 from umbel.base import BaseFingerprint
 
 SIGNATURE = r"^([0-9a-f]{128})?$"
@@ -29,8 +29,19 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A measured time; the centre adds them up."""
+RoundKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
+"""`<lineage>-<round>-<parent>`: the registry, this round of it, and the version it trains from."""
+Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,15}$", max_length=200)]
+Width = Annotated[int, Field(ge=1, le=1 << 20)]
+"""Of a linear layer. What a site says of its layers is what the first adapter is made of."""
+
+
 class TrainPlan(_Message):
     """What one round of training is. A site stops at `steps` or after `seconds`, whichever comes first."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     rank: PositiveInt
     """Of what the sites share, receive and send."""
@@ -49,7 +60,7 @@ class TrainPlan(_Message):
     """Which of the two factors are trained; the other stays as the parent has it (FFA-LoRA, RoLoRA)."""
     proximal: NonNegativeFloat = 0.0
     """FedProx's μ: the gradient of μ/2 · ‖w − w_parent‖² over the trained factors is added."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of the order of the data; the round is added to it."""
     personal: Personal | None = None
     """What stays at the site, joined to what it receives and trained with it; None: nothing."""
@@ -63,8 +74,7 @@ class TrainPlan(_Message):
 class RoundOrder(_Message):
     """Start (or find again) one round of training: POST /adapters/{name}/rounds/{key}."""
 
-    key: str = Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")
-    """`<lineage>-<round>-<parent>`: the registry, this round of it, and the version it trains from."""
+    key: RoundKey
     base: str
     """Digest of the base fingerprint; a site with another base refuses."""
     parent: str
@@ -102,9 +112,9 @@ class RoundReport(_Message):
     """Tokens that carried a loss; what an update weighs."""
     loss_sum: float = 0.0
     """Sum of the training loss over those tokens (nats)."""
-    seconds: NonNegativeFloat = 0.0
+    seconds: Seconds = 0.0
     """From the first quantum to the last."""
-    share: NonNegativeFloat = 0.0
+    share: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Fraction of those seconds spent in quanta."""
     update: str | None = None
     """Digest of the trained adapter, once done."""
@@ -183,8 +193,8 @@ class ShadowReport(_Message):
     probe: dict[str, Evaluation] = Field(default_factory=dict)
     """"base", "live" (absent while the base answers users) and "shadow" on the same held-out set."""
     verdict: Verdict | None = None
-    load_s: NonNegativeFloat = 0.0
-    probe_s: NonNegativeFloat = 0.0
+    load_s: Seconds = 0.0
+    probe_s: Seconds = 0.0
 
 
 class Hello(_Message):
@@ -193,7 +203,7 @@ class Hello(_Message):
     site: str
     adapters: tuple[str, ...]
     fingerprint: BaseFingerprint
-    shapes: dict[str, tuple[int, int]]
+    shapes: dict[Module, tuple[Width, Width]] = Field(min_length=1)
     """Module path → (out, in) of every linear layer that is adapted here."""
     dtype: Literal["float32", "bfloat16", "float16"]
     """In which the engine serves, and expects adapters."""
@@ -209,7 +219,7 @@ class Hello(_Message):
 class Submit(_Message):
     """Flower's `train.submit`: start a round; the parent adapter travels beside it. Answered by a RoundReport."""
 
-    adapter: str
+    adapter: AdapterName
     order: RoundOrder
     signature: str = Field(default="", pattern=SIGNATURE)
     """Of adapter and order, by the centre; empty where it does not sign."""
@@ -226,8 +236,8 @@ class Shadow(_Message):
 class RoundQuery(_Message):
     """Flower's `query.collect` of a round. Answered by a RoundReport."""
 
-    adapter: str
-    key: str
+    adapter: AdapterName
+    key: RoundKey
     fetch: bool = False
     """Send the update along, if the round is done. Without it an answer is small, whoever asks how often."""
 
@@ -241,7 +251,7 @@ class VersionQuery(_Message):
 class AdapterQuery(_Message):
     """Flower's `query.rollback`. Answered by a LiveVersion."""
 
-    adapter: str
+    adapter: AdapterName
     instead_of: str | None = None
     """Only if this version answers users: sent twice, it goes back once. None: whatever answers."""
 
@@ -249,7 +259,7 @@ class AdapterQuery(_Message):
 class Restore(_Message):
     """Flower's `query.restore`: what the federation says answers users. Answered by a Restored."""
 
-    adapter: str
+    adapter: AdapterName
     ref: str | None
     """The version; None for the base."""
 

@@ -32,6 +32,7 @@ Shapes = Mapping[str, tuple[int, int]]
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 _DTYPES: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_SCALING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 _KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<factor>[AB])\.weight")
 
 
@@ -52,12 +53,26 @@ def decode(blob: bytes) -> Tensors:
         entries: list[tuple[str, Any]] = cast(Any, safetensors).deserialize(blob)
     except safetensors.SafetensorError as error:
         raise AdapterError(f"adapter: not a safetensors file ({error})") from error
+    _require_distinct(blob)
     tensors: Tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
             raise AdapterError(f"adapter: {name} is {entry['dtype']}; expected one of {', '.join(_DTYPES)}")
         tensors[name] = np.frombuffer(entry["data"], dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
+
+
+def _require_distinct(blob: bytes) -> None:
+    """Of a name that stands twice each reader takes another tensor: SGLang's may not be the one that was validated."""
+
+    def pairs(fields: list[tuple[str, object]]) -> None:
+        known: set[str] = set()
+        for name, _ in fields:
+            if name in known:
+                raise AdapterError(f"adapter: {name[:200]} is in its header twice; write it again with safetensors")
+            known.add(name)
+
+    json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")], object_pairs_hook=pairs)
 
 
 def digest(blob: bytes) -> str:
@@ -178,9 +193,10 @@ def place(directory: Path, files: Mapping[str, bytes | Path]) -> None:
 
 
 def read(directory: Path) -> tuple[bytes, AdapterManifest]:
-    """Read a version back; raise AdapterError when a file is missing or the weights are not those of the manifest."""
+    """Read a version back; raise AdapterError when a file is missing, or weights or scaling are not the manifest's."""
     try:
         blob, manifest = (directory / WEIGHTS).read_bytes(), (directory / MANIFEST).read_bytes()
+        config = (directory / CONFIG).read_bytes()
         parsed = AdapterManifest.model_validate_json(manifest)
     except OSError as error:
         raise AdapterError(f"{directory}: not an adapter version ({error.strerror}: {error.filename})") from error
@@ -188,7 +204,20 @@ def read(directory: Path) -> tuple[bytes, AdapterManifest]:
         raise AdapterError(f"{directory / MANIFEST}: not a manifest; the file was changed or damaged") from error
     if digest(blob) != parsed.digest:
         raise AdapterError(f"{directory / WEIGHTS}: its sha256 is not the manifest's; the file was changed or damaged")
+    _require_scaling(directory / CONFIG, config, parsed)
     return blob, parsed
+
+
+def _require_scaling(path: Path, config: bytes, manifest: AdapterManifest) -> None:
+    """The digest is of the weights; what an engine multiplies them by stands in the settings beside them."""
+    try:
+        told = json.loads(config)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: not JSON; the file was changed or damaged") from error
+    wanted = peft_config(rank=manifest.rank, target_modules=manifest.target_modules, base="")
+    for key in _SCALING:
+        if not isinstance(told, dict) or told.get(key) != wanted[key]:
+            raise AdapterError(f"{path}: {key} is not {wanted[key]!r}; the file was changed or damaged")
 
 
 def write_durably(path: Path, content: bytes) -> None:

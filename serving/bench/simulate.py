@@ -88,6 +88,8 @@ def simulate_command(
         raise ConfigError(f"--seed {seed}: it must be 0 or more")
     if not (0 <= share_floor <= share_cap <= 1 and share_cap > 0):
         raise ConfigError("shares must be 0 ≤ share_floor ≤ share_cap ≤ 1, and the cap more than 0")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # said before hours are simulated
+        raise ConfigError(f"--out {out}: cannot be written; name a file in a folder that is there")
     machine, requests, seconds = PRESETS[preset], Trace.read(trace, SCALES[preset]), hours * 3600
     load = [tuple(requests.around(rate, seconds, site / sites)) for site in range(sites)]
     targets = parse_slo(slo) if slo else strict_slo(machine, load[0], seconds)

@@ -1,0 +1,251 @@
+"""What `scripts/fuzz` feeds: everything of umbel that reads bytes from outside, with valid inputs to begin with."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import BaseModel
+
+from client import examples
+from server import version_dir
+from server.alias_log import AliasLog, Move
+from serving.aliases import AliasTable
+from serving.limits import MOST
+from serving.router import GENERATING, Router
+from strategies import records
+from umbel import messages, peft_dir, secret_file, signing, site_file, token_file, wire
+from umbel.adapter import AdapterManifest
+from umbel.config import SiteConfig
+from umbel.token_file import TokenFile
+
+SHAPES = {"model.layers.0.self_attn.q_proj": (6, 5), "model.layers.0.mlp.down_proj": (5, 8)}
+RANK, KEY = 2, "k" * 64
+MODELS: list[type[BaseModel]] = [
+    messages.Hello, messages.RoundReport, messages.ShadowReport, messages.Submit, messages.Shadow, messages.RoundQuery,
+    messages.VersionQuery, messages.AdapterQuery, messages.LiveVersion, messages.Failure, AdapterManifest,
+]  # fmt: skip
+SITE = b"""[site]
+name = "clinic-a"
+state_dir = "state"
+[model]
+path = "base"
+[[adapter]]
+name = "support"
+[engine]
+port = 30000
+extra_args = { max_total_tokens = 20000 }
+[slo]
+ttft_ms = 400.5
+[training]
+data = "train.jsonl"
+[[shadow.guard]]
+name = "g"
+data = "g.jsonl"
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that reads bytes. `read` returns, or raises an umbel error; anything else is a failure."""
+
+    name: str
+    seeds: list[bytes]
+    read: Callable[[bytes], object]
+
+
+def targets(folder: Path) -> list[Target]:
+    """All of them; files that they read lie in `folder`."""
+    return [
+        Target("message", _messages(), _read_message),
+        Target("records", _messages(), _read_records),
+        Target("adapter", [_adapter(np.float32), _adapter(ml_dtypes.bfloat16)], _read_adapter),
+        Target("manifest", [peft_dir.encode_manifest(_manifest())], _file(folder / "v000001", _read_manifests)),
+        Target("alias log", [_moves(folder)], _file(folder / "aliases.jsonl", lambda path: AliasLog(path).aliases())),
+        Target("alias table", [_table().model_dump_json().encode()], _Tables(folder)),
+        Target("router", _requests(), _Requests(folder)),
+        Target("site file", [SITE], _file(folder / "site.toml", _read_site)),
+        Target("example", _examples(), lambda data: examples.parse(data, "fuzz:1")),
+        Target("token file", [_tokens(folder)], _file(folder / "train.npy", _read_tokens)),
+        Target("API keys", [b"# eva\nsk-0123456789abcdef\n"], _file(folder / "keys", secret_file.read_keys)),
+        Target("public key", [_public_key()], _file(folder / "centre.pub", signing.read_public)),
+    ]
+
+
+def _file(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+    """What reads a file, as what reads bytes."""
+
+    def write_and_read(data: bytes) -> object:
+        if path.name.startswith("v0"):
+            path.mkdir(exist_ok=True)
+            (path / peft_dir.MANIFEST).write_bytes(data)
+            return read(path)
+        path.write_bytes(data)
+        path.chmod(0o600)
+        return read(path)
+
+    return write_and_read
+
+
+def _manifest() -> AdapterManifest:
+    blob = _adapter(np.float32)
+    return AdapterManifest(
+        name="support", version=1, digest=peft_dir.digest(blob), base="0" * 64, lineage="l", round=1, rank=RANK,
+        target_modules=("q_proj",), weights={"a": 0.5}, left_out={"b": "NaN"}, counts={"a": {"num-examples": 3}},
+    )  # fmt: skip
+
+
+def _messages() -> list[bytes]:
+    plan = messages.TrainPlan(rank=2, steps=3, seconds=1.0)
+    order = messages.RoundOrder(key="l-1-p", base="b", parent="p", round=1, plan=plan)
+    made: list[BaseModel] = [
+        messages.RoundReport(key="k", state=messages.JobState.DONE, parent="p", steps=3, loss_sum=1.25, rank=2),
+        messages.ShadowReport(ref="support@v1", state=messages.ShadowState.PROBING),
+        messages.Submit(adapter="support", order=order),
+        messages.Shadow(manifest=_manifest(), signature="0" * 128),
+        messages.RoundQuery(adapter="support", key="k", fetch=True),
+        messages.Failure(error="EngineError: x", final=False),
+        _manifest(),
+    ]
+    return [wire.pack_model(model) for model in made]
+
+
+def _read_message(data: bytes) -> None:
+    kind, _ = wire.unpack(data)
+    for model in MODELS:
+        if model.__name__ == kind:
+            wire.unpack_model(data, model)
+
+
+def _read_records(data: bytes) -> None:
+    """The same bytes as a message, and as the adapter beside it."""
+    array = Array(dtype="uint8", shape=(len(data),), stype=records.STYPE, data=data)
+    content = RecordDict({"body": ConfigRecord({"message": data}), "adapter": ArrayRecord({"adapter": array})})
+    records.unpack_adapter(content)
+    for model in (messages.RoundReport, messages.Hello):
+        records.unpack(content, model)
+
+
+def _adapter(dtype: Any) -> bytes:
+    tensors: peft_dir.Tensors = {}
+    for module, (out, inner) in SHAPES.items():
+        tensors[peft_dir.key(module, "A")] = np.ones((RANK, inner), dtype)
+        tensors[peft_dir.key(module, "B")] = np.ones((out, RANK), dtype)
+    return peft_dir.encode(tensors)
+
+
+def _read_adapter(data: bytes) -> None:
+    peft_dir.validate(peft_dir.decode(data), SHAPES, rank=RANK, max_rank=8)
+
+
+def _read_manifests(directory: Path) -> None:
+    """As the registry reads it, as a site does, and as what a signature is of."""
+    (directory / peft_dir.CONFIG).write_bytes(peft_dir.encode_config(_manifest(), base="b"))
+    manifest, _ = version_dir.read_manifest(directory)
+    signing.canonical(manifest)
+    str(manifest.ref)
+    (directory / peft_dir.WEIGHTS).write_bytes(_adapter(np.float32))
+    peft_dir.read(directory)
+
+
+def _moves(folder: Path) -> bytes:
+    log = AliasLog(folder / "seed.jsonl")
+    for version in (0, 1, 2):
+        log.append(Move(at="2026-01-01T00:00:00Z", to={"head": version, "live": version}, who="eva", why="x"))
+    return log.path.read_bytes()
+
+
+def _table() -> AliasTable:
+    adapters: Any = {"support": {"live": "support@v2", "previous": "support@v1", "shadow": None}}
+    return AliasTable(base="tiny", adapters=adapters, addressable=("support@v2", "support@v1"))
+
+
+class _Requests:
+    """Bodies to the router, without SGLang: an answer with a status that is documented, and in OpenAI's shape."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "aliases.json"
+        _table().write(self.file)
+        self.router = Router(_answer_ok, self.file, KEY)
+
+    def __call__(self, data: bytes) -> None:
+        for path in sorted(GENERATING):
+            status, body = asyncio.run(self.send(path, data))
+            assert status in (200, 400, 404), status
+            assert status == 200 or set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+    async def send(self, path: str, data: bytes) -> tuple[int, bytes]:
+        incoming = [{"type": "http.request", "body": data}]
+        answer: list[Any] = []
+
+        async def receive() -> Any:
+            return incoming.pop() if incoming else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            answer.append(message)
+
+        headers = [(b"authorization", f"Bearer {KEY}".encode())]
+        await self.router({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+        return answer[0]["status"], answer[-1]["body"]
+
+
+class _Tables(_Requests):
+    """Alias tables: one that cannot be read leaves the old one in place, and any that can answers every name in it."""
+
+    def __call__(self, data: bytes) -> None:
+        self.file.write_bytes(data)
+        status, _ = asyncio.run(self.send("/umbel/aliases", b""))
+        assert status in (200, 500), status
+        assert self.router.table is not None
+        for name in self.router.table.names():
+            self.router.table.resolve(name)
+
+
+async def _answer_ok(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+def _requests() -> list[bytes]:
+    chat: dict[str, Any] = {"model": "support", "messages": [{"role": "user", "content": "ü"}], "priority": "batch"}
+    bodies = [
+        chat,
+        {"model": "tiny", "prompt": ["a", "b"], "stream": True},
+        {"model": "x@v1", **dict.fromkeys(MOST, 2)},
+    ]
+    return [json.dumps(body).encode() for body in bodies]
+
+
+def _read_site(path: Path) -> None:
+    site_file.read(path)
+    SiteConfig.load(path)
+
+
+def _examples() -> list[bytes]:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    lines = [{"messages": turns}, {"prompt": "a", "completion": "b"}, {"instruction": "a", "input": "", "output": "b"}]
+    return [json.dumps(line).encode() for line in lines]
+
+
+def _tokens(folder: Path) -> bytes:
+    token_file.write(folder / "seed.npy", [((1, 2, 3), (-100, 2, 3))], seq_len=8, pad_id=0)
+    return (folder / "seed.npy").read_bytes()
+
+
+def _read_tokens(path: Path) -> None:
+    opened = TokenFile.open(path)
+    assert len(opened) >= 0
+    opened.loss_tokens()
+
+
+def _public_key() -> bytes:
+    return (
+        b"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAeDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA=\n"
+        b"-----END PUBLIC KEY-----\n"
+    )

@@ -1,0 +1,36 @@
+"""What of a user's request is refused before SGLang sees it: what would cost the engine far more than the user."""
+
+from collections.abc import Mapping
+from typing import Any
+
+MOST = {"n": 128, "best_of": 128, "top_logprobs": 20, "logprobs": 20}
+"""OpenAI's own limits, or above them. SGLang makes `n` copies of a request at once."""
+MOST_PROMPTS = 256
+"""In one request of `/v1/completions`."""
+NOT_FOR_USERS = (
+    "custom_logit_processor", "session_params", "bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank",
+    "data_parallel_rank", "rid", "previous_response_id", "background",
+)  # fmt: skip
+"""Pickled code, other users' sessions and requests, other machines, and which worker answers: SGLang's, no user's."""
+
+
+def refusal(request: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(why, which field) a request is refused; None for one that may go on."""
+    for field in NOT_FOR_USERS:
+        if request.get(field) not in (None, False):
+            return f"'{field}' cannot be chosen here; leave it out.", field
+    for field, most in MOST.items():
+        asked = request.get(field)
+        if isinstance(asked, str):  # SGLang would read it as a number
+            return f"'{field}' is a string; send a number.", field
+        if isinstance(asked, int | float) and not asked <= most:
+            return f"'{field}' is over {most}; ask for less.", field
+    for field in ("prompt", "input"):
+        if _texts(request.get(field)) > MOST_PROMPTS:
+            return f"'{field}' holds more than {MOST_PROMPTS} texts; send several requests.", field
+    return None
+
+
+def _texts(prompt: object) -> int:
+    """How many prompts there are: a list of numbers is one."""
+    return sum(not isinstance(part, int) for part in prompt) if isinstance(prompt, list) else 1

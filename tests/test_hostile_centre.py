@@ -1,0 +1,71 @@
+"""Hostile sites against a whole federation: the round goes on without them, and the manifest says why."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.registry import AdapterRegistry
+from server.rounds import RoundState
+from tests.hostile import ADAPTERS, Hostile
+from tests.hostile_sites import REPLIES
+from tests.toy_federation import World, a_world, states, v
+from tests.toy_site import ToySite
+from umbel import peft_dir
+
+
+@pytest.fixture
+def world(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with a_world(tmp_path / "registry", sockets, monkeypatch) as ready:
+        yield ready
+
+
+def reasons(world: World, registry: AdapterRegistry) -> str:
+    """Why anybody was left out, of the aggregate or of the judgement."""
+    record = registry.rounds.find("support", 1)
+    assert record is not None
+    return " | ".join([*registry.manifest(v(1)).left_out.values(), *record.reasons.values()])
+
+
+def goes_on_without_c(world: World, says: str) -> None:
+    registry = world.start(rounds=1)
+    assert states(registry) == [RoundState.PROMOTED]
+    assert set(registry.manifest(v(1)).weights) <= {"a", "b", "c"}
+    assert [world.sites[name].live for name in "ab"] == ["support@v1"] * 2
+    assert re.search(says, reasons(world, registry)), reasons(world, registry)
+    assert (world.root / "events.jsonl").read_text().count("Infinity") == 0, "what a site says stays JSON"
+    assert registry.verify(v(1)) == []
+
+
+def honest_again(world: World) -> None:
+    """A good site of the same name right after: the next round has it."""
+    world.grid.nodes.pop(3)
+    with ToySite("c", world.sites["c"].socket.with_name("c2.sock")) as honest:
+        world.grid.nodes[4] = honest.socket
+        registry = world.start("two", rounds=1)
+        assert set(registry.manifest(v(2)).weights) == {"a", "b", "c"}
+        assert honest.live == "support@v2"
+
+
+@pytest.mark.parametrize("one", REPLIES, ids=lambda one: one.what)
+def test_a_hostile_site_is_left_out_and_says_why(world: World, one: Hostile) -> None:
+    one.make(world.join_c())
+    goes_on_without_c(world, one.says)
+    honest_again(world)
+
+
+@pytest.mark.parametrize("one", ADAPTERS, ids=lambda one: one.what)
+def test_a_hostile_update_is_left_out(world: World, one: Hostile) -> None:
+    site = world.join_c()
+    site.update = lambda key: one.make(peft_dir.decode(site._parents[key]))  # type: ignore[method-assign]
+    goes_on_without_c(world, one.says)
+    assert set(AdapterRegistry(world.root).manifest(v(1)).weights) == {"a", "b"}
+
+
+def test_two_sites_of_one_name_are_one_and_the_first_keeps_it(world: World) -> None:
+    twin = world.join_c()
+    twin.name = "a"
+    registry = world.start(rounds=1)
+    assert set(registry.manifest(v(1)).weights) == {"a", "b"}
+    assert twin.orders == {} or world.sites["a"].orders == {}, "one of the two was asked"

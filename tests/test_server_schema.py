@@ -1,0 +1,19 @@
+"""schemathesis against the registry's REST API: whatever is sent, no 5xx, and errors of one shape."""
+
+from pathlib import Path
+
+from server.registry_api import registry_api
+from tests.test_server_registry_api import BEARER, TOKEN
+from tests.toy_registry import begun, grow
+from tests.toy_schema import answers
+
+
+def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
+    registry = begun(tmp_path / "r")
+    grow(registry, "aaro")
+    registry.close()
+    asked = answers(registry_api(tmp_path / "r", TOKEN), [{}, BEARER])
+    assert len(asked) == 12, "every route"
+    registry = begun(tmp_path / "r")
+    assert str(registry.resolve("support@live")) == "support@v2"
+    registry.close()

@@ -1,0 +1,42 @@
+"""Files that hold a secret: only their owner may read them."""
+
+import stat
+from pathlib import Path
+
+from umbel.errors import ConfigError
+
+SHORTEST = 16
+"""Characters of a secret that nobody guesses."""
+
+
+def read(path: Path, what: str) -> str:
+    """The text of a file with `what` ("the token"); raise ConfigError for one that others can read, or nobody."""
+    try:
+        mode, text = stat.S_IMODE(path.stat().st_mode), path.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: {what} cannot be read ({error.strerror}); name a file that holds it") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not text; {what} has letters and digits only") from error
+    if mode & 0o077:
+        raise ConfigError(f"{path}: others can read {what}; chmod 600 {path}")
+    return text
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """The API keys in a file: one per line, `#` begins a comment line. Raise ConfigError for a key that cannot be one.
+
+    No message holds a key.
+    """
+    lines = [(number, line.strip()) for number, line in enumerate(read(path, "the API keys").splitlines(), start=1)]
+    keys = {number: line for number, line in lines if line and not line.startswith("#")}
+    for number, key in keys.items():
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ConfigError(f"{path}, line {number}: not an API key; write one per line, in ASCII, without spaces")
+        if len(key) < SHORTEST:
+            raise ConfigError(
+                f"{path}, line {number}: shorter than {SHORTEST} characters, so that it can be guessed; "
+                "`openssl rand -hex 32` makes a key"
+            )
+    if not keys:
+        raise ConfigError(f"{path}: holds no API key; write one per line, or remove [engine].api_keys")
+    return tuple(keys.values())
