@@ -69,6 +69,13 @@ class Fleet:
         for name in SITES:
             processes.wait_for(lambda name=name: self.socket(name).exists(), f"{name}'s start", 120)
             self.flower.start_supernode(name, self.socket(name))
+        self.wait_connected(len(SITES))
+
+    def wait_connected(self, times: int) -> None:
+        """Until SuperNodes have connected so often."""
+        log = self.processes.logs / "flower-superlink.log"
+        done = "[Fleet.ActivateNode] Activated"
+        self.processes.wait_for(lambda: log.read_text().count(done) >= times, "the SuperNodes' start", 120)
 
     def socket(self, name: str) -> Path:
         return self.folder / name / "state" / "site.sock"
@@ -130,6 +137,7 @@ def test_the_fleet_follows_the_registry_and_every_sites_own_word(fleet: Fleet) -
     fleet.run(1)
     assert fleet.live == ["support@v2", "support@v2", "support@v1"], "west was away"
     fleet.flower.start_supernode("west", fleet.socket("west"))
+    fleet.wait_connected(len(SITES) + 1)
     assert fleet.umbel("reconcile") == [
         "north: support@v2 answered already",
         "south: support@v2 answered already",
