@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import sqlite3
@@ -34,6 +35,8 @@ CREATE TABLE IF NOT EXISTS examples (
     id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, user TEXT NOT NULL, version TEXT NOT NULL,
     kind TEXT NOT NULL, messages TEXT NOT NULL, released INTEGER NOT NULL DEFAULT 0);
 """
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,15 @@ def keep(config: SiteConfig, example: Example, scrub: Scrubber) -> int:
 async def keep_retention(config: SiteConfig) -> None:
     """Delete what is over its retention, for ever, also where nobody gives or looks at anything."""
     while True:
-        with closing(LiveStore.of(config)):  # opening it purges
-            pass
+        try:
+            await asyncio.to_thread(_purge, config)
+        except sqlite3.Error:  # such as a full disk: users are answered all the same, and the next try comes
+            logger.exception("%s: what is over its retention could not be deleted", config.site.state_dir / DATABASE)
         await asyncio.sleep(RETENTION_CHECK_S)
+
+
+def _purge(config: SiteConfig) -> None:
+    LiveStore.of(config).close()  # opening it purges
 
 
 def pseudonym(state_dir: Path, user: str) -> str:

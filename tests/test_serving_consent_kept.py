@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,15 +103,24 @@ def test_what_is_over_its_retention_is_deleted_while_nobody_comes(
         live.Example(user="0" * 64, messages=[{"role": "user", "content": "x"}], version="support@v2", kind="accepted"),
         str.upper,
     )
-    monkeypatch.setattr(live.time, "time", lambda: 4e9)
     monkeypatch.setattr(LiveStore.__init__, "__defaults__", (lambda: 4e9,))
     monkeypatch.setattr(live, "RETENTION_CHECK_S", 0.0)
 
+    real, tries = live._purge, []
+
+    def full_at_first(config: SiteConfig) -> None:
+        tries.append(config)
+        if len(tries) == 1:
+            raise sqlite3.OperationalError("database or disk is full")
+        real(config)
+
+    monkeypatch.setattr(live, "_purge", full_at_first)
+
     async def main() -> None:
         task = asyncio.create_task(live.keep_retention(config))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while store.all():
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.01)
         task.cancel()
 
     asyncio.run(main())
