@@ -7,6 +7,7 @@ import fsspec
 
 from umbel import peft_dir
 from umbel.errors import RegistryError
+from umbel.faults import Point, reach
 
 
 class BlobStore:
@@ -32,6 +33,7 @@ class BlobStore:
         else:
             local.parent.mkdir(parents=True, exist_ok=True)
             peft_dir.replace_durably(local, content)
+        reach(Point.BLOB_WRITTEN)
         return digest
 
     def get(self, digest: str) -> bytes:

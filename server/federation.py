@@ -17,6 +17,7 @@ from strategies import catalogue
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import ConfigError, NotFound, UmbelError
+from umbel.faults import Point, reach
 from umbel.messages import Hello, RoundReport
 
 
@@ -65,6 +66,7 @@ class Federation:
     def train(self, number: int) -> AdapterManifest | None:
         """Train at the sites, aggregate and publish. None when no quorum came about; the round is then failed."""
         self._record(number, RoundState.TRAINING)
+        reach(Point.ROUND_RECORDED)
         if not self._gather():
             there = self._exchange.roster.sites
             found = f"{len(there)} of {self._config.quorum} sites needed were there"
@@ -99,6 +101,7 @@ class Federation:
             judgement = Judgement(record.state is RoundState.PROMOTING, judgement.reports, judgement.reasons)
         state = RoundState.PROMOTING if judgement.accepted else RoundState.DISCARDING
         self._record(number, state, judgement.reasons)
+        reach(Point.VERDICT_RECORDED)
         for site, report in judgement.reports.items():
             self._emit("site.judged", round=number, site=site, **report.model_dump(mode="json"))
         self._emit("round.judged", round=number, accepted=judgement.accepted, reasons=judgement.reasons)
@@ -110,7 +113,9 @@ class Federation:
         outcome = self._rollout.promote(version.ref, judgement)
         self._seconds["promote"] += self._exchange.clock() - started
         missed = {site: f"accepted, but not promoted: {reason}" for site, reason in outcome.left_out.items()}
+        reach(Point.SITES_PROMOTED)
         self._registry.accept(self._name, number, self._run_id, missed)
+        reach(Point.ROUND_ACCEPTED)
         self._done("round.promoted", number, version=version.version, sites=sorted(outcome.answers))
 
     def discard(self, number: int, version: AdapterManifest, judgement: Judgement) -> None:
@@ -118,7 +123,9 @@ class Federation:
         started = self._exchange.clock()
         self._rollout.discard(version.ref, set(judgement.reasons))
         self._seconds["promote"] += self._exchange.clock() - started
+        reach(Point.SITES_DISCARDED)
         self._record(number, RoundState.REJECTED)
+        reach(Point.ROUND_REJECTED)
         self._done("round.rejected", number, version=version.version, reasons=judgement.reasons)
 
     def _publish(self, number: int, parent: AdapterManifest, result: RoundResult) -> AdapterManifest:
@@ -136,6 +143,7 @@ class Federation:
             counts={site: _counted(report) for site, report in reports.items()},
             code=_code(), config=hashlib.sha256(self._config.model_dump_json().encode()).hexdigest(),
         )  # fmt: skip
+        reach(Point.VERSION_PUBLISHED)
         self._emit(
             "round.published", round=number, version=version.version, digest=version.digest,
             weights=aggregate.weights, left_out=result.left_out,
@@ -159,7 +167,9 @@ class Federation:
                 + "; ".join(f"{who}: {why}" for who, why in self._exchange.roster.troubles.items())
             )
         agreed = self._agreed(pin, self._exchange.roster.sites) if enough else None
-        if agreed is not None and pin is None:
+        if agreed is not None and (
+            pin is None or HEAD not in self._registry.aliases(self._name)
+        ):  # or cut off in there
             self._registry.begin(self._name, agreed, self._config.seed)
             self._require(agreed)
         return enough

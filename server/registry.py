@@ -28,6 +28,7 @@ from server.rounds import RoundState, now, transaction
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef, check_name
 from umbel.errors import AdapterError, Conflict, NotFound, RegistryError
+from umbel.faults import Point, reach
 from umbel.signing import PrivateKey
 
 __all__ = ["HEAD", "LIVE", "PREVIOUS", "SHADOW", "AdapterRegistry"]
@@ -187,6 +188,7 @@ class AdapterRegistry:
             if held is None:
                 (self.root / name).mkdir(exist_ok=True)
                 peft_dir.replace_durably(self.root / name / PIN, pin.model_dump_json(indent=2).encode())
+                reach(Point.BEGIN_PINNED)
             if not versions:
                 self._write(name, pin, peft_dir.encode(pin.initial(seed)), {"round": 0})
             if HEAD not in self.aliases(name):
@@ -269,7 +271,9 @@ class AdapterRegistry:
             target_modules=pin.target_modules, created=now(), **facts,
         )  # fmt: skip
         sums = version_dir.write(self.directory(manifest.ref), manifest, self.blobs, self.sign(manifest))
+        reach(Point.VERSION_RENAMED)
         self.index.add(manifest, sums)
+        reach(Point.VERSION_LISTED)
         return manifest
 
     def _move(self, name: str, to: dict[str, int | None], *, who: str, why: str, run_id: str = "") -> None:
@@ -277,6 +281,7 @@ class AdapterRegistry:
         log_of = self._moves(name)
         if any(log_of.aliases().get(alias) != version for alias, version in to.items()):
             log_of.append(Move(at=now(), to=to, who=who, why=why, run_id=run_id))
+            reach(Point.ALIASES_MOVED)
 
     def _require_movable(self, name: str, alias: str, ref: AdapterRef | None) -> None:
         if alias in (SHADOW, PREVIOUS):
