@@ -52,7 +52,7 @@ class Site:
         self.shapes = linear_shapes(config.model.path, config.engine.target_modules)
         self.journal = Journal(state_dir / "journal.sqlite3")
         self.cotrainer = CoTrainerClient(socket_path(state_dir))
-        self.supervisor = Supervisor(config, self.cotrainer, lambda: (self.deployer.table(), self.deployer.serving()))
+        self.supervisor = Supervisor(config, self.cotrainer, lambda: self.deployer.what_to_serve())
         self.jobs = Jobs(
             self.journal,
             self.supervisor,
@@ -133,6 +133,7 @@ class Site:
             "history": {section.name: self.journal.history(section.name) for section in self.config.adapter},
             "open_rounds": [order.key for order in self.journal.open_rounds()],
             "training": await self._training(),
+            "recovered": self.deployer.recovered,
         }
 
     async def _training(self) -> dict[str, Any] | None:

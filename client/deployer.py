@@ -15,16 +15,18 @@ import httpx
 from client.jobs import Jobs
 from client.journal import Journal, Version
 from client.personal import served
+from client.recovery import directory, forget_damaged, sweep, verify
 from client.verdict import Probe, judge
 from serving.aliases import AliasTable
 from serving.engine import Engine
 from serving.scores import Scores
 from serving.supervisor import Supervisor
-from umbel import peft_dir, signing
+from umbel import faults, peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
 from umbel.errors import AdapterError, BaseMismatch, Conflict, EngineError, EngineGone, NotFound, TrainingError
+from umbel.faults import Point, reach
 from umbel.messages import ShadowReport, ShadowState, Verdict
 
 DRAIN_POLL_S = 0.2
@@ -55,15 +57,17 @@ class Deployer:
         self._known: dict[tuple[AdapterRef | None, str | None], Scores] = {}
         self._moving = asyncio.Lock()
         self._background: dict[str, asyncio.Task[None]] = {}
+        self.recovered: list[str] = []
+        """What was found damaged, half-made or left over since this daemon began, in words."""
 
     def resume(self) -> None:
-        """Take up what a crash cut off: versions that were being probed, or that should have been unloaded."""
+        """Take up what a crash cut off: damaged and half-made things go, versions that were being probed are judged."""
+        self._forget_damaged()
+        self.recovered += sweep(self._config, self._journal)
+        reach(Point.SWEPT)
         for version in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
             if version.report.state is not ShadowState.JUDGED:
                 self._spawn(f"judge {version.ref}", self._judge(version.ref))
-        for version in self._journal.versions(Lifecycle.REJECTED, Lifecycle.RETIRED):
-            if version.ref != self._journal.alias(version.ref.name, "previous"):
-                shutil.rmtree(directory(self._config, version.ref), ignore_errors=True)
 
     def receive(self, name: str, manifest: AdapterManifest, blob: bytes, signature: str = "") -> ShadowReport:
         """Validate and store a version, then judge it in the background. The same version again: how it stands.
@@ -82,7 +86,9 @@ class Deployer:
         if known is None:
             shutil.rmtree(directory(self._config, ref), ignore_errors=True)  # files that a crash left unrecorded
             peft_dir.write(directory(self._config, ref), weights, stored, base=str(self._config.model.path))
+        reach(Point.RECEIVE_WRITTEN)
         self._journal.add(manifest, report)
+        reach(Point.RECEIVE_JOURNALLED)
         logger.info("adapter.candidate ref=%s digest=%s", ref, manifest.digest[:12])
         self._spawn(f"judge {ref}", self._judge(ref))
         return report
@@ -96,13 +102,13 @@ class Deployer:
         async with self._moving:
             version = self._journal.get(ref)
             if version.state is Lifecycle.LIVE:
-                await self._publish_table()  # the router may have missed it the first time
+                await self._publish_table(faults.PROMOTE)  # the router may have missed it the first time
                 return version.report
             if version.state is not Lifecycle.SHADOW or version.report.state is not ShadowState.JUDGED:
                 raise Conflict(
                     f"{ref} is {version.state} ({version.report.state}); only a judged shadow can be promoted"
                 )
-            return await self._make_live(version, "promoted")
+            return await self._make_live(version, "promoted", faults.PROMOTE)
 
     async def roll_back(self, name: str) -> str | None:
         """Make what answered before answer the users again; what that is: a version, or None for the base."""
@@ -112,11 +118,14 @@ class Deployer:
         async with self._moving:
             previous, live = self._journal.alias(name, "previous"), self._journal.alias(name, "live")
             if previous is not None:
-                return (await self._make_live(self._journal.get(previous), "live again by roll-back")).ref
+                version = self._journal.get(previous)
+                return (await self._make_live(version, "live again by roll-back", faults.ROLL_BACK)).ref
             if live is None:
                 raise NotFound(f"{name}: the base answers, and no version ever did; there is nothing to roll back to")
+            reach(Point.ROLL_BACK_BEGUN)
             self._journal.make_base_live(live, _retired(self._journal.get(live)))
-            await self._publish_table()
+            reach(Point.ROLL_BACK_JOURNALLED)
+            await self._publish_table(faults.ROLL_BACK)
             logger.info("adapter.rolled_back ref=base instead_of=%s", live)
             return None
 
@@ -143,16 +152,25 @@ class Deployer:
         )
 
     def serving(self) -> dict[AdapterRef, Path]:
-        """The versions an engine must have from its start, their files checked against the manifest."""
+        """The versions an engine must have from its start, their files checked against the journal."""
         refs = [AdapterRef.parse(text) for text in self.table().addressable]
-        for ref in refs:
-            peft_dir.read(directory(self._config, ref))
-        return {ref: directory(self._config, ref) for ref in refs}
+        return {ref: verify(self._config, self._journal.get(ref)) for ref in refs}
+
+    def what_to_serve(self) -> tuple[AliasTable, dict[AdapterRef, Path]]:
+        """`table` and `serving`, after what is damaged was forgotten: what is left always answers."""
+        self._forget_damaged()
+        return self.table(), self.serving()
 
     async def close(self) -> None:
         for task in self._background.values():
             task.cancel()
         await asyncio.gather(*self._background.values(), return_exceptions=True)
+
+    def _forget_damaged(self) -> None:
+        forgotten = forget_damaged(self._config, self._journal)
+        if forgotten:
+            self._known.clear()
+        self.recovered += forgotten
 
     def _validate(self, name: str, manifest: AdapterManifest, blob: bytes) -> None:
         if manifest.name != name or name not in {section.name for section in self._config.adapter}:
@@ -202,14 +220,18 @@ class Deployer:
             return await self._retire(ref)
         report = version.report.model_copy(update={"state": ShadowState.PROBING, "load_s": loaded - began})
         if version.state is Lifecycle.CANDIDATE:
+            reach(Point.SHADOW_BEGUN)
             self._journal.move(ref, Lifecycle.SHADOW, report)
-            await self._publish_table()
+            reach(Point.SHADOW_JOURNALLED)
+            await self._publish_table(faults.SHADOW)
         probe = await self._probe(ref)
         verdict = await asyncio.to_thread(judge, probe, self._config.shadow)
         seconds = time.monotonic() - loaded
         judged = {"state": ShadowState.JUDGED, "probe": probe.sums, "verdict": verdict, "probe_s": seconds}
+        reach(Point.JUDGE_DECIDED)
         if self._journal.get(ref).state is Lifecycle.SHADOW:  # it may have been discarded meanwhile
             self._journal.report(ref, report.model_copy(update=judged))
+            reach(Point.JUDGE_JOURNALLED)
             logger.info("adapter.judged ref=%s decision=%s %s", ref, verdict.decision, "; ".join(verdict.reasons))
 
         return None
@@ -222,11 +244,12 @@ class Deployer:
 
     async def _ensure_loaded(self, engine: Engine, ref: AdapterRef) -> None:
         if ref not in self._supervisor.loaded:
-            folder = directory(self._config, ref)
-            peft_dir.read(folder)  # the bytes SGLang is about to read are the ones that were validated
+            folder = verify(self._config, self._journal.get(ref))  # what SGLang is about to read was validated
+            reach(Point.LOAD_BEGUN)
             await engine.client.load(ref, folder)
             await engine.client.warm(ref)
             self._supervisor.loaded.add(ref)
+            reach(Point.LOAD_DONE)
 
     async def _probe(self, ref: AdapterRef) -> Probe:
         """Base, live and shadow on the held-out examples; on each guard the shadow and what answers users now."""
@@ -252,7 +275,7 @@ class Deployer:
             self._known[subject, guard] = await self._jobs.evaluate(folder, guard)
         return self._known[subject, guard]
 
-    async def _make_live(self, version: Version, event: str) -> ShadowReport:
+    async def _make_live(self, version: Version, event: str, move: faults.Move) -> ShadowReport:
         ref, engine = version.ref, self._supervisor.engine
         if engine is not None:
             await self._ensure_loaded(engine, ref)
@@ -260,8 +283,10 @@ class Deployer:
         dropped = self._journal.alias(ref.name, "previous")
         report = version.report.model_copy(update={"state": ShadowState.LIVE})
         old_report = _retired(self._journal.get(old)) if old else None
+        reach(move.begun)
         self._journal.make_live(ref, report, old_report, event)
-        await self._publish_table()
+        reach(move.journalled)
+        await self._publish_table(move)
         logger.info("adapter.%s ref=%s instead_of=%s", event.replace(" ", "_"), ref, old or "base")
         if dropped is not None and dropped != ref:
             self._spawn(f"retire {dropped}", self._retire(dropped))
@@ -275,14 +300,17 @@ class Deployer:
             accepted=False, reasons=(reason, *(version.report.verdict.reasons if version.report.verdict else ()))
         )
         report = version.report.model_copy(update={"state": ShadowState.REJECTED, "verdict": verdict})
+        reach(Point.REJECT_BEGUN)
         self._journal.move(ref, Lifecycle.REJECTED, report)
-        await self._publish_table()
+        reach(Point.REJECT_JOURNALLED)
+        await self._publish_table(faults.REJECT)
         logger.info("adapter.rejected ref=%s %s", ref, reason)
         self._spawn(f"retire {ref}", self._retire(ref))
         return report
 
-    async def _publish_table(self) -> None:
+    async def _publish_table(self, move: faults.Move) -> None:
         self.table().write(self._config.site.state_dir / "aliases.json")
+        reach(move.written)
         engine = self._supervisor.engine
         if engine is None:
             return  # the next engine reads the file at its start
@@ -290,10 +318,12 @@ class Deployer:
             await engine.client.reload_aliases()
         except httpx.HTTPError:
             logger.warning("the engine went away during an alias change; the next one starts with the new table")
+        reach(move.told)
 
     async def _retire(self, ref: AdapterRef) -> None:
         """Unload a version that nobody can ask for any more, once its last request has ended; then remove its files."""
         engine = self._supervisor.engine
+        reach(Point.RETIRE_BEGUN)
         try:
             while engine is not None and (await engine.client.in_flight()).get(str(ref)):
                 await asyncio.sleep(DRAIN_POLL_S)
@@ -302,8 +332,10 @@ class Deployer:
         except httpx.HTTPError:
             pass  # the engine is gone, and with it what it had loaded
         self._supervisor.loaded.discard(ref)
+        reach(Point.RETIRE_UNLOADED)
         # SGLang would load a forgotten adapter again from its old path: there is none.
         shutil.rmtree(directory(self._config, ref), ignore_errors=True)
+        reach(Point.RETIRE_REMOVED)
         logger.info("adapter.unloaded ref=%s", ref)
 
     def _spawn(self, name: str, work: object) -> None:
@@ -315,11 +347,6 @@ class Deployer:
         self._background.pop(task.get_name(), None)
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s failed", task.get_name(), exc_info=task.exception())
-
-
-def directory(config: SiteConfig, ref: AdapterRef) -> Path:
-    """Where a version lies at this site; never shared by two versions."""
-    return config.site.state_dir / "adapters" / ref.engine_name
 
 
 def _retired(version: Version) -> ShadowReport:
