@@ -9,6 +9,7 @@ disks, base and supervisor, before they need it. The process ends by SIGKILL: no
 Without the variable a point costs one look into the environment.
 """
 
+import logging
 import os
 import signal
 from collections import Counter
@@ -96,6 +97,8 @@ PROMOTE = Move(Point.PROMOTE_BEGUN, Point.PROMOTE_JOURNALLED, Point.PROMOTE_WRIT
 ROLL_BACK = Move(Point.ROLL_BACK_BEGUN, Point.ROLL_BACK_JOURNALLED, Point.ROLL_BACK_WRITTEN, Point.ROLL_BACK_TOLD)
 REJECT = Move(Point.REJECT_BEGUN, Point.REJECT_JOURNALLED, Point.REJECT_WRITTEN, Point.REJECT_TOLD)
 
+logger = logging.getLogger(__name__)
+
 _reached: Counter[Point] = Counter()
 _kill_engine: list[Callable[[], None]] = []
 
@@ -111,6 +114,7 @@ def reach(point: Point) -> None:
             continue
         if not engine:
             os.kill(os.getpid(), signal.SIGKILL)
+        logger.warning("faults.engine_killed at=%s", point)
         for kill in _kill_engine:
             kill()
 
