@@ -8,6 +8,7 @@ daemon, of the engine alone, or of the ServerApp. A start is the recovery of one
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -112,6 +113,7 @@ def main() -> int:
     options = parser.parse_args()
     import tiny_base
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does: nothing is left running
     model = tiny_base.build(REPOSITORY / ".cache" / "tiny-base")
     folder = Path(tempfile.mkdtemp(prefix="umbel-"))
     processes = Processes(folder / "logs")
