@@ -56,7 +56,7 @@ class Site:
         self.shapes = linear_shapes(config.model.path, config.engine.target_modules)
         self.journal = Journal(state_dir / "journal.sqlite3")
         self.cotrainer = CoTrainerClient(socket_path(state_dir))
-        self.supervisor = Supervisor(config, self.cotrainer, lambda: (self.deployer.table(), self.deployer.serving()))
+        self.supervisor = Supervisor(config, self.cotrainer, lambda: self.deployer.what_to_serve())
         self.jobs = Jobs(
             self.journal,
             self.supervisor,

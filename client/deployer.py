@@ -16,16 +16,18 @@ from client.jobs import Jobs
 from client.journal import ROLLED_BACK, Journal, Version
 from client.keys import SiteKeys
 from client.personal import served
+from client.recovery import directory, forget_damaged, sweep, verify
 from client.verdict import Probe, judge
 from serving.aliases import AliasTable
 from serving.engine import Engine
 from serving.scores import Scores
 from serving.supervisor import Supervisor
-from umbel import peft_dir
+from umbel import faults, peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
 from umbel.errors import AdapterError, BaseMismatch, Conflict, EngineError, EngineGone, NotFound, TrainingError
+from umbel.faults import Point, reach
 from umbel.messages import Restored, ShadowReport, ShadowState, Verdict
 
 DRAIN_POLL_S = 0.2
@@ -56,15 +58,17 @@ class Deployer:
         self._known: dict[tuple[AdapterRef | None, str | None], Scores] = {}
         self._moving = asyncio.Lock()
         self._background: dict[str, asyncio.Task[None]] = {}
+        self.recovered: list[str] = []
+        """What was found damaged, half-made or left over since this daemon began, in words."""
 
     def resume(self) -> None:
-        """Take up what a crash cut off: versions that were being probed, or that should have been unloaded."""
+        """Take up what a crash cut off: damaged and half-made things go, versions that were being probed are judged."""
+        self._forget_damaged()
+        self.recovered += sweep(self._config, self._journal)
+        reach(Point.SWEPT)
         for version in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
             if version.report.state is not ShadowState.JUDGED:
                 self._spawn(f"judge {version.ref}", self._judge(version.ref))
-        for version in self._journal.versions(Lifecycle.REJECTED, Lifecycle.RETIRED):
-            if version.ref != self._journal.alias(version.ref.name, "previous"):
-                shutil.rmtree(directory(self._config, version.ref), ignore_errors=True)
 
     def receive(self, name: str, manifest: AdapterManifest, blob: bytes, signature: str = "") -> ShadowReport:
         """Validate and store a version, then judge it in the background. The same version again: how it stands.
@@ -85,7 +89,9 @@ class Deployer:
             peft_dir.write(directory(self._config, ref), weights, stored, base=str(self._config.model.path))
         if known is not None and again:  # it was judged here, and was live: it only lacked its files
             return known.report
+        reach(Point.RECEIVE_WRITTEN)
         self._journal.add(manifest, report)
+        reach(Point.RECEIVE_JOURNALLED)
         logger.info("adapter.candidate ref=%s digest=%s", ref, manifest.digest[:12])
         self._spawn(f"judge {ref}", self._judge(ref))
         return report
@@ -102,7 +108,7 @@ class Deployer:
         async with self._moving:
             version = self._journal.get(ref)
             if version.state is Lifecycle.LIVE:
-                await self._publish_table()  # the router may have missed it the first time
+                await self._publish_table(faults.PROMOTE)  # the router may have missed it the first time
                 return version.report
             if version.state is not Lifecycle.SHADOW or version.report.state is not ShadowState.JUDGED:
                 raise Conflict(
@@ -110,7 +116,8 @@ class Deployer:
                 )
             if not forced:
                 _require_in_favour(version)
-            return await self._make_live(version, "promoted" if _is_in_favour(version) else "promoted by the operator")
+            event = "promoted" if _is_in_favour(version) else "promoted by the operator"
+            return await self._make_live(version, event, faults.PROMOTE)
 
     async def roll_back(self, name: str, instead_of: AdapterRef | None = None) -> str | None:
         """Make what answered before answer the users again; what that is: a version, or None for the base.
@@ -124,12 +131,14 @@ class Deployer:
                 return str(live) if live else None
             if previous is not None:
                 undone = previous in self._journal.refused(name, limit=-1)  # the second of two says nothing against
-                left = "" if undone else ROLLED_BACK
-                return (await self._make_live(self._journal.get(previous), "live again by roll-back", left)).ref
+                left, version = "" if undone else ROLLED_BACK, self._journal.get(previous)
+                return (await self._make_live(version, "live again by roll-back", faults.ROLL_BACK, left)).ref
             if live is None:
                 raise NotFound(f"{name}: the base answers, and no version ever did; there is nothing to roll back to")
+            reach(Point.ROLL_BACK_BEGUN)
             self._journal.make_base_live(live, _retired(self._journal.get(live)))
-            await self._publish_table()
+            reach(Point.ROLL_BACK_JOURNALLED)
+            await self._publish_table(faults.ROLL_BACK)
             logger.info("adapter.rolled_back ref=base instead_of=%s", live)
             return None
 
@@ -148,7 +157,7 @@ class Deployer:
             version = self._journal.find(ref)
             state = version.report.state if version is not None else None
             if version is None or version.state is Lifecycle.LIVE:
-                await self._publish_table()  # the router may have missed it the first time
+                await self._publish_table(faults.ROLL_BACK)  # the router may have missed it the first time
             elif ref in self._journal.refused(name, limit=-1):
                 raise Conflict(f"{ref} was rejected here, or this site went back from it; {live or 'the base'} stays")
             elif version.state is Lifecycle.RETIRED:
@@ -156,10 +165,10 @@ class Deployer:
                     raise EngineError(f"{ref} is just being unloaded; ask again")
                 state = None
                 if not self._is_gone(version):
-                    state = (await self._make_live(version, "live again, as in the federation")).state
+                    state = (await self._make_live(version, "live again, as in the federation", faults.ROLL_BACK)).state
             elif state is ShadowState.JUDGED:
                 _require_in_favour(version)
-                state = (await self._make_live(version, "promoted")).state
+                state = (await self._make_live(version, "promoted", faults.PROMOTE)).state
             return Restored(live=str(ref) if state is ShadowState.LIVE else str(live) if live else None, state=state)
 
     async def discard(self, ref: AdapterRef, reason: str = "discarded by the federation") -> ShadowReport:
@@ -190,16 +199,25 @@ class Deployer:
         )
 
     def serving(self) -> dict[AdapterRef, Path]:
-        """The versions an engine must have from its start, their files checked against the manifest."""
+        """The versions an engine must have from its start, their files checked against the journal."""
         refs = [AdapterRef.parse(text) for text in self.table().addressable]
-        for ref in refs:
-            peft_dir.read(directory(self._config, ref))
-        return {ref: directory(self._config, ref) for ref in refs}
+        return {ref: verify(self._config, self._journal.get(ref)) for ref in refs}
+
+    def what_to_serve(self) -> tuple[AliasTable, dict[AdapterRef, Path]]:
+        """`table` and `serving`, after what is damaged was forgotten: what is left always answers."""
+        self._forget_damaged()
+        return self.table(), self.serving()
 
     async def close(self) -> None:
         for task in self._background.values():
             task.cancel()
         await asyncio.gather(*self._background.values(), return_exceptions=True)
+
+    def _forget_damaged(self) -> None:
+        forgotten = forget_damaged(self._config, self._journal)
+        if forgotten:
+            self._known.clear()
+        self.recovered += forgotten
 
     def _validate(self, name: str, manifest: AdapterManifest, blob: bytes) -> None:
         if manifest.name != name or name not in {section.name for section in self._config.adapter}:
@@ -249,14 +267,18 @@ class Deployer:
             return await self._retire(ref)
         report = version.report.model_copy(update={"state": ShadowState.PROBING, "load_s": loaded - began})
         if version.state is Lifecycle.CANDIDATE:
+            reach(Point.SHADOW_BEGUN)
             self._journal.move(ref, Lifecycle.SHADOW, report)
-            await self._publish_table()
+            reach(Point.SHADOW_JOURNALLED)
+            await self._publish_table(faults.SHADOW)
         probe = await self._probe(ref)
         verdict = await asyncio.to_thread(judge, probe, self._config.shadow)
         seconds = time.monotonic() - loaded
         judged = {"state": ShadowState.JUDGED, "probe": probe.sums, "verdict": verdict, "probe_s": seconds}
+        reach(Point.JUDGE_DECIDED)
         if self._journal.get(ref).state is Lifecycle.SHADOW:  # it may have been discarded meanwhile
             self._journal.report(ref, report.model_copy(update=judged), f"judged: {verdict.decision}")
+            reach(Point.JUDGE_JOURNALLED)
             logger.info("adapter.judged ref=%s decision=%s %s", ref, verdict.decision, "; ".join(verdict.reasons))
 
         return None
@@ -269,11 +291,12 @@ class Deployer:
 
     async def _ensure_loaded(self, engine: Engine, ref: AdapterRef) -> None:
         if ref not in self._supervisor.loaded:
-            folder = directory(self._config, ref)
-            peft_dir.read(folder)  # the bytes SGLang is about to read are the ones that were validated
+            folder = verify(self._config, self._journal.get(ref))  # what SGLang is about to read was validated
+            reach(Point.LOAD_BEGUN)
             await engine.client.load(ref, folder)
             await engine.client.warm(ref)
             self._supervisor.loaded.add(ref)
+            reach(Point.LOAD_DONE)
 
     async def _probe(self, ref: AdapterRef) -> Probe:
         """Base, live and shadow on the held-out examples; on each guard the shadow and what answers users now."""
@@ -302,14 +325,16 @@ class Deployer:
     async def _restore_base(self, name: str, live: AdapterRef | None) -> None:
         dropped = self._journal.alias(name, "previous")
         if live is not None:
+            reach(Point.ROLL_BACK_BEGUN)
             retired = _retired(self._journal.get(live))
             self._journal.make_base_live(live, retired, "the base answers again, as in the federation")
+            reach(Point.ROLL_BACK_JOURNALLED)
             logger.info("adapter.restored ref=base instead_of=%s", live)
             if dropped is not None:
                 self._spawn(f"retire {dropped}", self._retire(dropped))
-        await self._publish_table()
+        await self._publish_table(faults.ROLL_BACK)
 
-    async def _make_live(self, version: Version, event: str, left: str = "") -> ShadowReport:
+    async def _make_live(self, version: Version, event: str, move: faults.Move, left: str = "") -> ShadowReport:
         ref, engine = version.ref, self._supervisor.engine
         if engine is not None:
             await self._ensure_loaded(engine, ref)
@@ -317,8 +342,10 @@ class Deployer:
         dropped = self._journal.alias(ref.name, "previous")
         report = version.report.model_copy(update={"state": ShadowState.LIVE})
         old_report = _retired(self._journal.get(old)) if old else None
+        reach(move.begun)
         self._journal.make_live(ref, report, old_report, event, left)
-        await self._publish_table()
+        reach(move.journalled)
+        await self._publish_table(move)
         logger.info("adapter.%s ref=%s instead_of=%s", event.replace(" ", "_"), ref, old or "base")
         if dropped is not None and dropped != ref:
             self._spawn(f"retire {dropped}", self._retire(dropped))
@@ -332,8 +359,10 @@ class Deployer:
             accepted=False, reasons=(reason, *(version.report.verdict.reasons if version.report.verdict else ()))
         )
         report = version.report.model_copy(update={"state": ShadowState.REJECTED, "verdict": verdict})
+        reach(Point.REJECT_BEGUN)
         self._journal.move(ref, Lifecycle.REJECTED, report)
-        await self._publish_table()
+        reach(Point.REJECT_JOURNALLED)
+        await self._publish_table(faults.REJECT)
         logger.info("adapter.rejected ref=%s %s", ref, reason)
         self._spawn(f"retire {ref}", self._retire(ref))
         return report
@@ -349,8 +378,9 @@ class Deployer:
         retiring = f"retire {version.ref}" in self._background
         return version.state is Lifecycle.RETIRED and not retiring and not files.is_file()
 
-    async def _publish_table(self) -> None:
+    async def _publish_table(self, move: faults.Move) -> None:
         self.table().write(self._config.site.state_dir / "aliases.json")
+        reach(move.written)
         engine = self._supervisor.engine
         if engine is None:
             return  # the next engine reads the file at its start
@@ -358,10 +388,12 @@ class Deployer:
             await engine.client.reload_aliases()
         except httpx.HTTPError:
             logger.warning("the engine went away during an alias change; the next one starts with the new table")
+        reach(move.told)
 
     async def _retire(self, ref: AdapterRef) -> None:
         """Unload a version that nobody can ask for any more, once its last request has ended; then remove its files."""
         engine = self._supervisor.engine
+        reach(Point.RETIRE_BEGUN)
         try:
             while engine is not None and (await engine.client.in_flight()).get(str(ref)):
                 await asyncio.sleep(DRAIN_POLL_S)
@@ -370,8 +402,10 @@ class Deployer:
         except httpx.HTTPError:
             pass  # the engine is gone, and with it what it had loaded
         self._supervisor.loaded.discard(ref)
+        reach(Point.RETIRE_UNLOADED)
         # SGLang would load a forgotten adapter again from its old path: there is none.
         shutil.rmtree(directory(self._config, ref), ignore_errors=True)
+        reach(Point.RETIRE_REMOVED)
         logger.info("adapter.unloaded ref=%s", ref)
 
     def _spawn(self, name: str, work: object) -> None:
@@ -383,11 +417,6 @@ class Deployer:
         self._background.pop(task.get_name(), None)
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s failed", task.get_name(), exc_info=task.exception())
-
-
-def directory(config: SiteConfig, ref: AdapterRef) -> Path:
-    """Where a version lies at this site; never shared by two versions."""
-    return config.site.state_dir / "adapters" / ref.engine_name
 
 
 def _is_in_favour(version: Version) -> bool:

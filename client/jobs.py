@@ -17,6 +17,7 @@ from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.base import BaseFingerprint
 from umbel.errors import AdapterError, BaseMismatch, EngineGone, NotFound, TrainingError
+from umbel.faults import Point, reach
 from umbel.messages import JobState, RoundOrder, RoundReport, Submit, TrainPlan
 
 POLL_S = 0.5
@@ -89,7 +90,9 @@ class Jobs:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             peft_dir.replace_durably(folder / name, content)
+        reach(Point.SUBMIT_WRITTEN)
         report = self._journal.add_round(adapter, order)
+        reach(Point.SUBMIT_JOURNALLED)
         for old in self._journal.finished_rounds()[KEPT_ROUNDS:]:
             shutil.rmtree(self._folder(old), ignore_errors=True)
         self._submitted.set()
@@ -165,6 +168,7 @@ class Jobs:
         if self.report(order.key).state.final:  # cancelled while it was waiting
             return None
         attempt = self._journal.begin_attempt(order.key)
+        reach(Point.ATTEMPT_BEGUN)
         report = RoundReport(key=order.key, state=JobState.RUNNING, parent=order.parent)
         if attempt > MAX_ATTEMPTS:
             error = f"given up after {MAX_ATTEMPTS} attempts; the site's log says what ended each"
@@ -187,7 +191,10 @@ class Jobs:
             return self._submitted.set()
         if self.report(order.key).state is JobState.CANCELLED:
             return None
-        self._finish(self._keys.sign(order, self._conclude(order, status)))
+        concluded = self._keys.sign(order, self._conclude(order, status))
+        reach(Point.UPDATE_WRITTEN)
+        self._finish(concluded)
+        reach(Point.ROUND_DONE)
         return self._keep_part(order.key)
 
     def _conclude(self, order: RoundOrder, status: CoTrainerStatus) -> RoundReport:
@@ -223,6 +230,7 @@ class Jobs:
         if report.state is JobState.DONE and order.plan.personal is not None:
             part = self._personal(self._journal.adapter_of(key), _lineage(order), order.plan.personal)
             part.keep(peft_dir.decode((self._folder(key) / PARENT).read_bytes()), waiting.read_bytes())
+            reach(Point.PART_KEPT)
         waiting.unlink()
 
     async def _follow(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
-from umbel.errors import Conflict, NotFound
-from umbel.messages import JobState, RoundOrder, RoundReport, ShadowReport
+from umbel.errors import Conflict, JournalError, NotFound
+from umbel.messages import JobState, RoundOrder, RoundReport, ShadowReport, ShadowState
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS versions (
@@ -50,9 +50,18 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(SCHEMA)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            self._db.executescript(SCHEMA)
+            self.versions()
+        except sqlite3.DatabaseError as error:
+            raise _damaged(path, str(error)) from error
+        except ValueError as error:
+            raise _damaged(path, "the entry of a version cannot be read") from error
+        if found != "ok":
+            raise _damaged(path, found)
 
     def close(self) -> None:
         self._db.close()
@@ -129,6 +138,23 @@ class Journal:
             self._move(known, state, report)
             self._point(ref.name, "live", ref)
             self._note(ref, event)
+
+    def forget(self, ref: AdapterRef, event: str) -> None:
+        """Take a version out, as if it had never come; what was live before it, or the base, answers in its place.
+
+        One transaction. It may be pushed again.
+        """
+        live, previous = self.alias(ref.name, "live"), self.alias(ref.name, "previous")
+        with self._transaction():
+            self._db.execute("DELETE FROM versions WHERE adapter = ? AND version = ?", (ref.name, ref.version))
+            self._db.execute("DELETE FROM aliases WHERE adapter = ? AND version = ?", (ref.name, ref.version))
+            self._note(ref, event)
+            if ref == live and previous is not None:
+                heir = self.get(previous)
+                report = heir.report.model_copy(update={"state": ShadowState.LIVE})
+                self._db.execute("DELETE FROM aliases WHERE adapter = ? AND alias = 'previous'", (ref.name,))
+                self._move(heir, heir.state.to(Lifecycle.LIVE), report)
+                self._point(ref.name, "live", previous)
 
     def make_base_live(self, live: AdapterRef, report: ShadowReport, event: str = TAKEN_BACK) -> None:
         """The roll-back of a first version: the base answers again, `live` is previous; one transaction."""
@@ -213,6 +239,10 @@ class Journal:
         )
         return [key for (key,) in rows]
 
+    def round_keys(self) -> list[str]:
+        """Keys of all rounds, whatever became of them."""
+        return [key for (key,) in self._db.execute("SELECT key FROM rounds")]
+
     def report_round(self, report: RoundReport) -> None:
         self._db.execute(
             "UPDATE rounds SET state = ?, report = ? WHERE key = ?",
@@ -259,3 +289,12 @@ class Journal:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _damaged(path: Path, what: str) -> JournalError:
+    return JournalError(
+        f"{path}: damaged ({what}); without it the site does not know what it served. Restore {path.parent} from a "
+        f"backup; or start over: move {path.name}*, adapters/ and rounds/ out of {path.parent} and start again. The "
+        "base then answers until a run of the centre pushes a version; no version is lost, the registry has them all "
+        "(`umbel adapter ls`). personal/ can stay"
+    )

@@ -38,6 +38,7 @@ async def report(
         "aliases": deployer.table().model_dump(mode="json")["adapters"],
         "in_flight": await _in_flight(supervisor),
         "training": await _training(supervisor, cotrainer),
+        "recovered": deployer.recovered,
     }
 
 

@@ -8,6 +8,7 @@ import fsspec
 
 from umbel import peft_dir
 from umbel.errors import RegistryError
+from umbel.faults import Point, reach
 
 
 class BlobStore:
@@ -33,6 +34,7 @@ class BlobStore:
         else:
             local.parent.mkdir(parents=True, exist_ok=True)
             peft_dir.replace_durably(local, content)
+        reach(Point.BLOB_WRITTEN)
         return digest
 
     def get(self, digest: str) -> bytes:

@@ -22,6 +22,7 @@ from strategies import catalogue
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import ConfigError, Conflict, NotFound, UmbelError
+from umbel.faults import Point, reach
 from umbel.messages import Hello, RoundReport
 
 
@@ -92,6 +93,7 @@ class Federation:
     def train(self, number: int) -> AdapterManifest | None:
         """Train at the sites, aggregate and publish. None when no quorum came about; the round is then failed."""
         self._record(number, RoundState.TRAINING)
+        reach(Point.ROUND_RECORDED)
         if not self._gather():
             there = self._exchange.roster.sites
             found = f"{len(there)} of {self._config.quorum} sites needed were there"
@@ -135,6 +137,7 @@ class Federation:
             judgement = Judgement(record.state is RoundState.PROMOTING, judgement.reports, judgement.reasons)
         state = RoundState.PROMOTING if judgement.accepted else RoundState.DISCARDING
         self._record(number, state, judgement.reasons)
+        reach(Point.VERDICT_RECORDED)
         for site, report in judgement.reports.items():
             self._emit("site.judged", round=number, site=site, **json.loads(report.model_dump_json()))
         self._emit("round.judged", round=number, accepted=judgement.accepted, reasons=judgement.reasons)
@@ -152,11 +155,13 @@ class Federation:
         )  # fmt: skip
         self._seconds["promote"] += self._exchange.clock() - started
         missed = {site: f"accepted, but not promoted: {reason}" for site, reason in promotion.left_out.items()}
+        reach(Point.SITES_PROMOTED)
         if not promotion.stopped:
             try:
                 self._registry.accept(self._name, number, self._run_id, missed | promotion.went_back)
             except Conflict as overruled:
                 promotion.stopped = str(overruled)
+            reach(Point.ROUND_ACCEPTED)
         if promotion.stopped:
             reasons = {**judgement.reasons, **missed, **promotion.went_back, "*": f"taken back: {promotion.stopped}"}
             self._record(number, RoundState.DISCARDING, reasons)
@@ -172,7 +177,9 @@ class Federation:
         answering = {*answering, *judgement.answering}
         self._rollout.discard(version.ref, set(judgement.reasons), answering=answering)
         self._seconds["promote"] += self._exchange.clock() - started
+        reach(Point.SITES_DISCARDED)
         self._record(number, RoundState.REJECTED)
+        reach(Point.ROUND_REJECTED)
         self._done("round.rejected", number, version=version.version, reasons=judgement.reasons)
 
     def _publish(self, number: int, parent: AdapterManifest, result: RoundResult) -> AdapterManifest:
@@ -190,6 +197,7 @@ class Federation:
             counts={site: _counted(report) for site, report in reports.items()},
             code=_code(), config=hashlib.sha256(self._config.model_dump_json().encode()).hexdigest(),
         )  # fmt: skip
+        reach(Point.VERSION_PUBLISHED)
         self._emit(
             "round.published", round=number, version=version.version, digest=version.digest,
             weights=aggregate.weights, left_out=result.left_out,
@@ -213,7 +221,9 @@ class Federation:
                 + "; ".join(f"{who}: {why}" for who, why in self._exchange.roster.troubles.items())
             )
         agreed = self._agreed(pin, self._exchange.roster.sites) if enough else None
-        if agreed is not None and pin is None:
+        if agreed is not None and (
+            pin is None or HEAD not in self._registry.aliases(self._name)
+        ):  # or cut off in there
             self._registry.begin(self._name, agreed, self._config.seed)
             self._require(agreed)
         return enough

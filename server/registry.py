@@ -29,6 +29,7 @@ from server.rounds import RoundState, now, transaction
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef, check_name
 from umbel.errors import AdapterError, Conflict, NotFound, RegistryError
+from umbel.faults import Point, reach
 from umbel.messages import Submit
 from umbel.signing import PrivateKey
 
@@ -195,6 +196,7 @@ class AdapterRegistry:
             if held is None:
                 (self.root / name).mkdir(exist_ok=True)
                 peft_dir.replace_durably(self.root / name / PIN, pin.model_dump_json(indent=2).encode())
+                reach(Point.BEGIN_PINNED)
             if not versions:
                 self._write(name, pin, peft_dir.encode(pin.initial(seed)), {"round": 0})
             if HEAD not in self.aliases(name):
@@ -283,7 +285,9 @@ class AdapterRegistry:
             target_modules=pin.target_modules, created=now(), **facts,
         )  # fmt: skip
         sums = version_dir.write(self.directory(manifest.ref), manifest, self.blobs, self.sign(manifest))
+        reach(Point.VERSION_RENAMED)
         self.index.add(manifest, sums)
+        reach(Point.VERSION_LISTED)
         return manifest
 
     def _move(self, name: str, to: dict[str, int | None], *, who: str, why: str, run_id: str = "") -> None:
@@ -291,6 +295,7 @@ class AdapterRegistry:
         log_of = self._moves(name)
         if any(log_of.aliases().get(alias) != version for alias, version in to.items()):
             log_of.append(Move(at=now(), to=to, who=who, why=why, run_id=run_id))
+            reach(Point.ALIASES_MOVED)
 
     def _require_movable(self, name: str, alias: str, ref: AdapterRef | None) -> None:
         if alias in (SHADOW, PREVIOUS):

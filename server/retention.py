@@ -1,5 +1,6 @@
 """What a registry no longer needs, and its removal. Manifests stay for ever: only weights and left-overs go."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from server.rounds import now, transaction
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import RegistryError
+from umbel.faults import Point, reach
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ def plan(registry: AdapterRegistry, *, drop_ancestors: bool = False) -> Garbage:
             )
         if not drop_ancestors:
             needed = {node.ref for node in lineage.ancestry(nodes, needed)}
-        goes += [node.ref for node in nodes if node.ref not in needed and not node.pruned]
+        goes += [
+            node.ref for node in nodes if node.ref not in needed and not (node.pruned and _gone(registry, node.ref))
+        ]
         kept |= {node.manifest.digest for node in nodes if node.ref in needed}
     unused = tuple(sorted(set(registry.blobs.digests()) - kept))
     return Garbage(tuple(goes), unused, tuple(sorted(registry.root.glob("*/.v*.tmp"))))
@@ -64,13 +68,21 @@ def collect(registry: AdapterRegistry, *, who: str, why: str, drop_ancestors: bo
         record = version_dir.Pruned(at=now(), who=who, why=why).model_dump_json().encode()
         for ref in garbage.versions:
             peft_dir.replace_durably(registry.directory(ref) / version_dir.PRUNED, record)
+            reach(Point.GC_MARKED)
             (registry.directory(ref) / peft_dir.WEIGHTS).unlink(missing_ok=True)
+            reach(Point.GC_UNLINKED)
         freed = sum(_remove(registry, garbage))
     return Garbage(garbage.versions, garbage.blobs, garbage.left_overs, freed)
+
+
+def _gone(registry: AdapterRegistry, ref: AdapterRef) -> bool:
+    """Whether a pruned version has lost its link to the weights, too, or a killed gc only said so."""
+    return not os.path.lexists(registry.directory(ref) / peft_dir.WEIGHTS)
 
 
 def _remove(registry: AdapterRegistry, garbage: Garbage) -> Iterator[int]:
     for digest in garbage.blobs:
         yield registry.blobs.remove(digest)
+        reach(Point.GC_REMOVED)
     for path in garbage.left_overs:
         shutil.rmtree(path)

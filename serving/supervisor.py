@@ -12,6 +12,7 @@ import httpx
 from serving.aliases import AliasTable
 from serving.engine import Engine
 from serving.trainer_socket import CoTrainerClient
+from umbel import faults
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
 from umbel.errors import EngineError, EngineGone, TrainingError
@@ -92,6 +93,7 @@ class Supervisor:
     async def _start(self) -> None:
         table, adapters = self._what_to_serve()
         self._engine = Engine(self._config)
+        faults.aim(self._engine.kill)
         logger.info("engine.starting site=%s log=%s", self._config.site.name, self._engine.log)
         await self._engine.start(table, adapters)
         self.loaded = set(adapters)

@@ -35,7 +35,7 @@ def test_a_daemon_killed_between_journal_and_alias_file_serves_what_the_journal_
         site.push(2)
         await site.judged(V2)
 
-        async def killed() -> None:
+        async def killed(*_: object) -> None:
             raise Killed
 
         monkeypatch.setattr(site.deployer, "_publish_table", killed)

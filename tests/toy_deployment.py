@@ -64,7 +64,7 @@ class Deployment:
         self.machine = machine or ToyMachine()
         self.jobs: Any = ToyJobs()
         self.journal = Journal(state_dir / "journal.sqlite3")
-        self.supervisor = Supervisor(self.config, MEASURED, lambda: (self.deployer.table(), self.deployer.serving()))
+        self.supervisor = Supervisor(self.config, MEASURED, lambda: self.deployer.what_to_serve())
         self.deployer = Deployer(self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES)
         self._running: asyncio.Task[None] | None = None
 

@@ -60,6 +60,9 @@ class ToyEngine:
         self.adapters = {ref.engine_name for ref in adapters}
         await self.gate("start")
 
+    def kill(self) -> None:
+        self.ended.set()
+
     async def wait(self) -> int:
         await self.ended.wait()
         return -9

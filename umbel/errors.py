@@ -12,6 +12,7 @@
     ├── EngineError        (RuntimeError)  the SGLang server does not start, answer or obey
     │   └── EngineGone                     it went away; the daemon is starting it again
     ├── TrainingError      (RuntimeError)  a training or evaluation job stopped
+    ├── JournalError       (RuntimeError)  a site's journal is damaged
     └── RegistryError      (RuntimeError)  the adapter registry is damaged or refuses a change
 
 A message says what is wrong, where, and what to do about it.
@@ -64,6 +65,10 @@ class EngineGone(EngineError):
 
 class TrainingError(UmbelError, RuntimeError):
     """A training or evaluation job stopped before its end."""
+
+
+class JournalError(UmbelError, RuntimeError):
+    """A site's journal is damaged: the site cannot know what it served."""
 
 
 class RegistryError(UmbelError, RuntimeError):

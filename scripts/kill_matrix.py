@@ -1,0 +1,286 @@
+"""Kill a real site and a real centre at every step of a version's life, and see which version answers afterwards.
+
+    scripts/kill_matrix [--minutes 20] [--only site engine centre]
+
+One tiny site (SGLang on the CPU), one user who never stops asking, Flower and a registry. Each death is one of the site
+daemon, of the engine alone, or of the ServerApp. A start is the recovery of one death and the beginning of the next.
+"""
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from kill_centre import Centre
+from kill_report import Row, write
+from kill_site import Site, wait_until
+from processes import REPOSITORY, ProcessError, Processes
+
+from umbel.adapter import Personal
+from umbel.faults import Point
+
+FIRST_VERSION = 100
+"""Below are those of the registry."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done to the site, and where it dies of it."""
+
+    point: Point
+    story: Callable[["Stories"], object]
+    takes_effect: bool = False
+    """Whether the journal has the change by then, so that it holds."""
+
+    def leaves_work_for(self, following: "Case") -> bool:
+        """Whether making good what was cut off here would itself meet the following point."""
+        versions = (Stories.deploy, Stories.reject)
+        same_way = self.story is following.story or {self.story, following.story} <= {*versions}
+        return same_way and not self.takes_effect
+
+
+class Stories:
+    """What the centre and operators ask of a site; `effect` is what answers once it has been done."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, self._version, self._round = site, FIRST_VERSION, 1000
+        self.effect = self.settled_on = "base"
+
+    def deploy(self) -> None:
+        self._version += 1
+        self.effect = f"support@v{self._version}"
+        self.site.promote(self.site.push(self._version))
+
+    def reject(self) -> None:
+        self._version += 1
+        self.effect = self.settled_on
+        self.site.discard(self.site.push(self._version))
+
+    def roll_back(self) -> None:
+        self.effect = str(self.site.status()["aliases"]["support"]["previous"] or "base")
+        self.site.roll_back()
+
+    def train(self) -> None:
+        self._round += 1
+        self.effect = self.settled_on
+        self.site.train(self._round, Personal(part="B"))
+
+
+P = Point
+# A version's way and a round's alternate, so that a start makes good the last death and is set for the next.
+SITE = [
+    Case(P.PROMOTE_JOURNALLED, Stories.deploy, True), Case(P.PROMOTE_WRITTEN, Stories.deploy, True),
+    Case(P.PROMOTE_TOLD, Stories.deploy, True), Case(P.ROLL_BACK_JOURNALLED, Stories.roll_back, True),
+    Case(P.RECEIVE_JOURNALLED, Stories.deploy), Case(P.UPDATE_WRITTEN, Stories.train),
+    Case(P.LOAD_BEGUN, Stories.deploy), Case(P.ROUND_DONE, Stories.train),
+    Case(P.SHADOW_JOURNALLED, Stories.deploy), Case(P.PART_KEPT, Stories.train),
+    Case(P.JUDGE_DECIDED, Stories.deploy), Case(P.ROLL_BACK_TOLD, Stories.roll_back, True),
+    Case(P.PROMOTE_BEGUN, Stories.deploy), Case(P.REJECT_JOURNALLED, Stories.reject),
+    Case(P.RETIRE_UNLOADED, Stories.reject), Case(P.RECEIVE_WRITTEN, Stories.deploy),
+    Case(P.SUBMIT_WRITTEN, Stories.train), Case(P.LOAD_DONE, Stories.deploy), Case(P.SUBMIT_JOURNALLED, Stories.train),
+    Case(P.SHADOW_BEGUN, Stories.deploy), Case(P.ATTEMPT_BEGUN, Stories.train), Case(P.SHADOW_WRITTEN, Stories.deploy),
+    Case(P.ROLL_BACK_BEGUN, Stories.roll_back), Case(P.SHADOW_TOLD, Stories.deploy),
+    Case(P.ROLL_BACK_WRITTEN, Stories.roll_back, True), Case(P.JUDGE_JOURNALLED, Stories.deploy),
+    Case(P.REJECT_BEGUN, Stories.reject), Case(P.RETIRE_BEGUN, Stories.reject),
+    Case(P.REJECT_WRITTEN, Stories.reject), Case(P.RETIRE_REMOVED, Stories.reject),
+    Case(P.REJECT_TOLD, Stories.reject),
+]  # fmt: skip
+# All in one life of the daemon: the same story never dies twice, and loads, of which a death causes more, come first.
+ENGINE = [
+    Case(P.LOAD_BEGUN, Stories.deploy, True), Case(P.LOAD_DONE, Stories.deploy, True),
+    *(Case(point, Stories.deploy, True) for point in (
+        P.PROMOTE_BEGUN, P.PROMOTE_JOURNALLED, P.PROMOTE_WRITTEN, P.PROMOTE_TOLD)),
+    *(Case(point, Stories.roll_back, True) for point in (P.ROLL_BACK_JOURNALLED, P.ROLL_BACK_TOLD)),
+    Case(P.ATTEMPT_BEGUN, Stories.train), Case(P.UPDATE_WRITTEN, Stories.train),
+    *(Case(point, Stories.deploy, True) for point in (
+        P.SHADOW_JOURNALLED, P.JUDGE_DECIDED, P.RETIRE_BEGUN, P.RETIRE_UNLOADED, P.SHADOW_BEGUN, P.SHADOW_WRITTEN,
+        P.SHADOW_TOLD, P.JUDGE_JOURNALLED, P.RECEIVE_WRITTEN, P.RECEIVE_JOURNALLED, P.RETIRE_REMOVED)),
+    *(Case(point, Stories.roll_back, True) for point in (P.ROLL_BACK_BEGUN, P.ROLL_BACK_WRITTEN)),
+    *(Case(point, Stories.train) for point in (P.ROUND_DONE, P.PART_KEPT, P.SUBMIT_WRITTEN, P.SUBMIT_JOURNALLED)),
+    *(Case(point, Stories.reject) for point in (P.REJECT_BEGUN, P.REJECT_JOURNALLED, P.REJECT_WRITTEN, P.REJECT_TOLD)),
+]  # fmt: skip
+KINDS = ("site", "engine", "centre")
+STARTS_ONLY = (P.SWEPT, P.DAMAGE_FORGOTTEN)
+
+
+def main() -> int:
+    """Kill, recover, look, write; 1 if anything did not come back right."""
+    parser = argparse.ArgumentParser(prog="scripts/kill_matrix", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=45.0, help="begin no further death after these (default 45)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
+    options = parser.parse_args()
+    import tiny_base
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does: nothing is left running
+    model = tiny_base.build(REPOSITORY / ".cache" / "tiny-base")
+    folder = Path(tempfile.mkdtemp(prefix="umbel-"))
+    processes = Processes(folder / "logs")
+    rows: list[Row] = []
+    matrix = Matrix(Site(folder / "site", model, processes), processes)
+    began = time.monotonic()
+    try:
+        for index, name in enumerate(options.only, start=1):
+            matrix.deadline = began + 60 * options.minutes * index / len(options.only)
+            for row in getattr(matrix, name)():
+                print(row, flush=True)
+                rows.append(row)
+    finally:
+        processes.stop()
+        print(f"logs: {processes.logs}" if not rows or not all(row.recovered for row in rows) else "", flush=True)
+    write(REPOSITORY / "docs" / "operations.md", rows, len(Centre.POINTS) + len(SITE) + len(ENGINE) + len(STARTS_ONLY))
+    if all(row.recovered for row in rows):
+        shutil.rmtree(folder)
+        return 0
+    return 1
+
+
+class Matrix:
+    """The deaths, one kind of process after the other; each yields its rows."""
+
+    def __init__(self, site: Site, processes: Processes) -> None:
+        self._site, self._processes = site, processes
+        self._stories = Stories(site)
+        self.deadline = 0.0
+        """After this (time.monotonic) no further death begins."""
+
+    def centre(self) -> Iterator[Row]:
+        """One round's life, with a death of the ServerApp at each of its steps; each next run takes it up."""
+        self._begin("")
+        centre = Centre(self._site, self._processes)
+        for point in Centre.POINTS:
+            if time.monotonic() > self.deadline:
+                break
+            began = time.monotonic()
+            try:
+                died = centre.die_at(point)
+            except ProcessError as error:
+                print(f"{point}: {error}", flush=True)
+                died = False
+            answers, right = self._answer(time.monotonic(), centre.live or self._stories.settled_on)
+            yield Row(point, "ServerApp", answers, right and died, self._silence(began))
+        centre.finish()
+        self._stories.settled_on = self._site.live()
+
+    def engine(self) -> Iterator[Row]:
+        """The engine alone dies; the daemon starts it again, and what was asked for comes about all the same."""
+        self._begin("")
+        self._need_a_version_before()
+        self._begin(",".join(f"{point}:{time}@engine" for point, time in self._plan()))
+        for case in ENGINE:
+            if time.monotonic() > self.deadline:
+                break
+            began, starts = time.monotonic(), self._site.starts()
+            try:
+                case.story(self._stories)
+                self._site.wait_ready(starts + 1)
+                wait_until(self._site.settled, "what was asked for")
+            except (ProcessError, httpx.HTTPError) as error:
+                print(f"{case.point}@engine: {error}", flush=True)
+            answers, right = self._answer(time.monotonic(), self._stories.effect)
+            right = right and self._site.starts() == starts + 1
+            self._stories.settled_on = answers
+            yield Row(case.point, "engine", answers, right, self._silence(began))
+
+    @staticmethod
+    def _plan() -> Iterator[tuple[Point, int]]:
+        """Each point with the number of times that it has been reached when its case comes."""
+        told = dict.fromkeys((Stories.deploy, Stories.roll_back, Stories.train, Stories.reject), 0)
+        for case in ENGINE:
+            told[case.story] += 1
+            yield case.point, told[case.story]
+
+    def site(self) -> Iterator[Row]:
+        """The daemon dies, and its engine with it; the next daemon makes good."""
+        yield from self._starts()
+        self._begin(SITE[0].point)
+        for case, following in zip(SITE, [*SITE[1:], None], strict=True):
+            began = time.monotonic()
+            done = following is None or began > self.deadline
+            try:
+                with suppress(httpx.TransportError):
+                    case.story(self._stories)
+                self._site.wait_dead()
+                expected = self._stories.effect if case.takes_effect else self._stories.settled_on
+            except ProcessError as error:
+                print(f"{case.point}: {error}", flush=True)
+                expected = "a death that did not happen"
+                self._processes.kill("serve")
+            at_once = following is not None and not done and not case.leaves_work_for(following)
+            self._site.start(following.point if following is not None and at_once else "")
+            yield self._back(case.point, began, expected)
+            if done:
+                break
+            if following is not None and not at_once:
+                self._begin(following.point)
+
+    def _starts(self) -> Iterator[Row]:
+        """Deaths within a recovery, of what has a live version and one before it."""
+        self._begin("")
+        self._need_a_version_before()
+        for point in STARTS_ONLY:
+            began, expected = time.monotonic(), self._stories.settled_on
+            before = self._previous()
+            self._processes.kill("serve")
+            if point is P.DAMAGE_FORGOTTEN:
+                expected = before
+                self._spoil()
+            self._site.start(point)
+            self._site.wait_dead()
+            self._site.start()
+            yield self._back(point, began, expected)
+
+    def _need_a_version_before(self) -> None:
+        while self._site.live() == "base" or self._previous() == "base":
+            self._stories.deploy()
+        self._stories.settled_on = self._site.live()
+
+    def _previous(self) -> str:
+        return str(self._site.status()["aliases"]["support"]["previous"] or "base")
+
+    def _spoil(self) -> None:
+        """Damage what is live; what was before it has to answer."""
+        name = self._stories.settled_on.replace("@", "-")
+        weights = self._site.state_dir / "adapters" / name / "adapter_model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+
+    def _back(self, point: Point, began: float, expected: str) -> Row:
+        try:
+            self._site.wait_ready()
+            answers, right = self._answer(time.monotonic(), expected)
+            wait_until(self._site.settled, "what was cut off")
+        except ProcessError as error:
+            print(f"{point}: {error}", flush=True)
+            answers, right = "nobody", False
+        self._stories.settled_on = answers
+        return Row(point, "site", answers, right, self._silence(began))
+
+    def _begin(self, die_at: str) -> None:
+        """A daemon with this plan, in place of the one that may be there."""
+        with suppress(KeyError):
+            self._processes.kill("serve")
+        self._site.start(die_at)
+        self._site.wait_ready()
+        wait_until(self._site.settled, "what was cut off")
+        self._stories.settled_on = self._site.live()
+
+    def _answer(self, since: float, expected: str) -> tuple[str, bool]:
+        """Which version answered the user last, and whether that, and what the site says itself, is the right one."""
+        wait_until(lambda: self._site.user.answered_since(since), "an answer")
+        answers = self._site.user.answered_since(since)[-1][1]
+        return answers, answers == expected == self._site.live()
+
+    def _silence(self, began: float) -> float:
+        return self._site.user.longest_silence(began, time.monotonic())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""What scripts/kill_matrix.py found, as a table in docs/operations.md."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from umbel.peft_dir import replace_durably
+
+BEGIN, END = "<!-- kill matrix: begin -->", "<!-- kill matrix: end -->"
+KILLED = ("ServerApp", "site", "engine")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One death and what came of it."""
+
+    point: str
+    killed: str
+    answers: str
+    """What answered the user afterwards."""
+    recovered: bool
+    """Whether that was the right version, and what had been asked for came about."""
+    silence_s: float
+    """Longest time between two answers to the one user."""
+
+
+def write(page: Path, rows: list[Row], cases: int) -> None:
+    """Put the table between the page's markers. Raises ValueError where they are missing."""
+    content = page.read_text()
+    if content.count(BEGIN) != 1 or content.count(END) != 1:
+        raise ValueError(f"{page}: expected the lines {BEGIN!r} and {END!r} once each; the table goes between them")
+    before, rest = content.split(BEGIN)
+    replace_durably(page, f"{before}{BEGIN}\n{text(rows, cases)}\n{END}{rest.split(END)[1]}".encode())
+
+
+def text(rows: list[Row], cases: int) -> str:
+    """One line per fault point, one column per process that died there."""
+    recovered = sum(row.recovered for row in rows)
+    lines = [
+        f"Recovered {recovered} of {len(rows)}; {len(rows)} of {cases} deaths were tried.",
+        "",
+        f"| fault point | {' | '.join(f'{killed} killed' for killed in KILLED)} |",
+        "|---|" + "---|" * len(KILLED),
+    ]
+    for point in dict.fromkeys(row.point for row in rows):
+        cells = [_cell(rows, point, killed) for killed in KILLED]
+        lines.append(f"| `{point}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(rows: list[Row], point: str, killed: str) -> str:
+    found = [row for row in rows if (row.point, row.killed) == (point, killed)]
+    return "; ".join(f"{'yes' if row.recovered else '**no**'}, {row.silence_s:.0f} s" for row in found)

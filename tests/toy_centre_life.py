@@ -1,0 +1,42 @@
+"""A ServerApp's life in a process of its own, over sites that live on in another, and a gc of a registry."""
+
+from pathlib import Path
+
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+from server import retention
+from server.registry import AdapterRegistry
+from tests.toy_federation import World
+from tests.toy_grid import Clock, ToyGrid
+from tests.toy_rehearsal import rehearse
+
+SITES = ("a", "b")
+
+
+class Centre(World):
+    """A World whose sites somebody else runs."""
+
+    def __init__(self, root: Path, sockets: Path) -> None:
+        self.root, self.clock = root, Clock()
+        self.grid = ToyGrid(self.clock, {node: sockets / f"{site}.sock" for node, site in enumerate(SITES, start=1)})
+
+
+def collect(root: Path) -> None:
+    """What `umbel adapter gc --drop-ancestors --yes` does."""
+    registry = AdapterRegistry(root)
+    retention.collect(registry, who="eva", why="too many", drop_ancestors=True)
+    registry.close()
+
+
+def life(what: str, root: str, sockets: str) -> None:
+    if what == "gc":
+        return collect(Path(root))
+    with pytest.MonkeyPatch.context() as patch:
+        for field in ("_task_id", "_run_id", "_node_id"):
+            patch.setattr(TaskIdentity, field, 1)
+        return Centre(Path(root), Path(sockets)).start().close()
+
+
+if __name__ == "__main__":
+    rehearse(life)

@@ -1,0 +1,151 @@
+"""A site's scripted life, each step as the centre or an operator asks for it, and asks again after a kill."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import jobs as jobs_module
+from client.data import Prepared
+from client.deployer import Deployer
+from client.jobs import Jobs
+from client.journal import Journal
+from client.personal import PersonalPart
+from serving.supervisor import Supervisor
+from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
+from tests.toy_cotrainer import PARENT, ToyCoTrainer, order
+from tests.toy_deployment import BASE, SHAPES, Deployment, quick, scores, until
+from tests.toy_engine import MEASURED, ToyMachine, site_config
+from tests.toy_rehearsal import rehearse
+from umbel import peft_dir
+from umbel.adapter import Personal
+from umbel.messages import JobState, ShadowState
+
+OWN = Personal(part="adapter", rank=1)
+
+
+class BetterEachTime(ToyCoTrainer):
+    """Every version is better than the one before, so that each is in favour."""
+
+    def _ended(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
+        ended = super()._ended(job)
+        if isinstance(job, EvaluateJob):
+            version = int(Path(job.adapter).parent.name.rpartition("-v")[2]) if job.adapter else 0
+            scores(2.0 - version / 10).write(Path(str(job.output)))
+        return ended
+
+
+class Life(Deployment):
+    """One run of a daemon: all of it is real but the engine and the training."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.config = site_config(state_dir)
+        self.machine = ToyMachine()
+        self.journal = Journal(state_dir / "journal.sqlite3")
+        self.supervisor = Supervisor(self.config, MEASURED, lambda: self.deployer.what_to_serve())
+        prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0)
+        cotrainer: Any = BetterEachTime()
+        self.jobs = Jobs(
+            self.journal, self.supervisor, cotrainer, prepared, BASE, SHAPES, 4, partial(PersonalPart, self.config),
+            state_dir / "rounds",
+        )  # fmt: skip
+        self.deployer = Deployer(self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES)
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, state_dir: Path) -> Any:
+        """A daemon from its start, as `client.daemon.serve` starts one, to its end."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jobs_module, "POLL_S", 0.002)
+            life = cls(state_dir)
+            quick(patch, life.machine)
+            life.deployer.resume()
+            async with asyncio.timeout(20), life:
+                queue = asyncio.create_task(life.jobs.run())
+                try:
+                    await life.ready()
+                    yield life
+                finally:
+                    queue.cancel()
+                    await asyncio.gather(queue, return_exceptions=True)
+
+    def live(self) -> str | None:
+        ref = self.journal.alias("support", "live")
+        return str(ref) if ref else None
+
+    async def deploy_as(self, version: int, **facts: Any) -> None:
+        """Push a version, wait for its verdict, promote it."""
+        ref = self.push(version, **facts)
+        assert (await self.judged(ref)).state in (ShadowState.JUDGED, ShadowState.LIVE)
+        await self.deployer.promote(ref)
+
+    async def reject(self, version: int) -> None:
+        ref = self.push(version)
+        await self.judged(ref)
+        await self.deployer.discard(ref)
+
+    async def roll_back(self, instead_of: str | None) -> None:
+        """As an operator who looks first: a second one would take the first one back."""
+        if self.live() == instead_of:
+            await self.deployer.roll_back("support")
+
+    async def train(self, key: str, number: int, **plan: Any) -> None:
+        self.jobs.submit("support", order(key, round=number, plan=plan), PARENT)
+        await until(lambda: self.jobs.report(key).state.final)
+        assert self.jobs.report(key).state is JobState.DONE
+        await until(lambda: not (self.config.site.state_dir / "rounds" / key / jobs_module.PERSONAL).exists())
+
+
+STEPS: list[Callable[[Life], Awaitable[None]]] = [
+    lambda site: site.deploy_as(1),
+    lambda site: site.roll_back("support@v1"),
+    lambda site: site.roll_back(None),
+    lambda site: site.train("test-1-r", 1, personal=OWN),
+    lambda site: site.deploy_as(2),
+    lambda site: site.deploy_as(3, personal=OWN),
+    lambda site: site.roll_back("support@v3"),
+    lambda site: site.reject(4),
+    lambda site: site.train("test-2-r", 2),
+]
+"""At the end v2 answers, v3 is what answered before, v1 is retired and v4 rejected."""
+
+
+async def live_on(site: Life, done: Path) -> None:
+    """The steps that are left; `done` remembers how many are behind."""
+    while (behind := steps_behind(done)) < len(STEPS):
+        await STEPS[behind](site)
+        await site.quiet()
+        peft_dir.replace_durably(done, str(behind + 1).encode())
+
+
+def steps_behind(done: Path) -> int:
+    return int(done.read_text()) if done.exists() else 0
+
+
+def state(site: Life) -> dict[str, object]:
+    """Everything that a site has to remember."""
+    folder = site.config.site.state_dir
+    files = [path for name in ("adapters", "rounds", "personal") for path in (folder / name).rglob("*")]
+    return {
+        "aliases": site.deployer.table().model_dump(),
+        "versions": {str(v.ref): (v.state, v.report.state, v.report.verdict) for v in site.journal.versions()},
+        "rounds": {key: site.jobs.report(key) for key in site.journal.round_keys()},
+        "files": {  # adapter_config.json names the base by its path
+            str(path.relative_to(folder)): path.read_bytes().replace(str(folder).encode(), b"")
+            for path in files
+            if path.is_file()
+        },
+    }
+
+
+async def life(state_dir: Path, done: Path) -> None:
+    async with Life.of(state_dir) as site:
+        await live_on(site, done)
+
+
+if __name__ == "__main__":
+    rehearse(lambda state_dir, done: asyncio.run(life(Path(state_dir), Path(done))))

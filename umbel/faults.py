@@ -1,0 +1,136 @@
+"""Fault points: named places at which a process can be made to die as in a power cut, to rehearse what follows.
+
+    UMBEL_DIE_AT=promote.journalled umbel serve site.toml            the first time that line is reached
+    UMBEL_DIE_AT=promote.told:3 …                                    the third time
+    UMBEL_DIE_AT=load.begun@engine,promote.told@engine …             the site's engine dies there, the daemon lives on
+
+It ships because a recovery that nobody has seen is a hope: operators can rehearse it at their own site, with their own
+disks, base and supervisor, before they need it. The process ends by SIGKILL: nothing is flushed, no `finally` runs.
+Without the variable a point costs one look into the environment.
+"""
+
+import logging
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from enum import StrEnum
+from typing import NamedTuple
+
+from umbel.errors import ConfigError
+
+VARIABLE = "UMBEL_DIE_AT"
+
+
+class Point(StrEnum):
+    """Every fault point. A transition has one before it, and one after each thing that it leaves behind."""
+
+    # At a site: a version comes in, is loaded and judged.
+    RECEIVE_WRITTEN = "receive.written"  # its files are there, the journal does not know it
+    RECEIVE_JOURNALLED = "receive.journalled"
+    LOAD_BEGUN = "load.begun"  # the next call is the engine's
+    LOAD_DONE = "load.done"
+    JUDGE_DECIDED = "judge.decided"  # the verdict is in memory only
+    JUDGE_JOURNALLED = "judge.journalled"
+    # At a site: what a name means changes. The journal, then `aliases.json`, then the router.
+    SHADOW_BEGUN = "shadow.begun"
+    SHADOW_JOURNALLED = "shadow.journalled"
+    SHADOW_WRITTEN = "shadow.written"
+    SHADOW_TOLD = "shadow.told"
+    PROMOTE_BEGUN = "promote.begun"
+    PROMOTE_JOURNALLED = "promote.journalled"
+    PROMOTE_WRITTEN = "promote.written"
+    PROMOTE_TOLD = "promote.told"
+    ROLL_BACK_BEGUN = "roll-back.begun"
+    ROLL_BACK_JOURNALLED = "roll-back.journalled"
+    ROLL_BACK_WRITTEN = "roll-back.written"
+    ROLL_BACK_TOLD = "roll-back.told"
+    REJECT_BEGUN = "reject.begun"
+    REJECT_JOURNALLED = "reject.journalled"
+    REJECT_WRITTEN = "reject.written"
+    REJECT_TOLD = "reject.told"
+    # At a site: a version that nobody can ask for any more goes.
+    RETIRE_BEGUN = "retire.begun"
+    RETIRE_UNLOADED = "retire.unloaded"
+    RETIRE_REMOVED = "retire.removed"
+    # At a site: a round of training.
+    SUBMIT_WRITTEN = "submit.written"  # the parent is there, the journal does not know the round
+    SUBMIT_JOURNALLED = "submit.journalled"
+    ATTEMPT_BEGUN = "attempt.begun"
+    UPDATE_WRITTEN = "update.written"  # trained; the journal still has the round as open
+    ROUND_DONE = "round.done"
+    PART_KEPT = "part.kept"  # what stays at the site has moved, the round's copy of it is still there
+    # At a site: recovery itself.
+    DAMAGE_FORGOTTEN = "damage.forgotten"
+    SWEPT = "swept"  # before the first start of the engine
+    # At the centre: an adapter is begun.
+    BEGIN_PINNED = "begin.pinned"
+    # At the centre: a round.
+    ROUND_RECORDED = "round.recorded"
+    BLOB_WRITTEN = "publish.blob"
+    VERSION_RENAMED = "publish.renamed"
+    VERSION_LISTED = "publish.listed"  # in the index, within a transaction that is not committed
+    VERSION_PUBLISHED = "publish.committed"
+    VERDICT_RECORDED = "verdict.recorded"  # PROMOTING or DISCARDING
+    SITES_PROMOTED = "promote.sites"
+    ALIASES_MOVED = "accept.moved"  # in the alias log, the round is not closed yet
+    ROUND_ACCEPTED = "accept.committed"
+    SITES_DISCARDED = "discard.sites"
+    ROUND_REJECTED = "discard.recorded"
+    # At the centre: gc.
+    GC_MARKED = "gc.marked"  # `pruned.json` says that the weights are gone, and they are not
+    GC_UNLINKED = "gc.unlinked"
+    GC_REMOVED = "gc.removed"
+
+
+class Move(NamedTuple):
+    """The four points of a change of what a name means."""
+
+    begun: Point
+    journalled: Point
+    written: Point
+    told: Point
+
+
+SHADOW = Move(Point.SHADOW_BEGUN, Point.SHADOW_JOURNALLED, Point.SHADOW_WRITTEN, Point.SHADOW_TOLD)
+PROMOTE = Move(Point.PROMOTE_BEGUN, Point.PROMOTE_JOURNALLED, Point.PROMOTE_WRITTEN, Point.PROMOTE_TOLD)
+ROLL_BACK = Move(Point.ROLL_BACK_BEGUN, Point.ROLL_BACK_JOURNALLED, Point.ROLL_BACK_WRITTEN, Point.ROLL_BACK_TOLD)
+REJECT = Move(Point.REJECT_BEGUN, Point.REJECT_JOURNALLED, Point.REJECT_WRITTEN, Point.REJECT_TOLD)
+
+logger = logging.getLogger(__name__)
+
+_reached: Counter[Point] = Counter()
+_kill_engine: list[Callable[[], None]] = []
+
+
+def reach(point: Point) -> None:
+    """Go on; or, if the environment says so, die here. Raises ConfigError when it names a point that there is not."""
+    plan = os.environ.get(VARIABLE)
+    if plan is None:
+        return
+    _reached[point] += 1
+    for wanted, time, engine in map(_parse, plan.split(",")):
+        if (wanted, time) != (point, _reached[point]):
+            continue
+        if not engine:
+            os.kill(os.getpid(), signal.SIGKILL)
+        logger.warning("faults.engine_killed at=%s", point)
+        for kill in _kill_engine:
+            kill()
+
+
+def aim(kill: Callable[[], None]) -> None:
+    """Say what ends this process's engine now, for points with `@engine`."""
+    _kill_engine[:] = [kill]
+
+
+def _parse(entry: str) -> tuple[Point, int, bool]:
+    """`promote.told:3@engine` → (point, how many times it has to be reached, whether the engine is meant)."""
+    what, _, who = entry.strip().partition("@")
+    name, _, time = what.partition(":")
+    if name not in Point.__members__.values() or who not in ("", "engine") or not (time or "1").isdecimal():
+        raise ConfigError(
+            f"{VARIABLE}={entry}: not a fault point; write POINT, POINT:TIMES or POINT@engine, where POINT is one of "
+            + ", ".join(Point)
+        )
+    return Point(name), int(time or 1), who == "engine"
