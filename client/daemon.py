@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 from pydantic import BaseModel
 
@@ -31,7 +32,7 @@ from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from umbel.base import BaseFingerprint, linear_shapes
 from umbel.config import SiteConfig
-from umbel.errors import ConfigError, Conflict, TrainingError
+from umbel.errors import ConfigError, Conflict, EngineError, TrainingError
 from umbel.messages import Hello
 
 LONGEST_SOCKET_PATH = 100  # the kernel's limit is 107
@@ -133,7 +134,19 @@ class Site:
             "history": {section.name: self.journal.history(section.name) for section in self.config.adapter},
             "open_rounds": [order.key for order in self.journal.open_rounds()],
             "training": await self._training(),
+            "traffic": await self._traffic(),
         }
+
+    async def _traffic(self) -> dict[str, Any] | None:
+        """Counts of what users got of each version; the latencies are for comparing, and many."""
+        engine = self.supervisor.engine
+        if engine is None:
+            return None
+        try:
+            traffic = await engine.client.traffic()
+        except (EngineError, httpx.HTTPError) as error:  # an engine that is dying; the rest of the answer is still true
+            return {"error": str(error)}
+        return traffic.model_dump(mode="json", exclude={"versions": {"__all__": {"ttft_s", "tpot_s"}}})
 
     async def _training(self) -> dict[str, Any] | None:
         if self.supervisor.engine is None:

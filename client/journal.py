@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.traffic_report import VersionTraffic
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.errors import Conflict, NotFound
 from umbel.messages import JobState, RoundOrder, RoundReport, ShadowReport
@@ -24,6 +25,8 @@ CREATE TABLE IF NOT EXISTS aliases (
 CREATE TABLE IF NOT EXISTS rounds (
     key TEXT PRIMARY KEY, adapter TEXT NOT NULL, state TEXT NOT NULL, job TEXT NOT NULL, report TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS promotions (
+    adapter TEXT PRIMARY KEY, version INTEGER NOT NULL, instead_of INTEGER, at REAL NOT NULL, before TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS history (at REAL NOT NULL, adapter TEXT NOT NULL, event TEXT NOT NULL, version INTEGER);
 """
 
@@ -39,6 +42,19 @@ class Version:
     @property
     def ref(self) -> AdapterRef:
         return self.manifest.ref
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A version that answers users since a moment ago, and is still compared with what answered before."""
+
+    ref: AdapterRef
+    instead_of: AdapterRef | None
+    """None: the base."""
+    at: float
+    """Unix time."""
+    before: VersionTraffic
+    """What users got of `instead_of`."""
 
 
 class Journal:
@@ -102,7 +118,10 @@ class Journal:
             )
 
     def make_live(self, ref: AdapterRef, report: ShadowReport, old_report: ShadowReport | None, event: str) -> None:
-        """The promotion (or roll-back): `ref` is live, what was live is previous; one transaction."""
+        """The promotion (or roll-back): `ref` is live, what was live is previous; one transaction.
+
+        Where the base answered, nothing is previous: to go back is to go back to the base.
+        """
         known, live = self.get(ref), self.alias(ref.name, "live")
         state = known.state.to(Lifecycle.LIVE)
         with self._transaction():
@@ -110,6 +129,8 @@ class Journal:
                 old = self.get(live)
                 self._move(old, old.state.to(Lifecycle.RETIRED), old_report or old.report)
                 self._point(ref.name, "previous", live)
+            else:
+                self._db.execute("DELETE FROM aliases WHERE adapter = ? AND alias = 'previous'", (ref.name,))
             self._move(known, state, report)
             self._point(ref.name, "live", ref)
             self._note(ref, event)
@@ -129,11 +150,41 @@ class Journal:
         ).fetchone()
         return AdapterRef(adapter, row[0]) if row else None
 
+    def note(self, ref: AdapterRef, event: str) -> None:
+        """Enter something into the history of a version."""
+        with self._transaction():
+            self._note(ref, event)
+
     def history(self, adapter: str, limit: int = 10) -> list[tuple[float, str, int]]:
         """(unix time, event, version), newest first."""
         return self._db.execute(
             "SELECT at, event, version FROM history WHERE adapter = ? ORDER BY at DESC LIMIT ?", (adapter, limit)
         ).fetchall()
+
+    def begin_window(self, promotion: Promotion) -> None:
+        """Remember a promotion as long as it may be taken back by itself; of each adapter the last one."""
+        before = promotion.instead_of.version if promotion.instead_of else None
+        self._db.execute(
+            "INSERT OR REPLACE INTO promotions VALUES (?, ?, ?, ?, ?)",
+            (promotion.ref.name, promotion.ref.version, before, promotion.at, promotion.before.model_dump_json()),
+        )
+
+    def end_window(self, ref: AdapterRef) -> None:
+        """A promotion stands, or has been taken back: it is not compared any more."""
+        self._db.execute("DELETE FROM promotions WHERE adapter = ? AND version = ?", (ref.name, ref.version))
+
+    def windows(self) -> list[Promotion]:
+        """Promotions that are still compared."""
+        rows = self._db.execute("SELECT adapter, version, instead_of, at, before FROM promotions").fetchall()
+        return [
+            Promotion(
+                AdapterRef(name, version),
+                AdapterRef(name, instead_of) if instead_of is not None else None,
+                at,
+                VersionTraffic.model_validate_json(before),
+            )
+            for name, version, instead_of, at, before in rows
+        ]
 
     # rounds
 

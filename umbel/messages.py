@@ -127,6 +127,7 @@ class Evaluation(_Message):
 class ShadowState(StrEnum):
     VALIDATING = "validating"
     PROBING = "probing"
+    WATCHING = "watching"  # it answers a share of the users, or is given requests of the live version once more
     JUDGED = "judged"
     LIVE = "live"
     RETIRED = "retired"
@@ -162,6 +163,9 @@ class ShadowReport(_Message):
     verdict: Verdict | None = None
     load_s: NonNegativeFloat = 0.0
     probe_s: NonNegativeFloat = 0.0
+    watch_s: NonNegativeFloat = 0.0
+    taken_back: str = ""
+    """Why the site has rolled it back by itself."""
 
 
 class Hello(_Message):

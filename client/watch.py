@@ -1,0 +1,126 @@
+"""What users get of a version, followed while it happens: of a shadow before its verdict, and after a promotion."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import httpx
+
+from client.comparison import Finding, Looks, compare
+from client.journal import Journal, Promotion
+from serving.engine import Engine
+from serving.router import BASE_LABEL
+from serving.supervisor import Supervisor
+from serving.traffic_report import VersionTraffic
+from umbel.adapter import AdapterRef, Lifecycle
+from umbel.config import ShadowSection
+from umbel.errors import EngineError
+from umbel.messages import Verdict
+
+POLL_S = 2.0
+"""Between two questions to the router; an answer is a few kilobytes."""
+
+RollBack = Callable[[str, AdapterRef | None], Awaitable[object]]
+"""Of an adapter, as long as this version answers."""
+
+logger = logging.getLogger(__name__)
+
+
+class Watch:
+    """Compares versions by the router's counts."""
+
+    def __init__(self, policy: ShadowSection, journal: Journal, supervisor: Supervisor) -> None:
+        self._policy = policy
+        self._journal = journal
+        self._supervisor = supervisor
+
+    async def shadow(self, engine: Engine, ref: AdapterRef) -> Finding | None:
+        """A shadow against what answers users now, until enough is seen, it is worse, or `watch_s` are over.
+
+        None when it is a shadow no more, or something else answers users. Raises EngineError, httpx.HTTPError.
+        """
+        live = self._journal.alias(ref.name, "live")
+        new, now, who = str(ref), str(live or BASE_LABEL), "live" if live else "base"
+        before, end, looks = (
+            await engine.client.traffic(),
+            self._end(self._policy.watch_s),
+            Looks(self._policy.confidence),
+        )
+        while True:
+            await asyncio.sleep(POLL_S)
+            traffic = await engine.client.traffic()
+            if self._journal.get(ref).state is not Lifecycle.SHADOW or self._journal.alias(ref.name, "live") != live:
+                return None
+            mirror = traffic.mirrored(new).since(before.mirrored(new))
+            answered = traffic.of(new).since(before.of(new))
+            seen = answered.requests + mirror.compared + mirror.failed
+            over = seen >= self._policy.min_requests or time.monotonic() >= end
+            if over or looks.due(seen):
+                alpha, other = looks.spend(seen), traffic.of(now).since(before.of(now))
+                found = compare(answered, other, who, self._policy, alpha, mirror)
+                if found.worse or over:
+                    return found
+
+    async def before(self, ref: AdapterRef, instead_of: AdapterRef | None) -> Promotion | None:
+        """What users get just before `ref` answers them; None where nobody wants to know, or nobody can tell."""
+        engine = self._supervisor.engine
+        if not self._policy.rollback_window_s or engine is None:
+            return None
+        try:
+            traffic = await engine.client.traffic()
+        except (EngineError, httpx.HTTPError) as error:
+            logger.warning("rollback.blind ref=%s: %s; it will not be rolled back by itself", ref, error)
+            return None
+        return Promotion(ref, instead_of, time.time(), traffic.of(str(instead_of or BASE_LABEL)))
+
+    async def guard(self, promotion: Promotion, roll_back: RollBack) -> None:
+        """Go back once when users are served worse than before a promotion; only promotions are followed, so not twice."""
+        ref = promotion.ref
+        found = await self._promoted(promotion)
+        if found is not None and self._journal.alias(ref.name, "live") == ref:
+            why = f"worse than {promotion.instead_of or 'the base'}, {found.reasons[0]}"
+            logger.error("adapter.worse ref=%s %s; rolling back", ref, why)
+            self._journal.note(ref, f"rolled back by itself: {why}")
+            self._journal.report(ref, self._journal.get(ref).report.model_copy(update={"taken_back": why}))
+            await roll_back(ref.name, ref)
+        self._journal.end_window(ref)
+
+    async def _promoted(self, promotion: Promotion) -> Finding | None:
+        """A version that was promoted against the one before, until it is worse; None when it is not, in its window."""
+        ref = promotion.ref
+        who = str(promotion.instead_of or BASE_LABEL)
+        end = self._end(promotion.at + self._policy.rollback_window_s - time.time())
+        looks, start, counting = Looks(self._policy.confidence), VersionTraffic(), self._supervisor.engine
+        if counting is not None:
+            start = await self._answered(counting, ref) or start  # what it answered as a shadow was for its verdict
+        while time.monotonic() < end and self._journal.alias(ref.name, "live") == ref:
+            await asyncio.sleep(POLL_S)
+            engine = self._supervisor.engine
+            answered = await self._answered(engine, ref) if engine else None
+            if answered is None:
+                continue
+            if engine is not counting:
+                counting, start = engine, VersionTraffic()  # another run of the engine counts from nothing
+            answered = answered.since(start)
+            if looks.due(answered.requests):
+                found = compare(answered, promotion.before, who, self._policy, looks.spend(answered.requests))
+                if found.worse:
+                    return found
+        return None
+
+    async def _answered(self, engine: Engine, ref: AdapterRef) -> VersionTraffic | None:
+        try:
+            return (await engine.client.traffic()).of(str(ref))
+        except (EngineError, httpx.HTTPError):
+            return None  # it is being started again
+
+    def _end(self, seconds: float) -> float:
+        return time.monotonic() + seconds
+
+
+def with_traffic(verdict: Verdict, found: Finding) -> Verdict:
+    """A probe's verdict, and what traffic says: it can reject a version, and does not promote one by itself."""
+    if found.worse:
+        return Verdict(accepted=False, reasons=(*found.reasons, *verdict.reasons))
+    return verdict.model_copy(update={"reasons": (*verdict.reasons, *found.reasons)})
