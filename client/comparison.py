@@ -5,8 +5,8 @@ few that a canary sees. Latencies: the Mann-Whitney U test against `max_latency_
 it asks for no distribution, and a few slow requests do not decide it.
 
 Traffic is looked at while it comes in, and whoever looks often enough finds what is not there. So looks are taken at
-doubled numbers of requests, and the k-th may err with probability α / 2^k: all of them together stay below α
-(a Bonferroni bound over the looks, as in group sequential trials: Pocock, Biometrika 1977).
+doubled numbers of requests and ratings, and the k-th may err with probability α / 2^k: all together stay below α (a
+Bonferroni bound over the looks; for such tests Jennison and Turnbull, Group Sequential Methods, 2000).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from serving.traffic_report import MirrorTraffic, VersionTraffic
 from umbel.config import ShadowSection
 
 FIRST_LOOK = 8
-"""Requests before the first look."""
+"""Requests and ratings before the first look."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Looks:
         self._alpha = (1 - confidence) / 2  # of the two-sided interval, as all of [shadow] is read
         self._next = FIRST_LOOK
 
-    def due(self, requests: int) -> bool:
-        return requests >= self._next
+    def due(self, seen: int) -> bool:
+        return seen >= self._next
 
-    def spend(self, requests: int) -> float:
-        """Look now, with so many requests seen; the probability of a false alarm that this look has."""
-        while self._next <= requests:
+    def spend(self, seen: int) -> float:
+        """Look now, with so much seen; the probability of a false alarm that this look has."""
+        while self._next <= seen:
             self._next *= 2
         self._alpha /= 2
         return self._alpha

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.traffic_report import VersionTraffic
@@ -55,6 +55,8 @@ class Promotion:
     """Unix time."""
     before: VersionTraffic
     """What users got of `instead_of`."""
+    already: VersionTraffic = field(default_factory=VersionTraffic)
+    """What the engine that runs now had answered with `ref` by then, as a shadow. Not kept: it dies with the daemon."""
 
 
 class Journal:

@@ -15,7 +15,7 @@ from serving.supervisor import Supervisor
 from serving.traffic_report import VersionTraffic
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.config import ShadowSection
-from umbel.errors import EngineError
+from umbel.errors import EngineError, EngineGone
 from umbel.messages import Verdict
 
 POLL_S = 2.0
@@ -38,7 +38,7 @@ class Watch:
     async def shadow(self, engine: Engine, ref: AdapterRef) -> Finding | None:
         """A shadow against what answers users now, until enough is seen, it is worse, or `watch_s` are over.
 
-        None when it is a shadow no more, or something else answers users. Raises EngineError, httpx.HTTPError.
+        None when it is a shadow no more, or something else answers users. Raises EngineGone, EngineError, HTTPError.
         """
         live = self._journal.alias(ref.name, "live")
         new, now, who = str(ref), str(live or BASE_LABEL), "live" if live else "base"
@@ -49,6 +49,8 @@ class Watch:
         )
         while True:
             await asyncio.sleep(POLL_S)
+            if self._supervisor.engine is not engine:
+                raise EngineGone(f"{ref}: the engine went away while it was watched")
             traffic = await engine.client.traffic()
             if self._journal.get(ref).state is not Lifecycle.SHADOW or self._journal.alias(ref.name, "live") != live:
                 return None
@@ -56,8 +58,9 @@ class Watch:
             answered = traffic.of(new).since(before.of(new))
             seen = answered.requests + mirror.compared + mirror.failed
             over = seen >= self._policy.min_requests or time.monotonic() >= end
-            if over or looks.due(seen):
-                alpha, other = looks.spend(seen), traffic.of(now).since(before.of(now))
+            evidence = seen + answered.up + answered.down
+            if over or looks.due(evidence):
+                alpha, other = looks.spend(evidence), traffic.of(now).since(before.of(now))
                 found = compare(answered, other, who, self._policy, alpha, mirror)
                 if found.worse or over:
                     return found
@@ -72,10 +75,11 @@ class Watch:
         except (EngineError, httpx.HTTPError) as error:
             logger.warning("rollback.blind ref=%s: %s; it will not be rolled back by itself", ref, error)
             return None
-        return Promotion(ref, instead_of, time.time(), traffic.of(str(instead_of or BASE_LABEL)))
+        before, already = traffic.of(str(instead_of or BASE_LABEL)), traffic.of(str(ref))
+        return Promotion(ref, instead_of, time.time(), before, already)
 
     async def guard(self, promotion: Promotion, roll_back: RollBack) -> None:
-        """Go back once when users are served worse than before a promotion; only promotions are followed, so not twice."""
+        """Go back when users are served worse than before a promotion; only promotions are followed, so not twice."""
         ref = promotion.ref
         found = await self._promoted(promotion)
         if found is not None and self._journal.alias(ref.name, "live") == ref:
@@ -91,9 +95,7 @@ class Watch:
         ref = promotion.ref
         who = str(promotion.instead_of or BASE_LABEL)
         end = self._end(promotion.at + self._policy.rollback_window_s - time.time())
-        looks, start, counting = Looks(self._policy.confidence), VersionTraffic(), self._supervisor.engine
-        if counting is not None:
-            start = await self._answered(counting, ref) or start  # what it answered as a shadow was for its verdict
+        looks, start, counting = Looks(self._policy.confidence), promotion.already, self._supervisor.engine
         while time.monotonic() < end and self._journal.alias(ref.name, "live") == ref:
             await asyncio.sleep(POLL_S)
             engine = self._supervisor.engine
@@ -103,8 +105,9 @@ class Watch:
             if engine is not counting:
                 counting, start = engine, VersionTraffic()  # another run of the engine counts from nothing
             answered = answered.since(start)
-            if looks.due(answered.requests):
-                found = compare(answered, promotion.before, who, self._policy, looks.spend(answered.requests))
+            seen = answered.requests + answered.up + answered.down
+            if looks.due(seen):
+                found = compare(answered, promotion.before, who, self._policy, looks.spend(seen))
                 if found.worse:
                     return found
         return None
