@@ -21,6 +21,7 @@ from serving.asgi import Scope
 from serving.traffic import Answer
 from serving.traffic_report import MirrorTraffic
 from umbel.adapter import AdapterRef
+from umbel.errors import EngineError
 
 MIRRORED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Routes whose answers can be compared."""
@@ -56,7 +57,7 @@ class Mirrored:
 
 
 Replay = Callable[[AdapterRef, Scope, str, dict[str, Any]], Awaitable[bytes | None]]
-"""A version's answer to a request, as JSON; None when there is none."""
+"""A version's answer to a request, as JSON; None when there is none. Raises EngineError when the engine is busy."""
 
 
 class Mirror:
@@ -108,6 +109,9 @@ class Mirror:
             try:
                 async with asyncio.timeout(TIMEOUT_S):
                     answer = await self._replay(mirrored.ref, mirrored.scope, mirrored.path, _once_more(mirrored))
+            except (TimeoutError, EngineError):
+                self._add(mirrored.ref, dropped=1)  # the engine is busy, which no version is to blame for
+                continue
             except Exception as error:  # whatever a replay meets, the next one is tried; a message may hold contents
                 logger.warning("mirror.failed ref=%s %s", mirrored.ref, type(error).__name__)
                 answer = None

@@ -29,13 +29,14 @@ from serving.prefixes import Prefixes
 from serving.traffic import Traffic
 from serving.traffic_report import TrafficReport
 from umbel.adapter import AdapterRef
-from umbel.errors import NotFound
+from umbel.errors import EngineError, NotFound
 
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 """Routes that answer users with tokens."""
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
 MAX_BODY_BYTES = 64 << 20
 BASE_LABEL = "base"
+BUSY = (429, 503)
 CLASSES = {"interactive": 0, "batch": -1}
 """What a request may carry as `priority`, besides SGLang's numbers: whether somebody waits for it."""
 
@@ -153,7 +154,10 @@ class Router:
         return await asgi.reply(send, 200, {**given.model_dump(), "umbel_adapter": label})
 
     async def _answer_aside(self, ref: AdapterRef, scope: Scope, path: str, body: dict[str, Any]) -> bytes | None:
-        """What a version answers to a request that no user has made, at the priority of those nobody waits for."""
+        """What a version answers to a request that no user has made, at the priority of those nobody waits for.
+
+        None where it has no answer; raises EngineError where the engine takes no more requests now.
+        """
         pin = Pin(ref.engine_name, str(ref))
         _pin.set(pin)  # of this task, which is no user's
         self.in_flight[pin.label] += 1
@@ -162,6 +166,8 @@ class Router:
             status, answer = await asgi.post(self.app, scope, path, patient, self.admin_key)
         finally:
             self.in_flight[pin.label] -= 1
+        if status in BUSY:
+            raise EngineError(f"{ref}: the engine takes no more requests now ({status})")
         return answer if status == 200 and pin.applied else None
 
     def _may_mirror(self, shadow: AdapterRef) -> bool:
@@ -198,7 +204,7 @@ class Router:
         body = await asgi.read_body(receive, MAX_BODY_BYTES)
         asked = json.loads(body or b"{}")
         ref, done = AdapterRef.parse(asked["version"]), 0
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, EngineError):  # out of time, or of room
             async with asyncio.timeout(asked["seconds"]):
                 for beginning in self.prefixes.top(ref.name, asked["most"]):
                     answer = await self._answer_aside(ref, scope, CHAT, {**beginning, "model": ref.name})

@@ -44,7 +44,7 @@ class MirrorTraffic(BaseModel):
     failed: NonNegativeInt = 0
     """Replays that the shadow did not answer."""
     dropped: NonNegativeInt = 0
-    """Not replayed: a user was waiting, or the queue was full."""
+    """Not replayed: a user was waiting, the queue was full, or the engine too busy."""
     agreement: NonNegativeFloat = 0.0
     """Of the shares of equal leading words."""
     words: NonNegativeInt = 0

@@ -1,5 +1,7 @@
 """What the centre asks a site, and when it stops asking."""
 
+import pytest
+
 from server import dialogues
 from server.dialogues import Reply
 from tests.toy_federation import v
@@ -22,9 +24,6 @@ def test_a_shadow_that_is_watched_is_asked_for_until_it_has_a_verdict() -> None:
         request = dialogue.send(Reply(ShadowReport(ref=REF, state=state)))
         assert (request.message_type, request.delay) == ("query.collect", dialogues.POLL_S)
     judged = ShadowReport(ref=REF, state=ShadowState.JUDGED, verdict=Verdict(accepted=True, reasons=("better",)))
-    try:
+    with pytest.raises(StopIteration) as stop:
         dialogue.send(Reply(judged))
-    except StopIteration as stop:
-        assert stop.value == judged
-    else:
-        raise AssertionError("it asked once more")
+    assert stop.value.value == judged

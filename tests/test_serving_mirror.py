@@ -157,6 +157,10 @@ def test_a_shadow_that_fails_costs_users_nothing_and_is_counted(
         site.chat.status[SHADOW] = 500
         assert (await site.ask(http)).status_code == 200
         assert (await replayed(site)).failed == 1
+        site.chat.status[SHADOW] = 503
+        await site.ask(http)
+        found = await replayed(site)
+        assert (found.failed, found.dropped) == (1, 1), "that the engine is full is no fault of the shadow's"
         site.router.mirror._replay = broken
         await site.ask(http)
         assert (await replayed(site)).failed == 2
