@@ -163,20 +163,22 @@ class Deployer:
         while True:
             engine = await self._supervisor.ready()
             try:
-                return await self._load_and_probe(engine, ref)
+                if await self._load_and_probe(engine, ref):
+                    return
             except EngineGone as gone:
                 logger.warning("adapter.judge ref=%s interrupted: %s", ref, gone)
             except (AdapterError, EngineError, TrainingError) as error:
                 await self.discard(ref, str(error))
-                return None
+                return
             except httpx.HTTPError as error:
                 await asyncio.sleep(NOTICE_S)  # a dead engine is noticed a moment after its connections break
                 if self._supervisor.engine is engine:
                     await self.discard(ref, f"the engine does not answer: {error}")
-                    return None
+                    return
                 logger.warning("adapter.judge ref=%s interrupted: %s", ref, error)
 
-    async def _load_and_probe(self, engine: Engine, ref: AdapterRef) -> None:
+    async def _load_and_probe(self, engine: Engine, ref: AdapterRef) -> bool:
+        """Whether that is done; False where the evidence is against what answers users no more."""
         for older in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
             if older.ref.name == ref.name and older.ref < ref:
                 await self._supersede(older.ref, ref)
@@ -185,7 +187,8 @@ class Deployer:
         loaded = time.monotonic()
         version = self._journal.get(ref)
         if version.state is Lifecycle.REJECTED:  # discarded while it was loading
-            return await self._retire(ref)
+            await self._retire(ref)
+            return True
         report = version.report.model_copy(update={"state": ShadowState.PROBING, "load_s": loaded - began})
         if version.state is Lifecycle.CANDIDATE:
             self._journal.move(ref, Lifecycle.SHADOW, report)
@@ -198,16 +201,16 @@ class Deployer:
         report = report.model_copy(update={"probe": probe.sums, "probe_s": probed - loaded})
         if verdict.decision != "reject" and self._config.shadow.watch_s:
             if not await self._note(ref, report, ShadowState.WATCHING):
-                return None
+                return True
             found = await self._watch.shadow(engine, ref)
-            if found is None:  # it is judged anew, against what answers users now; or it is a shadow no more
-                return await self._load_and_probe(engine, ref) if self._is_shadow(ref) else None
+            if found is None:
+                return not self._is_shadow(ref)
             verdict = with_traffic(verdict, found)
             report = report.model_copy(update={"watch_s": time.monotonic() - probed})
         judged = report.model_copy(update={"verdict": verdict})
         if await self._note(ref, judged, ShadowState.JUDGED):
             logger.info("adapter.judged ref=%s decision=%s %s", ref, verdict.decision, "; ".join(verdict.reasons))
-        return None
+        return True
 
     async def _note(self, ref: AdapterRef, report: ShadowReport, state: ShadowState) -> bool:
         """Write down how a shadow stands, and let the router know; False for what is no shadow any more."""

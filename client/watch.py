@@ -12,7 +12,7 @@ from client.journal import Journal, Promotion
 from serving.engine import Engine
 from serving.router import BASE_LABEL
 from serving.supervisor import Supervisor
-from serving.traffic_report import VersionTraffic
+from serving.traffic_report import TrafficReport, VersionTraffic
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.config import ShadowSection
 from umbel.errors import EngineError, EngineGone
@@ -42,16 +42,11 @@ class Watch:
         """
         live = self._journal.alias(ref.name, "live")
         new, now, who = str(ref), str(live or BASE_LABEL), "live" if live else "base"
-        before, end, looks = (
-            await engine.client.traffic(),
-            self._end(self._policy.watch_s),
-            Looks(self._policy.confidence),
-        )
+        before, looks = await self._traffic(engine), Looks(self._policy.confidence)
+        end = time.monotonic() + self._policy.watch_s
         while True:
             await asyncio.sleep(POLL_S)
-            if self._supervisor.engine is not engine:
-                raise EngineGone(f"{ref}: the engine went away while it was watched")
-            traffic = await engine.client.traffic()
+            traffic = await self._traffic(engine)
             if self._journal.get(ref).state is not Lifecycle.SHADOW or self._journal.alias(ref.name, "live") != live:
                 return None
             mirror = traffic.mirrored(new).since(before.mirrored(new))
@@ -94,14 +89,17 @@ class Watch:
         """A version that was promoted against the one before, until it is worse; None when it is not, in its window."""
         ref = promotion.ref
         who = str(promotion.instead_of or BASE_LABEL)
-        end = self._end(promotion.at + self._policy.rollback_window_s - time.time())
+        end = time.monotonic() + promotion.at + self._policy.rollback_window_s - time.time()
         looks, start, counting = Looks(self._policy.confidence), promotion.already, self._supervisor.engine
         while time.monotonic() < end and self._journal.alias(ref.name, "live") == ref:
             await asyncio.sleep(POLL_S)
             engine = self._supervisor.engine
-            answered = await self._answered(engine, ref) if engine else None
-            if answered is None:
+            if engine is None:
                 continue
+            try:
+                answered = (await self._traffic(engine)).of(str(ref))
+            except (EngineError, httpx.HTTPError):
+                continue  # it is being started again
             if engine is not counting:
                 counting, start = engine, VersionTraffic()  # another run of the engine counts from nothing
             answered = answered.since(start)
@@ -112,14 +110,10 @@ class Watch:
                     return found
         return None
 
-    async def _answered(self, engine: Engine, ref: AdapterRef) -> VersionTraffic | None:
-        try:
-            return (await engine.client.traffic()).of(str(ref))
-        except (EngineError, httpx.HTTPError):
-            return None  # it is being started again
-
-    def _end(self, seconds: float) -> float:
-        return time.monotonic() + seconds
+    async def _traffic(self, engine: Engine) -> TrafficReport:
+        if self._supervisor.engine is not engine:
+            raise EngineGone("the engine went away while its traffic was watched")
+        return await engine.client.traffic()
 
 
 def with_traffic(verdict: Verdict, found: Finding) -> Verdict:

@@ -73,11 +73,11 @@ class Mirror:
     def watch(self, answer: Answer, path: str, share: float) -> None:
         """Keep what is sent of an answer that may be mirrored; its share of them is."""
         if share and path in MIRRORED and random.random() < share:  # noqa: S311 - nothing secret
-            answer.kept = []
+            answer.keep(MAX_ANSWER_BYTES)
 
     def offer(self, answer: Answer, ref: AdapterRef | None, scope: Scope, request: Mapping[str, Any]) -> None:
         """An answer has ended; replay its request later if it was kept, is whole, and there is room."""
-        if answer.kept is None or ref is None or not answer.whole or answer.kept_bytes > MAX_ANSWER_BYTES:
+        if answer.kept is None or ref is None or not answer.whole:
             return
         if len(self._queue) >= QUEUE:
             self._add(ref, dropped=1)

@@ -36,8 +36,8 @@ class Answer:
         self._streamed = self._failed = self._left = self._ended = self._heard = False
         self._status = 0
         self.kept: list[bytes] | None = None
-        """What was sent, where somebody set a list to keep it."""
-        self.kept_bytes = 0
+        """What was sent, where somebody wants to know and it is not too much."""
+        self._room = 0
 
     @property
     def whole(self) -> bool:
@@ -47,6 +47,10 @@ class Answer:
     @property
     def streamed(self) -> bool:
         return self._streamed
+
+    def keep(self, most: int) -> None:
+        """Keep what is sent, up to so many bytes."""
+        self.kept, self._room = [], most
 
     def receive(self, receive: Receive) -> Receive:
         """What comes from the client, watched for his leaving."""
@@ -88,7 +92,9 @@ class Answer:
                 self._traffic.ratings.remember(found[1].decode(errors="replace"), self._tally.label)
         if self.kept is not None:
             self.kept.append(body)
-            self.kept_bytes += len(body)
+            self._room -= len(body)
+            if self._room < 0:
+                self.kept = None
 
     def _be_heard(self) -> None:
         if not self._heard:

@@ -80,6 +80,21 @@ def test_without_a_share_nothing_is_kept_or_replayed(tmp_path: Path) -> None:
     run(tmp_path, story, share=0.0)
 
 
+def test_an_answer_that_is_too_long_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "MAX_ANSWER_BYTES", 200)
+
+    async def story(site: Site, http: httpx.AsyncClient) -> None:
+        site.chat.says = {LIVE: "word " * 50, SHADOW: "word " * 50}
+        for stream in (False, True):
+            await site.ask(http, stream=stream)
+        assert await replayed(site) == MirrorTraffic()
+        site.chat.says = {}
+        await site.ask(http)
+        assert (await replayed(site)).compared == 1
+
+    run(tmp_path, story)
+
+
 def test_what_the_canary_answers_is_not_mirrored(tmp_path: Path) -> None:
     async def main() -> None:
         site = Site(tmp_path, mirror={"support": 1.0}, canary={"support": 0.999999})

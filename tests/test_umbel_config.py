@@ -112,7 +112,8 @@ def test_a_loaded_configuration_cannot_be_changed(tmp_path: Path) -> None:
         (
             {"more": "[shadow]\nzzz = 1"},
             "shadow.zzz is not a setting; known here: max_loss_ratio, max_exact_drop, confidence, min_examples, "
-            "watch_s, canary_share, mirror_share, min_requests, max_latency_ratio, rollback_window_s, warm_prefixes, guard",
+            "watch_s, canary_share, mirror_share, min_requests, max_latency_ratio, rollback_window_s, warm_prefixes, "
+            "guard",
         ),
         (
             {"more": GUARD + "max_los_ratio = 2"},
