@@ -12,7 +12,7 @@ import pytest
 # Each environment runs what can be imported there; between the two every file is run.
 NEEDS = {
     "sglang": ["test_serving_*.py", "test_client_comparison.py", "test_client_data.py", "test_client_deployer*.py",
-               "test_client_jobs*.py", "e2e/test_canary.py",
+               "test_client_jobs*.py", "test_client_watch.py", "e2e/test_canary.py",
                "test_scripts_*.py", "test_peft_*.py", "e2e/test_site.py", "e2e/test_kills.py",
                "e2e/test_served_tokens.py", "e2e/test_rounds.py", "e2e/test_export_served.py"],
     "flwr": ["test_server_*.py", "test_strategies_*.py", "test_client_app.py", "e2e/test_secure.py"],
