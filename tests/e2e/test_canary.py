@@ -63,9 +63,9 @@ def watched(site: SiteProcess, ref: AdapterRef) -> None:
     blob = random_adapter(site.model, seed=ref.version, b_std=0.0)
     assert site.push(site.manifest(ref.version, blob), blob).status_code == 200
     deadline = time.monotonic() + PATIENCE_S
-    while report(site, ref)["state"] != "watching":
-        assert time.monotonic() < deadline, report(site, ref)
-        assert report(site, ref)["state"] in ("validating", "probing"), report(site, ref)
+    while (found := report(site, ref))["state"] != "watching":
+        assert found["state"] in ("validating", "probing"), found
+        assert time.monotonic() < deadline, found
         time.sleep(0.2)
     while not site.control.get("/status").json()["aliases"]["support"]["shadow"]:
         time.sleep(0.1)
