@@ -37,6 +37,7 @@ CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
 MAX_BODY_BYTES = 64 << 20
 BASE_LABEL = "base"
 BUSY = (429, 503)
+"""What SGLang answers when it takes no more requests."""
 CLASSES = {"interactive": 0, "batch": -1}
 """What a request may carry as `priority`, besides SGLang's numbers: whether somebody waits for it."""
 
@@ -135,6 +136,7 @@ class Router:
             with self.traffic.answer(pin.label) as answer:
                 if ref != shadow:
                     self.mirror.watch(answer, scope["path"], self.table.mirror.get(model, 0.0))
+                # SGLang itself answers nobody without the key: if this router were ever missing, nothing would be open.
                 inner = asgi.with_key(scope, self.admin_key)
                 await self.app(inner, answer.receive(asgi.replay(body, receive)), _tagged(answer.send(send), pin))
         finally:

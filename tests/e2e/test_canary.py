@@ -40,8 +40,9 @@ def site(tiny_llama: Path) -> Iterator[SiteProcess]:
 
 def ask(site: SiteProcess, user: str) -> tuple[str, str]:
     """One greedy answer: its id and the version that gave it."""
-    messages = [{"role": "system", "content": "You know every ward."}, {"role": "user", "content": "ward 7"}]
-    body = {"model": "support", "messages": messages, "user": user, "temperature": 0, "max_tokens": 4}
+    messages = [{"role": "system", "content": "You know every ward."}, {"role": "user", "content": "Return a list of"}]
+    body = {"model": "support", "messages": messages, "user": user, "temperature": 0, "max_tokens": 8}
+    body |= {"ignore_eos": True, "skip_special_tokens": False}  # the tiny base would rather say nothing
     reply = site.users.post("/v1/chat/completions", json=body)
     assert reply.status_code == 200, reply.text
     return reply.json()["id"], reply.headers["x-umbel-adapter"]
@@ -100,7 +101,8 @@ def test_the_canary_is_the_same_users_and_a_shadow_equal_to_live_agrees_with_it(
     assert any(reason.startswith("mirror: 100.0% of the leading words") for reason in found["verdict"]["reasons"])
     mirror = traffic(site, "mirror", "support@v1")
     assert mirror["compared"] > 0
-    assert (mirror["agreement"], mirror["failed"]) == (mirror["compared"], 0)
+    assert (mirror["agreement"], mirror["failed"], mirror["empty"]) == (mirror["compared"], 0, 0)
+    assert mirror["words"] == mirror["live_words"] > 0
     shadow = traffic(site, "versions", "support@v1")
     assert shadow["errors"] == 0
     assert shadow["up"] + shadow["down"] == labels.count("support@v1")
@@ -125,5 +127,5 @@ def test_a_version_that_users_rate_down_is_taken_back_by_the_site(site: SiteProc
     taken_back = status["versions"]["support@v2"]["taken_back"]
     assert taken_back.startswith("worse than support@v1, bad ratings: ")
     assert any(event == f"rolled back by itself: {taken_back}" for _, event, _ in status["history"]["support"])
-    for secret in ("ward 7", "every ward", USERS[0]):
+    for secret in ("Return a list", "every ward", USERS[0]):
         assert secret not in site.log.read_text(), "nothing of what users say, or who they are, is logged"
