@@ -8,25 +8,29 @@ import asyncio
 import logging
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
 
+from client.admission import validate
+from client.evidence import Evidence
 from client.jobs import Jobs
 from client.journal import ROLLED_BACK, Journal, Version
 from client.keys import SiteKeys
 from client.personal import served
 from client.recovery import directory, forget_damaged, sweep, verify
-from client.verdict import Probe, judge
+from client.table import alias_table
+from client.verdict import judge
+from client.watch import Watch, with_traffic
 from serving.aliases import AliasTable
 from serving.engine import Engine
-from serving.scores import Scores
 from serving.supervisor import Supervisor
 from umbel import faults, peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
-from umbel.errors import AdapterError, BaseMismatch, Conflict, EngineError, EngineGone, NotFound, TrainingError
+from umbel.errors import AdapterError, Conflict, EngineError, EngineGone, NotFound, TrainingError
 from umbel.faults import Point, reach
 from umbel.messages import Restored, ShadowReport, ShadowState, Verdict
 
@@ -51,11 +55,11 @@ class Deployer:
         self._config = config
         self._journal = journal
         self._supervisor = supervisor
-        self._jobs = jobs
+        self._evidence = Evidence(config, journal, jobs, partial(directory, config))
+        self._watch = Watch(config.shadow, journal, supervisor)
         self._fingerprint = fingerprint
         self._shapes = shapes
         self._keys = SiteKeys(config.site)
-        self._known: dict[tuple[AdapterRef | None, str | None], Scores] = {}
         self._moving = asyncio.Lock()
         self._background: dict[str, asyncio.Task[None]] = {}
         self.recovered: list[str] = []
@@ -69,6 +73,8 @@ class Deployer:
         for version in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
             if version.report.state is not ShadowState.JUDGED:
                 self._spawn(f"judge {version.ref}", self._judge(version.ref))
+        for promotion in self._journal.windows():
+            self._spawn(f"guard {promotion.ref}", self._watch.guard(promotion, self.roll_back))
 
     def receive(self, name: str, manifest: AdapterManifest, blob: bytes, signature: str = "") -> ShadowReport:
         """Validate and store a version, then judge it in the background. The same version again: how it stands.
@@ -81,7 +87,7 @@ class Deployer:
         again = known is not None and known.manifest.digest == manifest.digest
         if known is not None and again and not self._is_gone(known):
             return known.report
-        self._validate(name, manifest, blob)
+        validate(self._config, self._fingerprint, self._shapes, name, manifest, blob)
         stored, weights = served(self._config, manifest, blob)
         report = ShadowReport(ref=str(ref), state=ShadowState.VALIDATING)
         if known is None or again:
@@ -117,7 +123,7 @@ class Deployer:
             if not forced:
                 _require_in_favour(version)
             event = "promoted" if _is_in_favour(version) else "promoted by the operator"
-            return await self._make_live(version, event, faults.PROMOTE)
+            return await self._promote(version, event)
 
     async def roll_back(self, name: str, instead_of: AdapterRef | None = None) -> str | None:
         """Make what answered before answer the users again; what that is: a version, or None for the base.
@@ -168,7 +174,7 @@ class Deployer:
                     state = (await self._make_live(version, "live again, as in the federation", faults.ROLL_BACK)).state
             elif state is ShadowState.JUDGED:
                 _require_in_favour(version)
-                state = (await self._make_live(version, "promoted", faults.PROMOTE)).state
+                state = (await self._promote(version, "promoted")).state
             return Restored(live=str(ref) if state is ShadowState.LIVE else str(live) if live else None, state=state)
 
     async def discard(self, ref: AdapterRef, reason: str = "discarded by the federation") -> ShadowReport:
@@ -183,20 +189,7 @@ class Deployer:
 
     def table(self) -> AliasTable:
         """The alias table that the journal stands for."""
-        adapters: dict[str, dict[str, str | None]] = {}
-        for section in self._config.adapter:
-            shadows = [v.ref for v in self._journal.versions(Lifecycle.SHADOW) if v.ref.name == section.name]
-            aliases = {alias: self._journal.alias(section.name, alias) for alias in ("live", "previous")}
-            aliases["shadow"] = shadows[-1] if shadows else None
-            adapters[section.name] = {alias: str(ref) if ref else None for alias, ref in aliases.items()}
-        served = [adapters[name][alias] for name in adapters for alias in ("live", "previous")]
-        return AliasTable.model_validate(
-            {
-                "base": self._config.model.served_name,
-                "adapters": adapters,
-                "addressable": [ref for ref in served if ref],
-            }
-        )
+        return alias_table(self._config, self._journal, self._supervisor.loaded)
 
     def serving(self) -> dict[AdapterRef, Path]:
         """The versions an engine must have from its start, their files checked against the journal."""
@@ -216,46 +209,30 @@ class Deployer:
     def _forget_damaged(self) -> None:
         forgotten = forget_damaged(self._config, self._journal)
         if forgotten:
-            self._known.clear()
+            self._evidence.forget()
         self.recovered += forgotten
-
-    def _validate(self, name: str, manifest: AdapterManifest, blob: bytes) -> None:
-        if manifest.name != name or name not in {section.name for section in self._config.adapter}:
-            raise AdapterError(f"{manifest.ref}: this site serves {', '.join(s.name for s in self._config.adapter)}")
-        if manifest.base != self._fingerprint.digest:
-            raise BaseMismatch(
-                f"{manifest.ref} was trained on the base {manifest.base[:12]}…, this site holds "
-                f"{self._fingerprint.digest[:12]}…; copy the same model directory to both"
-            )
-        if peft_dir.digest(blob) != manifest.digest:
-            raise AdapterError(f"{manifest.ref}: its bytes are not those of its manifest; send it again")
-        tensors = peft_dir.decode(blob)
-        wrong = next((key for key, array in tensors.items() if str(array.dtype) != self._config.engine.dtype), None)
-        if wrong is not None:
-            raise AdapterError(
-                f"{manifest.ref}: {wrong} is {tensors[wrong].dtype}, this site serves {self._config.engine.dtype}"
-            )
-        peft_dir.validate(tensors, self._shapes, rank=manifest.rank, max_rank=self._config.engine.max_lora_rank)
 
     async def _judge(self, ref: AdapterRef) -> None:
         """Load, warm and probe a candidate; whatever the engine does meanwhile, this ends with a verdict."""
         while True:
             engine = await self._supervisor.ready()
             try:
-                return await self._load_and_probe(engine, ref)
+                if await self._load_and_probe(engine, ref):
+                    return
             except EngineGone as gone:
                 logger.warning("adapter.judge ref=%s interrupted: %s", ref, gone)
             except (AdapterError, EngineError, TrainingError) as error:
                 await self.discard(ref, str(error))
-                return None
+                return
             except httpx.HTTPError as error:
                 await asyncio.sleep(NOTICE_S)  # a dead engine is noticed a moment after its connections break
                 if self._supervisor.engine is engine:
                     await self.discard(ref, f"the engine does not answer: {error}")
-                    return None
+                    return
                 logger.warning("adapter.judge ref=%s interrupted: %s", ref, error)
 
-    async def _load_and_probe(self, engine: Engine, ref: AdapterRef) -> None:
+    async def _load_and_probe(self, engine: Engine, ref: AdapterRef) -> bool:
+        """Whether that is done; False where the evidence is against what answers users no more."""
         for older in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
             if older.ref.name == ref.name and older.ref < ref:
                 await self._supersede(older.ref, ref)
@@ -264,24 +241,46 @@ class Deployer:
         loaded = time.monotonic()
         version = self._journal.get(ref)
         if version.state is Lifecycle.REJECTED:  # discarded while it was loading
-            return await self._retire(ref)
+            await self._retire(ref)
+            return True
         report = version.report.model_copy(update={"state": ShadowState.PROBING, "load_s": loaded - began})
         if version.state is Lifecycle.CANDIDATE:
             reach(Point.SHADOW_BEGUN)
             self._journal.move(ref, Lifecycle.SHADOW, report)
             reach(Point.SHADOW_JOURNALLED)
             await self._publish_table(faults.SHADOW)
-        probe = await self._probe(ref)
+        else:  # it may have been watched when the engine went away, or something else began to answer users
+            await self._note(ref, report, ShadowState.PROBING)
+        probe = await self._evidence.probe(ref)
         verdict = await asyncio.to_thread(judge, probe, self._config.shadow)
-        seconds = time.monotonic() - loaded
-        judged = {"state": ShadowState.JUDGED, "probe": probe.sums, "verdict": verdict, "probe_s": seconds}
+        probed = time.monotonic()
+        report = report.model_copy(update={"probe": probe.sums, "probe_s": probed - loaded})
+        if verdict.decision != "reject" and self._config.shadow.watch_s:
+            if not await self._note(ref, report, ShadowState.WATCHING):
+                return True
+            found = await self._watch.shadow(engine, ref)
+            if found is None:
+                return not self._is_shadow(ref)
+            verdict = with_traffic(verdict, found)
+            report = report.model_copy(update={"watch_s": time.monotonic() - probed})
+        judged = report.model_copy(update={"verdict": verdict})
         reach(Point.JUDGE_DECIDED)
-        if self._journal.get(ref).state is Lifecycle.SHADOW:  # it may have been discarded meanwhile
-            self._journal.report(ref, report.model_copy(update=judged), f"judged: {verdict.decision}")
+        if await self._note(ref, judged, ShadowState.JUDGED, f"judged: {verdict.decision}"):
             reach(Point.JUDGE_JOURNALLED)
             logger.info("adapter.judged ref=%s decision=%s %s", ref, verdict.decision, "; ".join(verdict.reasons))
+        return True
 
-        return None
+    async def _note(self, ref: AdapterRef, report: ShadowReport, state: ShadowState, event: str = "") -> bool:
+        """Write down how a shadow stands, and let the router know; False for what is no shadow any more."""
+        if not self._is_shadow(ref):
+            return False
+        self._journal.report(ref, report.model_copy(update={"state": state}), event)
+        if self._config.shadow.watch_s:
+            await self._publish_table(faults.SHADOW)  # who is in its canary follows from the state
+        return True
+
+    def _is_shadow(self, ref: AdapterRef) -> bool:
+        return self._journal.get(ref).state is Lifecycle.SHADOW
 
     async def _supersede(self, older: AdapterRef, newer: AdapterRef) -> None:
         async with self._moving:
@@ -298,29 +297,16 @@ class Deployer:
             self._supervisor.loaded.add(ref)
             reach(Point.LOAD_DONE)
 
-    async def _probe(self, ref: AdapterRef) -> Probe:
-        """Base, live and shadow on the held-out examples; on each guard the shadow and what answers users now."""
-        live = self._journal.alias(ref.name, "live")
-        subjects: dict[str, AdapterRef | None] = {"base": None, **({"live": live} if live else {}), "shadow": ref}
-        rivals = {role: subjects[role] for role in ("live" if live else "base", "shadow")}
-        probe = Probe(
-            {role: await self._scores(subject) for role, subject in subjects.items()},
-            {
-                guard.name: {role: await self._scores(subject, guard.name) for role, subject in rivals.items()}
-                for guard in self._config.shadow.guard
-            },
-        )
-        if self._journal.alias(ref.name, "live") != live:  # the evidence is against what answers users no more
-            return await self._probe(ref)
-        self._known = {asked: scores for asked, scores in self._known.items() if asked[0] in subjects.values()}
-        return probe
-
-    async def _scores(self, subject: AdapterRef | None, guard: str | None = None) -> Scores:
-        """What is known already is not asked again."""
-        if (subject, guard) not in self._known:
-            folder = directory(self._config, subject) if subject else None
-            self._known[subject, guard] = await self._jobs.evaluate(folder, guard)
-        return self._known[subject, guard]
+    async def _promote(self, version: Version, event: str) -> ShadowReport:
+        """Make a version live, and have what users get of it compared with before where the site wants that."""
+        ref = version.ref
+        promotion = await self._watch.before(ref, self._journal.alias(ref.name, "live"))
+        if promotion is not None:
+            self._journal.begin_window(promotion)
+        report = await self._make_live(version, event, faults.PROMOTE)
+        if promotion is not None:
+            self._spawn(f"guard {ref}", self._watch.guard(promotion, self.roll_back))
+        return report
 
     async def _restore_base(self, name: str, live: AdapterRef | None) -> None:
         dropped = self._journal.alias(name, "previous")
@@ -338,9 +324,10 @@ class Deployer:
         ref, engine = version.ref, self._supervisor.engine
         if engine is not None:
             await self._ensure_loaded(engine, ref)
+            await self._prefill(engine, ref)
         old = self._journal.alias(ref.name, "live")
         dropped = self._journal.alias(ref.name, "previous")
-        report = version.report.model_copy(update={"state": ShadowState.LIVE})
+        report = version.report.model_copy(update={"state": ShadowState.LIVE, "taken_back": ""})
         old_report = _retired(self._journal.get(old)) if old else None
         reach(move.begun)
         self._journal.make_live(ref, report, old_report, event, left)
@@ -350,6 +337,16 @@ class Deployer:
         if dropped is not None and dropped != ref:
             self._spawn(f"retire {dropped}", self._retire(dropped))
         return report
+
+    async def _prefill(self, engine: Engine, ref: AdapterRef) -> None:
+        """Have the most used prompts computed; users wait a moment longer where that does not work, and that is all."""
+        if not self._config.shadow.warm_prefixes:
+            return
+        try:
+            done = await engine.client.prefill(ref, self._config.shadow.warm_prefixes)
+            logger.info("adapter.prefilled ref=%s prefixes=%d", ref, done)
+        except (EngineError, httpx.HTTPError) as error:
+            logger.warning("adapter.prefill ref=%s failed: %s", ref, type(error).__name__)
 
     async def _reject(self, version: Version, reason: str) -> ShadowReport:
         if version.state is Lifecycle.REJECTED:

@@ -8,9 +8,10 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from serving.traffic_report import VersionTraffic
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.errors import Conflict, JournalError, NotFound
 from umbel.messages import JobState, RoundOrder, RoundReport, ShadowReport, ShadowState
@@ -24,6 +25,8 @@ CREATE TABLE IF NOT EXISTS aliases (
 CREATE TABLE IF NOT EXISTS rounds (
     key TEXT PRIMARY KEY, adapter TEXT NOT NULL, state TEXT NOT NULL, job TEXT NOT NULL, report TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS promotions (
+    adapter TEXT PRIMARY KEY, version INTEGER NOT NULL, instead_of INTEGER, at REAL NOT NULL, before TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS history (at REAL NOT NULL, adapter TEXT NOT NULL, event TEXT NOT NULL, version INTEGER);
 """
 
@@ -43,6 +46,21 @@ class Version:
     @property
     def ref(self) -> AdapterRef:
         return self.manifest.ref
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A version that answers users since a moment ago, and is still compared with what answered before."""
+
+    ref: AdapterRef
+    instead_of: AdapterRef | None
+    """None: the base."""
+    at: float
+    """Unix time."""
+    before: VersionTraffic
+    """What users got of `instead_of`."""
+    already: VersionTraffic = field(default_factory=VersionTraffic)
+    """What the engine that runs now had answered with `ref` by then, as a shadow. Not kept: it dies with the daemon."""
 
 
 class Journal:
@@ -171,6 +189,11 @@ class Journal:
         ).fetchone()
         return AdapterRef(adapter, row[0]) if row else None
 
+    def note(self, ref: AdapterRef, event: str) -> None:
+        """Enter something into the history of a version."""
+        with self._transaction():
+            self._note(ref, event)
+
     def history(self, adapter: str, limit: int = 10) -> list[tuple[float, str, int]]:
         """(unix time, event, version), newest first."""
         return self._db.execute(
@@ -186,6 +209,31 @@ class Journal:
         ).fetchall()
         refs = [AdapterRef(adapter, version) for version, event, _ in rows if event != Lifecycle.LIVE]
         return refs if limit < 0 else refs[:limit]
+
+    def begin_window(self, promotion: Promotion) -> None:
+        """Remember a promotion as long as it may be taken back by itself; of each adapter the last one."""
+        before = promotion.instead_of.version if promotion.instead_of else None
+        self._db.execute(
+            "INSERT OR REPLACE INTO promotions VALUES (?, ?, ?, ?, ?)",
+            (promotion.ref.name, promotion.ref.version, before, promotion.at, promotion.before.model_dump_json()),
+        )
+
+    def end_window(self, ref: AdapterRef) -> None:
+        """A promotion stands, or has been taken back: it is not compared any more."""
+        self._db.execute("DELETE FROM promotions WHERE adapter = ? AND version = ?", (ref.name, ref.version))
+
+    def windows(self) -> list[Promotion]:
+        """Promotions that are still compared."""
+        rows = self._db.execute("SELECT adapter, version, instead_of, at, before FROM promotions").fetchall()
+        return [
+            Promotion(
+                AdapterRef(name, version),
+                AdapterRef(name, instead_of) if instead_of is not None else None,
+                at,
+                VersionTraffic.model_validate_json(before),
+            )
+            for name, version, instead_of, at, before in rows
+        ]
 
     # rounds
 

@@ -10,7 +10,7 @@ from client import journal_view
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient
 from umbel.config import SiteConfig
-from umbel.errors import TrainingError
+from umbel.errors import EngineError, TrainingError
 
 if TYPE_CHECKING:
     from client.deployer import Deployer
@@ -39,7 +39,21 @@ async def report(
         "in_flight": await _in_flight(supervisor),
         "training": await _training(supervisor, cotrainer),
         "recovered": deployer.recovered,
+        "traffic": await _traffic(supervisor),
     }
+
+
+async def _traffic(supervisor: Supervisor) -> dict[str, Any] | None:
+    """Counts of what users got of each version; the latencies are for comparing, and many."""
+    engine = supervisor.engine
+    if engine is None:
+        return None
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            traffic = await engine.client.traffic()
+    except (TimeoutError, EngineError, httpx.HTTPError) as error:  # an engine that is dying
+        return {"error": str(error)}
+    return traffic.model_dump(mode="json", exclude={"versions": {"__all__": {"ttft_s", "tpot_s"}}})
 
 
 async def _in_flight(supervisor: Supervisor) -> dict[str, int]:

@@ -1,9 +1,9 @@
 """The alias table: which version a name means right now. Written by the site daemon, read by the router."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from umbel.adapter import AdapterRef
 from umbel.errors import NotFound
@@ -26,6 +26,17 @@ class AliasTable(BaseModel):
     """Adapter → alias → version; `live: None` means that the base answers until a first version is promoted."""
     addressable: tuple[Ref, ...] = ()
     """Versions that users may ask for by number."""
+    canary: dict[str, float] = {}
+    """Adapter → the share of its users (0..1) whom its shadow answers; only while the shadow is watched."""
+    mirror: dict[str, float] = {}
+    """Adapter → the share of its live version's requests that the shadow is given once more, unseen by users."""
+
+    @model_validator(mode="after")
+    def _what_is_watched_is_there(self) -> Self:
+        missing = [name for name in (*self.canary, *self.mirror) if not self.adapters.get(name, {}).get("shadow")]
+        if missing:
+            raise ValueError(f"{missing[0]} has a canary or a mirror, and no shadow")
+        return self
 
     @classmethod
     def read(cls, path: Path) -> "AliasTable":
@@ -47,6 +58,15 @@ class AliasTable(BaseModel):
         if version not in self.addressable:
             raise NotFound(f"The model {model[:200]!r} does not exist. Available: {', '.join(self.names())}.")
         return AdapterRef.parse(version)
+
+    def shadow(self, adapter: str) -> AdapterRef | None:
+        """The version beside the live one, if there is one."""
+        shadow = self.adapters.get(adapter, {}).get("shadow")
+        return AdapterRef.parse(shadow) if shadow else None
+
+    def labels(self) -> set[str]:
+        """Every version that an alias means."""
+        return {version for aliases in self.adapters.values() for version in aliases.values() if version}
 
     def names(self) -> list[str]:
         """Every `model` a user may ask for, the usual ones first."""

@@ -20,7 +20,10 @@ from typing import Annotated, Any, Literal, Self
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving.router import ASGIApp, Message, Receive, Scope, Send, _error, _read_body, _replay, _reply
+from serving import asgi
+from serving.asgi import ASGIApp, Message, Receive, Scope, Send
+from serving.keys import ApiKeys
+from serving.router import MAX_BODY_BYTES
 
 CHAT, EXAMPLES = "/v1/chat/completions", "/v1/examples"
 HEADER, CONSENT = b"x-umbel-consent", b"train"
@@ -86,7 +89,7 @@ class _Answer:
 
 
 class Consent:
-    """Pure-ASGI middleware around the router."""
+    """Pure-ASGI middleware around the router, to which whoever has none of the users' `keys` is left."""
 
     def __init__(
         self,
@@ -94,15 +97,18 @@ class Consent:
         settings: ConsentSettings,
         daemon: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
+        keys: ApiKeys | None = None,
     ) -> None:
         self._app = app
         self._settings = settings
+        self._keys = keys
         self._clock = clock
         self._daemon = daemon
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         agreed = scope["type"] == "http" and (HEADER, CONSENT) in scope["headers"] and scope["method"] == "POST"
+        agreed = agreed and (self._keys is None or self._keys.admit(scope["headers"]))
         if agreed and scope["path"] == EXAMPLES:
             return await self._offered(receive, send)
         if agreed and scope["path"] == CHAT:
@@ -110,11 +116,11 @@ class Consent:
         return await self._app(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read_body(receive)
+        body = await asgi.read_body(receive, MAX_BODY_BYTES)
         if body is None:
-            return await _error(send, 413, "The body is too long.", "invalid_request_error")
+            return await asgi.error(send, 413, "The body is too long.", "invalid_request_error")
         asked = _suitable(body, self._settings.models)
-        replayed = _replay(body, receive)
+        replayed = asgi.replay(body, receive)
         if asked is None:
             return await self._app(scope, replayed, send)
         seen = _Seen(send)
@@ -141,27 +147,27 @@ class Consent:
             self._answers.popitem(last=False)
 
     async def _offered(self, receive: Receive, send: Send) -> None:
-        body = await _read_body(receive)
+        body = await asgi.read_body(receive, MAX_BODY_BYTES)
         try:
             offer = Offer.model_validate_json(body or b"")
         except ValidationError as error:  # its own text would quote the correction
             said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors())
-            return await _error(send, 400, said, "invalid_request_error")
+            return await asgi.error(send, 400, said, "invalid_request_error")
         self._forget_old()
         answer = self._answers.pop(offer.id, None)
         if answer is None:
             message = f"There is no answer {offer.id!r} that could be kept: it needs the header and a 'user', too."
-            return await _error(send, 404, message, "invalid_request_error")
+            return await asgi.error(send, 404, message, "invalid_request_error")
         example = answer.example
         if offer.correction is not None:
             corrected = [*example.messages[:-1], {"role": "assistant", "content": offer.correction}]
             example = example.model_copy(update={"messages": corrected, "kind": "corrected"})
         status, said = await self._hand_over(example)
         if status == 200:
-            return await _reply(send, 200, {"id": offer.id, "object": "example", "state": "quarantine"})
+            return await asgi.reply(send, 200, {"id": offer.id, "object": "example", "state": "quarantine"})
         self._answers[offer.id] = answer
         self._answers.move_to_end(offer.id, last=False)
-        return await _error(send, status, said, "server_error" if status == 503 else "invalid_request_error")
+        return await asgi.error(send, status, said, "server_error" if status == 503 else "invalid_request_error")
 
     async def _hand_over(self, example: Example) -> tuple[int, str]:
         """The daemon's status, and what it says to a refusal."""
@@ -213,10 +219,10 @@ class _Seen:
         return (str(parts[0]["id"]), text) if text.strip() and parts[0].get("id") else None
 
 
-def with_consent(app: ASGIApp, run_dir: Path) -> ASGIApp:
+def with_consent(app: ASGIApp, run_dir: Path, keys: ApiKeys | None = None) -> ASGIApp:
     """Around `app` where the daemon left its settings; `app` itself where it did not."""
     file = run_dir / SETTINGS
-    return Consent(app, ConsentSettings.model_validate_json(file.read_text())) if file.is_file() else app
+    return Consent(app, ConsentSettings.model_validate_json(file.read_text()), keys=keys) if file.is_file() else app
 
 
 def _events(stream: bytes) -> list[dict[str, Any]]:

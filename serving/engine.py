@@ -16,12 +16,15 @@ import httpx
 
 from serving import keys
 from serving.aliases import AliasTable
+from serving.traffic_report import TrafficReport
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
 from umbel.errors import EngineError
 from umbel.peft_dir import replace_durably
 
 READY_POLL_S = 0.5
+PREFILL_S = 5.0
+"""How long a promotion or a roll-back may wait for the KV cache of shared prompts."""
 LOG_TAIL_LINES = 15
 MEASURED_LOADS = [(together, tokens) for tokens in (8, 32, 100) for together in (1, 1, 2, 4)]
 """Requests at a time, and prompt tokens of each."""
@@ -203,6 +206,21 @@ class EngineClient:
         """Version → requests that are being answered with it."""
         counts: dict[str, int] = (await self._http.get("/umbel/inflight")).json()
         return counts
+
+    async def traffic(self) -> TrafficReport:
+        """What users, and the mirror, got of each version since the engine started."""
+        reply = await self._http.get("/umbel/traffic")
+        if reply.status_code != 200:
+            raise EngineError(f"the router did not tell what users get: {reply.text}")
+        return TrafficReport.model_validate_json(reply.content)
+
+    async def prefill(self, ref: AdapterRef, most: int) -> int:
+        """Let a version compute the most used prompt beginnings, at most for PREFILL_S; how many it did."""
+        body = {"version": str(ref), "most": most, "seconds": PREFILL_S}
+        reply = await self._http.post("/umbel/prefill", json=body, timeout=2 * PREFILL_S)
+        if reply.status_code != 200:
+            raise EngineError(f"{ref}: the router could not prefill ({reply.status_code})")
+        return int(reply.json()["prefilled"])
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests and wait, at most `seconds`, until the open ones have ended."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+CLASSES = {"interactive": 0, "batch": -1}
+"""What a request may carry as `priority`, besides SGLang's numbers: whether somebody waits for it."""
 MOST = {"n": 128, "best_of": 128, "top_logprobs": 20, "logprobs": 20}
 """OpenAI's own limits, or above them. SGLang makes `n` copies of a request at once."""
 MOST_PROMPTS = 256
@@ -19,6 +21,9 @@ def refusal(request: Mapping[str, Any]) -> tuple[str, str] | None:
     for field in NOT_FOR_USERS:
         if request.get(field) not in (None, False):
             return f"'{field}' cannot be chosen here; leave it out.", field
+    priority = request.get("priority")
+    if isinstance(priority, str) and priority not in CLASSES:
+        return f"'priority' is {priority[:200]!r}; use 'interactive', 'batch', or a number.", "priority"
     for field, most in MOST.items():
         asked = request.get(field)
         if isinstance(asked, str):  # SGLang would read it as a number

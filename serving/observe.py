@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.governor import Finished, Load, Stream, Waiting
+from serving.limits import CLASSES
 from serving.predictor import Batch
-from serving.router import CLASSES
 
 
 @dataclass

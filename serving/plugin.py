@@ -36,7 +36,7 @@ def _register_router(run_dir: Path) -> None:
 
     def build_with_router() -> Any:  # outermost, also of the key check that SGLang adds later
         routers.append(Router(build_stack(), run_dir / "aliases.json", admin_key, keys))
-        return with_consent(routers[-1], run_dir)
+        return with_consent(routers[-1], run_dir, keys)
 
     def known_names(result: set[str], *args: Any, **kwargs: Any) -> set[str]:
         table = routers[-1].table if routers else None

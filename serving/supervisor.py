@@ -133,3 +133,4 @@ class Supervisor:
     def _lost(self) -> None:
         self._available.clear()
         self._gone.set()
+        self.loaded = set()  # the next engine's table must not send users to what it has not

@@ -11,14 +11,14 @@ import pytest
 
 # Each environment runs what can be imported there; between the two every file is run.
 NEEDS = {
-    "sglang": ["test_serving_*.py", "test_client_data.py", "test_client_deployer*.py", "test_client_jobs*.py",
-               "test_client_keys.py", "test_client_metrics.py", "test_recovery_site.py", "test_scripts_*.py",
-               "test_peft_*.py", "test_hostile_users.py", "test_hostile_control.py", "e2e/test_export_served.py",
-               "e2e/test_fleet.py", "e2e/test_hostile.py", "e2e/test_kills.py", "e2e/test_rounds.py",
-               "e2e/test_served_tokens.py", "e2e/test_site.py", "e2e/test_verdicts.py"],
+    "sglang": ["test_serving_*.py", "test_client_comparison.py", "test_client_data.py", "test_client_deployer*.py",
+               "test_client_jobs*.py", "test_client_keys.py", "test_client_metrics.py", "test_client_watch.py",
+               "test_recovery_site.py", "test_scripts_*.py", "test_peft_*.py", "test_hostile_users.py",
+               "test_hostile_control.py", "e2e/test_canary.py", "e2e/test_export_served.py", "e2e/test_fleet.py",
+               "e2e/test_hostile.py", "e2e/test_kills.py", "e2e/test_rounds.py", "e2e/test_served_tokens.py",
+               "e2e/test_site.py", "e2e/test_verdicts.py"],
     "flwr": ["test_server_*.py", "test_strategies_*.py", "test_client_app.py", "test_hostile_centre.py",
-             "test_recovery_centre.py",
-             "e2e/test_secure.py"],
+             "test_recovery_centre.py", "e2e/test_secure.py"],
 }  # fmt: skip
 collect_ignore_glob = [glob for needed in NEEDS if not importlib.util.find_spec(needed) for glob in NEEDS[needed]]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from client.journal import Journal
+from client.journal import Journal, Promotion
+from serving.traffic_report import VersionTraffic
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.errors import AdapterError, Conflict, NotFound
 from umbel.messages import Evaluation, JobState, RoundOrder, ShadowReport, ShadowState, TrainPlan
@@ -181,3 +182,25 @@ def test_a_probe_that_brought_no_number_can_be_read_back(journal: Journal, loss:
     probe = {"shadow": Evaluation(loss_sum=loss, loss_tokens=2, exact=0, examples=3)}
     journal.report(V1, report(V1, ShadowState.JUDGED, probe=probe))
     assert journal.versions()[0].ref == V1
+
+
+def test_a_promotion_is_remembered_as_long_as_it_is_compared(path: Path, journal: Journal) -> None:
+    before = VersionTraffic(requests=7, errors=1, streams=2, ttft_s=(0.1, 0.2), tpot_s=(0.01, 0.02))
+    first = Promotion(V1, None, 1.0, before)
+    journal.begin_window(first)
+    assert Journal(path).windows() == [first]
+    second = Promotion(V2, V1, 2.0, before, already=before)
+    journal.begin_window(second)
+    assert Journal(path).windows() == [Promotion(V2, V1, 2.0, before)], "what an engine had counted dies with it"
+    journal.end_window(V1)
+    assert len(journal.windows()) == 1, "only the last one of an adapter is compared"
+    journal.end_window(V2)
+    assert journal.windows() == []
+
+
+def test_where_the_base_answered_nothing_is_previous(journal: Journal) -> None:
+    make_live(journal, V1)
+    journal.make_base_live(V1, report(V1, ShadowState.RETIRED))
+    assert aliases(journal) == (None, V1)
+    make_live(journal, V2)
+    assert aliases(journal) == (V2, None)

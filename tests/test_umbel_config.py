@@ -145,7 +145,9 @@ def test_a_loaded_configuration_cannot_be_changed(tmp_path: Path) -> None:
         ({"more": "[shadow]\nmax_loss = 1.0"}, "shadow.max_loss is not a setting; did you mean 'max_loss_ratio'?"),
         (
             {"more": "[shadow]\nzzz = 1"},
-            "shadow.zzz is not a setting; known here: max_loss_ratio, max_exact_drop, confidence, min_examples, guard",
+            "shadow.zzz is not a setting; known here: max_loss_ratio, max_exact_drop, confidence, min_examples, "
+            "watch_s, canary_share, mirror_share, min_requests, max_latency_ratio, rollback_window_s, warm_prefixes, "
+            "guard",
         ),
         (
             {"more": GUARD + "max_los_ratio = 2"},
@@ -193,6 +195,12 @@ def test_each_mistake_has_a_line_of_its_own(tmp_path: Path) -> None:
         ({"more": "[shadow]\nmax_loss_ratio = inf"}, "shadow.max_loss_ratio: "),
         ({"more": "[shadow]\nconfidence = 95"}, "shadow.confidence: "),
         ({"more": "[shadow]\nmin_examples = 0"}, "shadow.min_examples: "),
+        ({"more": "[shadow]\nwatch_s = 60"}, "shadow: watch_s = 60 without canary_share or mirror_share would see"),
+        ({"more": "[shadow]\ncanary_share = 0.1"}, "shadow: canary_share and mirror_share are of a watch; set watch_s"),
+        ({"more": "[shadow]\nwatch_s = 60\ncanary_share = 1"}, "shadow.canary_share: "),
+        ({"more": "[shadow]\nwatch_s = inf\nmirror_share = 1"}, "shadow.watch_s: "),
+        ({"more": "[shadow]\nmax_latency_ratio = 0.5"}, "shadow.max_latency_ratio: "),
+        ({"more": "[shadow]\nrollback_window_s = -1"}, "shadow.rollback_window_s: "),
         ({"more": "[shadow]\nguard = 1"}, "shadow.guard: "),
         ({"more": GUARD + "max_loss_ratio = 0.9"}, "shadow.guard.0.max_loss_ratio: "),
         ({"more": GUARD.replace("triage", "../x")}, "shadow.guard.0.name: "),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from client import deployer as deployer_module
+from client import watch as watch_module
 from client.control import control_api
 from client.deployer import Deployer
 from client.journal import Journal
@@ -28,6 +29,7 @@ from umbel.messages import ShadowReport, ShadowState
 
 PATIENCE_S = 10.0
 RANK = 2
+NOT_JUDGED = (ShadowState.VALIDATING, ShadowState.PROBING, ShadowState.WATCHING)
 SHAPES = {"model.layers.0.self_attn.q_proj": (6, 5), "model.layers.0.self_attn.v_proj": (4, 5)}
 BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t", chat_template="x")
 
@@ -100,7 +102,7 @@ class Deployment:
 
     async def judged(self, ref: AdapterRef) -> ShadowReport:
         def ended() -> bool:
-            return self.deployer.report(ref).state not in (ShadowState.VALIDATING, ShadowState.PROBING)
+            return self.deployer.report(ref).state not in NOT_JUDGED
 
         await until(ended)
         return self.deployer.report(ref)
@@ -123,6 +125,14 @@ class Deployment:
         """Until nothing happens in the background any more."""
         await until(lambda: not self.deployer._background)
 
+    async def users(self, *names: str, **body: Any) -> list[str]:
+        """One request of each user; the version that each was answered by, or "error"."""
+        assert self.engine.router is not None
+        chat = {"model": "support", "messages": [{"role": "user", "content": "hello"}], **body}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(self.engine.router), base_url="http://toy") as http:
+            replies = [await http.post("/v1/chat/completions", json={**chat, "user": name}) for name in names]
+        return [reply.headers["x-umbel-adapter"] if reply.status_code == 200 else "error" for reply in replies]
+
     def http(self) -> httpx.AsyncClient:
         """A client of the control API."""
         site: Any = SimpleNamespace(config=self.config, deployer=self.deployer)
@@ -141,6 +151,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, machine: ToyMachine) -> None:
     monkeypatch.setattr(supervisor_module, "RESTART_DELAY_S", 0.01)
     monkeypatch.setattr(deployer_module, "DRAIN_POLL_S", 0.005)
     monkeypatch.setattr(deployer_module, "NOTICE_S", 0.05)
+    monkeypatch.setattr(watch_module, "POLL_S", 0.005)
 
 
 def run(state_dir: Path, machine: ToyMachine, story: Callable[[Deployment], Coroutine[Any, Any, None]]) -> None:

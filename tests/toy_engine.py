@@ -5,13 +5,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 
 from serving.aliases import AliasTable
+from serving.asgi import Receive, Scope, Send
 from serving.engine import EngineClient
-from serving.router import Receive, Router, Scope, Send
+from serving.router import GENERATING, Router, apply_pin
 from serving.trainer_socket import CoTrainerStatus
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
@@ -30,6 +32,12 @@ class ToyMachine:
         self.gates: dict[str, asyncio.Event] = {}
         """Path ("start" for a start) → a call of it waits until this is set."""
         self.calls: Counter[tuple[str, str]] = Counter()
+        self.broken: set[str | None] = set()
+        """Engine names (None for the base) of versions that answer users with an error."""
+        self.says: dict[str | None, str] = {}
+        """Engine name → what it answers."""
+        self.generated: list[tuple[str | None, dict[str, Any]]] = []
+        """(engine name, body) of each request that was answered, users' and the router's own."""
 
     def engine(self, config: SiteConfig) -> "ToyEngine":
         """What stands in for `serving.engine.Engine`."""
@@ -85,6 +93,8 @@ class ToyEngine:
 
     async def _sglang(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, body = scope["path"], json.loads((await receive())["body"])
+        if path in GENERATING:
+            return await self._answer_user(body, send)
         name = str(body.get("lora_name") or body.get("lora_path"))
         if path == LOAD:
             assert (Path(body["lora_path"]) / "adapter_model.safetensors").is_file()
@@ -94,6 +104,17 @@ class ToyEngine:
         elif name not in self.adapters:
             return await _answer(send, 400, f"{name} is not loaded")
         return await _answer(send, 200, "ok")
+
+    async def _answer_user(self, body: dict[str, Any], send: Send) -> None:
+        asked = SimpleNamespace(lora_path=None, extra_key=None)
+        apply_pin(None, asked)
+        version = asked.lora_path
+        assert version is None or version in self.adapters, f"a user was sent to {version}, which is not loaded"
+        generated = self.machine.generated
+        generated.append((version, body))
+        message = {"role": "assistant", "content": self.machine.says.get(version, "the same for all")}
+        answer = {"id": f"chat-{len(generated)}", "choices": [{"index": 0, "message": message}]}
+        await _answer(send, 500 if version in self.machine.broken else 200, json.dumps(answer))
 
 
 class _Wire(httpx.AsyncBaseTransport):

@@ -193,8 +193,32 @@ class ShadowSection(_Section):
     """Of the two-sided intervals that all of this is read from."""
     min_examples: PositiveInt = 30
     """With fewer examples, held out or in a guard, nothing is promoted: they cannot tell."""
+    watch_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds for which a shadow that was not rejected is watched before the verdict; 0: it is judged at once. Must be
+    well below the federation's grace-seconds, or the site's verdict comes too late to count."""
+    canary_share: float = Field(default=0.0, ge=0, lt=1)
+    """The share of the users whom a shadow answers while it is watched; the same ones every time."""
+    mirror_share: float = Field(default=0.0, ge=0, le=1)
+    """The share of the live version's requests that a watched shadow is given once more, when no user waits."""
+    min_requests: PositiveInt = 100
+    """The watch ends early when the shadow has answered this many, canary and mirror together."""
+    max_latency_ratio: float = Field(default=1.5, ge=1, allow_inf_nan=False)
+    """A version whose users wait, with confidence, over this times as long, for a first token or a next, is worse."""
+    rollback_window_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds after a promotion in which a version that serves worse than the one before is rolled back; 0: never."""
+    warm_prefixes: int = Field(default=8, ge=0, le=64)
+    """The most used system prompts that a version computes before it answers users; 0: none."""
     guard: tuple[GuardSection, ...] = ()
     """Tasks on which no new version may be worse."""
+
+    @model_validator(mode="after")
+    def _a_watch_has_something_to_see(self) -> Self:
+        shares = self.canary_share or self.mirror_share
+        if self.watch_s and not shares:
+            raise ValueError(f"watch_s = {self.watch_s:g} without canary_share or mirror_share would see nothing")
+        if shares and not self.watch_s:
+            raise ValueError("canary_share and mirror_share are of a watch; set watch_s")
+        return self
 
     @field_validator("guard")
     @classmethod

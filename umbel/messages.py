@@ -160,6 +160,7 @@ class Evaluation(_Message):
 class ShadowState(StrEnum):
     VALIDATING = "validating"
     PROBING = "probing"
+    WATCHING = "watching"  # it answers a share of the users, or is given requests of the live version once more
     JUDGED = "judged"
     LIVE = "live"
     RETIRED = "retired"
@@ -195,6 +196,9 @@ class ShadowReport(_Message):
     verdict: Verdict | None = None
     load_s: Seconds = 0.0
     probe_s: Seconds = 0.0
+    watch_s: Seconds = 0.0
+    taken_back: str = ""
+    """Why the site has rolled it back by itself."""
 
 
 class Hello(_Message):

@@ -25,6 +25,7 @@ from client import daemon
 from client.jobs import Jobs
 from serving.cotrainer import CoTrainer
 from serving.pieces import Pieces
+from serving.traffic_report import TrafficReport
 from serving.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus
 from umbel import peft_dir
@@ -50,6 +51,12 @@ class NoEngine:
     async def warm(self, ref: AdapterRef) -> None: ...
     async def unload(self, ref: AdapterRef) -> None: ...
     async def reload_aliases(self) -> None: ...
+    async def prefill(self, ref: AdapterRef, most: int) -> int:
+        return 0
+
+    async def traffic(self) -> TrafficReport:
+        return TrafficReport()
+
     async def in_flight(self) -> dict[str, int]:
         return {}
 

@@ -1,0 +1,190 @@
+"""What users get of each version, counted as it passes: errors, latencies, ratings. No contents, and nobody's name.
+
+An error is the site's: a status of 500 or above, an exception, a stream that breaks off or says that it failed. What a
+client got wrong (4xx) or left before its end is no evidence against a version, and is not counted at all.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from serving.asgi import Message, Receive, Send
+from serving.feedback import Rating, Ratings
+from serving.traffic_report import VersionTraffic
+
+KEPT = 512
+"""Latencies that are kept of a version: the last ones."""
+ID_WITHIN_BYTES = 4096
+_ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
+_FAILED = re.compile(rb'data: \{"error"')
+
+
+class Answer:
+    """One answer on its way to a user; a context manager around the call that gives it."""
+
+    def __init__(self, tally: "_Tally", traffic: "Traffic") -> None:
+        self._tally, self._traffic = tally, traffic
+        self._clock = traffic.clock
+        self._began = self._clock()
+        self._first = self._last = 0.0
+        self._chunks = 0
+        self._streamed = self._failed = self._left = self._ended = self._heard = False
+        self._status = 0
+        self.kept: list[bytes] | None = None
+        """What was sent, where somebody wants to know and it is not too much."""
+        self._room = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it came to a good end."""
+        return self._ended and self._status == 200 and not self._failed
+
+    @property
+    def streamed(self) -> bool:
+        return self._streamed
+
+    def keep(self, most: int) -> None:
+        """Keep what is sent, up to so many bytes."""
+        self.kept, self._room = [], most
+
+    def receive(self, receive: Receive) -> Receive:
+        """What comes from the client, watched for his leaving."""
+
+        async def watched() -> Message:
+            message = await receive()
+            self._left = self._left or message["type"] == "http.disconnect"
+            return message
+
+        return watched
+
+    def send(self, send: Send) -> Send:
+        """What goes to the client, watched."""
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._status = message["status"]
+                self._streamed = (
+                    dict(message.get("headers", [])).get(b"content-type", b"").startswith(b"text/event-stream")
+                )
+            else:
+                self._body(message.get("body", b""), message.get("more_body", False))
+            await send(message)
+
+        return watched
+
+    def _body(self, body: bytes, more: bool) -> None:
+        self._ended = not more
+        if not body:
+            return
+        self._last = self._clock()
+        self._chunks += 1
+        self._failed = self._failed or (self._streamed and _is_failure(body))
+        if self._chunks == 1:
+            self._first = self._last
+            self._be_heard()
+            found = _ID.search(body, 0, ID_WITHIN_BYTES)
+            if found and self._status == 200:
+                self._traffic.ratings.remember(found[1].decode(errors="replace"), self._tally.label)
+        if self.kept is not None:
+            self.kept.append(body)
+            self._room -= len(body)
+            if self._room < 0:
+                self.kept = None
+
+    def _be_heard(self) -> None:
+        if not self._heard:
+            self._heard = True
+            self._traffic.waiting -= 1
+
+    def __enter__(self) -> Self:
+        self._traffic.waiting += 1
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._be_heard()
+        left = self._left or (kind is not None and issubclass(kind, asyncio.CancelledError))
+        broken = kind is not None or not self._ended or self._failed or self._status >= 500
+        if (broken and left) or (400 <= self._status < 500):
+            return
+        self._tally.requests += 1
+        self._tally.errors += broken
+        if self._streamed and not broken:
+            self._tally.chunks += self._chunks
+            self._tally.streams += 1
+            self._tally.ttft_s.append(self._first - self._began)
+            self._tally.tpot_s.append((self._last - self._first) / max(1, self._chunks - 1))
+
+
+class Traffic:
+    """The counts of every version that has answered since the engine started."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.ratings = Ratings()
+        self.waiting = 0
+        """Users who have been sent nothing yet."""
+        self._tallies: dict[str, _Tally] = {}
+
+    def answer(self, label: str) -> Answer:
+        """Follow an answer that `label` gives."""
+        return Answer(self._tally(label), self)
+
+    def rate(self, answer: str, rating: Rating) -> str:
+        """Count what a user thinks of an answer, instead of what he thought before; the version that gave it.
+
+        Raises NotFound for an answer that is not known, or not any more.
+        """
+        label, before = self.ratings.rate(answer, rating)
+        tally = self._tally(label)
+        if before is not None:
+            tally.ratings[before] -= 1
+        tally.ratings[rating] += 1
+        return label
+
+    def forget_all_but(self, labels: set[str]) -> None:
+        """Drop the counts of versions that nobody can be answered by any more."""
+        self._tallies = {label: tally for label, tally in self._tallies.items() if label in labels}
+
+    def report(self) -> dict[str, VersionTraffic]:
+        return {label: tally.report() for label, tally in self._tallies.items()}
+
+    def _tally(self, label: str) -> "_Tally":
+        return self._tallies.setdefault(label, _Tally(label))
+
+
+class _Tally:
+    """What is counted of one version."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.requests = self.errors = self.chunks = self.streams = 0
+        self.ratings: dict[Rating, int] = {"up": 0, "down": 0}
+        self.ttft_s: deque[float] = deque(maxlen=KEPT)
+        self.tpot_s: deque[float] = deque(maxlen=KEPT)
+
+    def report(self) -> VersionTraffic:
+        return VersionTraffic(
+            requests=self.requests,
+            errors=self.errors,
+            chunks=self.chunks,
+            streams=self.streams,
+            ttft_s=tuple(self.ttft_s),
+            tpot_s=tuple(self.tpot_s),
+            **self.ratings,
+        )
+
+
+def _is_failure(event: bytes) -> bool:
+    """Whether an event of a stream says that the server failed; a mistake of the client is told in the same way."""
+    if not _FAILED.match(event):
+        return False
+    try:
+        code = json.loads(event.removeprefix(b"data: "))["error"].get("code")
+    except (ValueError, AttributeError):  # not what SGLang writes: what it means cannot be known
+        return True
+    return not (isinstance(code, int) and 400 <= code < 500)

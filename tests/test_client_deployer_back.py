@@ -1,0 +1,240 @@
+"""A promoted version that serves worse than the one before is taken back by the site itself, once; others stay."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.journal import Promotion
+from serving.traffic_report import VersionTraffic
+from tests.toy_deployment import Deployment, quick, run, until
+from tests.toy_engine import ToyMachine
+from umbel.adapter import AdapterRef, Lifecycle
+from umbel.messages import ShadowState
+
+V1, V2, V3 = (AdapterRef("support", version) for version in (1, 2, 3))
+USERS = tuple(f"user-{number}" for number in range(20))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> ToyMachine:
+    made = ToyMachine()
+    quick(monkeypatch, made)
+    policy(monkeypatch)
+    return made
+
+
+def policy(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    monkeypatch.setenv("UMBEL_SITE__SHADOW", json.dumps({"rollback_window_s": 600.0, **settings}))
+
+
+async def until_back(site: Deployment, ref: AdapterRef) -> None:
+    """Users come until the site has taken a version back."""
+    while site.journal.alias("support", "live") == ref:
+        await site.users(*USERS)
+        await asyncio.sleep(0.005)
+    await until(lambda: not site.journal.windows())
+
+
+def test_a_version_that_fails_users_is_taken_back_with_the_reason(
+    tmp_path: Path, machine: ToyMachine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        assert set(await site.users(*USERS)) == {"support@v1"}
+        machine.broken.add("support-v2")
+        await site.deploy(2)
+        await until_back(site, V2)
+        assert (site.engine.answers("support"), site.engine.answers("support@previous")) == ("support@v1", "support@v2")
+        assert "error" not in await site.users(*USERS)
+        report = site.deployer.report(V2)
+        why = "worse than support@v1, errors: "
+        assert (report.state, report.taken_back.startswith(why)) == (ShadowState.RETIRED, True)
+        assert "more, with confidence" in report.taken_back
+        events = [(event, version) for _, event, version in site.journal.history("support")]
+        assert ("live again by roll-back", 1) in events
+        assert (f"rolled back by itself: {report.taken_back}", 2) in events
+        assert f"adapter.worse ref=support@v2 {report.taken_back}" in caplog.text
+        assert site.after_a_kill()[0].adapters["support"]["live"] == "support@v1"
+
+    run(tmp_path, machine, story)
+
+
+def test_not_twice(tmp_path: Path, machine: ToyMachine) -> None:
+    """What answers after a roll-back was not promoted: however it does, nobody goes on from there by himself."""
+
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        await site.users(*USERS)
+        machine.broken |= {"support-v1", "support-v2"}
+        await site.deploy(2)
+        await until_back(site, V2)
+        for _ in range(5):
+            assert set(await site.users(*USERS)) == {"error"}
+        await site.quiet()
+        assert site.engine.answers("support") == "support@v1"
+        assert await site.deployer.roll_back("support") == "support@v2", "an operator may"
+        assert site.deployer.report(V2).taken_back == ""
+        await site.quiet()
+
+    run(tmp_path, machine, story)
+
+
+def test_a_first_version_is_taken_back_to_the_base(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.users(*USERS)
+        machine.broken.add("support-v1")
+        await site.deploy(1)
+        await until_back(site, V1)
+        assert (site.engine.answers("support"), site.engine.answers("support@previous")) == (None, "support@v1")
+        assert site.deployer.report(V1).taken_back.startswith("worse than the base, errors: ")
+
+    run(tmp_path, machine, story)
+
+
+def test_the_base_answers_again_only_where_it_did_before(tmp_path: Path, machine: ToyMachine) -> None:
+    """Version 1 was taken back by hand: what version 2 replaces is the base, not what lies in `previous`."""
+
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        assert await site.deployer.roll_back("support") is None
+        await site.users(*USERS)
+        machine.broken.add("support-v2")
+        await site.deploy(2)
+        await until_back(site, V2)
+        assert site.engine.answers("support") is None
+        await site.quiet()
+        assert site.engine.adapters == {"support-v2"}
+
+    run(tmp_path, machine, story)
+
+
+@pytest.mark.parametrize("broken", [set(), {"support-v1", "support-v2"}])
+def test_a_version_that_serves_as_the_one_before_stays(
+    tmp_path: Path, machine: ToyMachine, broken: set[str | None]
+) -> None:
+    async def story(site: Deployment) -> None:
+        machine.broken |= broken
+        await site.deploy(1)
+        for _ in range(4):
+            await site.users(*USERS)
+        await site.deploy(2)
+        for _ in range(4):
+            await site.users(*USERS)
+        polls = machine.calls["/umbel/traffic", ""]
+        await until(lambda: machine.calls["/umbel/traffic", ""] > polls + 3)
+        assert site.engine.answers("support") == "support@v2"
+        assert [promotion.ref for promotion in site.journal.windows()] == [V2]
+
+    run(tmp_path, machine, story)
+
+
+def test_bad_ratings_count_too(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        assert site.engine.router is not None
+        traffic = site.engine.router.traffic
+
+        async def rated(rating: Any) -> None:
+            await site.users(*USERS)
+            answers = len(machine.generated)
+            for number in range(answers - len(USERS) + 1, answers + 1):
+                traffic.rate(f"chat-{number}", rating)
+
+        await site.deploy(1)
+        await rated("up")
+        await site.deploy(2)
+        await rated("down")
+        await until(lambda: site.journal.alias("support", "live") == V1)
+        await site.quiet()
+        assert "bad ratings: 20 of 20 against support@v1's 0 of 20" in site.deployer.report(V2).taken_back
+
+    run(tmp_path, machine, story)
+
+
+@pytest.mark.parametrize("off", ["no window", "over"])
+def test_without_a_window_or_after_it_nothing_is_taken_back(
+    tmp_path: Path, machine: ToyMachine, monkeypatch: pytest.MonkeyPatch, off: str
+) -> None:
+    policy(monkeypatch, rollback_window_s=0.0 if off == "no window" else 0.001)
+
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        await site.users(*USERS)
+        machine.broken.add("support-v2")
+        await site.deploy(2)
+        await site.quiet()
+        for _ in range(3):
+            await site.users(*USERS)
+        await site.quiet()
+        assert site.engine.answers("support") == "support@v2"
+        assert site.journal.windows() == []
+        assert ("/umbel/traffic", "") not in machine.calls or off == "over"
+
+    run(tmp_path, machine, story)
+
+
+def test_a_window_goes_on_after_a_kill_of_the_daemon(tmp_path: Path, machine: ToyMachine) -> None:
+    async def first(site: Deployment) -> None:
+        await site.deploy(1)
+        await site.users(*USERS)
+        await site.deploy(2)
+        assert [promotion.before.requests for promotion in site.journal.windows()] == [len(USERS)]
+
+    async def second(site: Deployment) -> None:
+        await site.ready()
+        machine.broken.add("support-v2")
+        site.deployer.resume()
+        await until_back(site, V2)
+        assert site.engine.answers("support") == "support@v1"
+
+    run(tmp_path, machine, first)
+    run(tmp_path, machine, second)
+
+
+def test_a_window_goes_on_in_the_next_engine(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        await site.users(*USERS)
+        await site.deploy(2)
+        for _ in range(3):
+            await site.users(*USERS)
+        machine.kill()
+        await site.ready(starts=2)
+        machine.broken.add("support-v2")
+        await until_back(site, V2)
+        assert site.engine.answers("support") == "support@v1"
+
+    run(tmp_path, machine, story)
+
+
+def test_a_window_of_a_version_that_never_became_live_is_closed_after_a_kill(
+    tmp_path: Path, machine: ToyMachine
+) -> None:
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        site.push(2)
+        await site.judged(V2)
+        site.journal.begin_window(Promotion(V2, V1, time.time(), VersionTraffic(requests=50)))
+        site.deployer.resume()
+        await until(lambda: not site.journal.windows())
+        assert [version.ref for version in site.journal.versions(Lifecycle.LIVE)] == [V1]
+
+    run(tmp_path, machine, story)
+
+
+def test_the_way_back_is_given_the_most_used_prompts_before_it_answers(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        chat = [{"role": "system", "content": "You are a nurse."}, {"role": "user", "content": "hello"}]
+        await site.users("u", "v", messages=chat)
+        await site.deploy(1)
+        await site.deploy(2)
+        await site.deployer.roll_back("support")
+        prefilled = [version for version, body in machine.generated if body.get("max_tokens") == 1]
+        assert prefilled == ["support-v1", "support-v2", "support-v1"]
+        machine.refuse["/umbel/prefill"] = "busy"
+        assert await site.deployer.roll_back("support") == "support@v2", "and it goes back without, too"
+
+    run(tmp_path, machine, story)

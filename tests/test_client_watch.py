@@ -1,0 +1,91 @@
+"""What a promoted version is held to: what users got of it since, in whatever run of the engine that was."""
+
+import asyncio
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from client import watch as watch_module
+from client.journal import Journal, Promotion
+from client.watch import Watch
+from serving.traffic_report import TrafficReport, VersionTraffic
+from tests.test_client_journal import make_live, report
+from umbel.adapter import AdapterRef
+from umbel.config import ShadowSection
+from umbel.messages import ShadowState
+
+V1, V2 = (AdapterRef("support", version) for version in (1, 2))
+BEFORE = VersionTraffic(requests=200)
+POLICY = ShadowSection(rollback_window_s=600.0)
+
+
+class ToyEngine:
+    """An engine whose router has counted something else each time it is asked."""
+
+    def __init__(self, *counted: VersionTraffic) -> None:
+        self._counted = list(counted)
+        self.client = self
+
+    async def traffic(self) -> TrafficReport:
+        return TrafficReport(versions={str(V2): self._counted.pop(0)})
+
+
+def rolled_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, already: VersionTraffic, engines: list[ToyEngine]
+) -> list[tuple[str, AdapterRef | None]]:
+    """What was rolled back, where each engine is asked until it has no more to tell; then an operator takes over."""
+    monkeypatch.setattr(watch_module, "POLL_S", 0.0)
+    journal = Journal(folder / "journal.sqlite3")
+    make_live(journal, V1)
+    make_live(journal, V2)
+    supervisor: Any = SimpleNamespace(engine=engines[0])
+    calls: list[tuple[str, AdapterRef | None]] = []
+
+    async def roll_back(name: str, instead_of: AdapterRef | None) -> None:
+        calls.append((name, instead_of))
+        journal.make_live(V1, report(V1, ShadowState.LIVE), None, "live again by roll-back")
+
+    async def operator() -> None:
+        for engine in engines:
+            supervisor.engine = engine
+            while engine._counted and not calls:
+                await asyncio.sleep(0)
+        if not calls:
+            journal.make_live(V1, report(V1, ShadowState.LIVE), None, "live again by roll-back")
+
+    async def main() -> None:
+        promotion = Promotion(V2, V1, time.time(), BEFORE, already)
+        journal.begin_window(promotion)
+        async with asyncio.timeout(20):
+            guard = asyncio.create_task(Watch(POLICY, journal, supervisor).guard(promotion, roll_back))
+            await asyncio.sleep(0)
+            await operator()
+            supervisor.engine = None
+            await guard
+        assert journal.windows() == []
+
+    asyncio.run(main())
+    return calls
+
+
+def test_what_it_failed_as_a_shadow_was_for_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    already = VersionTraffic(requests=40, errors=40)
+    later = [VersionTraffic(requests=requests, errors=40) for requests in (40, 48, 60, 100)]
+    assert rolled_back(tmp_path, monkeypatch, already, [ToyEngine(*later)]) == []
+
+
+def test_what_it_fails_since_is_held_against_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    already = VersionTraffic(requests=40)
+    later = [VersionTraffic(requests=40 + failed, errors=failed) for failed in (0, 4, 8, 12)]
+    engine = ToyEngine(*later)
+    assert rolled_back(tmp_path, monkeypatch, already, [engine]) == [("support", V2)]
+    assert len(engine._counted) == 1, "as soon as there were enough to tell"
+
+
+def test_another_run_of_the_engine_counts_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    already = VersionTraffic(requests=16)
+    first, second = ToyEngine(already, already), ToyEngine(VersionTraffic(requests=16, errors=16))
+    assert rolled_back(tmp_path, monkeypatch, already, [first, second]) == [("support", V2)]
