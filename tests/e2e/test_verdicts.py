@@ -58,7 +58,7 @@ def trained(site: SiteProcess, examples: list[dict[str, str]], steps: int) -> by
         key = f"steps-{steps}"
         site.submit(key, random_adapter(site.model, seed=1, b_std=0.0), steps=steps, seconds=400, learning_rate=3e-3)
         report = site.wait_round(key)
-        assert (report["state"], report["steps"]) == ("done", steps), report
+        assert (report["state"], report["error"], report["steps"]) == ("done", "", steps)
         return site.control.get(f"/adapters/support/rounds/{key}/update").content
 
 
