@@ -379,12 +379,11 @@ class Deployer:
         self.table().write(self._config.site.state_dir / "aliases.json")
         reach(move.written)
         engine = self._supervisor.engine
-        if engine is None:
-            return  # the next engine reads the file at its start
-        try:
-            await engine.client.reload_aliases()
-        except httpx.HTTPError:
-            logger.warning("the engine went away during an alias change; the next one starts with the new table")
+        if engine is not None:  # else the next one reads the file at its start
+            try:
+                await engine.client.reload_aliases()
+            except httpx.HTTPError:
+                logger.warning("the engine went away during an alias change; the next one starts with the new table")
         reach(move.told)
 
     async def _retire(self, ref: AdapterRef) -> None:
