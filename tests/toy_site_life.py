@@ -14,6 +14,7 @@ from client.data import Prepared
 from client.deployer import Deployer
 from client.jobs import Jobs
 from client.journal import Journal
+from client.keys import SiteKeys
 from client.personal import PersonalPart
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
@@ -51,7 +52,7 @@ class Life(Deployment):
         cotrainer: Any = BetterEachTime()
         self.jobs = Jobs(
             self.journal, self.supervisor, cotrainer, prepared, BASE, SHAPES, 4, partial(PersonalPart, self.config),
-            state_dir / "rounds",
+            state_dir / "rounds", SiteKeys(self.config.site),
         )  # fmt: skip
         self.deployer = Deployer(self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES)
 
