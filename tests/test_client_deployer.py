@@ -90,7 +90,7 @@ def test_only_a_judged_shadow_is_promoted_and_the_control_api_says_409(tmp_path:
             assert (await http.post("/adapters/support@v9/promote")).status_code == 404
             assert (await http.post("/adapters/support/promote")).status_code == 422
             assert (await http.post("/adapters/suport/rollback")).status_code == 404
-            assert (await http.post("/adapters/support@v1/discard")).status_code == 422, "it answers users"
+            assert (await http.post("/adapters/support@v1/discard")).status_code == 409, "it answers users"
             assert (await http.get("/adapters/support@v1/shadow")).json()["state"] == "live"
 
     run(tmp_path, machine, story)
