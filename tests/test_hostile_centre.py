@@ -1,5 +1,6 @@
 """Hostile sites against a whole federation: the round goes on without them, and the manifest says why."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,8 @@ def goes_on_without_c(world: World, says: str) -> None:
     assert set(registry.manifest(v(1)).weights) <= {"a", "b", "c"}
     assert [world.sites[name].live for name in "ab"] == ["support@v1"] * 2
     assert re.search(says, reasons(world, registry)), reasons(world, registry)
-    assert (world.root / "events.jsonl").read_text().count("Infinity") == 0, "what a site says stays JSON"
+    for line in (world.root / "events.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # JSON has no Infinity
     assert registry.verify(v(1)) == []
 
 
