@@ -92,11 +92,13 @@ class Router:
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
         path, admin = scope["path"], self._is_admin(scope)
+        known = admin or self.keys is None or self.keys.admit(scope["headers"])
+        scope = scope if admin else asgi.without_keys(scope)
         if admin and path.startswith("/umbel/"):
             return await self._administer(scope, receive, send)
         if path in OPEN and scope["method"] == "GET":
             return await (self._ready if path == "/ready" else self.app)(scope, receive, send)
-        if not (admin or self.keys is None or self.keys.admit(scope["headers"])):
+        if not known:
             return await asgi.error(send, 401, UNAUTHORIZED, "invalid_request_error", code="invalid_api_key")
         if path == FEEDBACK and scope["method"] == "POST":
             return await self._rate(receive, send)

@@ -175,7 +175,7 @@ def test_each_key_opens_the_users_routes_and_goes_no_further(
     assert send(locked, ("POST", "/generate", [header], [b"{}"]))[0] == 404
     if path in GENERATING:
         assert inner.headers[b"authorization"] == ADMIN["authorization"].encode()
-        assert b"x-api-key" not in inner.headers
+    assert not any(key.encode() in value for key in KEYS for value in inner.headers.values())
     assert not any(key in caplog.text for key in KEYS)
 
 
