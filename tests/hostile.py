@@ -90,7 +90,8 @@ def zipped(tensors: Tensors) -> bytes:
     file = BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(
-            zipfile.ZipInfo("archive/data.pkl"), pickle.dumps({name: array.tolist() for name, array in tensors.items()})
+            zipfile.ZipInfo("archive/data.pkl"),
+            pickle.dumps([(name, tensors[name].tobytes()) for name in sorted(tensors)]),
         )
     return file.getvalue()
 

@@ -33,6 +33,8 @@ from umbel import peft_dir
 from umbel.messages import (
     Hello,
     JobState,
+    Restore,
+    Restored,
     RoundOrder,
     RoundQuery,
     RoundReport,
@@ -58,6 +60,7 @@ class Crowd(ToyGrid):
         self._waiting: dict[str, tuple[float, Callable[[], Message]]] = {}
         self._order: RoundOrder | None = None
         self._parent = b""
+        self._live: str | None = None
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         return [self._take(message) for message in messages]
@@ -86,7 +89,11 @@ class Crowd(ToyGrid):
             return pack(self._report(JobState.RUNNING))
         if kind == "query.shadow":
             return pack(self._judged(str(unpack(content, Shadow).manifest.ref), ShadowState.JUDGED))
+        if kind == "query.restore":
+            self._live = unpack(content, Restore).ref
+            return pack(Restored(live=self._live, state=ShadowState.LIVE))
         if kind == "query.promote":
+            self._live = unpack(content, VersionQuery).ref
             return pack(self._judged(unpack(content, VersionQuery).ref, ShadowState.LIVE))
         fetch = unpack(content, RoundQuery).fetch
         update = self._update(node) if fetch else None
@@ -95,7 +102,7 @@ class Crowd(ToyGrid):
     def _hello(self, node: int) -> Hello:
         return Hello(
             site=f"site-{node}", adapters=("support",), fingerprint=BASE, shapes=SHAPES, dtype="float32",
-            max_lora_rank=RANK, train_examples=10, eval_examples=5, live={"support": None},
+            max_lora_rank=RANK, train_examples=10, eval_examples=5, live={"support": self._live},
         )  # fmt: skip
 
     def _report(self, state: JobState, update: bytes | None = None) -> RoundReport:

@@ -123,15 +123,16 @@ def test_a_name_from_the_centre_cannot_become_another_call(site: ToySite, adapte
     manifest = AdapterManifest(
         name=adapter, version=3, digest="f" * 64, base="f" * 64, lineage="l", round=3, rank=2, target_modules=()
     )
-    submit = Submit(adapter=adapter, order=order(site, initial(site)))
+    submit = Submit.model_construct(adapter=adapter, order=order(site, initial(site)))
     for kind, body in (
-        ("query.rollback", AdapterQuery(adapter=adapter)), ("query.restore", Restore(adapter=adapter, ref=None)),
+        ("query.rollback", AdapterQuery.model_construct(adapter=adapter)),
+        ("query.restore", Restore.model_construct(adapter=adapter, ref=None)),
         ("query.shadow", Shadow(manifest=manifest)), ("train.submit", submit),
     ):  # fmt: skip
         failure = unpack(ask(kind, body, site.socket, initial(site)), RoundReport)
         assert isinstance(failure, Failure)
         assert failure.final
-        assert "is not a path of the control API" in failure.error
+        assert "is not a path of the control API" in failure.error or "cannot name an adapter" in failure.error
     assert site.calls == []
 
 

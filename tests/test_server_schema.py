@@ -13,7 +13,7 @@ def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
     grow(registry, "aaro")
     registry.close()
     asked = answers(registry_api(tmp_path / "r", TOKEN), [{}, BEARER])
-    assert len(asked) == 12, "every route"
+    assert len(asked) == 13, "every route"
     registry = begun(tmp_path / "r")
     assert str(registry.resolve("support@live")) == "support@v2"
     registry.close()

@@ -363,8 +363,7 @@ def test_check_files_reads_the_key_that_is_trusted(tmp_path: Path) -> None:
 
 
 def test_check_files_reads_the_key_that_updates_are_signed_with(tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    complete(tmp_path)
     text = GOOD.format(engine="", training="", more="").replace('"state"', '"state"\nsigning_key = "updates.key"')
     config = load(tmp_path, text)
     assert config.site.signing_key == tmp_path / "updates.key"
