@@ -102,7 +102,7 @@ ORDERS = [  # → steps; the last one is the one that is answered so
             "support@v1 is live.*cannot be discarded.*umbel rollback"),
     Hostile("promote after discard", lambda: (("POST", "/adapters/support@v2/discard"),
             ("POST", "/adapters/support@v2/promote")), "409", "only a judged shadow can be promoted"),
-    Hostile("promote twice", lambda: (("POST", "/adapters/support@v2/promote"),) * 2, "200", "live"),
+    Hostile("promote twice", lambda: (("POST", "/adapters/support@v2/promote?forced=true"),) * 2, "200", "live"),
     Hostile("discard twice", lambda: (("POST", "/adapters/support@v2/discard"),) * 2, "200", "rejected"),
     Hostile("roll back another adapter", lambda: (("POST", "/adapters/other/rollback"),), "404", "there is no adapter"),
 ]  # fmt: skip

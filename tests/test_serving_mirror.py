@@ -40,7 +40,7 @@ def test_a_request_is_replayed_as_it_was_at_the_priority_of_nobody_waiting(
 ) -> None:
     async def story(site: Site, http: httpx.AsyncClient) -> None:
         asked = {"temperature": 0.3, "max_tokens": 7, "user": "u", "n": 2, "priority": "interactive"}
-        reply = await site.ask(http, path, stream=stream, stream_options={"include_usage": True}, rid="mine", **asked)
+        reply = await site.ask(http, path, stream=stream, stream_options={"include_usage": True}, **asked)
         assert reply.headers["x-umbel-adapter"] == "support@v2"
         found = await replayed(site)
         assert (found.compared, found.agreement, found.failed, found.dropped) == (1, 1.0, 0, 0)

@@ -9,9 +9,11 @@ from typing import Any
 import httpx
 
 from client.control import control_api
+from serving.consent import Example
 from tests.test_hostile_control import NoRounds
 from tests.toy_deployment import BASE, SHAPES, Deployment, adapter, manifest_of
 from tests.toy_schema import answers
+from umbel.errors import NotFound
 from umbel.messages import Hello
 
 HELLO = Hello(
@@ -24,10 +26,14 @@ async def status() -> dict[str, Any]:
     return {}
 
 
+async def keep(example: Example) -> int:
+    raise NotFound("this site keeps no examples")
+
+
 def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
     site = Deployment(tmp_path)  # nothing runs: what is stored would be there, and what is loaded would fail
     parts: Any = SimpleNamespace(
-        config=site.config, deployer=site.deployer, jobs=NoRounds(), hello=lambda: HELLO, status=status
+        config=site.config, deployer=site.deployer, jobs=NoRounds(), hello=lambda: HELLO, status=status, keep=keep
     )
     api = control_api(parts)
     manifest = base64.b64encode(manifest_of(1, adapter(1)).model_dump_json().encode()).decode()
@@ -39,7 +45,7 @@ def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
 
         asked = answers(api, [{}, {"x-umbel-manifest": manifest, "x-umbel-order": "e30="}], send=send)
         runner.run(http.aclose())
-    assert len(asked) == 11, "every route"
+    assert len(asked) == 13, "every route"
     assert site.journal.versions() == []
     assert not (tmp_path / "adapters").exists()
     site.journal.close()
