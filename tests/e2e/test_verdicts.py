@@ -18,15 +18,15 @@ from umbel import peft_dir
 
 pytestmark = pytest.mark.e2e
 
-URGENCY = ("now", "today", "later")
+URGENCY, WRONG = ("now", "today", "later"), ("send them home",)
 
 
 def rooms(numbers: range) -> list[dict[str, str]]:
     return [{"prompt": f"ward {i}", "completion": f"room {i % 7}"} for i in numbers]
 
 
-def triage(numbers: range, off: int = 0) -> list[dict[str, str]]:
-    return [{"prompt": f"patient {i}", "completion": URGENCY[(i + off) % 3]} for i in numbers]
+def triage(numbers: range, answers: tuple[str, ...] = URGENCY) -> list[dict[str, str]]:
+    return [{"prompt": f"patient {i}", "completion": answers[i % len(answers)]} for i in numbers]
 
 
 POLICY = """
@@ -78,7 +78,7 @@ def worse_than(blob: bytes) -> bytes:
 
 def test_four_adapters_get_four_verdicts_for_the_right_reasons(site: SiteProcess) -> None:
     better = trained(site, rooms(range(60)) + triage(range(60)), steps=30)
-    poisoned = trained(site, rooms(range(60)) + triage(range(60), off=1), steps=70)
+    poisoned = trained(site, rooms(range(60)) + triage(range(60), WRONG), steps=70)
     assert {array.shape[0] for name, array in peft_dir.decode(better).items() if ".lora_A." in name} == {RANK}
     with site:
         first = verdict(site, 1, better)
