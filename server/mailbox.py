@@ -1,5 +1,12 @@
-"""Flower messages in flight: pushed in lists, matched to their replies, given up when no reply can come any more."""
+"""Flower messages in flight: pushed in lists, matched to their replies, given up when no reply can come any more.
 
+Flower's own pull waits for a reply that its sender has announced and not yet sent, of which a SuperNode that died on
+the way leaves one behind: for three minutes, until the SuperLink forgets it (`OBJECT_PUSH_SESSION_TTL_SECONDS`, flwr
+1.41). So each pull has a thread of its own, and nobody waits long for one: small answers that it was to bring count as
+lost, and are asked for again; an adapter that takes its time comes in beside everything else.
+"""
+
+import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +18,10 @@ TTL_S = 120.0
 """Flower never redelivers a message that a restarted SuperNode had taken; it is sent again after this long."""
 _SLACK_S = 5.0
 """The SuperLink reports an expired message itself; only then do we stop waiting for it to."""
+PATIENCE_S = 20.0
+"""How long all others wait for one pull."""
+_AT_A_TIME = 32
+"""Answers that one pull looks for, so that few are lost with one that never comes whole."""
 _LOST = frozenset({3, 4, 5, 8})
 """Flower's codes for: message unavailable, reply unavailable, node unavailable, ClientApp crashed."""
 
@@ -55,11 +66,21 @@ class _InFlight:
 class Mailbox:
     """Sends letters over a Grid, and hands out each one's answer once."""
 
-    def __init__(self, grid: Grid, *, ttl: float = TTL_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        ttl: float = TTL_S,
+        patience: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._grid = grid
         self._ttl = ttl
+        self._patience = patience
         self._clock = clock
         self._in_flight: dict[str, _InFlight] = {}
+        self._fetch: _Pull | None = None
+        """The adapter that is coming in."""
 
     def send(self, letters: Sequence[Letter], group: str) -> None:
         """Push letters; `group` is Flower's group id, the round."""
@@ -82,12 +103,12 @@ class Mailbox:
         """
         small = [message_id for message_id, sent in self._in_flight.items() if not sent.fetches]
         large = [message_id for message_id, sent in self._in_flight.items() if sent.fetches]
-        yield from self._pull(small)
-        for message_id in large:
-            yield from self._pull([message_id])
+        for first in range(0, len(small), _AT_A_TIME):
+            yield from self._pull(small[first : first + _AT_A_TIME])
+        yield from self._fetched(large)
         for message_id, sent in list(self._in_flight.items()):
-            gone = sent.node_id not in online
-            if gone or self._clock() >= sent.expires:
+            gone, comes = sent.node_id not in online, self._fetch is not None and message_id in self._fetch.message_ids
+            if gone or (self._clock() >= sent.expires and not comes):
                 self._in_flight.pop(message_id, None)
                 yield sent.key, Lost("its SuperNode went away" if gone else "the message was lost")
 
@@ -96,13 +117,66 @@ class Mailbox:
         self._in_flight = {message: sent for message, sent in self._in_flight.items() if sent.key != key}
 
     def _pull(self, message_ids: list[str]) -> Iterator[tuple[Hashable, Answer]]:
-        """Answers to some letters. Those to letters that were forgotten meanwhile are dropped."""
+        """Small answers."""
         asked = [message_id for message_id in message_ids if message_id in self._in_flight]
-        for message in self._grid.pull_messages(asked) if asked else ():
+        if not asked:
+            return
+        pull = _Pull(self._grid, asked)
+        pull.join(self._patience)
+        if not pull.is_alive():
+            yield from self._answers(pull)
+            return
+        for message_id in asked:
+            sent = self._in_flight.pop(message_id, None)
+            if sent is not None:
+                yield sent.key, Lost("an answer was announced, and did not arrive whole")
+
+    def _fetched(self, message_ids: list[str]) -> Iterator[tuple[Hashable, Answer]]:
+        """Adapters, one at a time."""
+        for message_id in message_ids:
+            patience = 0.0
+            if self._fetch is None:
+                if message_id not in self._in_flight:
+                    continue
+                self._fetch, patience = _Pull(self._grid, [message_id]), self._patience
+            self._fetch.join(patience)
+            if self._fetch.is_alive():
+                return
+            fetch, self._fetch = self._fetch, None
+            yield from self._answers(fetch)
+
+    def _answers(self, pull: "_Pull") -> Iterator[tuple[Hashable, Answer]]:
+        """What a pull has brought. Answers to letters that were forgotten meanwhile are dropped."""
+        for message in pull.taken():
             # Errors that the SuperLink makes carry its own node id: the message replied to is what identifies them.
             sent = self._in_flight.pop(message.metadata.reply_to_message_id, None)
             if sent is not None:
                 yield sent.key, _answer(message)
+
+
+class _Pull(threading.Thread):
+    """One look for answers. A daemon: the ServerApp can end while it still waits."""
+
+    def __init__(self, grid: Grid, message_ids: list[str]) -> None:
+        super().__init__(name="pull", daemon=True)
+        self.message_ids = message_ids
+        self._grid = grid
+        self._messages: list[Message] = []
+        self._error: list[BaseException] = []
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._messages = list(self._grid.pull_messages(self.message_ids))
+        except BaseException as error:  # it is raised where the answers are wanted
+            self._error.append(error)
+
+    def taken(self) -> Iterator[Message]:
+        """What came, each handed over for good; raises what went wrong."""
+        for error in self._error:
+            raise error
+        while self._messages:
+            yield self._messages.pop(0)
 
 
 def _answer(message: Message) -> Answer:
