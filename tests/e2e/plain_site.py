@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import zmq
+from no_engine import NoEngine
 from transformers import AutoModelForCausalLM
 
 from client import daemon
 from client.jobs import Jobs
 from serving.cotrainer import CoTrainer
 from serving.pieces import Pieces
-from serving.traffic_report import TrafficReport
 from serving.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus
 from umbel import peft_dir
@@ -38,29 +38,6 @@ IDLE_MS = 50
 T = TypeVar("T")
 
 
-class NoEngine:
-    """What the deployer asks of a running engine; there is nothing to load into."""
-
-    url = ""
-
-    @property
-    def client(self) -> "NoEngine":
-        return self
-
-    async def load(self, ref: AdapterRef, folder: Path) -> None: ...
-    async def warm(self, ref: AdapterRef) -> None: ...
-    async def unload(self, ref: AdapterRef) -> None: ...
-    async def reload_aliases(self) -> None: ...
-    async def prefill(self, ref: AdapterRef, most: int) -> int:
-        return 0
-
-    async def traffic(self) -> TrafficReport:
-        return TrafficReport()
-
-    async def in_flight(self) -> dict[str, int]:
-        return {}
-
-
 class PlainSupervisor:
     """In the place of `serving.supervisor.Supervisor`: holds the model, and trains whenever there is a job."""
 
@@ -70,6 +47,7 @@ class PlainSupervisor:
         self._stopped = threading.Event()
         self.loaded: set[AdapterRef] = set()
         self.starts = 1
+        self.started_at = 0.0
 
     @property
     def engine(self) -> NoEngine | None:

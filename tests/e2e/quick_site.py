@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from no_engine import NoEngine
 
 from client import daemon
 from client.data import Prepared
@@ -29,23 +30,6 @@ T = TypeVar("T")
 EXAMPLES, TOKENS, STEP = 40, 10, np.float32(0.5)
 
 
-class NoEngine:
-    """What the deployer asks of a running engine; there is nothing to load into."""
-
-    url = ""
-
-    @property
-    def client(self) -> "NoEngine":
-        return self
-
-    async def load(self, ref: AdapterRef, folder: Path) -> None: ...
-    async def warm(self, ref: AdapterRef) -> None: ...
-    async def unload(self, ref: AdapterRef) -> None: ...
-    async def reload_aliases(self) -> None: ...
-    async def in_flight(self) -> dict[str, int]:
-        return {}
-
-
 class NoSupervisor:
     """In the place of `serving.supervisor.Supervisor`: ready at once, and for ever."""
 
@@ -53,6 +37,7 @@ class NoSupervisor:
         self.engine = NoEngine()
         self.loaded: set[AdapterRef] = set()
         self.starts = 1
+        self.started_at = 0.0
 
     async def ready(self) -> NoEngine:
         return self.engine

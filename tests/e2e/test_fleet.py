@@ -57,6 +57,7 @@ class Fleet:
         self.app = export(REPOSITORY, folder / "app")
         (folder / "base").mkdir()
         (folder / "base" / "config.json").write_text(json.dumps(LLAMA))
+        (folder / "base" / "tokenizer.json").write_text("{}")
         save_file({"weight": np.zeros(4, np.float32)}, folder / "base" / "model.safetensors")
         for name in SITES:
             (folder / name).mkdir()
