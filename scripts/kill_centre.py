@@ -28,7 +28,7 @@ class Centre:
         self._registry = site.folder.parent / "registry"
         self._app = export(REPOSITORY, site.folder.parent / "app")
         self._flower.start_superlink()
-        self._flower.start_supernode("clinic-a", site.state_dir / "site.sock")
+        self._flower.start_supernode("clinic-a", site.folder / "site.toml")
         self._started = False
         self.live = ""
         """The version that the federation has promoted at the site by now."""

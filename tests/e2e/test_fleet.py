@@ -69,7 +69,7 @@ class Fleet:
         self.flower.start_superlink()
         for name in SITES:
             processes.wait_for(lambda name=name: self.socket(name).exists(), f"{name}'s start", 120)
-            self.flower.start_supernode(name, self.socket(name))
+            self.flower.start_supernode(name, self.folder / name / "site.toml")
         self.wait_connected(len(SITES))
 
     def wait_connected(self, times: int) -> None:
@@ -137,7 +137,7 @@ def test_the_fleet_follows_the_registry_and_every_sites_own_word(fleet: Fleet) -
     fleet.processes.kill("supernode-west")
     fleet.run(1)
     assert fleet.live == ["support@v2", "support@v2", "support@v1"], "west was away"
-    fleet.flower.start_supernode("west", fleet.socket("west"))
+    fleet.flower.start_supernode("west", fleet.folder / "west" / "site.toml")
     fleet.wait_connected(len(SITES) + 1)
     assert fleet.umbel("reconcile") == [
         "north: support@v2 answered already",
