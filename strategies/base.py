@@ -88,9 +88,13 @@ class LoraStrategy(Strategy):
         """Raise AdapterError when an update is not what this rule asked for; nothing to add by default."""
 
     def plan(self, plan: TrainPlan, round: int, site_max_rank: int) -> TrainPlan:
-        """What one site trains in one round; `site_max_rank` is the largest rank its engine serves."""
+        """What one site trains in one round; `site_max_rank` is the largest rank its engine serves.
+
+        Each round has an order of the data of its own: one that is tried again from the same parent is another try.
+        """
         own = self.personal.rank if self.personal else 0
-        return plan.model_copy(update={"rank": min(plan.rank, site_max_rank - own), "personal": self.personal})
+        rank, seed = min(plan.rank, site_max_rank - own), plan.seed + round
+        return plan.model_copy(update={"rank": rank, "seed": seed, "personal": self.personal})
 
     def begin(self, parent: Adapter, spool: Path, sites: int) -> Fold:
         """A round's fold of the updates of so many `sites`; `spool`: an empty directory for those that have to wait."""
