@@ -57,6 +57,7 @@ class Site:
         self.journal = Journal(state_dir / "journal.sqlite3")
         self.cotrainer = CoTrainerClient(socket_path(state_dir))
         self.supervisor = Supervisor(config, self.cotrainer, lambda: self.deployer.what_to_serve())
+        keys = SiteKeys(config.site)
         self.jobs = Jobs(
             self.journal,
             self.supervisor,
@@ -67,9 +68,9 @@ class Site:
             config.engine.max_lora_rank,
             partial(PersonalPart, config),
             state_dir / "rounds",
-            SiteKeys(config.site),
+            keys,
         )
-        self.deployer = Deployer(config, self.journal, self.supervisor, self.jobs, fingerprint, self.shapes)
+        self.deployer = Deployer(config, self.journal, self.supervisor, self.jobs, fingerprint, self.shapes, keys)
 
     @classmethod
     async def prepare(cls, config: SiteConfig) -> "Site":

@@ -153,9 +153,7 @@ def _tokenise(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[
     for where, turns in read(path):
         ids, labels = tokenizer.encode(turns, where)
         total, cut = total + 1, cut + (len(ids) > seq_len)
-        tokens = ids[:seq_len], labels[:seq_len]
-        if _loss_tokens(tokens):
-            kept.append(_Example(hashlib.sha256(json.dumps(turns).encode()).hexdigest(), tokens))
+        kept += _trainable(turns, (ids[:seq_len], labels[:seq_len]))
     if total == 0:
         raise DataError(f"{path}: holds no example; {EXPECTED}, one per line")
     if not kept:
@@ -171,22 +169,23 @@ def _tokenise(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[
 def _tokenise_given(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[_Example], int, int]:
     """As `_tokenise`, of what users gave: one that cannot be used is dropped, and keeps no site from starting."""
     kept: list[_Example] = []
-    cut = dropped = 0
+    total = cut = 0
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        where = f"{path}:{number}"
+        where, total = f"{path}:{number}", total + 1
         try:
             turns = parse(line, where)
             ids, labels = tokenizer.encode(turns, where)
         except DataError:
-            dropped += 1
             continue
-        tokens = ids[:seq_len], labels[:seq_len]
         cut += len(ids) > seq_len
-        if _loss_tokens(tokens):
-            kept.append(_Example(hashlib.sha256(json.dumps(turns).encode()).hexdigest(), tokens))
-        else:
-            dropped += 1
-    return kept, cut, dropped
+        kept += _trainable(turns, (ids[:seq_len], labels[:seq_len]))
+    return kept, cut, total - len(kept)
+
+
+def _trainable(turns: Any, tokens: token_file.Example) -> list[_Example]:
+    """The example, if it has a token to train on."""
+    content = hashlib.sha256(json.dumps(turns).encode()).hexdigest()
+    return [_Example(content, tokens)] if _loss_tokens(tokens) else []
 
 
 def _loss_tokens(tokens: token_file.Example) -> int:

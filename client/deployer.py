@@ -16,7 +16,7 @@ import httpx
 from client.admission import validate
 from client.evidence import Evidence
 from client.jobs import Jobs
-from client.journal import ROLLED_BACK, Journal, Version
+from client.journal import LIVE_AGAIN, ROLLED_BACK, TAKEN_BACK, Journal, Version
 from client.keys import SiteKeys
 from client.personal import served
 from client.recovery import directory, forget_damaged, sweep, verify
@@ -51,6 +51,7 @@ class Deployer:
         jobs: Jobs,
         fingerprint: BaseFingerprint,
         shapes: peft_dir.Shapes,
+        keys: SiteKeys,
     ) -> None:
         self._config = config
         self._journal = journal
@@ -59,7 +60,7 @@ class Deployer:
         self._watch = Watch(config.shadow, journal, supervisor)
         self._fingerprint = fingerprint
         self._shapes = shapes
-        self._keys = SiteKeys(config.site)
+        self._keys = keys
         self._moving = asyncio.Lock()
         self._background: dict[str, asyncio.Task[None]] = {}
         self.recovered: list[str] = []
@@ -138,12 +139,10 @@ class Deployer:
             if previous is not None:
                 undone = previous in self._journal.refused(name, limit=-1)  # the second of two says nothing against
                 left, version = "" if undone else ROLLED_BACK, self._journal.get(previous)
-                return (await self._make_live(version, "live again by roll-back", faults.ROLL_BACK, left)).ref
+                return (await self._make_live(version, LIVE_AGAIN, faults.ROLL_BACK, left)).ref
             if live is None:
                 raise NotFound(f"{name}: the base answers, and no version ever did; there is nothing to roll back to")
-            reach(Point.ROLL_BACK_BEGUN)
-            self._journal.make_base_live(live, _retired(self._journal.get(live)))
-            reach(Point.ROLL_BACK_JOURNALLED)
+            self._make_base_live(live, TAKEN_BACK)
             await self._publish_table(faults.ROLL_BACK)
             logger.info("adapter.rolled_back ref=base instead_of=%s", live)
             return None
@@ -311,14 +310,16 @@ class Deployer:
     async def _restore_base(self, name: str, live: AdapterRef | None) -> None:
         dropped = self._journal.alias(name, "previous")
         if live is not None:
-            reach(Point.ROLL_BACK_BEGUN)
-            retired = _retired(self._journal.get(live))
-            self._journal.make_base_live(live, retired, "the base answers again, as in the federation")
-            reach(Point.ROLL_BACK_JOURNALLED)
+            self._make_base_live(live, "the base answers again, as in the federation")
             logger.info("adapter.restored ref=base instead_of=%s", live)
             if dropped is not None:
                 self._spawn(f"retire {dropped}", self._retire(dropped))
         await self._publish_table(faults.ROLL_BACK)
+
+    def _make_base_live(self, live: AdapterRef, event: str) -> None:
+        reach(Point.ROLL_BACK_BEGUN)
+        self._journal.make_base_live(live, _retired(self._journal.get(live)), event)
+        reach(Point.ROLL_BACK_JOURNALLED)
 
     async def _make_live(self, version: Version, event: str, move: faults.Move, left: str = "") -> ShadowReport:
         ref, engine = version.ref, self._supervisor.engine

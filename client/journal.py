@@ -33,6 +33,10 @@ CREATE TABLE IF NOT EXISTS history (at REAL NOT NULL, adapter TEXT NOT NULL, eve
 ROLLED_BACK = "rolled back"
 TAKEN_BACK = "taken back: the base answers"
 """What the history says of a version that this site itself went back from: to the one before, or to the base."""
+LIVE_AGAIN = "live again by roll-back"
+"""Of the version that it went back to."""
+BY_ITSELF = "rolled back by itself: "
+"""Of a version that users were served worse by; the reason follows."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from client.journal import LIVE_AGAIN, TAKEN_BACK
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.config import SiteConfig
 from umbel.errors import ConfigError
 from umbel.messages import JobState
 
-ROLL_BACKS = ("live again by roll-back", "taken back: the base answers")
+ROLL_BACKS = (LIVE_AGAIN, TAKEN_BACK)
 SHOWN_ROLL_BACKS = 3
 ONE_CHANGE_S = 1.0
 """What is noted of one version within this time is of one change: its state, and then why."""

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from client.journal import BY_ITSELF, LIVE_AGAIN, ROLLED_BACK, TAKEN_BACK
 from umbel.config import MetricsSection
 from umbel.errors import ConfigError
 from umbel.metrics import ONE, Metric, Totals, Values, families
@@ -22,13 +23,14 @@ CHANGES = {
     "candidate": "received",
     "shadow": "loaded",
     "promoted": "promoted",
-    "live again by roll-back": "rolled_back",
-    "taken back: the base answers": "rolled_back",
+    LIVE_AGAIN: "rolled_back",
+    TAKEN_BACK: "rolled_back",
+    BY_ITSELF: "rolled_back_by_itself",
     "retired": "retired",
     "rejected": "rejected",
 }
 """The journal's events → label."""
-NOT_COUNTED = {"live", "rolled back"}
+NOT_COUNTED = {"live", ROLLED_BACK}
 """Told of by the event that is noted with it."""
 ALWAYS_THERE = {"promoted": 0.0, "rolled_back": 0.0, "rejected": 0.0}
 """A rate needs a zero to begin from."""
@@ -51,6 +53,7 @@ def _changes(status: Status) -> Values:
         counts.update({(adapter, event): 0 for event in ALWAYS_THERE})
         for event, count in events.items():
             if event not in NOT_COUNTED and not event.startswith(JUDGED):
+                event = BY_ITSELF if event.startswith(BY_ITSELF) else event  # each reason would be a label of its own
                 counts[adapter, CHANGES.get(event) or re.sub(r"[^a-z0-9]+", "_", event.lower())] += count
     return dict(counts)
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 
 from client.comparison import Finding, Looks, compare
-from client.journal import Journal, Promotion
+from client.journal import BY_ITSELF, Journal, Promotion
 from serving.engine import Engine
 from serving.router import BASE_LABEL
 from serving.supervisor import Supervisor
@@ -80,7 +80,7 @@ class Watch:
         if found is not None and self._journal.alias(ref.name, "live") == ref:
             why = f"worse than {promotion.instead_of or 'the base'}, {found.reasons[0]}"
             logger.error("adapter.worse ref=%s %s; rolling back", ref, why)
-            self._journal.note(ref, f"rolled back by itself: {why}")
+            self._journal.note(ref, f"{BY_ITSELF}{why}")
             self._journal.report(ref, self._journal.get(ref).report.model_copy(update={"taken_back": why}))
             await roll_back(ref.name, ref)
         self._journal.end_window(ref)

@@ -15,6 +15,7 @@ from client import watch as watch_module
 from client.control import control_api
 from client.deployer import Deployer
 from client.journal import Journal
+from client.keys import SiteKeys
 from serving import supervisor as supervisor_module
 from serving.aliases import AliasTable
 from serving.scores import Scores
@@ -67,7 +68,9 @@ class Deployment:
         self.jobs: Any = ToyJobs()
         self.journal = Journal(state_dir / "journal.sqlite3")
         self.supervisor = Supervisor(self.config, MEASURED, lambda: self.deployer.what_to_serve())
-        self.deployer = Deployer(self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES)
+        self.deployer = Deployer(
+            self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES, SiteKeys(self.config.site)
+        )
         self._running: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Deployment":

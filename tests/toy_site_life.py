@@ -54,7 +54,9 @@ class Life(Deployment):
             self.journal, self.supervisor, cotrainer, prepared, BASE, SHAPES, 4, partial(PersonalPart, self.config),
             state_dir / "rounds", SiteKeys(self.config.site),
         )  # fmt: skip
-        self.deployer = Deployer(self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES)
+        self.deployer = Deployer(
+            self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES, SiteKeys(self.config.site)
+        )
 
     @classmethod
     @asynccontextmanager
