@@ -12,7 +12,7 @@ def validate(
     name: str, manifest: AdapterManifest, blob: bytes,
 ) -> None:  # fmt: skip
     """Raise AdapterError or BaseMismatch unless `blob` is the version of the manifest, and this site can serve it."""
-    if manifest.name != name or name not in {section.name for section in config.adapter}:
+    if manifest.name != name or name not in config.adapters:
         raise AdapterError(f"{manifest.ref}: this site serves {', '.join(s.name for s in config.adapter)}")
     if manifest.base != fingerprint.digest:
         raise BaseMismatch(

@@ -43,11 +43,10 @@ async def status(request: Request) -> dict[str, Any]:
 
 @routes.post("/adapters/{name}/rounds/{key}")
 async def submit(name: str, key: str, request: Request) -> RoundReport:
-    order, adapters = _header(request, "x-umbel-order", RoundOrder), _site(request).hello().adapters
+    order = _header(request, "x-umbel-order", RoundOrder)
     if order.key != key:
         raise WireError(f"the order is for round {order.key}, not {key}")
-    if name not in adapters:
-        raise NotFound(f"there is no adapter {name!r} here; there is {', '.join(adapters)}")
+    _site(request).config.require_adapter(name)
     signature = request.headers.get("x-umbel-signature", "")
     report = _site(request).jobs.submit(name, order, await _body(request), signature)
     await _site(request).jobs.supersede(name, order)

@@ -112,11 +112,11 @@ class Site:
         return cls(config, fingerprint, prepared, scrub)
 
     def hello(self) -> Hello:
-        names = [section.name for section in self.config.adapter]
+        names = self.config.adapters
         live = {name: self.journal.alias(name, "live") for name in names}
         return Hello(
             site=self.config.site.name,
-            adapters=tuple(names),
+            adapters=names,
             fingerprint=self.fingerprint,
             shapes=self.shapes,
             dtype=self.config.engine.dtype,

@@ -7,35 +7,28 @@ journal transaction, one atomic file change, one assignment in the router. Every
 import asyncio
 import logging
 import shutil
-import time
 from functools import partial
 from pathlib import Path
-
-import httpx
 
 from client.admission import validate
 from client.evidence import Evidence
 from client.jobs import Jobs
 from client.journal import LIVE_AGAIN, ROLLED_BACK, TAKEN_BACK, Journal, Version
+from client.judging import Judging
 from client.keys import SiteKeys
+from client.loading import Loading
 from client.personal import served
-from client.recovery import directory, forget_damaged, sweep, verify
-from client.table import alias_table
-from client.verdict import judge
-from client.watch import Watch, with_traffic
+from client.recovery import directory, forget_damaged, sweep
+from client.watch import Watch
 from serving.aliases import AliasTable
-from serving.engine import Engine
 from serving.supervisor import Supervisor
 from umbel import faults, peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
-from umbel.errors import AdapterError, Conflict, EngineError, EngineGone, NotFound, TrainingError
+from umbel.errors import Conflict, EngineError, NotFound
 from umbel.faults import Point, reach
 from umbel.messages import Restored, ShadowReport, ShadowState, Verdict
-
-DRAIN_POLL_S = 0.2
-NOTICE_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +51,10 @@ class Deployer:
         self._supervisor = supervisor
         self._evidence = Evidence(config, journal, jobs, partial(directory, config))
         self._watch = Watch(config.shadow, journal, supervisor)
+        self.loading = Loading(config, journal, supervisor)
+        self._judging = Judging(
+            config.shadow, journal, supervisor, self.loading, self._evidence, self._watch, self.discard
+        )
         self._fingerprint = fingerprint
         self._shapes = shapes
         self._keys = keys
@@ -73,7 +70,7 @@ class Deployer:
         reach(Point.SWEPT)
         for version in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
             if version.report.state is not ShadowState.JUDGED:
-                self._spawn(f"judge {version.ref}", self._judge(version.ref))
+                self._spawn(f"judge {version.ref}", self._judging.judge(version.ref))
         for promotion in self._journal.windows():
             self._spawn(f"guard {promotion.ref}", self._watch.guard(promotion, self.roll_back))
 
@@ -100,7 +97,7 @@ class Deployer:
         self._journal.add(manifest, report)
         reach(Point.RECEIVE_JOURNALLED)
         logger.info("adapter.candidate ref=%s digest=%s", ref, manifest.digest[:12])
-        self._spawn(f"judge {ref}", self._judge(ref))
+        self._spawn(f"judge {ref}", self._judging.judge(ref))
         return report
 
     def report(self, ref: AdapterRef) -> ShadowReport:
@@ -115,7 +112,7 @@ class Deployer:
         async with self._moving:
             version = self._journal.get(ref)
             if version.state is Lifecycle.LIVE:
-                await self._publish_table(faults.PROMOTE)  # the router may have missed it the first time
+                await self.loading.publish_table(faults.PROMOTE)  # the router may have missed it the first time
                 return version.report
             if version.state is not Lifecycle.SHADOW or version.report.state is not ShadowState.JUDGED:
                 raise Conflict(
@@ -131,10 +128,11 @@ class Deployer:
 
         With `instead_of`: only while that version answers, so that asking twice goes back once.
         """
-        self._require_adapter(name)
+        self._config.require_adapter(name)
         async with self._moving:
             previous, live = self._journal.alias(name, "previous"), self._journal.alias(name, "live")
             if instead_of is not None and instead_of != live:
+                await self.loading.publish_table(faults.ROLL_BACK)  # the router may have missed it the first time
                 return str(live) if live else None
             if previous is not None:
                 undone = previous in self._journal.refused(name, limit=-1)  # the second of two says nothing against
@@ -143,7 +141,7 @@ class Deployer:
             if live is None:
                 raise NotFound(f"{name}: the base answers, and no version ever did; there is nothing to roll back to")
             self._make_base_live(live, TAKEN_BACK)
-            await self._publish_table(faults.ROLL_BACK)
+            await self.loading.publish_table(faults.ROLL_BACK)
             logger.info("adapter.rolled_back ref=base instead_of=%s", live)
             return None
 
@@ -153,7 +151,7 @@ class Deployer:
         A version that was live here is live again at once, a shadow once this site is in favour of it. Raises Conflict
         for one that this site has rejected, or went back from by itself.
         """
-        self._require_adapter(name)
+        self._config.require_adapter(name)
         async with self._moving:
             live = self._journal.alias(name, "live")
             if ref is None:
@@ -162,7 +160,7 @@ class Deployer:
             version = self._journal.find(ref)
             state = version.report.state if version is not None else None
             if version is None or version.state is Lifecycle.LIVE:
-                await self._publish_table(faults.ROLL_BACK)  # the router may have missed it the first time
+                await self.loading.publish_table(faults.ROLL_BACK)  # the router may have missed it the first time
             elif ref in self._journal.refused(name, limit=-1):
                 raise Conflict(f"{ref} was rejected here, or this site went back from it; {live or 'the base'} stays")
             elif version.state is Lifecycle.RETIRED:
@@ -186,19 +184,10 @@ class Deployer:
                 )
             return await self._reject(version, reason)
 
-    def table(self) -> AliasTable:
-        """The alias table that the journal stands for."""
-        return alias_table(self._config, self._journal, self._supervisor.loaded)
-
-    def serving(self) -> dict[AdapterRef, Path]:
-        """The versions an engine must have from its start, their files checked against the journal."""
-        refs = [AdapterRef.parse(text) for text in self.table().addressable]
-        return {ref: verify(self._config, self._journal.get(ref)) for ref in refs}
-
     def what_to_serve(self) -> tuple[AliasTable, dict[AdapterRef, Path]]:
-        """`table` and `serving`, after what is damaged was forgotten: what is left always answers."""
+        """The alias table and what it needs loaded, without what is damaged: what is left always answers."""
         self._forget_damaged()
-        return self.table(), self.serving()
+        return self.loading.table(), self.loading.serving()
 
     async def close(self) -> None:
         for task in self._background.values():
@@ -210,91 +199,6 @@ class Deployer:
         if forgotten:
             self._evidence.forget()
         self.recovered += forgotten
-
-    async def _judge(self, ref: AdapterRef) -> None:
-        """Load, warm and probe a candidate; whatever the engine does meanwhile, this ends with a verdict."""
-        while True:
-            engine = await self._supervisor.ready()
-            try:
-                if await self._load_and_probe(engine, ref):
-                    return
-            except EngineGone as gone:
-                logger.warning("adapter.judge ref=%s interrupted: %s", ref, gone)
-            except (AdapterError, EngineError, TrainingError) as error:
-                await self.discard(ref, str(error))
-                return
-            except httpx.HTTPError as error:
-                await asyncio.sleep(NOTICE_S)  # a dead engine is noticed a moment after its connections break
-                if self._supervisor.engine is engine:
-                    await self.discard(ref, f"the engine does not answer: {error}")
-                    return
-                logger.warning("adapter.judge ref=%s interrupted: %s", ref, error)
-
-    async def _load_and_probe(self, engine: Engine, ref: AdapterRef) -> bool:
-        """Whether that is done; False where the evidence is against what answers users no more."""
-        for older in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
-            if older.ref.name == ref.name and older.ref < ref:
-                await self._supersede(older.ref, ref)
-        began = time.monotonic()
-        await self._ensure_loaded(engine, ref)
-        loaded = time.monotonic()
-        version = self._journal.get(ref)
-        if version.state is Lifecycle.REJECTED:  # discarded while it was loading
-            await self._retire(ref)
-            return True
-        report = version.report.model_copy(update={"state": ShadowState.PROBING, "load_s": loaded - began})
-        if version.state is Lifecycle.CANDIDATE:
-            reach(Point.SHADOW_BEGUN)
-            self._journal.move(ref, Lifecycle.SHADOW, report)
-            reach(Point.SHADOW_JOURNALLED)
-            await self._publish_table(faults.SHADOW)
-        else:  # it may have been watched when the engine went away, or something else began to answer users
-            await self._note(ref, report, ShadowState.PROBING)
-        probe = await self._evidence.probe(ref)
-        verdict = await asyncio.to_thread(judge, probe, self._config.shadow)
-        probed = time.monotonic()
-        report = report.model_copy(update={"probe": probe.sums, "probe_s": probed - loaded})
-        if verdict.decision != "reject" and self._config.shadow.watch_s:
-            if not await self._note(ref, report, ShadowState.WATCHING):
-                return True
-            found = await self._watch.shadow(engine, ref)
-            if found is None:
-                return not self._is_shadow(ref)
-            verdict = with_traffic(verdict, found)
-            report = report.model_copy(update={"watch_s": time.monotonic() - probed})
-        judged = report.model_copy(update={"verdict": verdict})
-        reach(Point.JUDGE_DECIDED)
-        if await self._note(ref, judged, ShadowState.JUDGED, f"judged: {verdict.decision}"):
-            reach(Point.JUDGE_JOURNALLED)
-            logger.info("adapter.judged ref=%s decision=%s %s", ref, verdict.decision, "; ".join(verdict.reasons))
-        return True
-
-    async def _note(self, ref: AdapterRef, report: ShadowReport, state: ShadowState, event: str = "") -> bool:
-        """Write down how a shadow stands, and let the router know; False for what is no shadow any more."""
-        if not self._is_shadow(ref):
-            return False
-        self._journal.report(ref, report.model_copy(update={"state": state}), event)
-        if self._config.shadow.watch_s:
-            await self._publish_table(faults.SHADOW)  # who is in its canary follows from the state
-        return True
-
-    def _is_shadow(self, ref: AdapterRef) -> bool:
-        return self._journal.get(ref).state is Lifecycle.SHADOW
-
-    async def _supersede(self, older: AdapterRef, newer: AdapterRef) -> None:
-        async with self._moving:
-            version = self._journal.get(older)
-            if version.state in (Lifecycle.CANDIDATE, Lifecycle.SHADOW):  # it may have been promoted just now
-                await self._reject(version, f"superseded by {newer}")
-
-    async def _ensure_loaded(self, engine: Engine, ref: AdapterRef) -> None:
-        if ref not in self._supervisor.loaded:
-            folder = verify(self._config, self._journal.get(ref))  # what SGLang is about to read was validated
-            reach(Point.LOAD_BEGUN)
-            await engine.client.load(ref, folder)
-            await engine.client.warm(ref)
-            self._supervisor.loaded.add(ref)
-            reach(Point.LOAD_DONE)
 
     async def _promote(self, version: Version, event: str) -> ShadowReport:
         """Make a version live, and have what users get of it compared with before where the site wants that."""
@@ -313,8 +217,8 @@ class Deployer:
             self._make_base_live(live, "the base answers again, as in the federation")
             logger.info("adapter.restored ref=base instead_of=%s", live)
             if dropped is not None:
-                self._spawn(f"retire {dropped}", self._retire(dropped))
-        await self._publish_table(faults.ROLL_BACK)
+                self._spawn(f"retire {dropped}", self.loading.retire(dropped))
+        await self.loading.publish_table(faults.ROLL_BACK)
 
     def _make_base_live(self, live: AdapterRef, event: str) -> None:
         reach(Point.ROLL_BACK_BEGUN)
@@ -324,8 +228,8 @@ class Deployer:
     async def _make_live(self, version: Version, event: str, move: faults.Move, left: str = "") -> ShadowReport:
         ref, engine = version.ref, self._supervisor.engine
         if engine is not None:
-            await self._ensure_loaded(engine, ref)
-            await self._prefill(engine, ref)
+            await self.loading.ensure_loaded(engine, ref)
+            await self.loading.prefill(engine, ref)
         old = self._journal.alias(ref.name, "live")
         dropped = self._journal.alias(ref.name, "previous")
         report = version.report.model_copy(update={"state": ShadowState.LIVE, "taken_back": ""})
@@ -333,21 +237,11 @@ class Deployer:
         reach(move.begun)
         self._journal.make_live(ref, report, old_report, event, left)
         reach(move.journalled)
-        await self._publish_table(move)
+        await self.loading.publish_table(move)
         logger.info("adapter.%s ref=%s instead_of=%s", event.replace(" ", "_"), ref, old or "base")
         if dropped is not None and dropped != ref:
-            self._spawn(f"retire {dropped}", self._retire(dropped))
+            self._spawn(f"retire {dropped}", self.loading.retire(dropped))
         return report
-
-    async def _prefill(self, engine: Engine, ref: AdapterRef) -> None:
-        """Have the most used prompts computed; users wait a moment longer where that does not work, and that is all."""
-        if not self._config.shadow.warm_prefixes:
-            return
-        try:
-            done = await engine.client.prefill(ref, self._config.shadow.warm_prefixes)
-            logger.info("adapter.prefilled ref=%s prefixes=%d", ref, done)
-        except (EngineError, httpx.HTTPError) as error:
-            logger.warning("adapter.prefill ref=%s failed: %s", ref, type(error).__name__)
 
     async def _reject(self, version: Version, reason: str) -> ShadowReport:
         if version.state is Lifecycle.REJECTED:
@@ -360,50 +254,16 @@ class Deployer:
         reach(Point.REJECT_BEGUN)
         self._journal.move(ref, Lifecycle.REJECTED, report)
         reach(Point.REJECT_JOURNALLED)
-        await self._publish_table(faults.REJECT)
+        await self.loading.publish_table(faults.REJECT)
         logger.info("adapter.rejected ref=%s %s", ref, reason)
-        self._spawn(f"retire {ref}", self._retire(ref))
+        self._spawn(f"retire {ref}", self.loading.retire(ref))
         return report
-
-    def _require_adapter(self, name: str) -> None:
-        names = [section.name for section in self._config.adapter]
-        if name not in names:
-            raise NotFound(f"there is no adapter {name!r} here; there is {', '.join(names)}")
 
     def _is_gone(self, version: Version) -> bool:
         """Whether it was live here, and its files were removed since."""
         files = directory(self._config, version.ref) / peft_dir.WEIGHTS
         retiring = f"retire {version.ref}" in self._background
         return version.state is Lifecycle.RETIRED and not retiring and not files.is_file()
-
-    async def _publish_table(self, move: faults.Move) -> None:
-        self.table().write(self._config.site.state_dir / "aliases.json")
-        reach(move.written)
-        engine = self._supervisor.engine
-        if engine is not None:  # else the next one reads the file at its start
-            try:
-                await engine.client.reload_aliases()
-            except httpx.HTTPError:
-                logger.warning("the engine went away during an alias change; the next one starts with the new table")
-        reach(move.told)
-
-    async def _retire(self, ref: AdapterRef) -> None:
-        """Unload a version that nobody can ask for any more, once its last request has ended; then remove its files."""
-        engine = self._supervisor.engine
-        reach(Point.RETIRE_BEGUN)
-        try:
-            while engine is not None and (await engine.client.in_flight()).get(str(ref)):
-                await asyncio.sleep(DRAIN_POLL_S)
-            if engine is not None and ref in self._supervisor.loaded:
-                await engine.client.unload(ref)
-        except httpx.HTTPError:
-            pass  # the engine is gone, and with it what it had loaded
-        self._supervisor.loaded.discard(ref)
-        reach(Point.RETIRE_UNLOADED)
-        # SGLang would load a forgotten adapter again from its old path: there is none.
-        shutil.rmtree(directory(self._config, ref), ignore_errors=True)
-        reach(Point.RETIRE_REMOVED)
-        logger.info("adapter.unloaded ref=%s", ref)
 
     def _spawn(self, name: str, work: object) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ class Jobs:
         directory: Path,
         keys: SiteKeys,
     ) -> None:
-        self._journal = journal
+        self._rounds = journal.rounds
         self._supervisor = supervisor
         self._cotrainer = cotrainer
         self._prepared = prepared
@@ -79,7 +79,7 @@ class Jobs:
             raise AdapterError(f"round {order.key}: the parent is not the adapter that was announced; send it again")
         tensors = peft_dir.decode(parent)
         peft_dir.validate(tensors, self._shapes, rank=order.plan.rank, max_rank=self._max_rank)
-        known = self._journal.find_round(order)
+        known = self._rounds.find(order)
         if known is not None:
             return self._progress.get(order.key, known)
         files = {PARENT: parent}
@@ -91,16 +91,16 @@ class Jobs:
         for name, content in files.items():
             peft_dir.replace_durably(folder / name, content)
         reach(Point.SUBMIT_WRITTEN)
-        report = self._journal.add_round(adapter, order)
+        report = self._rounds.add(adapter, order)
         reach(Point.SUBMIT_JOURNALLED)
-        for old in self._journal.finished_rounds()[KEPT_ROUNDS:]:
+        for old in self._rounds.finished()[KEPT_ROUNDS:]:
             shutil.rmtree(self._folder(old), ignore_errors=True)
         self._submitted.set()
         return report
 
     def report(self, key: str) -> RoundReport:
         """How a round stands; raises NotFound."""
-        return self._progress.get(key) or self._journal.round(key)[1]
+        return self._progress.get(key) or self._rounds.get(key)[1]
 
     def update(self, key: str) -> bytes:
         """The trained adapter of a finished round; raises TrainingError while there is none."""
@@ -114,7 +114,7 @@ class Jobs:
 
     async def supersede(self, adapter: str, order: RoundOrder) -> None:
         """Stop what is open of the same registry's earlier rounds: who gives out a new one waits for them no more."""
-        for older in self._journal.open_rounds(adapter):
+        for older in self._rounds.open(adapter):
             if older.round < order.round and _lineage(older) == _lineage(order):
                 await self.cancel(older.key, f"superseded by round {order.round}")
 
@@ -130,11 +130,11 @@ class Jobs:
 
     async def run(self) -> None:
         """Work through the queue, for ever; what was cut off by a crash is begun again."""
-        for key in self._journal.finished_rounds():
+        for key in self._rounds.finished():
             self._keep_part(key)
         while True:
             self._submitted.clear()
-            for order in self._journal.open_rounds():
+            for order in self._rounds.open():
                 await self._train(order)
             await self._submitted.wait()
 
@@ -167,7 +167,7 @@ class Jobs:
         await self._supervisor.ready()
         if self.report(order.key).state.final:  # cancelled while it was waiting
             return None
-        attempt = self._journal.begin_attempt(order.key)
+        attempt = self._rounds.begin_attempt(order.key)
         reach(Point.ATTEMPT_BEGUN)
         report = RoundReport(key=order.key, state=JobState.RUNNING, parent=order.parent)
         if attempt > MAX_ATTEMPTS:
@@ -226,9 +226,9 @@ class Jobs:
         waiting = self._folder(key) / PERSONAL
         if not waiting.exists():
             return
-        order, report = self._journal.round(key)
+        order, report = self._rounds.get(key)
         if report.state is JobState.DONE and order.plan.personal is not None:
-            part = self._personal(self._journal.adapter_of(key), _lineage(order), order.plan.personal)
+            part = self._personal(self._rounds.adapter_of(key), _lineage(order), order.plan.personal)
             part.keep(peft_dir.decode((self._folder(key) / PARENT).read_bytes()), waiting.read_bytes())
             reach(Point.PART_KEPT)
         waiting.unlink()
@@ -253,7 +253,7 @@ class Jobs:
             self._progress[key] = known.model_copy(update=_counts(status))
 
     def _finish(self, report: RoundReport) -> None:
-        self._journal.report_round(report)
+        self._rounds.report(report)
         self._progress.pop(report.key, None)
         logger.info("round.%s key=%s steps=%d %s", report.state, report.key, report.steps, report.error)
 

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from client import round_journal
+from client.round_journal import RoundJournal
 from serving.traffic_report import VersionTraffic
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.errors import Conflict, JournalError, NotFound
-from umbel.messages import JobState, RoundOrder, RoundReport, ShadowReport, ShadowState
+from umbel.messages import ShadowReport, ShadowState
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS versions (
@@ -22,9 +24,6 @@ CREATE TABLE IF NOT EXISTS versions (
     manifest TEXT NOT NULL, report TEXT NOT NULL, changed REAL NOT NULL, PRIMARY KEY (adapter, version));
 CREATE TABLE IF NOT EXISTS aliases (
     adapter TEXT NOT NULL, alias TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (adapter, alias));
-CREATE TABLE IF NOT EXISTS rounds (
-    key TEXT PRIMARY KEY, adapter TEXT NOT NULL, state TEXT NOT NULL, job TEXT NOT NULL, report TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS promotions (
     adapter TEXT PRIMARY KEY, version INTEGER NOT NULL, instead_of INTEGER, at REAL NOT NULL, before TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS history (at REAL NOT NULL, adapter TEXT NOT NULL, event TEXT NOT NULL, version INTEGER);
@@ -76,7 +75,7 @@ class Journal:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            self._db.executescript(SCHEMA)
+            self._db.executescript(SCHEMA + round_journal.SCHEMA)
             self.versions()
         except sqlite3.DatabaseError as error:
             raise _damaged(path, str(error)) from error
@@ -84,11 +83,10 @@ class Journal:
             raise _damaged(path, "the entry of a version cannot be read") from error
         if found != "ok":
             raise _damaged(path, found)
+        self.rounds = RoundJournal(self._db)
 
     def close(self) -> None:
         self._db.close()
-
-    # versions and aliases
 
     def add(self, manifest: AdapterManifest, report: ShadowReport) -> None:
         """Enter a candidate; raise Conflict when its name and number are taken by other weights."""
@@ -238,75 +236,6 @@ class Journal:
             )
             for name, version, instead_of, at, before in rows
         ]
-
-    # rounds
-
-    def find_round(self, order: RoundOrder) -> RoundReport | None:
-        """How a round stands, if it is known; raise Conflict for the same key with another order."""
-        row = self._db.execute("SELECT job, report FROM rounds WHERE key = ?", (order.key,)).fetchone()
-        if row is None:
-            return None
-        if RoundOrder.model_validate_json(row[0]) != order:
-            raise Conflict(f"round {order.key} is already here with another parent or plan")
-        return RoundReport.model_validate_json(row[1])
-
-    def add_round(self, adapter: str, order: RoundOrder) -> RoundReport:
-        """Enter a round, or find it again; raise Conflict for the same key with another order."""
-        known = self.find_round(order)
-        if known is not None:
-            return known
-        report = RoundReport(key=order.key, state=JobState.QUEUED, parent=order.parent)
-        self._db.execute(
-            "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, 0, ?)",
-            (order.key, adapter, report.state, order.model_dump_json(), report.model_dump_json(), time.time()),
-        )
-        return report
-
-    def round(self, key: str) -> tuple[RoundOrder, RoundReport]:
-        row = self._db.execute("SELECT job, report FROM rounds WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            raise NotFound(f"round {key} is not known at this site; submit it again")
-        return RoundOrder.model_validate_json(row[0]), RoundReport.model_validate_json(row[1])
-
-    def adapter_of(self, key: str) -> str:
-        """Which adapter a round trains; raise NotFound."""
-        row = self._db.execute("SELECT adapter FROM rounds WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            raise NotFound(f"round {key} is not known at this site; submit it again")
-        return str(row[0])
-
-    def open_rounds(self, adapter: str | None = None) -> list[RoundOrder]:
-        """Rounds that are not finished, oldest first; of one adapter, or of all."""
-        rows = self._db.execute(
-            "SELECT job FROM rounds WHERE state IN (?, ?) AND adapter = coalesce(?, adapter) ORDER BY created",
-            (JobState.QUEUED, JobState.RUNNING, adapter),
-        )
-        return [RoundOrder.model_validate_json(job) for (job,) in rows]
-
-    def finished_rounds(self) -> list[str]:
-        """Keys of rounds that are over, newest first."""
-        rows = self._db.execute(
-            "SELECT key FROM rounds WHERE state NOT IN (?, ?) ORDER BY created DESC",
-            (JobState.QUEUED, JobState.RUNNING),
-        )
-        return [key for (key,) in rows]
-
-    def round_keys(self) -> list[str]:
-        """Keys of all rounds, whatever became of them."""
-        return [key for (key,) in self._db.execute("SELECT key FROM rounds")]
-
-    def report_round(self, report: RoundReport) -> None:
-        self._db.execute(
-            "UPDATE rounds SET state = ?, report = ? WHERE key = ?",
-            (report.state, report.model_dump_json(), report.key),
-        )
-
-    def begin_attempt(self, key: str) -> int:
-        """Count an attempt at a round; how many there have been."""
-        row = self._db.execute(
-            "UPDATE rounds SET attempts = attempts + 1 WHERE key = ? RETURNING attempts", (key,)
-        ).fetchone()
-        return int(row[0])
 
     def _versions(self, clause: str, *values: object) -> list[Version]:
         rows = self._db.execute(f"SELECT manifest, state, report FROM versions {clause}", values)  # noqa: S608

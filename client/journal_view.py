@@ -40,7 +40,7 @@ def read(path: Path, adapters: Iterable[str]) -> dict[str, Any]:
 
 def without_daemon(config: SiteConfig) -> dict[str, Any]:
     """`umbel status` of a site that nobody serves; raise OSError when nobody ever did."""
-    names = [section.name for section in config.adapter]
+    names = config.adapters
     return {
         "site": config.site.name,
         "running": False,

@@ -155,7 +155,7 @@ def prepare(config: SiteConfig) -> Path | None:
     if not config.live.enabled:
         (state_dir / RELEASED).unlink(missing_ok=True)
         return None
-    models = tuple(section.name for section in config.adapter)
+    models = config.adapters
     told = ConsentSettings(key=_key(state_dir).hex(), socket=config.socket, models=models)
     replace_durably(settings, told.model_dump_json().encode())
     settings.chmod(0o600)

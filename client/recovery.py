@@ -102,7 +102,7 @@ def _left_over(config: SiteConfig, journal: Journal) -> Iterator[Path]:
         or version.ref == journal.alias(version.ref.name, "previous")
     }
     yield from (path for path in _entries(state_dir / "adapters") if path not in needed)
-    rounds = {state_dir / "rounds" / key for key in journal.round_keys()}
+    rounds = {state_dir / "rounds" / key for key in journal.rounds.known()}
     for path in _entries(state_dir / "rounds"):  # scores of an evaluation lie there, too
         if path not in rounds:
             yield path

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import httpx
 
@@ -82,8 +83,18 @@ class Watch:
             logger.error("adapter.worse ref=%s %s; rolling back", ref, why)
             self._journal.note(ref, f"{BY_ITSELF}{why}")
             self._journal.report(ref, self._journal.get(ref).report.model_copy(update={"taken_back": why}))
-            await roll_back(ref.name, ref)
+            await self._insist(partial(roll_back, ref.name, ref))
         self._journal.end_window(ref)
+
+    async def _insist(self, roll_back: Callable[[], Awaitable[object]]) -> None:
+        """Again and again, where the engine does not do it just now: users wait for it."""
+        while True:
+            try:
+                await roll_back()
+                return
+            except (EngineError, httpx.HTTPError) as error:
+                logger.error("rollback.delayed %s; trying again", error)
+                await asyncio.sleep(POLL_S)
 
     async def _promoted(self, promotion: Promotion) -> Finding | None:
         """A version that was promoted against the one before, until it is worse; None when it is not, in its window."""

@@ -6,8 +6,6 @@ cycle and a roll-back in the next; 5 seconds "after". Both windows see the same 
 
 import argparse
 import asyncio
-import base64
-import json
 import sys
 import tempfile
 import time
@@ -17,50 +15,21 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
 
-import httpx  # noqa: E402
 import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import psutil  # noqa: E402
 import tiny_base  # noqa: E402
 from bench_swap_users import GOOD, Answer, Users  # noqa: E402
-from processes import ENGINE_BIN, Processes, free_port  # noqa: E402
+from processes import ENGINE_BIN, Processes  # noqa: E402
+from trial_site import LENIENT, TrialSite, random_adapter  # noqa: E402
 
-from umbel import peft_dir  # noqa: E402
-from umbel.adapter import AdapterManifest  # noqa: E402
-from umbel.base import LINEARS, BaseFingerprint, linear_shapes  # noqa: E402
+from umbel.adapter import AdapterRef  # noqa: E402
 
-RANK = 8
 CYCLE_S, CALM_S, FLIP_S, AFTER_S = 20.0, 5.0, 12.0, 5.0
 """Of a cycle: its length, the end of "before", the flip, and how long "after" lasts."""
 SAMPLE_S = 5.0
 WARM_UP = 0.3
 """Share of the run that memory may take to settle."""
-SITE = """
-[site]
-name = "bench"
-state_dir = "state"
-[model]
-path = "{base}"
-[[adapter]]
-name = "support"
-[engine]
-port = {port}
-dtype = "float32"
-max_lora_rank = {rank}
-[engine.extra_args]
-max_total_tokens = 20000
-max_running_requests = 16
-[engine.env]
-OMP_NUM_THREADS = "1"
-[training]
-data = "train.jsonl"
-seq_len = 32
-[shadow]
-max_loss_ratio = 100.0
-max_exact_drop = 1.0
-min_examples = 1
-"""
-"""Random adapters are good for nothing; the verdict is not what is measured."""
 
 
 @dataclass
@@ -79,7 +48,7 @@ class Swaps:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--rate", type=float, default=3.0, help="requests per second")
+    parser.add_argument("--rate", type=float, default=5.0, help="requests per second")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="umbel-") as name:
         processes = Processes(Path(name) / "logs")
@@ -92,78 +61,31 @@ def main() -> None:
     sys.exit(show(users, swaps, options.minutes, options.rate))
 
 
-class Site:
-    """`umbel serve` over the tiny base, spoken to on its control socket."""
+class Site(TrialSite):
+    """`umbel serve` over the tiny base, and what the centre and an operator ask of it."""
 
     def __init__(self, folder: Path, processes: Processes) -> None:
-        self._base = tiny_base.build(REPOSITORY / ".cache" / "tiny-base")
-        self._fingerprint = BaseFingerprint.of(self._base).digest
-        self._shapes = linear_shapes(self._base, LINEARS)
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        examples = [{"prompt": f"ward {i}", "completion": f"room {i % 7}"} for i in range(40)]
-        (folder / "train.jsonl").write_text("\n".join(map(json.dumps, examples)))
-        (folder / "site.toml").write_text(SITE.format(base=self._base, port=port, rank=RANK))
-        daemon = processes.start("site", [str(ENGINE_BIN / "umbel"), "serve", str(folder / "site.toml")])
+        super().__init__(folder, tiny_base.build(REPOSITORY / ".cache" / "tiny-base"), "bench", extra=LENIENT)
+        daemon = processes.start("site", [str(ENGINE_BIN / "umbel"), "serve", str(self.file)])
         self._process = psutil.Process(daemon.pid)
-        socket = httpx.AsyncHTTPTransport(uds=str(folder / "state" / "site.sock"))
-        self._control = httpx.AsyncClient(transport=socket, base_url="http://site", timeout=60)
-        processes.wait_for(lambda: httpx_ready(self.url), "the site's start", 300)
+        processes.wait_for(self.starts, "the site's start", 300)
 
-    async def push(self, version: int) -> str:
-        """Load and probe a new version, to its verdict; its name."""
-        blob = self._random(version)
-        manifest = AdapterManifest(
-            name="support", version=version, digest=peft_dir.digest(blob), base=self._fingerprint, lineage="bench",
-            round=version, rank=RANK, target_modules=LINEARS,
-        )  # fmt: skip
-        header = base64.b64encode(manifest.model_dump_json().encode()).decode()
-        await self._call("POST", "/adapters/support/shadow", blob, {"x-umbel-manifest": header})
-        while (await self._call("GET", f"/adapters/{manifest.ref}/shadow"))["state"] != "judged":
-            await asyncio.sleep(0.1)
-        return str(manifest.ref)
-
-    async def promote(self, ref: str) -> None:
-        await self._call("POST", f"/adapters/{ref}/promote")
-
-    async def roll_back(self) -> None:
-        await self._call("POST", "/adapters/support/rollback")
+    def load(self, version: int) -> AdapterRef:
+        """Have a new version loaded and probed; it answers unlike every other."""
+        blob = random_adapter(self.model, version)
+        manifest = self.manifest(version, blob)
+        self.push(manifest, blob).raise_for_status()
+        self.wait_judged(manifest.ref)
+        return manifest.ref
 
     def resident_mb(self) -> float:
         family = [self._process, *self._process.children(recursive=True)]
         return sum(process.memory_full_info().uss for process in family) / 1e6
 
-    async def _call(
-        self, method: str, path: str, blob: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> dict[str, object]:
-        reply = await self._control.request(method, path, content=blob, headers=headers)
-        assert reply.is_success, reply.text
-        body: dict[str, object] = reply.json()
-        return body
-
-    def _random(self, seed: int) -> bytes:
-        """An adapter that answers unlike every other."""
-        rng = np.random.default_rng(seed)
-        tensors: peft_dir.Tensors = {}
-        for module, (rows, columns) in self._shapes.items():
-            a, b = rng.standard_normal((RANK, columns)) / columns**0.5, rng.standard_normal((rows, RANK)) * 0.3
-            tensors |= {
-                peft_dir.key(module, "A"): a.astype(np.float32),
-                peft_dir.key(module, "B"): b.astype(np.float32),
-            }
-        return peft_dir.encode(tensors)
-
-
-def httpx_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/ready").is_success
-    except httpx.TransportError:
-        return False
-
 
 async def measure(site: Site, users: Users, swaps: Swaps, seconds: float) -> None:
-    await site.promote(await site.push(1))
-    await site.promote(await site.push(2))
+    for version in (1, 2):
+        site.promote(site.load(version)).raise_for_status()
     end = time.perf_counter() + max(1.0, seconds // CYCLE_S) * CYCLE_S
     async with asyncio.TaskGroup() as group:
         group.create_task(users.ask(end))
@@ -181,15 +103,15 @@ async def swap(site: Site, swaps: Swaps, end: float) -> None:
         if promotes:
             version += 1
             loading = time.perf_counter()
-            ref = await site.push(version)
+            ref = await asyncio.to_thread(site.load, version)
             swaps.loads.append((loading, time.perf_counter()))
         await asyncio.sleep(begin + FLIP_S - time.perf_counter())
         swaps.flips.append(time.perf_counter())
         if promotes:
-            await site.promote(ref)
+            (await asyncio.to_thread(site.promote, ref)).raise_for_status()
             swaps.promotions += 1
         else:
-            await site.roll_back()
+            (await asyncio.to_thread(site.roll_back)).raise_for_status()
             swaps.roll_backs += 1
         await asyncio.sleep(begin + CYCLE_S - time.perf_counter())
 

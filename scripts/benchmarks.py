@@ -23,6 +23,7 @@ COMMANDS = {
         "dense SVD",
         "peft svd",
     ],
+    "swap": ["scripts/bench_swap"],
     "demo": ["scripts/demo"],
     "coexec": [".venv-engine/bin/umbel", "bench", "coexec", "--docs", str(PAGE)],
 }

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 from demo_events import ENDS, SHOWN, broken_promises, describe, probe_row, read_events, round_row
 
 if TYPE_CHECKING:
+    from demo_site import DemoSite
     from demo_users import Users
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CACHE = REPOSITORY / ".cache"
 TASKS = ("clinic", "shop")
-RANK, STEPS, BATCH, LEARNING_RATE, SEQ_LEN = 8, 80, 8, 4e-3, 48
-SHARE_CAP = 0.6
-"""Calm on two cores: two engines, their users and all of Flower share them."""
+STEPS, LEARNING_RATE = 80, 4e-3
 QUIET_S = 20.0
 """Users before the first round, so that there is something to compare with."""
 MARKER = ".umbel-demo"
@@ -102,11 +101,10 @@ class Demo:
 
         self.out, self.rounds, self.processes = out, rounds, processes
         self.console = Console(width=None if sys.stdout.isatty() else 120)
-        self.tasks = {site_name(index): TASKS[index % len(TASKS)] for index in range(sites)}
         self.keys = out / "keys" if secure else None
-        self.ports: dict[str, int] = {}
+        self.sites = [self._site(index) for index in range(sites)]
         self.users: dict[str, Users] = {}
-        self.training = dict.fromkeys(self.tasks, False)
+        self.training = {site.name: False for site in self.sites}
         self.started = time.monotonic()
 
     def run(self) -> int:
@@ -114,8 +112,8 @@ class Demo:
         base = self.build_base()
         data = self.write_data()
         self.make_keys()
-        for site in self.tasks:
-            self.start_site(site, base, data[self.tasks[site]])
+        for site in self.sites:
+            self.start_site(site, base, data[site.task])
         self.start_users(data)
         events = self.run_federation()
         alone = self.train_alone()
@@ -132,7 +130,9 @@ class Demo:
     def write_data(self) -> dict[str, tuple[Path, Path]]:
         import demo_data
 
-        return {task: demo_data.write(task, self.out / "data" / task) for task in sorted(set(self.tasks.values()))}
+        return {
+            task: demo_data.write(task, self.out / "data" / task) for task in sorted({site.task for site in self.sites})
+        }
 
     def make_keys(self) -> None:
         """Everyone's keys and certificates in one folder; in a real federation each party has its own part only."""
@@ -140,36 +140,28 @@ class Demo:
 
         if self.keys is not None:
             self.say("keys and certificates for the centre and every site")
-            make_certs.make(self.keys, "localhost", [*self.tasks], make_certs.DAYS, make_certs.PORT)
+            names = [site.name for site in self.sites]
+            make_certs.make(self.keys, "localhost", names, make_certs.DAYS, make_certs.PORT)
 
-    def start_site(self, site: str, base: Path, data: tuple[Path, Path]) -> None:
-        """`umbel serve`, one after the other, until its engine answers."""
-        from processes import ENGINE_BIN, free_port
-
-        self.ports[site] = free_port()
-        folder = self.out / site
-        folder.mkdir()
-        (folder / "site.toml").write_text(site_file(site, base, data, self.ports[site], self.keys))
-        self.say(f"{site}: starting SGLang on port {self.ports[site]} ({self.tasks[site]} data)")
-        self.processes.start(f"serve-{site}", [str(ENGINE_BIN / "umbel"), "serve", str(folder / "site.toml")])
+    def start_site(self, site: "DemoSite", base: Path, data: tuple[Path, Path]) -> None:
+        self.say(f"{site.name}: starting SGLang on port {site.port} ({site.task} data)")
         with self.console.status("about a minute: SGLang imports, loads the base, warms up"):
-            self.processes.wait_for(
-                lambda: bool(self.status(site).get("engine", {}).get("ready")), f"{site}'s start", 400
-            )
+            site.start(base, data, self.processes)
 
     def start_users(self, data: dict[str, tuple[Path, Path]]) -> None:
         from demo_users import Users
 
-        for seed, site in enumerate(self.tasks):
-            prompts = [prompt_of(json.loads(line)) for line in data[self.tasks[site]][1].read_text().splitlines()]
-            url = f"http://127.0.0.1:{self.ports[site]}"
-            self.users[site] = Users(url, "support", prompts, lambda site=site: self.training[site], seed)
-            self.users[site].start()
+        for seed, site in enumerate(self.sites):
+            prompts = [prompt_of(json.loads(line)) for line in data[site.task][1].read_text().splitlines()]
+            learns = lambda name=site.name: self.training[name]  # noqa: E731
+            self.users[site.name] = Users(site.url, "support", prompts, learns, seed)
+            self.users[site.name].start()
         threading.Thread(target=self._watch_training, daemon=True).start()
-        self.say(f"users are being answered at {', '.join(self.tasks)}")
+        self.say(f"users are being answered at {', '.join(self.users)}")
 
     def run_federation(self) -> list[dict[str, Any]]:
         """SuperLink, SuperNodes, `flwr run`; the events of the run."""
+        from demo_site import BATCH, RANK
         from processes import Flower
 
         from server.bundle import export
@@ -178,14 +170,14 @@ class Demo:
         flower.start_superlink()
         if self.keys is not None:
             flower.start_superexec()
-        for site in self.tasks:
+        for site in self.sites:
             if self.keys is not None:
-                flower.register(site)
-            flower.start_supernode(site, self.out / site / "site.toml")
+                flower.register(site.name)
+            flower.start_supernode(site.name, site.file)
         self._pause(QUIET_S)
         registry = self.out / "registry"
         settings = {
-            "registry": registry, "rounds": self.rounds, "quorum": len(self.tasks), "rank": RANK, "steps": STEPS,
+            "registry": registry, "rounds": self.rounds, "quorum": len(self.sites), "rank": RANK, "steps": STEPS,
             "batch-size": BATCH, "learning-rate": LEARNING_RATE,
         }  # fmt: skip
         run = flower.run(export(REPOSITORY, self.out / "app"), settings)
@@ -208,30 +200,25 @@ class Demo:
         """What each site would have had without the others: the same steps on its own data, from the same start."""
         parent = (self.out / "registry" / "support" / "v000000" / "adapter_model.safetensors").read_bytes()
         self.say("for comparison: each site trains alone, as many steps as in all rounds")
-        for site in self.tasks:
-            self._submit_alone(site, parent)
+        for site in self.sites:
+            site.train_alone(parent, STEPS * self.rounds, LEARNING_RATE)
         alone: dict[str, Path] = {}
         with self.console.status("training alone") as line:
-            while len(alone) < len(self.tasks):
+            while len(alone) < len(self.sites):
                 self.processes.require_alive()
                 line.update(self._progress())
-                for site in self.tasks.keys() - alone.keys():
-                    with self.control(site) as control:
-                        report = control.get("/adapters/support/rounds/alone").json()
-                        if report["state"] == "done":
-                            alone[site] = self.out / site / "alone.safetensors"
-                            alone[site].write_bytes(control.get("/adapters/support/rounds/alone/update").content)
-                        elif report["state"] in ("failed", "cancelled"):
-                            from processes import ProcessError
-
-                            raise ProcessError(f"{site} could not train alone: {report['error']}")
+                for site in self.sites:
+                    weights = None if site.name in alone else site.trained_alone()
+                    if weights is not None:
+                        alone[site.name] = weights
                 time.sleep(1.0)
-        return {site: alone[site] for site in self.tasks}
+        return {site.name: alone[site.name] for site in self.sites}
 
     def summarize(
         self, base: Path, data: dict[str, tuple[Path, Path]], alone: dict[str, Path], events: list[dict[str, Any]]
     ) -> dict[str, Any]:
         from demo_report import Examiner
+        from demo_site import RANK, SEQ_LEN
 
         self.say("examining every adapter on every task")
         examiner = Examiner(base, RANK, SEQ_LEN)
@@ -244,9 +231,9 @@ class Demo:
             name: {task: examiner.examine(weights, tokens) for task, tokens in tasks.items()}
             for name, weights in subjects.items()
         }
-        live = {site: self.status(site)["aliases"]["support"]["live"] for site in self.tasks}
+        live = {site.name: site.status()["aliases"]["support"]["live"] for site in self.sites}
         return {
-            "sites": {site: {"task": task, "live": live[site]} for site, task in self.tasks.items()},
+            "sites": {site.name: {"task": site.task, "live": live[site.name]} for site in self.sites},
             "tasks": sorted(tasks),
             "quality": quality,
             "probes": [probe_row(event) for event in events if event["event"] == "site.judged"],
@@ -272,26 +259,6 @@ class Demo:
         for users in self.users.values():
             users.stop()
 
-    def socket(self, site: str) -> Path:
-        return self.out / site / "state" / "site.sock"
-
-    def control(self, site: str) -> Any:
-        import httpx
-
-        transport = httpx.HTTPTransport(uds=str(self.socket(site)))
-        return httpx.Client(transport=transport, base_url="http://site", timeout=60)
-
-    def status(self, site: str) -> dict[str, Any]:
-        """The site's status, or nothing while it does not answer."""
-        import httpx
-
-        try:
-            with self.control(site) as control:
-                answer: dict[str, Any] = control.get("/status").json()
-                return answer
-        except httpx.TransportError:
-            return {}
-
     def say(self, text: str) -> None:
         self.console.print(f"[dim]{time.monotonic() - self.started:6.1f} s[/dim]  {text}", highlight=False)
 
@@ -299,41 +266,25 @@ class Demo:
         if step % max(1, steps // 5) == 0 or step == steps:
             self.say(f"  step {step} of {steps}, loss {loss:.2f}")
 
-    def _submit_alone(self, site: str, parent: bytes) -> None:
-        import base64
+    def _site(self, index: int) -> "DemoSite":
+        from demo_site import DemoSite
 
-        from umbel import signing
-        from umbel.base import BaseFingerprint
-        from umbel.messages import Hello, RoundOrder, Submit, TrainPlan
-        from umbel.peft_dir import digest
-
-        with self.control(site) as control:
-            fingerprint: BaseFingerprint = Hello.model_validate(control.get("/hello").json()).fingerprint
-            plan = TrainPlan(
-                rank=RANK, steps=STEPS * self.rounds, seconds=600, batch_size=BATCH, learning_rate=LEARNING_RATE
-            )
-            order = RoundOrder(key="alone", base=fingerprint.digest, parent=digest(parent), round=0, plan=plan)
-            header = base64.b64encode(order.model_dump_json().encode()).decode()
-            headers = {"x-umbel-order": header}
-            if self.keys is not None:  # a site trains nothing but what the centre signed
-                centre = signing.read_private(self.keys / "centre" / "signing.key")
-                headers["x-umbel-signature"] = signing.sign(centre, Submit(adapter="support", order=order))
-            reply = control.post("/adapters/support/rounds/alone", content=parent, headers=headers)
-            reply.raise_for_status()
+        task, number = TASKS[index % len(TASKS)], index // len(TASKS)
+        name = f"{task}-{'abcd'[number]}"
+        return DemoSite(name, task, self.out / name, self.keys)
 
     def _watch_training(self) -> None:
         while True:
-            for site in self.tasks:
-                training = self.status(site).get("training") or {}
-                self.training[site] = training.get("state") == "running"
+            for site in self.sites:
+                self.training[site.name] = bool(site.training())
             time.sleep(1.0)
 
     def _progress(self) -> str:
         parts = []
-        for site, users in self.users.items():
-            job = self.status(site).get("training") or {}
-            steps = f"step {job.get('steps', 0)}" if job.get("state") == "running" else "serving"
-            parts.append(f"{site}: {steps}, {len(users.answers)} answers, {len(users.failures)} failed")
+        for site in self.sites:
+            users, job = self.users[site.name], site.training()
+            steps = f"step {job.get('steps', 0)}" if job else "serving"
+            parts.append(f"{site.name}: {steps}, {len(users.answers)} answers, {len(users.failures)} failed")
         return "   ".join(parts)
 
     def _pause(self, seconds: float) -> None:
@@ -342,49 +293,6 @@ class Demo:
             while time.monotonic() < until:
                 self.processes.require_alive()
                 time.sleep(0.5)
-
-
-def site_name(index: int) -> str:
-    task, number = TASKS[index % len(TASKS)], index // len(TASKS)
-    return f"{task}-{'abcd'[number]}"
-
-
-def site_file(site: str, base: Path, data: tuple[Path, Path], port: int, keys: Path | None) -> str:
-    signed = ""
-    if keys is not None:
-        own = keys / f"site-{site}"
-        signed = f'trusted_key = "{own / "centre-signing.pub"}"\nsigning_key = "{own / "updates.key"}"\n'
-    return f"""# Made by scripts/demo; docs/configuration.md explains every line.
-[site]
-name = "{site}"
-state_dir = "state"
-{signed}
-[model]
-path = "{base}"
-served_name = "tiny"
-
-[[adapter]]
-name = "support"
-
-[engine]
-port = {port}
-dtype = "float32"
-max_lora_rank = {RANK}
-
-[engine.extra_args]      # two engines share one small machine
-max_total_tokens = 20000
-max_running_requests = 16
-
-[engine.env]
-OMP_NUM_THREADS = "1"
-
-[training]
-data = "{data[0]}"
-eval_data = "{data[1]}"
-seq_len = {SEQ_LEN}
-micro_batch = {BATCH}
-share_cap = {SHARE_CAP}
-"""
 
 
 def prompt_of(example: dict[str, Any]) -> str:

@@ -4,8 +4,9 @@ import json
 import os
 import time
 
-from kill_site import RANK, Site, wait_until
+from kill_site import Site
 from processes import REPOSITORY, Flower, Processes
+from trial_site import RANK, wait_until
 
 from server.bundle import export
 from umbel.faults import VARIABLE, Point
@@ -28,7 +29,7 @@ class Centre:
         self._registry = site.folder.parent / "registry"
         self._app = export(REPOSITORY, site.folder.parent / "app")
         self._flower.start_superlink()
-        self._flower.start_supernode("clinic-a", site.folder / "site.toml")
+        self._flower.start_supernode("clinic-a", site.file)
         self._started = False
         self.live = ""
         """The version that the federation has promoted at the site by now."""

@@ -1,6 +1,6 @@
 """Kill a real site and a real centre at every step of a version's life, and see which version answers afterwards.
 
-    scripts/kill_matrix [--minutes 20] [--only site engine centre]
+    scripts/kill_matrix [--minutes 45] [--only site engine centre]
 
 One tiny site (SGLang on the CPU), one user who never stops asking, Flower and a registry. Each death is one of the site
 daemon, of the engine alone, or of the ServerApp. A start is the recovery of one death and the beginning of the next.
@@ -20,8 +20,9 @@ from pathlib import Path
 import httpx
 from kill_centre import Centre
 from kill_report import Row, write
-from kill_site import Site, wait_until
+from kill_site import Site, require_done
 from processes import REPOSITORY, ProcessError, Processes
+from trial_site import wait_until
 
 from umbel.adapter import Personal
 from umbel.faults import Point
@@ -56,16 +57,16 @@ class Stories:
     def deploy(self) -> None:
         self._version += 1
         self.effect = f"support@v{self._version}"
-        self.site.promote(self.site.push(self._version))
+        require_done(self.site.promote(self.site.offer(self._version)))
 
     def reject(self) -> None:
         self._version += 1
         self.effect = self.settled_on
-        self.site.discard(self.site.push(self._version))
+        require_done(self.site.discard(self.site.offer(self._version)))
 
     def roll_back(self) -> None:
         self.effect = str(self.site.status()["aliases"]["support"]["previous"] or "base")
-        self.site.roll_back()
+        require_done(self.site.roll_back())
 
     def train(self) -> None:
         self._round += 1
@@ -135,11 +136,12 @@ def main() -> int:
                 rows.append(row)
     finally:
         processes.stop()
-        print(f"logs: {processes.logs}" if not rows or not all(row.recovered for row in rows) else "", flush=True)
-    write(REPOSITORY / "docs" / "operations.md", rows, len(Centre.POINTS) + len(SITE) + len(ENGINE) + len(STARTS_ONLY))
-    if all(row.recovered for row in rows):
+        cases = len(Centre.POINTS) + len(SITE) + len(ENGINE) + len(STARTS_ONLY)
+        write(REPOSITORY / "docs" / "operations.md", rows, cases)
+    if rows and all(row.recovered for row in rows):
         shutil.rmtree(folder)
         return 0
+    print(f"logs: {processes.logs}", flush=True)
     return 1
 
 
@@ -166,7 +168,7 @@ class Matrix:
                 print(f"{point}: {error}", flush=True)
                 died = False
             answers, right = self._answer(time.monotonic(), centre.live or self._stories.settled_on)
-            yield Row(point, "ServerApp", answers, right and died, self._silence(began))
+            yield Row(point, "ServerApp", right and died, self._silence(began), answers)
         centre.finish()
         self._stories.settled_on = self._site.live()
 
@@ -188,7 +190,7 @@ class Matrix:
             answers, right = self._answer(time.monotonic(), self._stories.effect)
             right = right and self._site.starts() == starts + 1
             self._stories.settled_on = answers
-            yield Row(case.point, "engine", answers, right, self._silence(began))
+            yield Row(case.point, "engine", right, self._silence(began), answers)
 
     @staticmethod
     def _plan() -> Iterator[tuple[Point, int]]:
@@ -263,7 +265,7 @@ class Matrix:
             print(f"{point}: {error}", flush=True)
             answers, right = "nobody", False
         self._stories.settled_on = answers
-        return Row(point, "site", answers, right, self._silence(began))
+        return Row(point, "site", right, self._silence(began), answers)
 
     def _begin(self, die_at: str) -> None:
         """A daemon with this plan, in place of the one that may be there."""

@@ -1,5 +1,7 @@
 """What scripts/kill_matrix.py found, as a table in docs/operations.md."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,21 +17,36 @@ class Row:
 
     point: str
     killed: str
-    answers: str
-    """What answered the user afterwards."""
     recovered: bool
-    """Whether that was the right version, and what had been asked for came about."""
+    """Whether the right version answered the user, and what had been asked for came about."""
     silence_s: float
     """Longest time between two answers to the one user."""
+    answers: str = ""
+    """What answered the user afterwards."""
 
 
 def write(page: Path, rows: list[Row], cases: int) -> None:
-    """Put the table between the page's markers. Raises ValueError where they are missing."""
+    """Put the table between the page's markers; columns of processes that were not killed this time stay.
+
+    Raises ValueError where the markers are missing.
+    """
     content = page.read_text()
     if content.count(BEGIN) != 1 or content.count(END) != 1:
         raise ValueError(f"{page}: expected the lines {BEGIN!r} and {END!r} once each; the table goes between them")
     before, rest = content.split(BEGIN)
-    replace_durably(page, f"{before}{BEGIN}\n{text(rows, cases)}\n{END}{rest.split(END)[1]}".encode())
+    table, after = rest.split(END)
+    killed = {row.killed for row in rows}
+    rows = [*(row for row in read(table) if row.killed not in killed), *rows]
+    replace_durably(page, f"{before}{BEGIN}\n{text(rows, cases)}\n{END}{after}".encode())
+
+
+def read(table: str) -> Iterator[Row]:
+    """The rows that `text` wrote."""
+    for line in re.findall(r"^\| `(.*)$", table, flags=re.MULTILINE):
+        point, *cells = line.split("|")
+        for killed, cell in zip(KILLED, cells, strict=False):
+            for recovered, silence in re.findall(r"(yes|\*\*no\*\*), (\d+) s", cell):
+                yield Row(point.strip(" `"), killed, recovered == "yes", float(silence))
 
 
 def text(rows: list[Row], cases: int) -> str:

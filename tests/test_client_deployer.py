@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from client.deployer import directory
+from client.recovery import directory
 from tests.toy_deployment import BASE, RANK, Deployment, adapter, manifest_of, quick, run, until
 from tests.toy_engine import GENERATE, LOAD, UNLOAD, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
@@ -31,7 +31,7 @@ def test_from_push_to_retirement_and_what_a_kill_would_leave_after_each_step(
     def kept(site: Deployment, live: str | None, previous: str | None, shadow: str | None) -> None:
         table, serving = site.after_a_kill()
         assert table.adapters == {"support": {"live": live, "previous": previous, "shadow": shadow}}
-        assert table == site.deployer.table() == site.engine.router.table  # type: ignore[union-attr]
+        assert table == site.deployer.loading.table() == site.engine.router.table  # type: ignore[union-attr]
         assert serving == sorted(ref for ref in (live, previous) if ref) == sorted(table.addressable)
         assert site.engine.answers("support") == live
 
@@ -130,7 +130,7 @@ def test_a_newer_push_supersedes_a_shadow(tmp_path: Path, machine: ToyMachine) -
         old = site.deployer.report(V1)
         assert old.verdict is not None
         assert (old.state, old.verdict.reasons[0]) == (ShadowState.REJECTED, "superseded by support@v2")
-        assert site.deployer.table().adapters["support"]["shadow"] == "support@v2"
+        assert site.deployer.loading.table().adapters["support"]["shadow"] == "support@v2"
         assert site.engine.adapters == {"support-v2"}
 
     run(tmp_path, machine, story)

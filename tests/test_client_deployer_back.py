@@ -11,7 +11,7 @@ import pytest
 from client.journal import Promotion
 from serving.traffic_report import VersionTraffic
 from tests.toy_deployment import Deployment, quick, run, until
-from tests.toy_engine import ToyMachine
+from tests.toy_engine import ALIASES, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.messages import ShadowState
 
@@ -59,6 +59,25 @@ def test_a_version_that_fails_users_is_taken_back_with_the_reason(
         assert (f"rolled back by itself: {report.taken_back}", 2) in events
         assert f"adapter.worse ref=support@v2 {report.taken_back}" in caplog.text
         assert site.after_a_kill()[0].adapters["support"]["live"] == "support@v1"
+
+    run(tmp_path, machine, story)
+
+
+def test_a_roll_back_that_the_engine_misses_is_tried_again(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        await site.users(*USERS)
+        machine.broken.add("support-v2")
+        await site.deploy(2)
+        machine.refuse[ALIASES] = "out of memory"
+        tried = machine.calls[ALIASES, ""]
+        while machine.calls[ALIASES, ""] < tried + 3:
+            await site.users(*USERS)
+            await asyncio.sleep(0.005)
+        assert set(await site.users(*USERS)) == {"error"}, "the router has not heard of it"
+        machine.refuse.clear()
+        await until_back(site, V2)
+        assert set(await site.users(*USERS)) == {"support@v1"}
 
     run(tmp_path, machine, story)
 

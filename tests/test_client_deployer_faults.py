@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client.deployer import directory
+from client.recovery import directory
 from tests.toy_deployment import Deployment, adapter, quick, run, until
 from tests.toy_engine import LOAD, ToyMachine
 from umbel import peft_dir
@@ -117,7 +117,7 @@ def test_a_damaged_live_version_is_not_served(tmp_path: Path, machine: ToyMachin
         weights = directory(site.config, V1) / peft_dir.WEIGHTS
         weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
         with pytest.raises(AdapterError, match="damaged"):
-            site.deployer.serving()
+            site.deployer.loading.serving()
 
     run(tmp_path, machine, story)
 

@@ -47,7 +47,7 @@ def test_a_verdict_is_of_the_sites_own_policy_and_moves_nothing_by_itself(
         assert (report.state, report.verdict.decision) == (ShadowState.JUDGED, decision)
         assert report.verdict.accepted is (decision == "promote")
         assert report.verdict.reasons[0].startswith(reason)
-        assert site.deployer.table().adapters["support"] == {
+        assert site.deployer.loading.table().adapters["support"] == {
             "live": "support@v1", "previous": None, "shadow": "support@v2",
         }  # fmt: skip
 

@@ -81,7 +81,7 @@ def test_an_order_that_cannot_be_carried_out_is_refused_and_nothing_trains(
             queue.jobs.submit("support", order(**{"key": "new", "parent": announced} | changes), sent)
         with pytest.raises(NotFound):
             queue.jobs.report("new")
-        assert queue.journal.open_rounds() == []
+        assert queue.journal.rounds.open() == []
         assert queue.cotrainer.started == ["known"]
 
     run(story)

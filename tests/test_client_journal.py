@@ -59,13 +59,13 @@ def test_what_was_entered_is_there_after_a_kill(path: Path, journal: Journal) ->
     make_live(journal, V1)
     journal.add(manifest(V2), report(V2))
     journal.move(V2, Lifecycle.SHADOW, report(V2, ShadowState.JUDGED, probe=probe))
-    journal.add_round("support", order("r1"))
+    journal.rounds.add("support", order("r1"))
     other = Journal(path)
     assert other.versions() == journal.versions()
     assert [(v.ref, v.state) for v in other.versions()] == [(V1, Lifecycle.LIVE), (V2, Lifecycle.SHADOW)]
     assert other.get(V2).report.probe == probe
     assert aliases(other) == (V1, None)
-    assert other.open_rounds() == [order("r1")]
+    assert other.rounds.open() == [order("r1")]
 
 
 def test_a_version_is_entered_once_and_never_with_other_weights(journal: Journal) -> None:
@@ -84,7 +84,7 @@ def test_what_is_not_known_is_not_found(journal: Journal) -> None:
         with pytest.raises(NotFound, match="push it as a shadow first"):
             ask()
     with pytest.raises(NotFound, match="submit it again"):
-        journal.round("r1")
+        journal.rounds.get("r1")
     assert aliases(journal) == (None, None)
 
 
@@ -154,25 +154,29 @@ def test_history_is_newest_first_and_limited(journal: Journal) -> None:
 
 
 def test_a_round_is_found_again_by_its_key_and_only_with_the_same_order(journal: Journal) -> None:
-    first = journal.add_round("support", order("r1"))
+    first = journal.rounds.add("support", order("r1"))
     assert (first.state, first.parent) == (JobState.QUEUED, "p")
-    journal.report_round(first.model_copy(update={"state": JobState.RUNNING, "steps": 3}))
-    assert journal.add_round("support", order("r1")).steps == 3
+    journal.rounds.report(first.model_copy(update={"state": JobState.RUNNING, "steps": 3}))
+    assert journal.rounds.add("support", order("r1")).steps == 3
     for changes in ({"parent": "q"}, {"round": 2}, {"plan": TrainPlan(rank=4, steps=2, seconds=1.0)}):
         with pytest.raises(Conflict, match="r1 is already here with another parent or plan"):
-            journal.add_round("support", order("r1", **changes))
-    assert journal.round("r1")[0] == order("r1")
+            journal.rounds.add("support", order("r1", **changes))
+    assert journal.rounds.get("r1")[0] == order("r1")
 
 
 def test_open_rounds_are_those_that_have_not_ended_oldest_first(journal: Journal) -> None:
     for key, state in (("a", JobState.RUNNING), ("b", JobState.DONE), ("c", JobState.QUEUED), ("d", JobState.FAILED)):
-        journal.report_round(journal.add_round("support", order(key)).model_copy(update={"state": state}))
-    assert [open_round.key for open_round in journal.open_rounds()] == ["a", "c"]
+        journal.rounds.report(journal.rounds.add("support", order(key)).model_copy(update={"state": state}))
+    assert [open_round.key for open_round in journal.rounds.open()] == ["a", "c"]
 
 
 def test_attempts_are_counted_across_kills(path: Path, journal: Journal) -> None:
-    journal.add_round("support", order("r1"))
-    assert [journal.begin_attempt("r1"), Journal(path).begin_attempt("r1"), journal.begin_attempt("r1")] == [1, 2, 3]
+    journal.rounds.add("support", order("r1"))
+    assert [
+        journal.rounds.begin_attempt("r1"),
+        Journal(path).rounds.begin_attempt("r1"),
+        journal.rounds.begin_attempt("r1"),
+    ] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

@@ -29,9 +29,9 @@ def busy(path: Path) -> Journal:
     verdict = Verdict(accepted=False, decision="keep", reasons=("too few",))
     journal.report(V3, report(V3, ShadowState.JUDGED, verdict=verdict), "judged: keep")
     for key, state, tokens in (("a", JobState.DONE, 10), ("b", JobState.DONE, 5), ("c", JobState.FAILED, 1)):
-        journal.add_round("support", order(key))
-        journal.report_round(RoundReport(key=key, state=state, parent="p", num_loss_tokens=tokens))
-    journal.add_round("support", order("d"))
+        journal.rounds.add("support", order(key))
+        journal.rounds.report(RoundReport(key=key, state=state, parent="p", num_loss_tokens=tokens))
+    journal.rounds.add("support", order("d"))
     return journal
 
 

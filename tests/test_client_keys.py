@@ -92,7 +92,7 @@ def test_an_update_is_signed_for_the_order_that_it_answers(run: Run) -> None:
         report = await queue.ended("r1")
         statement = UpdateStatement.of("clinic-a", order("r1", **bound), report)
         signing.verify(SITE.public_key(), statement, report.signature)
-        assert queue.journal.round("r1")[1] == report, "asked again, also after a restart, it says the same"
+        assert queue.journal.rounds.get("r1")[1] == report, "asked again, also after a restart, it says the same"
         for name, value in {
             "site": "b",
             "order": order("r1"),
@@ -153,12 +153,12 @@ def test_orders_and_reports_of_an_older_release_are_still_read(tmp_path: Path) -
     asked = RoundOrder.model_validate(old_order)
     assert (asked.run, asked.nonce) == ("", "")
     journal = Journal(tmp_path / "journal.sqlite3")
-    journal.add_round("support", asked)
+    journal.rounds.add("support", asked)
     stripped = asked.model_dump_json(exclude={"run", "nonce"})
-    report = journal.round("r1")[1].model_dump_json(exclude={"signature"})
+    report = journal.rounds.get("r1")[1].model_dump_json(exclude={"signature"})
     journal._db.execute("UPDATE rounds SET job = ?, report = ?", (stripped, report))
-    assert journal.open_rounds() == [asked]
-    assert journal.find_round(asked) == RoundReport(key="r1", state=JobState.QUEUED, parent="p")
+    assert journal.rounds.open() == [asked]
+    assert journal.rounds.find(asked) == RoundReport(key="r1", state=JobState.QUEUED, parent="p")
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import asyncio
 import copy
-import socket
 from typing import Any
 
 import httpx
 import pytest
+from processes import free_port
 from prometheus_client import CollectorRegistry, generate_latest
 
+from client.journal import BY_ITSELF
 from client.metrics import METRICS, Endpoint, SiteCollector
 from tests.exposition import counters, lint, samples
 from umbel.config import MetricsSection
@@ -23,6 +24,7 @@ STATUS: dict[str, Any] = {
         "support": {
             "candidate": 3, "shadow": 3, "live": 3, "retired": 2, "promoted": 2, "judged: promote": 2,
             "judged: keep": 1, "live again by roll-back": 1, "taken back: the base answers": 1, "put on trial": 1,
+            f"{BY_ITSELF}worse than support@v1, errors": 1, f"{BY_ITSELF}worse than the base, ratings": 1,
         }
     },
     "in_flight": {"support@v2": 2, "base": 1},
@@ -78,6 +80,7 @@ def test_the_figures_are_those_of_the_status() -> None:
         'umbel_version_changes_total{adapter="support",event="rejected"}': 0,
         'umbel_version_changes_total{adapter="support",event="received"}': 3,
         'umbel_version_changes_total{adapter="support",event="put_on_trial"}': 1,
+        'umbel_version_changes_total{adapter="support",event="rolled_back_by_itself"}': 2,
         'umbel_verdicts_total{adapter="support",decision="promote"}': 2,
         'umbel_verdicts_total{adapter="support",decision="keep"}': 1,
         'umbel_verdicts_total{adapter="support",decision="reject"}': 0,
@@ -145,12 +148,6 @@ def test_before_anything_happened_nothing_is_made_up() -> None:
     assert "umbel_quantum_p99_seconds" not in seen
     assert seen['umbel_version_changes_total{adapter="support",event="promoted"}'] == 0
     assert lint(site.text()) == []
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_it_is_answered_over_http_from_the_daemons_loop() -> None:

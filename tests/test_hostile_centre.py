@@ -32,7 +32,11 @@ def reasons(world: World, registry: AdapterRegistry) -> str:
 def goes_on_without_c(world: World, says: str) -> None:
     registry = world.start(rounds=1)
     assert states(registry) == [RoundState.PROMOTED]
-    assert set(registry.manifest(v(1)).weights) <= {"a", "b", "c"}
+    manifest = registry.manifest(v(1))
+    assert {"a", "b"} <= set(manifest.weights) <= {"a", "b", "c"} - set(manifest.left_out)
+    stored = [sum(folder.name.startswith("v0") for folder in (world.root / "support").iterdir())]
+    stored += [len(list((world.root / "blobs").iterdir()))]
+    assert stored == [2, 2], "the untrained adapter, the round's, and nothing of what was refused"
     assert [world.sites[name].live for name in "ab"] == ["support@v1"] * 2
     assert re.search(says, reasons(world, registry)), reasons(world, registry)
     for line in (world.root / "events.jsonl").read_text().splitlines():

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from client.deployer import directory
 from client.journal import Journal
-from client.recovery import verify
+from client.recovery import directory, verify
 from serving.aliases import AliasTable
 from tests.fault_points import SITE, V1, V2, V3, Ends
 from tests.toy_rehearsal import Rehearsals
@@ -87,7 +86,7 @@ def test_an_engine_that_dies_at_any_point_costs_time_and_nothing_else(
 
 def whole(site: Life, ends: Ends) -> None:
     """Users are answered by what the journal says, of which every byte is right, and nothing else lies about."""
-    home, table = site.config.site.state_dir, site.deployer.table()
+    home, table = site.config.site.state_dir, site.deployer.loading.table()
     live, previous = (site.journal.alias("support", alias) for alias in ("live", "previous"))
     assert (live and str(live), previous and str(previous)) == ends
     assert site.engine.answers("support") == ends[0]
@@ -98,7 +97,7 @@ def whole(site: Life, ends: Ends) -> None:
     kept |= {v.ref for v in site.journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW)}
     adapters = {path.name for path in (home / "adapters").glob("*")}
     assert adapters == {ref.engine_name for ref in kept if ref}
-    assert {path.name for path in (home / "rounds").glob("*")} == set(site.journal.round_keys())
+    assert {path.name for path in (home / "rounds").glob("*")} == set(site.journal.rounds.known())
     assert not list(home.rglob("*.tmp"))
 
 

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from client import deployer as deployer_module
+from client import judging, loading
 from client import watch as watch_module
 from client.control import control_api
 from client.deployer import Deployer
@@ -93,7 +93,7 @@ class Deployment:
         """What another daemon would serve, if this one were killed now."""
         other = Deployment(self.config.site.state_dir)
         try:
-            return other.deployer.table(), sorted(map(str, other.deployer.serving()))
+            return other.deployer.loading.table(), sorted(map(str, other.deployer.loading.serving()))
         finally:
             other.journal.close()
 
@@ -152,8 +152,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, machine: ToyMachine) -> None:
     """Engines are toys, and nothing waits longer than it must."""
     monkeypatch.setattr(supervisor_module, "Engine", machine.engine)
     monkeypatch.setattr(supervisor_module, "RESTART_DELAY_S", 0.01)
-    monkeypatch.setattr(deployer_module, "DRAIN_POLL_S", 0.005)
-    monkeypatch.setattr(deployer_module, "NOTICE_S", 0.05)
+    monkeypatch.setattr(loading, "DRAIN_POLL_S", 0.005)
+    monkeypatch.setattr(judging, "NOTICE_S", 0.05)
     monkeypatch.setattr(watch_module, "POLL_S", 0.005)
 
 

@@ -134,9 +134,9 @@ def state(site: Life) -> dict[str, object]:
     folder = site.config.site.state_dir
     files = [path for name in ("adapters", "rounds", "personal") for path in (folder / name).rglob("*")]
     return {
-        "aliases": site.deployer.table().model_dump(),
+        "aliases": site.deployer.loading.table().model_dump(),
         "versions": {str(v.ref): (v.state, v.report.state, v.report.verdict) for v in site.journal.versions()},
-        "rounds": {key: site.jobs.report(key) for key in site.journal.round_keys()},
+        "rounds": {key: site.jobs.report(key) for key in site.journal.rounds.known()},
         "files": {  # adapter_config.json names the base by its path
             str(path.relative_to(folder)): path.read_bytes().replace(str(folder).encode(), b"")
             for path in files

@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from umbel import site_check, site_environment, site_file, site_mistakes
 from umbel.adapter import AdapterName
 from umbel.base import LINEARS
-from umbel.errors import ConfigError
+from umbel.errors import ConfigError, NotFound
 
 OWNED_FLAGS = {
     "model_path": "[model].path", "served_model_name": "[model].served_name", "host": "[engine].host",
@@ -277,6 +277,16 @@ class SiteConfig(BaseSettings):
                 "apart, so give the base another served_name"
             )
         return self
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """What users ask for by name."""
+        return tuple(section.name for section in self.adapter)
+
+    def require_adapter(self, name: str) -> None:
+        """Raise NotFound unless this site has an adapter of that name."""
+        if name not in self.adapters:
+            raise NotFound(f"there is no adapter {name!r} here; there is {', '.join(self.adapters)}")
 
     @property
     def socket(self) -> Path:

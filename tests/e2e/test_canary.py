@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from site_process import SiteProcess, random_adapter
+from site_process import SiteProcess
+from trial_site import random_adapter
 
 from umbel.adapter import AdapterRef
 
@@ -68,7 +69,7 @@ def watched(site: SiteProcess, ref: AdapterRef) -> None:
         assert found["state"] in ("validating", "probing"), found
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
-    while not site.control.get("/status").json()["aliases"]["support"]["shadow"]:
+    while not site.status()["aliases"]["support"]["shadow"]:
         time.sleep(0.1)
 
 
@@ -81,7 +82,7 @@ def judged(site: SiteProcess, ref: AdapterRef) -> dict[str, Any]:
 
 
 def traffic(site: SiteProcess, kind: str, label: str) -> dict[str, Any]:
-    found: dict[str, Any] = site.control.get("/status").json()["traffic"][kind][label]
+    found: dict[str, Any] = site.status()["traffic"][kind][label]
     return found
 
 
@@ -122,7 +123,7 @@ def test_a_version_that_users_rate_down_is_taken_back_by_the_site(site: SiteProc
         rate(site, answered[0], "down")
         assert time.monotonic() < deadline, site.log.read_text()[-3000:]
     assert answered[1] == "support@v1"
-    status = site.control.get("/status").json()
+    status = site.status()
     assert status["aliases"]["support"] == {"live": "support@v1", "previous": "support@v2", "shadow": None}
     taken_back = status["versions"]["support@v2"]["taken_back"]
     assert taken_back.startswith("worse than support@v1, bad ratings: ")

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from processes import free_port
-from site_process import RANK, START_S, random_adapter
+from trial_site import PATIENCE_S, RANK, random_adapter
 
 from server import adapter_export
 from server.pin import Pin
@@ -57,7 +57,7 @@ def engine(tiny_llama: Path, directories: dict[str, Path], tmp_path_factory: pyt
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 2 * START_S
+        deadline = time.monotonic() + PATIENCE_S
         while not _ready(url):
             assert process.poll() is None, log.read_text(errors="replace")[-3000:]
             assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]

@@ -45,7 +45,7 @@ def ask(site: SiteProcess, path: str = CHAT, **fields: Any) -> httpx.Response:
 def still_serves(site: SiteProcess) -> None:
     reply = ask(site)
     assert (reply.status_code, reply.headers["x-umbel-adapter"]) == (200, "base"), reply.text
-    assert site.control.get("/status").json()["engine"]["starts"] == 1, "it was never started anew"
+    assert site.status()["engine"]["starts"] == 1, "it was never started anew"
 
 
 def test_without_a_key_only_health_answers(site: SiteProcess) -> None:

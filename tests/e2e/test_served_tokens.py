@@ -11,7 +11,8 @@ import peft
 import pytest
 import torch
 import transformers
-from site_process import SiteProcess, random_adapter
+from site_process import SiteProcess
+from trial_site import random_adapter
 
 pytestmark = pytest.mark.e2e
 

@@ -15,7 +15,8 @@ import numpy as np
 import psutil
 import pytest
 from processes import free_port
-from site_process import RANK, SiteProcess, kill, random_adapter
+from site_process import SiteProcess, kill
+from trial_site import RANK, random_adapter
 
 from serving.engine import require_free_port
 from tests.exposition import counters, lint, samples
@@ -81,7 +82,7 @@ def test_the_key_is_in_no_log_and_no_command_line(site: SiteProcess) -> None:
 
 
 def test_the_trainer_has_no_base_of_its_own(site: SiteProcess) -> None:
-    training = site.control.get("/status").json()["training"]
+    training = site.status()["training"]
     assert training["frozen_tensors"] > 0
     assert training["shared_tensors"] == training["frozen_tensors"]
 
@@ -100,7 +101,7 @@ def test_training_while_serving_runs_one_quantum_at_a_time(site: SiteProcess) ->
     update = site.control.get("/adapters/support/rounds/train-1/update").content
     assert peft_dir.digest(update) == report["update"]
     assert update != parent
-    training = site.control.get("/status").json()["training"]
+    training = site.status()["training"]
     assert training["hook_calls"]["busy"] > 0
     assert training["most_quanta_while_waiting"] <= 1
 
@@ -151,7 +152,7 @@ def test_promotions_under_load_lose_and_mix_nothing(site: SiteProcess) -> None:
     assert set(texts) == {"base", "support@v1", "support@v2", "support@v3"}
     assert all(len(answers) == 1 for answers in texts.values()), texts
     assert len({next(iter(answers)) for answers in texts.values()}) == 4
-    aliases = site.control.get("/status").json()["aliases"]["support"]
+    aliases = site.status()["aliases"]["support"]
     assert aliases == {"live": "support@v3", "previous": "support@v2", "shadow": None}
 
 

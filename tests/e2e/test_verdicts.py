@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from site_process import RANK, SiteProcess, random_adapter
+from site_process import SiteProcess
+from trial_site import RANK, random_adapter
 
 from umbel import peft_dir
 

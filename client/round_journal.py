@@ -1,0 +1,87 @@
+"""The rounds of training that a site was asked for: a part of its journal."""
+
+import sqlite3
+import time
+
+from umbel.errors import Conflict, NotFound
+from umbel.messages import JobState, RoundOrder, RoundReport
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS rounds (
+    key TEXT PRIMARY KEY, adapter TEXT NOT NULL, state TEXT NOT NULL, job TEXT NOT NULL, report TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL);
+"""
+
+
+class RoundJournal:
+    """Rounds by their keys, in the database of a `Journal`; each change is one transaction."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._db = database
+
+    def find(self, order: RoundOrder) -> RoundReport | None:
+        """How a round stands, if it is known; raise Conflict for the same key with another order."""
+        row = self._db.execute("SELECT job, report FROM rounds WHERE key = ?", (order.key,)).fetchone()
+        if row is None:
+            return None
+        if RoundOrder.model_validate_json(row[0]) != order:
+            raise Conflict(f"round {order.key} is already here with another parent or plan")
+        return RoundReport.model_validate_json(row[1])
+
+    def add(self, adapter: str, order: RoundOrder) -> RoundReport:
+        """Enter a round, or find it again; raise Conflict for the same key with another order."""
+        known = self.find(order)
+        if known is not None:
+            return known
+        report = RoundReport(key=order.key, state=JobState.QUEUED, parent=order.parent)
+        self._db.execute(
+            "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, 0, ?)",
+            (order.key, adapter, report.state, order.model_dump_json(), report.model_dump_json(), time.time()),
+        )
+        return report
+
+    def get(self, key: str) -> tuple[RoundOrder, RoundReport]:
+        row = self._db.execute("SELECT job, report FROM rounds WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise NotFound(f"round {key} is not known at this site; submit it again")
+        return RoundOrder.model_validate_json(row[0]), RoundReport.model_validate_json(row[1])
+
+    def adapter_of(self, key: str) -> str:
+        """Which adapter a round trains; raise NotFound."""
+        row = self._db.execute("SELECT adapter FROM rounds WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise NotFound(f"round {key} is not known at this site; submit it again")
+        return str(row[0])
+
+    def open(self, adapter: str | None = None) -> list[RoundOrder]:
+        """Rounds that are not finished, oldest first; of one adapter, or of all."""
+        rows = self._db.execute(
+            "SELECT job FROM rounds WHERE state IN (?, ?) AND adapter = coalesce(?, adapter) ORDER BY created",
+            (JobState.QUEUED, JobState.RUNNING, adapter),
+        )
+        return [RoundOrder.model_validate_json(job) for (job,) in rows]
+
+    def finished(self) -> list[str]:
+        """Keys of rounds that are over, newest first."""
+        rows = self._db.execute(
+            "SELECT key FROM rounds WHERE state NOT IN (?, ?) ORDER BY created DESC",
+            (JobState.QUEUED, JobState.RUNNING),
+        )
+        return [key for (key,) in rows]
+
+    def known(self) -> list[str]:
+        """Keys of all rounds, whatever became of them."""
+        return [key for (key,) in self._db.execute("SELECT key FROM rounds")]
+
+    def report(self, report: RoundReport) -> None:
+        self._db.execute(
+            "UPDATE rounds SET state = ?, report = ? WHERE key = ?",
+            (report.state, report.model_dump_json(), report.key),
+        )
+
+    def begin_attempt(self, key: str) -> int:
+        """Count an attempt at a round; how many there have been."""
+        row = self._db.execute(
+            "UPDATE rounds SET attempts = attempts + 1 WHERE key = ? RETURNING attempts", (key,)
+        ).fetchone()
+        return int(row[0])

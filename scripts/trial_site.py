@@ -1,0 +1,161 @@
+"""The site that end-to-end tests, benchmarks and rehearsals are about: its file, its adapters, and its control API.
+
+Who runs `umbel serve` over it, and what becomes of that process, is their affair.
+"""
+
+import base64
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from processes import ProcessError, free_port
+from pydantic import BaseModel
+
+from umbel import peft_dir
+from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.base import LINEARS, BaseFingerprint, linear_shapes
+from umbel.messages import RoundOrder, TrainPlan
+
+RANK = 8
+PATIENCE_S = 400.0
+LENIENT = """
+[shadow]
+max_loss_ratio = 100.0
+max_exact_drop = 1.0
+min_examples = 1
+"""
+"""For the end of a site file: where random adapters are to be promoted, a verdict is not what matters."""
+SITE_FILE = """
+[site]
+name = "{name}"
+state_dir = "state"
+[model]
+path = "{model}"
+served_name = "tiny"
+[[adapter]]
+name = "support"
+[engine]
+port = {port}
+dtype = "float32"
+max_lora_rank = {rank}
+drain_s = 5
+[engine.extra_args]
+max_total_tokens = 20000
+max_running_requests = 16
+[engine.env]
+OMP_NUM_THREADS = "1"
+[training]
+data = "train.jsonl"
+seq_len = 32
+micro_batch = 4
+{extra}
+"""
+
+
+class TrialSite:
+    """A tiny site in `folder`, spoken to as the centre and an operator speak to it. `extra` ends its site file."""
+
+    def __init__(
+        self, folder: Path, model: Path, name: str = "clinic-a", data: str | None = None, extra: str = ""
+    ) -> None:
+        self.folder, self.model, self.port = folder, model, free_port()
+        self.url, self.state_dir, self.file = f"http://127.0.0.1:{self.port}", folder / "state", folder / "site.toml"
+        folder.mkdir(parents=True, exist_ok=True)
+        examples = [{"prompt": f"ward {i}", "completion": f"room {i * 7 % 13}"} for i in range(40)]
+        (folder / "train.jsonl").write_text(data or "\n".join(map(json.dumps, examples)))
+        self.file.write_text(SITE_FILE.format(name=name, model=model, port=self.port, rank=RANK, extra=extra))
+        self.control = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.state_dir / "site.sock")), base_url="http://site", timeout=120
+        )
+        self._base = BaseFingerprint.of(model).digest
+
+    def status(self) -> dict[str, Any]:
+        """What `umbel status --json` shows; raises httpx.TransportError while nobody answers."""
+        found: dict[str, Any] = self.control.get("/status").json()
+        return found
+
+    def starts(self) -> int:
+        """How often this daemon's engine has started; 0 while it does not answer."""
+        try:
+            engine = self.status()["engine"]
+        except httpx.TransportError:
+            return 0
+        return int(engine["starts"]) if engine["ready"] else 0
+
+    def live(self) -> str:
+        """What answers users; `base` where no version does."""
+        return str(self.status()["aliases"]["support"]["live"] or "base")
+
+    def manifest(self, version: int, blob: bytes, **changes: Any) -> AdapterManifest:
+        """What a centre says of `support@v<version>`."""
+        fields: dict[str, Any] = {
+            "name": "support", "version": version, "digest": peft_dir.digest(blob), "base": self._base,
+            "lineage": "test", "round": version, "rank": RANK, "target_modules": LINEARS,
+        }  # fmt: skip
+        return AdapterManifest(**{**fields, **changes})
+
+    def push(self, manifest: AdapterManifest, blob: bytes) -> httpx.Response:
+        return self._post(f"/adapters/{manifest.name}/shadow", blob, {"x-umbel-manifest": manifest})
+
+    def wait_judged(self, ref: AdapterRef) -> dict[str, Any]:
+        """A version's report, once there is a verdict."""
+        return self._wait(f"/adapters/{ref}/shadow", ("judged", "live", "rejected", "retired"))
+
+    def promote(self, ref: AdapterRef) -> httpx.Response:
+        """As the operator, who may whatever the verdict is."""
+        return self.control.post(f"/adapters/{ref}/promote?forced=true")
+
+    def discard(self, ref: AdapterRef) -> httpx.Response:
+        return self.control.post(f"/adapters/{ref}/discard")
+
+    def roll_back(self) -> httpx.Response:
+        return self.control.post("/adapters/support/rollback")
+
+    def submit(self, key: str, blob: bytes, number: int = 1, **plan: Any) -> httpx.Response:
+        order = RoundOrder(
+            key=key, base=self._base, parent=peft_dir.digest(blob), round=number,
+            plan=TrainPlan(**{"rank": RANK, "steps": 4, "seconds": 120, **plan}),
+        )  # fmt: skip
+        return self._post(f"/adapters/support/rounds/{key}", blob, {"x-umbel-order": order})
+
+    def wait_round(self, key: str) -> dict[str, Any]:
+        """A round's report, once it has ended."""
+        return self._wait(f"/adapters/support/rounds/{key}", ("done", "failed", "cancelled"))
+
+    def _post(self, path: str, blob: bytes, header: dict[str, BaseModel]) -> httpx.Response:
+        coded = {key: base64.b64encode(message.model_dump_json().encode()).decode() for key, message in header.items()}
+        return self.control.post(path, content=blob, headers=coded)
+
+    def _wait(self, path: str, states: tuple[str, ...]) -> dict[str, Any]:
+        def report() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.control.get(path).raise_for_status().json()
+            return found if found["state"] in states else None
+
+        ended: dict[str, Any] = wait_until(report, f"{path}: the end")
+        return ended
+
+
+def random_adapter(model: Path, seed: int, b_std: float = 0.3) -> bytes:
+    """A canonical adapter that changes what the base says (b_std = 0: one that does not)."""
+    generator = np.random.default_rng(seed)
+    tensors: peft_dir.Tensors = {}
+    for module, (out_features, in_features) in linear_shapes(model, LINEARS).items():
+        a = generator.standard_normal((RANK, in_features)) / in_features**0.5
+        b = generator.standard_normal((out_features, RANK)) * b_std
+        tensors[peft_dir.key(module, "A")] = a.astype(np.float32)
+        tensors[peft_dir.key(module, "B")] = b.astype(np.float32)
+    return peft_dir.encode(tensors)
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
+    """The condition's first true value; raises ProcessError when time is up."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise ProcessError(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.2)
+    return value
