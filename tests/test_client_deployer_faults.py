@@ -38,7 +38,7 @@ def test_a_daemon_killed_between_journal_and_alias_file_serves_what_the_journal_
         async def killed(*_: object) -> None:
             raise Killed
 
-        monkeypatch.setattr(site.deployer, "_publish_table", killed)
+        monkeypatch.setattr(site.deployer.loading, "publish_table", killed)
         with pytest.raises(Killed):
             await site.deployer.promote(V2, forced=True)
         assert site.engine.answers("support") == "support@v1"

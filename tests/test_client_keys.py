@@ -129,12 +129,9 @@ def test_a_key_that_cannot_be_read_ends_the_daemon_at_its_start(tmp_path: Path, 
         SiteKeys(SiteSection(name="a", state_dir=tmp_path, **{name: path}))
 
 
-def test_the_control_api_passes_the_signature_on(run: Run) -> None:
+def test_the_control_api_passes_the_signature_on(run: Run, tmp_path: Path) -> None:
     async def story(queue: Queue) -> None:
-        hello = SimpleNamespace(adapters=("support",))
-        site: Any = SimpleNamespace(
-            config=SimpleNamespace(site=SimpleNamespace(name="clinic-a")), jobs=queue.jobs, hello=lambda: hello
-        )
+        site: Any = SimpleNamespace(config=site_config(tmp_path), jobs=queue.jobs)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(control_api(site)), base_url="http://site") as http:
             post = partial(http.post, "/adapters/support/rounds/r1", content=PARENT)
             headers = {"x-umbel-order": base64.b64encode(order("r1").model_dump_json().encode()).decode()}
