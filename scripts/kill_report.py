@@ -24,6 +24,10 @@ class Row:
     answers: str = ""
     """What answered the user afterwards."""
 
+    def __str__(self) -> str:
+        how = "recovered" if self.recovered else "NOT RECOVERED"
+        return f"{self.killed} killed at {self.point}: {how}, {self.answers} answers; {self.silence_s:.1f} s of silence"
+
 
 def write(page: Path, rows: list[Row], cases: int) -> None:
     """Put the table between the page's markers; columns of processes that were not killed this time stay.

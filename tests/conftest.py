@@ -22,6 +22,16 @@ NEEDS = {
 }  # fmt: skip
 collect_ignore_glob = [glob for needed in NEEDS if not importlib.util.find_spec(needed) for glob in NEEDS[needed]]
 
+NO_ENGINE = ("test_fleet.py", "test_rounds.py")
+"""End-to-end tests that start no SGLang."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lanes of `scripts/test`, which has two workers: one SGLang at a time; a file shares its fixtures."""
+    for item in items:
+        starts_engine = item.get_closest_marker("e2e") and item.path.name not in NO_ENGINE
+        item.add_marker(pytest.mark.xdist_group("sglang" if starts_engine else item.path.name))
+
 
 @pytest.fixture
 def sockets() -> Iterator[Path]:

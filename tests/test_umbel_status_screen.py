@@ -137,6 +137,7 @@ def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
         ({"aliases": {"support": {"live": None, "previous": "support@v1", "shadow": None}},
           "answering": {"support": {"since": NOW, "event": "taken back: the base answers"}}},
          "taken back: the base answers"),
+        ({"recovered": ["support@v12 is damaged and was forgotten"]}, "recovered  support@v12 is damaged"),
         ({"versions": {"support@v13": version("judged", "keep")}}, "judged: keep; held-out loss 1.2041"),
         ({"engine": {"ready": False, "starts": 1, "since": None, "url": None}, "training": None},
          "paused: the engine is starting"),

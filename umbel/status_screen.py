@@ -45,6 +45,8 @@ def _now(report: Report) -> Iterator[Row]:
         yield "latency", Text(_latency(report["training"] or {}))
         yield "training", _training(report)
     yield "rounds", Text(f"waiting or running: {', '.join(report['open_rounds']) or 'none'}")
+    if report.get("recovered"):
+        yield "recovered", Text("\n".join(report["recovered"]), "yellow")
 
 
 def _engine(report: Report, site_file: str, now: float) -> Text:
