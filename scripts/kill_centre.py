@@ -44,10 +44,11 @@ class Centre:
         return self._reached(point)
 
     def finish(self) -> None:
-        """Let the last round be promoted, whatever cut it off."""
-        promoted = len(self._events("round.promoted"))
+        """Let the last round be promoted, whatever cut it off, and the run end: it asks nothing of the site any more."""
+        promoted, ended = len(self._events("round.promoted")), len(self._events("run.finished"))
         self._run("")
         wait_until(lambda: len(self._events("round.promoted")) > promoted, "a round that is promoted")
+        wait_until(lambda: len(self._events("run.finished")) > ended, "the run's end")
 
     def _reached(self, point: Point) -> bool:
         """Whether what comes before the point is there, and what comes after it is not."""

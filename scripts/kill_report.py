@@ -30,7 +30,7 @@ class Row:
 
 
 def write(page: Path, rows: list[Row], cases: int) -> None:
-    """Put the table between the page's markers; columns of processes that were not killed this time stay.
+    """Put the table between the page's markers; deaths that were not tried this time stay.
 
     Raises ValueError where the markers are missing.
     """
@@ -39,8 +39,8 @@ def write(page: Path, rows: list[Row], cases: int) -> None:
         raise ValueError(f"{page}: expected the lines {BEGIN!r} and {END!r} once each; the table goes between them")
     before, rest = content.split(BEGIN)
     table, after = rest.split(END)
-    killed = {row.killed for row in rows}
-    rows = [*(row for row in read(table) if row.killed not in killed), *rows]
+    tried = {(row.point, row.killed) for row in rows}
+    rows = [*(row for row in read(table) if (row.point, row.killed) not in tried), *rows]
     replace_durably(page, f"{before}{BEGIN}\n{text(rows, cases)}\n{END}{after}".encode())
 
 

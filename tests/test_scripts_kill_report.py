@@ -1,4 +1,4 @@
-"""The kill matrix's table in docs/operations.md: what one run says replaces what it killed anew, and nothing else."""
+"""The kill matrix's table in docs/operations.md: a run replaces the rows of what it tried anew, and nothing else."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from kill_report import BEGIN, END, Row, read, write
 
 
-def test_columns_of_what_was_not_killed_this_time_stay(tmp_path: Path) -> None:
+def test_deaths_that_were_not_tried_this_time_stay(tmp_path: Path) -> None:
     page = tmp_path / "operations.md"
     page.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
     write(page, [Row("swept", "site", True, 44.0, "v1"), Row("load.done", "engine", True, 31.0, "v1")], 9)
