@@ -17,10 +17,10 @@ from serving.engine import Engine
 from serving.supervisor import Supervisor
 from umbel import faults
 from umbel.adapter import AdapterRef, Lifecycle
-from umbel.config import ShadowSection
 from umbel.errors import AdapterError, Conflict, EngineError, EngineGone, TrainingError
 from umbel.faults import Point, reach
 from umbel.messages import ShadowReport, ShadowState
+from umbel.site_sections import ShadowSection
 
 NOTICE_S = 2.0
 

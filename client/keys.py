@@ -2,8 +2,8 @@
 
 from umbel import signing
 from umbel.adapter import AdapterManifest
-from umbel.config import SiteSection
 from umbel.messages import RoundOrder, RoundReport, Submit, UpdateStatement
+from umbel.site_sections import SiteSection
 
 
 class SiteKeys:

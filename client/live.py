@@ -23,9 +23,10 @@ from typing import Self
 
 from client.scrub import Scrubber
 from serving.consent import SETTINGS, ConsentSettings, Example
-from umbel.config import LiveSection, SiteConfig
+from umbel.config import SiteConfig
 from umbel.errors import Conflict, NotFound
 from umbel.peft_dir import replace_durably
+from umbel.site_sections import LiveSection
 
 DATABASE, KEY, RELEASED = "live.sqlite3", "live.key", "live.jsonl"
 """In the state directory."""

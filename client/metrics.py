@@ -12,9 +12,9 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from client.journal import BY_ITSELF, LIVE_AGAIN, ROLLED_BACK, TAKEN_BACK
-from umbel.config import MetricsSection
 from umbel.errors import ConfigError
 from umbel.metrics import ONE, Metric, Totals, Values, families
+from umbel.site_sections import MetricsSection
 
 SCRAPE_TIMEOUT_S = 8.0
 """Below the 10 s that Prometheus waits; what the engine does not answer by then is missing, and no thread piles up."""

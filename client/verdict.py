@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.scores import Scores
-from umbel.config import ShadowSection
 from umbel.messages import Evaluation, Verdict
+from umbel.site_sections import ShadowSection
 
 RESAMPLES = 2000
 SEED = 0

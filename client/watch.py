@@ -15,9 +15,9 @@ from serving.router import BASE_LABEL
 from serving.supervisor import Supervisor
 from serving.traffic_report import TrafficReport, VersionTraffic
 from umbel.adapter import AdapterRef, Lifecycle
-from umbel.config import ShadowSection
 from umbel.errors import EngineError, EngineGone
 from umbel.messages import Verdict
+from umbel.site_sections import ShadowSection
 
 POLL_S = 2.0
 """Between two questions to the router; an answer is a few kilobytes."""

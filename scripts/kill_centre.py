@@ -44,7 +44,7 @@ class Centre:
         return self._reached(point)
 
     def finish(self) -> None:
-        """Let the last round be promoted, whatever cut it off, and the run end: it asks nothing of the site any more."""
+        """Let the last round be promoted, whatever cut it off, and the run end: it asks nothing more of the site."""
         promoted, ended = len(self._events("round.promoted")), len(self._events("run.finished"))
         self._run("")
         wait_until(lambda: len(self._events("round.promoted")) > promoted, "a round that is promoted")

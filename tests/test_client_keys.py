@@ -21,9 +21,10 @@ from tests import toy_cotrainer
 from tests.toy_cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
 from tests.toy_engine import site_config
 from umbel import signing
-from umbel.config import SiteConfig, SiteSection
+from umbel.config import SiteConfig
 from umbel.errors import AdapterError, ConfigError, NotFound
 from umbel.messages import JobState, RoundOrder, RoundReport, Submit, TrainPlan, UpdateStatement
+from umbel.site_sections import SiteSection
 
 CENTRE, SITE, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (1, 2, 3))
 

@@ -12,8 +12,9 @@ from client.live import LiveStore, pseudonym
 from serving.consent import SETTINGS, ConsentSettings, Example
 from tests.test_umbel_cli import SITE
 from umbel.cli import app
-from umbel.config import LiveSection, SiteConfig
+from umbel.config import SiteConfig
 from umbel.errors import Conflict, NotFound
+from umbel.site_sections import LiveSection
 
 HOUR, DAY = 3600.0, 86400.0
 

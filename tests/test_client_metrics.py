@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from client.journal import BY_ITSELF
 from client.metrics import METRICS, Endpoint, SiteCollector
 from tests.exposition import counters, lint, samples
-from umbel.config import MetricsSection
 from umbel.errors import ConfigError
+from umbel.site_sections import MetricsSection
 
 STATUS: dict[str, Any] = {
     "site": "clinic-a",

@@ -8,8 +8,8 @@ import pytest
 
 from client.verdict import Probe, judge
 from serving.scores import Scores
-from umbel.config import ShadowSection
 from umbel.messages import Verdict
+from umbel.site_sections import ShadowSection
 
 EXAMPLES = 64
 

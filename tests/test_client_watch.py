@@ -14,8 +14,8 @@ from client.watch import Watch
 from serving.traffic_report import TrafficReport, VersionTraffic
 from tests.test_client_journal import make_live, report
 from umbel.adapter import AdapterRef
-from umbel.config import ShadowSection
 from umbel.messages import ShadowState
+from umbel.site_sections import ShadowSection
 
 V1, V2 = (AdapterRef("support", version) for version in (1, 2))
 BEFORE = VersionTraffic(requests=200)

@@ -19,7 +19,8 @@ from serving.consent import CHAT, EXAMPLES, SETTINGS, Consent, ConsentSettings
 from serving.router import Receive, Router, Scope, Send, apply_pin
 from tests.test_serving_router import KEY, TABLE
 from tests.toy_engine import site_config
-from umbel.config import LiveSection, SiteConfig
+from umbel.config import SiteConfig
+from umbel.site_sections import LiveSection
 
 AGREED = {"x-umbel-consent": "train"}
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from umbel.base import LINEARS
-from umbel.config import OWNED_FLAGS, UNSERVED_FLAGS, SiteConfig
+from umbel.config import SiteConfig
 from umbel.errors import ConfigError, UnsupportedModel
+from umbel.site_sections import OWNED_FLAGS, UNSERVED_FLAGS
 
 REPOSITORY = Path(__file__).parents[1]
 GOOD = """
