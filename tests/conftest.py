@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 # Each environment runs what can be imported there; between the two every file is run.
 NEEDS = {
@@ -22,15 +24,21 @@ NEEDS = {
 }  # fmt: skip
 collect_ignore_glob = [glob for needed in NEEDS if not importlib.util.find_spec(needed) for glob in NEEDS[needed]]
 
-NO_ENGINE = ("test_fleet.py", "test_rounds.py")
+NO_ENGINE = ("test_fleet.py", "test_rounds.py", "test_secure.py")
 """End-to-end tests that start no SGLang."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lanes of `scripts/test`, which has two workers: one SGLang at a time; a file shares its fixtures."""
-    for item in items:
-        starts_engine = item.get_closest_marker("e2e") and item.path.name not in NO_ENGINE
-        item.add_marker(pytest.mark.xdist_group("sglang" if starts_engine else item.path.name))
+class Lanes(LoadScopeScheduling):
+    """Which tests go to one worker: those of a file, which share its fixtures; and all that start an SGLang."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return "sglang" if file.parent.name == "e2e" and file.name not in NO_ENGINE else str(file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    """For `scripts/test`, which has two workers."""
+    return Lanes(config, log)
 
 
 @pytest.fixture
