@@ -1,6 +1,6 @@
 """Kill a real site and a real centre at every step of a version's life, and see which version answers afterwards.
 
-    scripts/kill_matrix [--minutes 45] [--only site engine centre]
+    scripts/kill_matrix [--minutes 45] [--only site engine centre] [--points load.begun reject.told]
 
 One tiny site (SGLang on the CPU), one user who never stops asking, Flower and a registry. Each death is one of the site
 daemon, of the engine alone, or of the ServerApp. A start is the recovery of one death and the beginning of the next.
@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/kill_matrix", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=45.0, help="begin no further death after these (default 45)")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
+    points = [case.point for case in SITE]
+    parser.add_argument("--points", nargs="+", choices=points, default=points, help="of site and engine; default: all")
     options = parser.parse_args()
     import tiny_base
 
@@ -124,7 +126,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="umbel-"))
     processes = Processes(folder / "logs")
     rows: list[Row] = []
-    matrix = Matrix(Site(folder / "site", model, processes), processes)
+    matrix = Matrix(Site(folder / "site", model, processes), processes, options.points)
     began = time.monotonic()
     try:
         for index, name in enumerate(options.only, start=1):
@@ -148,9 +150,11 @@ def main() -> int:
 class Matrix:
     """The deaths, one kind of process after the other; each yields its rows."""
 
-    def __init__(self, site: Site, processes: Processes) -> None:
+    def __init__(self, site: Site, processes: Processes, points: Collection[str]) -> None:
         self._site, self._processes = site, processes
         self._stories = Stories(site)
+        self._of_site = [case for case in SITE if case.point in points]
+        self._of_engine = [case for case in ENGINE if case.point in points]
         self.deadline = 0.0
         """After this (time.monotonic) no further death begins."""
 
@@ -177,7 +181,7 @@ class Matrix:
         self._begin("")
         self._need_a_version_before()
         self._begin(",".join(f"{point}:{time}@engine" for point, time in self._plan()))
-        for case in ENGINE:
+        for case in self._of_engine:
             if time.monotonic() > self.deadline:
                 break
             began, starts = time.monotonic(), self._site.starts()
@@ -192,19 +196,18 @@ class Matrix:
             self._stories.settled_on = answers
             yield Row(case.point, "engine", right, self._silence(began), answers)
 
-    @staticmethod
-    def _plan() -> Iterator[tuple[Point, int]]:
+    def _plan(self) -> Iterator[tuple[Point, int]]:
         """Each point with the number of times that it has been reached when its case comes."""
         told = dict.fromkeys((Stories.deploy, Stories.roll_back, Stories.train, Stories.reject), 0)
-        for case in ENGINE:
+        for case in self._of_engine:
             told[case.story] += 1
             yield case.point, told[case.story]
 
     def site(self) -> Iterator[Row]:
         """The daemon dies, and its engine with it; the next daemon makes good."""
         yield from self._starts()
-        self._begin(SITE[0].point)
-        for case, following in zip(SITE, [*SITE[1:], None], strict=True):
+        self._begin(self._of_site[0].point)
+        for case, following in zip(self._of_site, [*self._of_site[1:], None], strict=True):
             began = time.monotonic()
             done = following is None or began > self.deadline
             try:
