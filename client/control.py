@@ -101,9 +101,9 @@ async def keep(example: Example, request: Request) -> dict[str, int]:
 
 
 @routes.post("/adapters/{name}/rollback")
-async def roll_back(name: str, request: Request, instead_of: str | None = None) -> LiveVersion:
+async def roll_back(name: str, request: Request, instead_of: str | None = None, forced: bool = False) -> LiveVersion:
     only_if = AdapterRef.parse(instead_of) if instead_of else None
-    return LiveVersion(live=await _site(request).deployer.roll_back(name, only_if))
+    return LiveVersion(live=await _site(request).deployer.roll_back(name, only_if, forced=forced))
 
 
 def _site(request: Request) -> "Site":

@@ -123,10 +123,11 @@ class Deployer:
             event = "promoted" if _is_in_favour(version) else "promoted by the operator"
             return await self._promote(version, event)
 
-    async def roll_back(self, name: str, instead_of: AdapterRef | None = None) -> str | None:
+    async def roll_back(self, name: str, instead_of: AdapterRef | None = None, *, forced: bool = False) -> str | None:
         """Make what answered before answer the users again; what that is: a version, or None for the base.
 
-        With `instead_of`: only while that version answers, so that asking twice goes back once.
+        With `instead_of`: only while that version answers, so that asking twice goes back once. Raises Conflict for
+        what the site went back from by itself, unless its operator has `forced` it.
         """
         self._config.require_adapter(name)
         async with self._moving:
@@ -137,6 +138,11 @@ class Deployer:
             if previous is not None:
                 undone = previous in self._journal.refused(name, limit=-1)  # the second of two says nothing against
                 left, version = "" if undone else ROLLED_BACK, self._journal.get(previous)
+                if version.report.taken_back and not forced:
+                    raise Conflict(
+                        f"{previous} answered before {live or 'the base'}, and this site went back from it by itself: "
+                        f"{version.report.taken_back}; `umbel rollback SITE_FILE {name} --force` does it all the same"
+                    )
                 return (await self._make_live(version, LIVE_AGAIN, faults.ROLL_BACK, left)).ref
             if live is None:
                 raise NotFound(f"{name}: the base answers, and no version ever did; there is nothing to roll back to")
@@ -286,8 +292,8 @@ def _require_in_favour(version: Version) -> None:
     if not _is_in_favour(version):
         why = f"{verdict.decision}: {'; '.join(verdict.reasons)}" if verdict else "not given yet"
         raise Conflict(
-            f"{version.ref}: this site's own verdict is {why}; only its operator promotes it all the same, with "
-            f"`umbel promote SITE_FILE {version.ref}`"
+            f"{version.ref}: this site's own verdict is {why}; only its operator promotes it all the same, while it is "
+            f"a shadow, with `umbel promote SITE_FILE {version.ref}`"
         )
 
 

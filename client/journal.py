@@ -162,9 +162,11 @@ class Journal:
     def forget(self, ref: AdapterRef, event: str) -> None:
         """Take a version out, as if it had never come; what was live before it, or the base, answers in its place.
 
-        One transaction. It may be pushed again.
+        One transaction. It may be pushed again. What this site went back from does not answer again by such a damage.
         """
         live, previous = self.alias(ref.name, "live"), self.alias(ref.name, "previous")
+        if previous in self.refused(ref.name, limit=-1):
+            previous = None
         with self._transaction():
             self._db.execute("DELETE FROM versions WHERE adapter = ? AND version = ?", (ref.name, ref.version))
             self._db.execute("DELETE FROM aliases WHERE adapter = ? AND version = ?", (ref.name, ref.version))

@@ -20,6 +20,9 @@ from umbel.messages import Hello, Restored
 ASK_S = 30.0
 """Between rounds, a site that does not say within this long how it stands is left to the next time."""
 
+OWN_WORD = "Conflict"
+"""The error of a site that is against a version; any other is a failure, such as a signature that is not there."""
+
 
 @dataclass(frozen=True)
 class Reconciled:
@@ -66,10 +69,11 @@ def reconcile(
         _bring(registry, wanted, target, pushed), exchange.clock() + grace_s, group=f"restore {wanted}",
         sites=apart.keys() - against.keys(),
     )  # fmt: skip
-    refusing = outcome.left_out.keys() - outcome.late
+    refusing = {site for site, why in outcome.left_out.items() if why.startswith(OWN_WORD)} - outcome.late
+    failing = outcome.left_out.keys() - refusing
     exchange.converse(  # what was measured there and not wanted does not stay loaded
         lambda _: dialogues.discard(str(wanted)), exchange.clock() + grace_s, group=f"discard {wanted}",
-        sites=refusing & pushed,
+        sites=(refusing | failing) - outcome.late & pushed,
     )  # fmt: skip
     kept = dict.fromkeys(against, f"it has rejected {wanted}, or went back from it by itself")
     return Reconciled(
@@ -77,7 +81,7 @@ def reconcile(
         already=tuple(sorted(site for site, hello in asked.answers.items() if hello.live.get(name) == target)),
         brought={site: apart[site].live.get(name) or "base" for site in sorted(outcome.answers)},
         kept=kept | {site: outcome.left_out[site] for site in sorted(refusing)},
-        missed=asked.left_out | {site: outcome.left_out[site] for site in sorted(outcome.late)},
+        missed=asked.left_out | {site: outcome.left_out[site] for site in sorted(failing)},
     )
 
 

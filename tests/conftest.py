@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from xdist.scheduler.loadscope import LoadScopeScheduling
 
 # Each environment runs what can be imported there; between the two every file is run.
 NEEDS = {
@@ -23,22 +21,6 @@ NEEDS = {
              "test_recovery_centre.py", "e2e/test_secure.py"],
 }  # fmt: skip
 collect_ignore_glob = [glob for needed in NEEDS if not importlib.util.find_spec(needed) for glob in NEEDS[needed]]
-
-NO_ENGINE = ("test_fleet.py", "test_rounds.py", "test_secure.py")
-"""End-to-end tests that start no SGLang."""
-
-
-class Lanes(LoadScopeScheduling):
-    """Which tests go to one worker: those of a file, which share its fixtures; and all that start an SGLang."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = Path(nodeid.partition("::")[0])
-        return "sglang" if file.parent.name == "e2e" and file.name not in NO_ENGINE else str(file)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
-    """For `scripts/test`, which has two workers."""
-    return Lanes(config, log)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from serving.traffic_report import VersionTraffic
 from tests.toy_deployment import Deployment, quick, run, until
 from tests.toy_engine import ALIASES, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
+from umbel.errors import Conflict
 from umbel.messages import ShadowState
 
 V1, V2, V3 = (AdapterRef("support", version) for version in (1, 2, 3))
@@ -95,7 +96,9 @@ def test_not_twice(tmp_path: Path, machine: ToyMachine) -> None:
             assert set(await site.users(*USERS)) == {"error"}
         await site.quiet()
         assert site.engine.answers("support") == "support@v1"
-        assert await site.deployer.roll_back("support") == "support@v2", "an operator may"
+        with pytest.raises(Conflict, match=r"support@v2 .* went back from it by itself: worse than .*--force"):
+            await site.deployer.roll_back("support")
+        assert await site.deployer.roll_back("support", forced=True) == "support@v2", "an operator may"
         assert site.deployer.report(V2).taken_back == ""
         await site.quiet()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from client.journal import Journal, Promotion
+from client.journal import LIVE_AGAIN, ROLLED_BACK, Journal, Promotion
 from serving.traffic_report import VersionTraffic
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.errors import AdapterError, Conflict, NotFound
@@ -208,3 +208,12 @@ def test_where_the_base_answered_nothing_is_previous(journal: Journal) -> None:
     assert aliases(journal) == (None, V1)
     make_live(journal, V2)
     assert aliases(journal) == (V2, None)
+
+
+def test_what_the_site_went_back_from_does_not_answer_again_by_a_damage(journal: Journal) -> None:
+    for ref in (V1, V2):
+        make_live(journal, ref)
+    journal.make_live(V1, report(V1, ShadowState.LIVE), None, LIVE_AGAIN, left=ROLLED_BACK)
+    assert aliases(journal) == (V1, V2)
+    journal.forget(V1, "forgotten: its files are damaged")
+    assert aliases(journal) == (None, V2), "the base"

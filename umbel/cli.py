@@ -88,10 +88,15 @@ def status(site_file: SiteFile, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def rollback(site_file: SiteFile, adapter: Annotated[str, typer.Argument(help="Such as support.")]) -> None:
+def rollback(
+    site_file: SiteFile,
+    adapter: Annotated[str, typer.Argument(help="Such as support.")],
+    force: Annotated[bool, typer.Option("--force", help="Also to what this site went back from by itself.")] = False,
+) -> None:
     """Make what answered before answer users again, now: the previous version, or the base before the first one."""
     with explained():
-        reply = _ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback")
+        forced = "?forced=true" if force else ""
+        reply = _ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback{forced}")
         print(f"{adapter}: {reply['live'] or 'the base'} answers users again; once more would take this back")
 
 

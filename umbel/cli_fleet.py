@@ -1,6 +1,7 @@
 """`umbel fleet …`: what all sites answer with, moved from the centre in one command."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,9 +27,11 @@ def rollback(
 ) -> None:
     """Point head and live back to what was live before, and bring every site there; once more would take this back."""
     with explained():
-        command = _command(app, federation, registry, adapter, run_config)
+        command, because = _command(app, federation, registry, adapter, run_config), reason(why)
         with closing(import_part("server.registry", extra="server").AdapterRegistry(registry)) as opened:
-            back = opened.roll_back(adapter, who=who(), why=reason(why))
+            if not _busy(opened):
+                _require_superlink(command[0], federation)
+            back = opened.roll_back(adapter, who=who(), why=because)
             print(f"{adapter}: {back} is live again at the centre")
             _follow(opened, adapter, command)
 
@@ -58,6 +61,15 @@ def _command(app: Path, federation: str, registry: Path, adapter: str, more: str
     return [flwr, "run", str(app), *[federation] * bool(federation), "--stream", "--run-config", settings]
 
 
+def _require_superlink(flwr: str, federation: str) -> None:
+    """Raise ConfigError before anything has been moved, where a run could not even be submitted."""
+    asked = [flwr, "list", *[federation] * bool(federation), "--limit", "1"]
+    ended = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        said = " ".join(re.sub(r"[\u2500-\u257f]", " ", ended.stderr or ended.stdout).split())  # without its frame
+        raise ConfigError(f"nothing was moved: `flwr {' '.join(asked[1:])}` says: {said}")
+
+
 def _follow(registry: Any, adapter: str, command: list[str]) -> None:
     """Run it, and say what became of each site; exit status 1 when one could not be reached."""
     if _busy(registry):
@@ -70,8 +82,9 @@ def _follow(registry: Any, adapter: str, command: list[str]) -> None:
     found = next((event for event in reversed(told) if event["event"] == "fleet.reconciled"), None)
     if ended.returncode or found is None or told[-1]["event"] != "run.finished":
         raise ConfigError(
-            f"{adapter}: the run did not come to its end, `flwr list` and `flwr log` say why; the registry's aliases "
-            f"stay as they are, and `umbel fleet reconcile {adapter} …` tries again"
+            f"{adapter}: the run did not come to its end, `flwr list` and `flwr log` say why; the registry says that "
+            f"{registry.aliases(adapter)['live']} is live, and `umbel fleet reconcile {adapter} …` brings the sites "
+            "there (another roll-back would take this one back)"
         )
     print("\n".join(_lines(found)))
     if found["missed"]:
@@ -97,5 +110,6 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{site}: {live} answers, instead of {before}" for site, before in found["brought"].items()]
     lines += [f"{site}: {live} answered already" for site in found["already"]]
     lines += [f"{site}: keeps what it has: {why}" for site, why in found["kept"].items()]
-    lines += [f"{site}: not reached, follows with the next run: {why}" for site, why in found["missed"].items()]
+    later = "not brought there, tried again with the next run"
+    lines += [f"{site}: {later}: {why}" for site, why in found["missed"].items()]
     return sorted(lines) or ["no site is online; each follows with the next run"]

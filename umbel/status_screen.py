@@ -55,7 +55,7 @@ def _engine(report: Report, site_file: str, now: float) -> Text:
         command = f"umbel serve {shlex.quote(site_file)}"
         return Text.assemble(("not running", "bold red"), f"; this is what its journal says. To start it: {command}")
     if not engine["ready"]:
-        return Text.assemble(("engine starting", "bold yellow"), "; users get 503 until it is ready")
+        return Text.assemble(("engine starting", "bold yellow"), "; users get no answer until it is ready")
     starts = f", start {engine['starts']}" if engine["starts"] > 1 else ""
     since = _since(engine["since"], now)
     return Text.assemble(("engine ready", "bold green"), f" at {engine['url']}, since {since}{starts}")
@@ -72,12 +72,14 @@ def _answers(report: Report, adapter: str, now: float) -> Text:
 def _versions(report: Report, adapter: str, site_file: str) -> Iterator[Row]:
     """Of one adapter."""
     aliases = report["aliases"][adapter]
-    yield "why", Text(_why(report, aliases["live"], report["answering"][adapter]["event"]))
+    bad = report["versions"].get(aliases["previous"], {}).get("taken_back")
+    why = _why(report, aliases["live"], report["answering"][adapter]["event"])
+    yield "why", Text(f"{aliases['previous']} was rolled back by itself: {bad}; {why}" if bad else why)
     for alias, ref in aliases.items():
         if alias not in ("live", "previous") and ref:
             yield alias, Text(f"{ref} {_judged(report, ref)}")
     if aliases["previous"] or aliases["live"]:
-        command = f"umbel rollback {shlex.quote(site_file)} {adapter}"
+        command = f"umbel rollback {shlex.quote(site_file)} {adapter}{' --force' if bad else ''}"
         yield "go back", Text(f"to {aliases['previous'] or 'the base'}: {command}")
     backs = [f"{_date(at)} {adapter}@v{version} {event}" for at, event, version in report["roll_backs"][adapter]]
     if backs:
