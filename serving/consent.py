@@ -156,7 +156,10 @@ class Consent:
         self._forget_old()
         answer = self._answers.pop(offer.id, None)
         if answer is None:
-            message = f"There is no answer {offer.id!r} that could be kept: it needs the header and a 'user', too."
+            message = (
+                f"There is no answer {offer.id!r} that could be kept: one of the last hour, from {CHAT}, asked with "
+                "the header and a 'user', and come to its own end rather than cut by max_tokens."
+            )
             return await asgi.error(send, 404, message, "invalid_request_error")
         example = answer.example
         if offer.correction is not None:

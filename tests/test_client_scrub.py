@@ -12,7 +12,7 @@ from umbel.errors import ConfigError
 
 def test_without_presidio_the_line_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(ConfigError, match=r"\[live\].enabled needs spacy.*pip install 'umbel\[live\]'"):
+    with pytest.raises(ConfigError, match=r"\[live\].enabled needs spacy.*pip install -e '\.\[site,live\]'"):
         load()
 
 
