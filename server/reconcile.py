@@ -73,7 +73,7 @@ def reconcile(
     failing = outcome.left_out.keys() - refusing
     exchange.converse(  # what was measured there and not wanted does not stay loaded
         lambda _: dialogues.discard(str(wanted)), exchange.clock() + grace_s, group=f"discard {wanted}",
-        sites=(refusing | failing) - outcome.late & pushed,
+        sites=(outcome.left_out.keys() - outcome.late) & pushed,
     )  # fmt: skip
     kept = dict.fromkeys(against, f"it has rejected {wanted}, or went back from it by itself")
     return Reconciled(
