@@ -1,19 +1,17 @@
 """The control API of a site: JSON bodies from `umbel.messages`, adapters as raw bytes, on the daemon's Unix socket."""
 
 import base64
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel, ValidationError
 
-from serving.consent import Example
+from client.site import Site
+from serving.user_example import Example
 from umbel import http_errors
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import Conflict, EngineError, NotFound, TrainingError, WireError
 from umbel.messages import Hello, LiveVersion, Restored, RoundOrder, RoundReport, ShadowReport
-
-if TYPE_CHECKING:
-    from client.daemon import Site
 
 MAX_ADAPTER_BYTES = 4 << 30
 STATUS = {NotFound: 404, Conflict: 409, TrainingError: 409, EngineError: 503}
@@ -22,7 +20,7 @@ STATUS = {NotFound: 404, Conflict: 409, TrainingError: 409, EngineError: 503}
 routes = APIRouter()
 
 
-def control_api(site: "Site") -> FastAPI:
+def control_api(site: Site) -> FastAPI:
     """The application that speaks for one site."""
     api = FastAPI(title="umbel site", docs_url=None, redoc_url=None, openapi_url=None)
     api.state.site = site
@@ -106,7 +104,7 @@ async def roll_back(name: str, request: Request, instead_of: str | None = None, 
     return LiveVersion(live=await _site(request).deployer.roll_back(name, only_if, forced=forced))
 
 
-def _site(request: Request) -> "Site":
+def _site(request: Request) -> Site:
     site: Site = request.app.state.site
     return site
 

@@ -10,15 +10,14 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from client.admission import validate
-from client.evidence import Evidence
 from client.jobs import Jobs
 from client.journal import LIVE_AGAIN, ROLLED_BACK, TAKEN_BACK, Journal, Version
-from client.judging import Judging
+from client.judging import Evidence, Judging
 from client.keys import SiteKeys
 from client.loading import Loading
 from client.personal import served
-from client.recovery import directory, forget_damaged, sweep
+from client.recovery import forget_damaged, sweep
+from client.version_files import directory, validate
 from client.watch import Watch
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor

@@ -5,18 +5,21 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 
-from client.evidence import Evidence
+from client.jobs import Jobs
 from client.journal import Journal
 from client.loading import Loading
-from client.verdict import judge
+from client.verdict import Probe, judge
 from client.watch import Watch, with_traffic
 from serving.engine import Engine
+from serving.scores import Scores
 from serving.supervisor import Supervisor
 from umbel import faults
 from umbel.adapter import AdapterRef, Lifecycle
+from umbel.config import SiteConfig
 from umbel.errors import AdapterError, Conflict, EngineError, EngineGone, TrainingError
 from umbel.faults import Point, reach
 from umbel.messages import ShadowReport, ShadowState
@@ -28,6 +31,47 @@ Discard = Callable[[AdapterRef, str], Awaitable[object]]
 """Of a version, for a reason; raises Conflict where it answers users, or did."""
 
 logger = logging.getLogger(__name__)
+
+
+class Evidence:
+    """Asks the co-trainer, and remembers what it said of versions that still matter. `folder` says where one lies."""
+
+    def __init__(self, config: SiteConfig, journal: Journal, jobs: Jobs, folder: Callable[[AdapterRef], Path]) -> None:
+        self._config = config
+        self._journal = journal
+        self._jobs = jobs
+        self._folder = folder
+        self._known: dict[tuple[AdapterRef | None, str | None], Scores] = {}
+
+    async def probe(self, ref: AdapterRef) -> Probe:
+        """Base, live and shadow on the held-out examples; on each guard the shadow and what answers users now.
+
+        Raises EngineGone, TrainingError.
+        """
+        live = self._journal.alias(ref.name, "live")
+        subjects: dict[str, AdapterRef | None] = {"base": None, **({"live": live} if live else {}), "shadow": ref}
+        rivals = {role: subjects[role] for role in ("live" if live else "base", "shadow")}
+        probe = Probe(
+            {role: await self._scores(subject) for role, subject in subjects.items()},
+            {
+                guard.name: {role: await self._scores(subject, guard.name) for role, subject in rivals.items()}
+                for guard in self._config.shadow.guard
+            },
+        )
+        if self._journal.alias(ref.name, "live") != live:  # the evidence is against what answers users no more
+            return await self.probe(ref)
+        self._known = {asked: scores for asked, scores in self._known.items() if asked[0] in subjects.values()}
+        return probe
+
+    def forget(self) -> None:
+        """Ask anew from now on: what was measured may not be what lies there."""
+        self._known.clear()
+
+    async def _scores(self, subject: AdapterRef | None, guard: str | None = None) -> Scores:
+        """What is known already is not asked again."""
+        if (subject, guard) not in self._known:
+            self._known[subject, guard] = await self._jobs.evaluate(self._folder(subject) if subject else None, guard)
+        return self._known[subject, guard]
 
 
 class Judging:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Self
 
 from client.scrub import Scrubber
-from serving.consent import SETTINGS, ConsentSettings, Example
+from serving.user_example import SETTINGS, ConsentSettings, Example
 from umbel.config import SiteConfig
 from umbel.errors import Conflict, NotFound
 from umbel.peft_dir import replace_durably

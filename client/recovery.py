@@ -5,54 +5,19 @@ next hello, and a version that was forgotten may be pushed again as if it had ne
 transaction or one removal, so that recovery may itself be cut off at any line.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from client.journal import Journal, Version
-from umbel import peft_dir
-from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
+from client.journal import Journal
+from client.version_files import directory, verify
+from umbel.adapter import Lifecycle
 from umbel.config import SiteConfig
 from umbel.errors import AdapterError
 from umbel.faults import Point, reach
 
-NEEDED = ("r", "lora_alpha", "target_modules")
-"""What no release ever left out of `adapter_config.json`."""
-
 logger = logging.getLogger(__name__)
-
-
-def directory(config: SiteConfig, ref: AdapterRef) -> Path:
-    """Where a version lies at this site; never shared by two versions."""
-    return config.site.state_dir / "adapters" / ref.engine_name
-
-
-def verify(config: SiteConfig, version: Version) -> Path:
-    """Where a version lies, once every byte there is known to be the one that was received; raises AdapterError."""
-    folder = directory(config, version.ref)
-    _, stored = peft_dir.read(folder)
-    expected = version.manifest
-    if expected.personal is not None:  # joined to the part that stays here, which the journal's manifest is not
-        joined = {"digest": stored.digest, "rank": stored.rank, "personal": stored.personal}
-        expected = expected.model_copy(update=joined)
-    if stored != expected:
-        raise AdapterError(f"{folder}: not the {version.ref} that was received; its files were changed or exchanged")
-    _require_settings(folder / peft_dir.CONFIG, stored)
-    return folder
-
-
-def _require_settings(path: Path, manifest: AdapterManifest) -> None:
-    """That `adapter_config.json` tells SGLang what is true of the weights; newer keys may lack."""
-    try:
-        found = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise AdapterError(f"{path}: missing, or changed or damaged ({error})") from error
-    wanted = peft_dir.peft_config(rank=manifest.rank, target_modules=manifest.target_modules, base="")
-    for key, value in wanted.items():
-        if key != "base_model_name_or_path" and found.get(key, None if key in NEEDED else value) != value:
-            raise AdapterError(f"{path}: {key} is {found.get(key)!r}, not {value!r}; the file was changed or damaged")
 
 
 def forget_damaged(config: SiteConfig, journal: Journal) -> list[str]:

@@ -2,25 +2,23 @@
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
 from client import journal_view
+from client.deployer import Deployer
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient
 from umbel.config import SiteConfig
 from umbel.errors import EngineError, TrainingError
-
-if TYPE_CHECKING:
-    from client.deployer import Deployer
 
 TIMEOUT_S = 3.0
 """The engine and its co-trainer answer between two iterations; the rest of the answer does not wait for a stuck one."""
 
 
 async def report(
-    config: SiteConfig, supervisor: Supervisor, deployer: "Deployer", cotrainer: CoTrainerClient
+    config: SiteConfig, supervisor: Supervisor, deployer: Deployer, cotrainer: CoTrainerClient
 ) -> dict[str, Any]:
     """JSON values. `umbel status` shows them, and the metrics are made from them."""
     engine = supervisor.engine

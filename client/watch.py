@@ -10,8 +10,8 @@ import httpx
 
 from client.comparison import Finding, Looks, compare
 from client.journal import BY_ITSELF, Journal, Promotion
+from serving.aliases import BASE_LABEL
 from serving.engine import Engine
-from serving.router import BASE_LABEL
 from serving.supervisor import Supervisor
 from serving.traffic_report import TrafficReport, VersionTraffic
 from umbel.adapter import AdapterRef, Lifecycle

@@ -54,7 +54,8 @@ def make_base(into: Path, hidden: int, layers: int) -> Path:
 
 
 def build(model: Any) -> Any:
-    from serving.trainer import LoraTrainer, Pieces
+    from serving.quantum import Pieces
+    from serving.trainer import LoraTrainer
     from umbel.base import LINEARS
 
     pieces = Pieces.whole(MICRO_BATCH, SEQ_LEN)

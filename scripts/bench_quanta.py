@@ -22,7 +22,8 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
 
-from serving.trainer import LoraTrainer, Pieces, Progress  # noqa: E402
+from serving.quantum import Pieces  # noqa: E402
+from serving.trainer import LoraTrainer, Progress  # noqa: E402
 from umbel.base import LINEARS  # noqa: E402
 from umbel.messages import TrainPlan  # noqa: E402
 from umbel.token_file import NO_LOSS, TokenFile  # noqa: E402

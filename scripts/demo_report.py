@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from client.data import prepare
 from serving.job import read_factors
+from serving.quantum import Pieces
 from serving.scores import Scores
-from serving.trainer import LoraTrainer, Pieces
+from serving.trainer import LoraTrainer
 from umbel.base import LINEARS
 from umbel.token_file import TokenFile
 

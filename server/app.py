@@ -1,5 +1,7 @@
 """The ServerApp: runs the rounds of a federation, and goes on where it was interrupted."""
 
+import ctypes
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -7,7 +9,6 @@ from server.config import RunConfig
 from server.events import Events, show_log
 from server.exchange import Exchange
 from server.federation import Federation
-from server.heap import return_large_blocks
 from server.registry import AdapterRegistry
 from umbel.signing import read_private
 
@@ -38,3 +39,19 @@ def run(federation: Federation) -> None:
             federation.promote(number, version, judgement)
         else:
             federation.discard(number, version, judgement)
+
+
+M_MMAP_THRESHOLD = -3
+"""mallopt(3)'s: blocks from this size on are mapped, each for itself."""
+LARGE = 64 << 10
+
+
+def return_large_blocks() -> None:
+    """Have glibc map every large block by itself; where there is no glibc, nothing changes.
+
+    By default it raises that size to the largest block it has seen freed, and every later one may stay in its arenas:
+    the process then grows with the number of adapters that have passed through it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)

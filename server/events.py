@@ -2,10 +2,14 @@
 
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger("umbel")
 
@@ -37,3 +41,112 @@ def show_log() -> None:
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) and " " not in value else json.dumps(value)
+
+
+ENDS = {"round.promoted", "round.rejected", "round.failed"}
+
+
+@dataclass
+class LastRound:
+    """One adapter's, as far as its events go."""
+
+    number: int = 0
+    ended_at: float | None = None
+    """Unix time at which one last ended."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Part → seconds, of the last that ended."""
+    admitted: int = 0
+    """Sites in its version; of a failed round none."""
+    left_out: int = 0
+    trained: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Site → loss summed over its tokens (nats), and the tokens."""
+    probes: dict[str, dict[str, tuple[float, int]]] = field(default_factory=dict)
+    """Site → role → the same, held out."""
+    admitted_at: dict[str, float] = field(default_factory=dict)
+    """Site → Unix time at which it was last part of a version."""
+
+    @property
+    def train_loss(self) -> float | None:
+        """Mean loss per token (nats)."""
+        return _mean(list(self.trained.values()))
+
+    @property
+    def heldout_loss(self) -> dict[str, float]:
+        """Role ("base", "live", "shadow") → mean loss per token over all sites (nats)."""
+        roles = {role for probe in self.probes.values() for role in probe}
+        means = {role: _mean([probe[role] for probe in self.probes.values() if role in probe]) for role in roles}
+        return {role: mean for role, mean in means.items() if mean is not None}
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Go on with the adapter's next event."""
+        kind = event["event"]
+        if kind == "round.started" and event["round"] != self.number:
+            self.number, self.trained, self.probes = event["round"], {}, {}
+        elif kind == "site.trained":
+            self.trained[event["site"]] = (float(event["loss_sum"]), event["num_loss_tokens"])
+        elif kind == "round.published":
+            self.admitted, self.left_out = len(event["weights"]), _sites(event.get("left_out", {}))
+            self.admitted_at.update(dict.fromkeys(event["weights"], event["at"]))
+        elif kind == "site.judged":
+            self.probes[event["site"]] = {
+                role: (float(said["loss_sum"]), said["loss_tokens"]) for role, said in event["probe"].items()
+            }
+        elif kind in ENDS:
+            self.ended_at, self.seconds = event["at"], event.get("seconds", {})
+            if kind == "round.failed":
+                self.admitted, self.left_out = 0, _sites(event.get("reasons", {}))
+
+
+class EventTail:
+    """Follows one events.jsonl; each line is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = -1
+        self._begin_anew()
+
+    def catch_up(self) -> None:
+        """Read what was added; everything, where the file is another one than before."""
+        if not self._path.is_file():
+            return self._begin_anew()
+        with self._path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_ino != self._inode or found.st_size < self._offset:
+                self._begin_anew()
+            self._inode = found.st_ino
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):  # it is being written
+                    break
+                self._offset += len(line)
+                for event in _event(line):
+                    self.counts[event["event"]] += 1
+                    self.last.setdefault(event["adapter"], LastRound()).take(event)
+        return None
+
+    def _begin_anew(self) -> None:
+        self._offset = 0
+        self.counts: Counter[str] = Counter()
+        """Event → how often."""
+        self.last: dict[str, LastRound] = {}
+        """Adapter → its last round."""
+
+
+def _event(line: bytes) -> Iterator[dict[str, Any]]:
+    """The event of a line; nothing for one that a killed writer left broken."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return
+    if isinstance(event, dict) and {"event", "at", "adapter"} <= event.keys():
+        yield event
+
+
+def _sites(reasons: dict[str, str]) -> int:
+    """How many sites reasons are given for; "*" is the round as a whole."""
+    return len(reasons.keys() - {"*"})
+
+
+def _mean(sums: list[tuple[float, int]]) -> float | None:
+    tokens = sum(count for _, count in sums)
+    return sum(loss for loss, _ in sums) / tokens if tokens else None

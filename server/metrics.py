@@ -12,7 +12,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from server.event_tail import EventTail, LastRound
+from server.events import EventTail, LastRound
 from server.registry import HEAD, LIVE, AdapterRegistry
 from server.round_recovery import EVENTS
 from server.rounds import RoundState

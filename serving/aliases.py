@@ -77,3 +77,10 @@ class AliasTable(BaseModel):
             if version in self.addressable
         ]
         return [self.base, *self.adapters, *self.addressable, *aliased]
+
+
+BASE_LABEL = "base"
+
+
+CLASSES = {"interactive": 0, "batch": -1}
+"""What a request may carry as `priority`, besides SGLang's numbers: whether somebody waits for it."""

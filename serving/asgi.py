@@ -101,3 +101,6 @@ async def post(app: ASGIApp, scope: Scope, path: str, body: dict[str, Any], key:
 
     await app(with_length(with_key(asked, key), len(content)), replay(content, nobody_leaves), collect)
     return status, bytes(answer)
+
+
+MAX_BODY_BYTES = 64 << 20

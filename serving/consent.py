@@ -21,13 +21,12 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving import asgi
-from serving.asgi import ASGIApp, Message, Receive, Scope, Send
+from serving.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
 from serving.keys import ApiKeys
-from serving.router import MAX_BODY_BYTES
+from serving.user_example import SETTINGS, ConsentSettings, Example
 
 CHAT, EXAMPLES = "/v1/chat/completions", "/v1/examples"
 HEADER, CONSENT = b"x-umbel-consent", b"train"
-SETTINGS = "consent.json"
 REMEMBERED = 1000
 """Answers that can still be accepted: the last ones,"""
 REMEMBERED_S = 3600.0
@@ -35,33 +34,6 @@ REMEMBERED_S = 3600.0
 MAX_BYTES = 1 << 20
 """Of an answer with its prompt; longer ones are not for training."""
 DAEMON_TIMEOUT_S = 30.0
-
-
-class ConsentSettings(BaseModel):
-    """`consent.json` in the run directory: without it no answer is remembered."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    key: str
-    """Of the HMAC that users are known by, in hex."""
-    socket: Path
-    """The daemon's control API."""
-    models: tuple[str, ...]
-    """Names whose live version's answers may be kept."""
-
-
-class Example(BaseModel):
-    """What the daemon is handed: POST /live/examples."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    user: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """HMAC-SHA256 of what the request called its user."""
-    messages: list[dict[Literal["role", "content"], str]]
-    """The prompt, and then the answer that was accepted, or what it should have been."""
-    version: str
-    """Which one answered."""
-    kind: Literal["accepted", "corrected"]
 
 
 class Offer(BaseModel):

@@ -17,8 +17,8 @@ from serving.job import Job
 from serving.lane import CpuLane, CudaLane, Lane
 from serving.memory import give_back, private_bytes
 from serving.observe import Observer
-from serving.pieces import Pieces
-from serving.trainer import LoraTrainer, Quantum
+from serving.quantum import Pieces, Quantum
+from serving.trainer import LoraTrainer
 from serving.trainer_socket import (
     CancelJob,
     CoTrainerSettings,

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from serving import keys
+from serving import plugin
 from serving.aliases import AliasTable
 from serving.traffic_report import TrafficReport
 from umbel.adapter import AdapterRef
@@ -87,7 +87,7 @@ class Engine:
             "SGLANG_PLUGINS": "umbel,umbel_cpu",
             **self.config.engine.env,
             "UMBEL_RUN_DIR": str(state_dir),
-            keys.VARIABLE: str(self.config.engine.api_keys or ""),
+            plugin.API_KEYS_VARIABLE: str(self.config.engine.api_keys or ""),
         }
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -6,9 +6,6 @@ from pathlib import Path
 
 from umbel import secret_file
 
-VARIABLE = "UMBEL_API_KEYS"
-"""How the engine's process is told the file; empty where every user is let in."""
-
 
 class ApiKeys:
     """The keys of one run of the engine: what is added to the file holds from the next start on."""

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-CLASSES = {"interactive": 0, "batch": -1}
-"""What a request may carry as `priority`, besides SGLang's numbers: whether somebody waits for it."""
+from serving.aliases import CLASSES
+
 MOST = {"n": 128, "best_of": 128, "top_logprobs": 20, "logprobs": 20}
 """OpenAI's own limits, or above them. SGLang makes `n` copies of a request at once."""
 MOST_PROMPTS = 256

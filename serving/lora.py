@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from peft.tuners.lora import LoraLayer
 
+from serving.lane import Readback
 from serving.microbatch import sent
 from serving.pieces import Block
-from serving.readback import Readback
 
 Factor = Literal["A", "B"]
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]

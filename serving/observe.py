@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from serving.aliases import CLASSES
 from serving.governor import Finished, Load, Stream, Waiting
-from serving.limits import CLASSES
 from serving.predictor import Batch
 
 

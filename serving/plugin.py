@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+API_KEYS_VARIABLE = "UMBEL_API_KEYS"
+"""Environment variable that names the file of users' API keys; empty where every user is admitted."""
 
-def register(cotrainer: str = "serving.cotrainer:CoTrainer") -> None:
+
+def register(cotrainer: str = "serving.cotrainer.cotrainer:CoTrainer") -> None:
     """Put the router into the HTTP process and the co-trainer's hooks into the scheduler process."""
     run_dir = os.environ.get("UMBEL_RUN_DIR")
     if run_dir is None:
@@ -27,11 +30,11 @@ def _register_router(run_dir: Path) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from serving.consent import with_consent
-    from serving.keys import VARIABLE, ApiKeys
+    from serving.keys import ApiKeys
     from serving.router import Router, apply_pin
 
     admin_key = (run_dir / "admin.key").read_text().strip()
-    keys = ApiKeys.read(Path(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else None
+    keys = ApiKeys.read(Path(os.environ[API_KEYS_VARIABLE])) if os.environ.get(API_KEYS_VARIABLE) else None
     build_stack, routers = http_server.app.build_middleware_stack, []
 
     def build_with_router() -> Any:  # outermost, also of the key check that SGLang adds later

@@ -8,12 +8,14 @@ Pure: no clock, no torch. All times are seconds.
 
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from scipy.optimize import nnls
+
+from serving.quantum import Quantum
 
 HISTORY = 512
 """Iterations per regime that a fit looks back on."""
@@ -43,16 +45,6 @@ class Batch:
         if self.regime == "prefill":
             return 1.0, float(self.new_tokens), float(self.attended), float(self.cached_tokens)
         return 1.0, float(self.requests), float(self.cached_tokens)
-
-
-class Quantum(Protocol):
-    """A piece of training work, announced before it runs."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def tokens(self) -> int: ...
 
 
 class PredictorState(BaseModel):

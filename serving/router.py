@@ -20,12 +20,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from serving import asgi, feedback
-from serving.aliases import AliasTable
-from serving.asgi import ASGIApp, Message, Receive, Scope, Send
+from serving.aliases import BASE_LABEL, CLASSES, AliasTable
+from serving.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
 from serving.canary import version_for
 from serving.feedback import Feedback
 from serving.keys import ApiKeys
-from serving.limits import CLASSES, refusal
+from serving.limits import refusal
 from serving.mirror import Mirror
 from serving.prefixes import Prefixes
 from serving.traffic import Traffic
@@ -38,8 +38,6 @@ GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/response
 OPEN = frozenset({"/health", "/health_generate", "/ready"})
 """Routes that answer GET for anybody; those of users need a key, where there are keys."""
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
-MAX_BODY_BYTES = 64 << 20
-BASE_LABEL = "base"
 UNAUTHORIZED = "An API key of this site is needed: 'Authorization: Bearer KEY', or 'x-api-key: KEY'."
 BUSY = (429, 503)
 """What SGLang answers when it takes no more requests."""

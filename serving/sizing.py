@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.lane import CpuLane, Lane
 from serving.memory import PeakBytes
-from serving.pieces import Pieces, Quanta, Quantum
+from serving.quantum import Pieces, Quanta, Quantum
 from serving.trainer import LoraTrainer
 from umbel.base import read_config
 from umbel.errors import TrainingError

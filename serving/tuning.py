@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from serving import sizing
 from serving.governor import Slo, default_slo, idle_quantum_target, quantum_target
 from serving.lane import Lane
-from serving.pieces import Pieces
 from serving.predictor import Predictor, PredictorState
+from serving.quantum import Pieces
 from serving.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings
 from umbel.peft_dir import replace_durably

@@ -4,8 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from strategies.adapter import Adapter, Update
-from strategies.factors import Factors, factors_of
+from strategies.adapter import Adapter, Factors, Update, factors_of
 from umbel import peft_dir
 from umbel.errors import AdapterError, BaseMismatch
 from umbel.messages import JobState, RoundReport

@@ -11,9 +11,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from strategies.adapter import Adapter, Aggregate, Update
+from strategies.adapter import Adapter, Aggregate, Factors, Update
 from strategies.admission import Admitted, admit
-from strategies.factors import Factors
 from strategies.fold import Mean, RoundFold
 from strategies.lowrank import LowRank
 from strategies.options import Options

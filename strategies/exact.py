@@ -9,9 +9,8 @@ from dataclasses import replace
 import torch
 from threadpoolctl import threadpool_limits
 
-from strategies.adapter import Adapter
+from strategies.adapter import Adapter, Factors, same
 from strategies.base import LoraStrategy, Mean
-from strategies.factors import Factors, same
 from strategies.lowrank import LowRank, align, concat, norm, truncate, wake
 
 NEGLIGIBLE = 1e-12

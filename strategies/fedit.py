@@ -4,9 +4,8 @@ from typing import Literal
 
 import torch
 
-from strategies.adapter import Adapter
+from strategies.adapter import Adapter, Factors
 from strategies.base import LoraStrategy, Mean
-from strategies.factors import Factors
 from strategies.lowrank import LowRank
 from umbel.errors import AdapterError
 

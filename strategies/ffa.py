@@ -1,8 +1,7 @@
 """FFA-LoRA: A stays what it was at the beginning, B is averaged."""
 
-from strategies.adapter import Adapter
+from strategies.adapter import Adapter, Factors
 from strategies.base import LoraStrategy, Mean
-from strategies.factors import Factors
 from strategies.fedit import FactorMean, require_frozen
 from umbel.messages import TrainPlan
 

@@ -15,9 +15,8 @@ import torch
 from safetensors import safe_open
 
 from strategies import robust
-from strategies.adapter import Adapter, Aggregate, Update
+from strategies.adapter import Adapter, Aggregate, Factors, Update, change, factors_of, tensors_of
 from strategies.admission import Admitted
-from strategies.factors import Factors, change, factors_of, tensors_of
 from strategies.lowrank import LowRank, gram, norm
 from strategies.options import Options
 from umbel import peft_dir

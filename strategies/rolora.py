@@ -2,9 +2,8 @@
 
 from typing import Literal
 
-from strategies.adapter import Adapter
+from strategies.adapter import Adapter, Factors
 from strategies.base import LoraStrategy, Mean
-from strategies.factors import Factors
 from strategies.fedit import FactorMean, require_frozen
 from umbel.messages import TrainPlan
 

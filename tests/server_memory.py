@@ -18,12 +18,11 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.app import run
+from server.app import return_large_blocks, run
 from server.config import RunConfig
 from server.events import Events
 from server.exchange import Exchange
 from server.federation import Federation
-from server.heap import return_large_blocks
 from server.registry import AdapterRegistry
 from strategies.records import pack, unpack, unpack_adapter
 from tests.toy_federation import SETTINGS

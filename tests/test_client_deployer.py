@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from client.recovery import directory
+from client.version_files import directory
 from tests.toy_deployment import BASE, RANK, Deployment, adapter, manifest_of, quick, run, until
 from tests.toy_engine import GENERATE, LOAD, UNLOAD, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client.recovery import directory
+from client.version_files import directory
 from tests.toy_deployment import Deployment, adapter, quick, run, until
 from tests.toy_engine import LOAD, ToyMachine
 from umbel import peft_dir

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from client.personal import PersonalPart, join
-from client.recovery import directory
+from client.version_files import directory
 from tests.toy_deployment import RANK, SHAPES, Deployment, adapter, manifest_of, quick, run
 from tests.toy_engine import LOAD, ToyMachine, site_config
 from umbel import peft_dir

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from client.recovery import directory
+from client.version_files import directory
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus
 from tests import toy_deployment
 from tests.toy_deployment import Deployment, adapter, manifest_of, quick, run

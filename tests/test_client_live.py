@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from client import live
 from client.live import LiveStore, pseudonym
-from serving.consent import SETTINGS, ConsentSettings, Example
+from serving.user_example import SETTINGS, ConsentSettings, Example
 from tests.test_umbel_cli import SITE
 from umbel.cli import app
 from umbel.config import SiteConfig

@@ -10,6 +10,7 @@ from tests.hostile import Hostile
 from tests.hostile_sites import FILES
 from umbel import errors
 from umbel.config import SiteConfig
+from umbel.site_check import check_files
 
 GOOD = """[site]
 name = "clinic-a"
@@ -34,7 +35,7 @@ def test_a_hostile_site_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     content = one.make(GOOD)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(getattr(errors, one.answer)) as error:
-        SiteConfig.load(file).check_files()
+        check_files(SiteConfig.load(file))
     said = str(error.value)
     assert re.search(one.says, said, re.DOTALL), said
     assert len(said) < 2000

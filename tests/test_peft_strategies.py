@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 
-from strategies.factors import tensors_of
+from strategies.adapter import tensors_of
 from strategies.lowrank import LowRank, truncate, weighted_sum
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest

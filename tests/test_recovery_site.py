@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from client.journal import Journal
-from client.recovery import directory, verify
+from client.version_files import directory, verify
 from serving.aliases import AliasTable
 from tests.fault_points import SITE, V1, V2, V3, Ends
 from tests.toy_rehearsal import Rehearsals

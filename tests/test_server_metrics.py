@@ -10,9 +10,9 @@ import yaml
 from fastapi.testclient import TestClient
 
 from client import metrics as site_metrics
-from server import event_tail
+from server import events
 from server.blobs import BlobStore
-from server.event_tail import EventTail
+from server.events import EventTail
 from server.metrics import METRICS
 from server.registry_api import registry_api
 from tests.exposition import counters, lint, samples
@@ -131,7 +131,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         parsed.append(event["round"])
         return event
 
-    monkeypatch.setattr(event_tail.json, "loads", counted)
+    monkeypatch.setattr(events.json, "loads", counted)
     return parsed
 
 

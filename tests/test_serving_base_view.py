@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from serving.base_view import view_of
-from serving.trainer import LoraTrainer, Pieces
+from serving.quantum import Pieces
+from serving.trainer import LoraTrainer
 from tests.toy_scheduler import fused, put
 from umbel.base import LINEARS
 from umbel.errors import UnsupportedModel

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from serving import consent
-from serving.consent import CHAT, EXAMPLES, SETTINGS, Consent, ConsentSettings, with_consent
+from serving.consent import CHAT, EXAMPLES, Consent, with_consent
 from serving.router import Receive, Scope, Send
+from serving.user_example import SETTINGS, ConsentSettings
 
 KEY = "ab" * 32
 AGREED = {"x-umbel-consent": "train"}

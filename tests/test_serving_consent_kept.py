@@ -13,10 +13,11 @@ import pytest
 
 from client import live
 from client.control import control_api
-from client.daemon import Site
 from client.live import LiveStore
-from serving.consent import CHAT, EXAMPLES, SETTINGS, Consent, ConsentSettings
+from client.site import Site
+from serving.consent import CHAT, EXAMPLES, Consent
 from serving.router import Receive, Router, Scope, Send, apply_pin
+from serving.user_example import SETTINGS, ConsentSettings
 from tests.test_serving_router import KEY, TABLE
 from tests.toy_engine import site_config
 from umbel.config import SiteConfig

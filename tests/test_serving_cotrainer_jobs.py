@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from serving.hooks import Hooks
+from serving.lora import Factors
 from serving.scores import Scores
-from serving.trainer import Factors
 from serving.trainer_socket import CancelJob, StatusQuery
 from tests.toy_scheduler import RANK, ToyScheduler, fused
 from umbel import peft_dir, wire

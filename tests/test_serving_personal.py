@@ -9,8 +9,10 @@ import transformers
 
 from client.personal import PersonalPart, join, split
 from serving.job import read_factors
+from serving.lora import Factors
+from serving.quantum import Pieces
 from serving.scores import Scores
-from serving.trainer import Factors, LoraTrainer, Pieces, Progress
+from serving.trainer import LoraTrainer, Progress
 from tests.toy_engine import site_config
 from umbel import peft_dir
 from umbel.adapter import Personal

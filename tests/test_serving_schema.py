@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from client.control import control_api
-from serving.consent import Example
+from serving.user_example import Example
 from tests.test_hostile_control import NoRounds
 from tests.toy_deployment import BASE, SHAPES, Deployment, adapter, manifest_of
 from tests.toy_schema import answers

@@ -9,7 +9,7 @@ import transformers
 
 from serving import sizing
 from serving.lane import CpuLane
-from serving.pieces import Pieces
+from serving.quantum import Pieces
 from serving.sizing import Calibration
 from serving.trainer import LoraTrainer
 from umbel.base import LINEARS

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strategies.adapter import factors_of, tensors_of, truncated
 from strategies.base import Adapter, Aggregate, LoraStrategy, Update
 from strategies.exact import Exact
-from strategies.factors import factors_of, tensors_of, truncated
 from strategies.fedit import FedIT
 from strategies.flora import FLoRA
 from strategies.lowrank import LowRank

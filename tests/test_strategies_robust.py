@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from strategies import robust
+from strategies.adapter import change, factors_of, tensors_of
 from strategies.base import Adapter, Update
 from strategies.catalogue import STRATEGIES
 from strategies.exact import Exact
-from strategies.factors import change, factors_of, tensors_of
 from strategies.lowrank import LowRank, gram
 from tests.toy_adapters import adapter, dense, distance, moved, random_tensors, rotated, update
 from umbel import peft_dir

@@ -12,6 +12,7 @@ import pytest
 from umbel.base import LINEARS
 from umbel.config import SiteConfig
 from umbel.errors import ConfigError, UnsupportedModel
+from umbel.site_check import check_files
 from umbel.site_sections import OWNED_FLAGS, UNSERVED_FLAGS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -310,7 +311,7 @@ def complete(folder: Path) -> None:
 def test_check_files_names_all_that_is_missing_and_what_to_do(tmp_path: Path) -> None:
     config = load(tmp_path, training='eval_data = "eval.jsonl"', more=GUARD)
     with pytest.raises(ConfigError) as error:
-        config.check_files()
+        check_files(config)
     assert [line.removesuffix("; point it to a JSONL file") for line in str(error.value).splitlines()] == [
         f"{tmp_path}/base: no base model here; expected a Hugging Face model directory with config.json",
         f"[training].data: {tmp_path}/private/train.jsonl does not exist",
@@ -321,10 +322,10 @@ def test_check_files_names_all_that_is_missing_and_what_to_do(tmp_path: Path) ->
     (tmp_path / "eval.jsonl").write_text("{}")
     (tmp_path / "guards").mkdir()
     (tmp_path / "guards" / "triage.jsonl").write_text("{}")
-    config.check_files()
+    check_files(config)
     (tmp_path / "base" / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UnsupportedModel, match="gpt2"):
-        config.check_files()
+        check_files(config)
 
 
 @pytest.mark.parametrize(
@@ -338,17 +339,17 @@ def test_check_files_wants_a_whole_model(tmp_path: Path, gone: str, says: str) -
     complete(tmp_path)
     (tmp_path / gone).unlink()
     with pytest.raises(ConfigError, match=says):
-        load(tmp_path).check_files()
+        check_files(load(tmp_path))
 
 
 def test_check_files_wants_a_folder_for_its_state_and_a_short_socket(tmp_path: Path) -> None:
     complete(tmp_path)
     (tmp_path / "state").write_text("")
     with pytest.raises(ConfigError, match=r"^\[site\].state_dir: .*/state is a file; name a folder"):
-        load(tmp_path).check_files()
+        check_files(load(tmp_path))
     text = GOOD.format(engine="", training="", more="").replace('"state"', f'"{"s" * 100}"')
     with pytest.raises(ConfigError, match="longer than a Unix socket's path may be; choose a shorter"):
-        load(tmp_path, text).check_files()
+        check_files(load(tmp_path, text))
 
 
 def test_check_files_reads_the_key_that_is_trusted(tmp_path: Path) -> None:
@@ -357,10 +358,10 @@ def test_check_files_reads_the_key_that_is_trusted(tmp_path: Path) -> None:
     config = load(tmp_path, text)
     assert config.site.trusted_key == tmp_path / "centre.pub"
     with pytest.raises(ConfigError, match=f"^{tmp_path}/centre.pub: the key cannot be read"):
-        config.check_files()
+        check_files(config)
     (tmp_path / "centre.pub").write_text("no key")
     with pytest.raises(ConfigError, match=f"^{tmp_path}/centre.pub: not an Ed25519 public key"):
-        config.check_files()
+        check_files(config)
 
 
 def test_check_files_reads_the_key_that_updates_are_signed_with(tmp_path: Path) -> None:
@@ -369,10 +370,10 @@ def test_check_files_reads_the_key_that_updates_are_signed_with(tmp_path: Path) 
     config = load(tmp_path, text)
     assert config.site.signing_key == tmp_path / "updates.key"
     with pytest.raises(ConfigError, match=f"^{tmp_path}/updates.key: the key cannot be read"):
-        config.check_files()
+        check_files(config)
     (tmp_path / "updates.key").write_text("no key")
     with pytest.raises(ConfigError, match=f"^{tmp_path}/updates.key: others can read the private key"):
-        config.check_files()
+        check_files(config)
 
 
 def test_the_page_of_settings_is_up_to_date() -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from strategies.adapter import factors_of
 from strategies.base import Adapter, Update
-from strategies.factors import factors_of
 from strategies.lowrank import LowRank
 from umbel import peft_dir
 from umbel.messages import JobState, RoundReport

@@ -16,7 +16,8 @@ from serving.cotrainer import CoTrainer
 from serving.governor import Finished, Load
 from serving.hooks import Hooks
 from serving.predictor import Batch
-from serving.trainer import LoraTrainer, Quanta
+from serving.quantum import Quanta
+from serving.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus, EvaluateJob, StatusQuery, TrainJob, socket_path
 from umbel import peft_dir, token_file, wire
 from umbel.base import LINEARS, linear_shapes

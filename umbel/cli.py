@@ -17,6 +17,7 @@ from umbel.cli_registry import registry_app
 from umbel.config import SiteConfig
 from umbel.console import AsJson, explained, import_part
 from umbel.errors import ConfigError
+from umbel.site_check import check_files
 from umbel.telemetry import configure_logging
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ def check(site_file: SiteFile) -> None:
     """Validate a site file, offline, and print it as it is understood."""
     with explained():
         config = SiteConfig.load(site_file)
-        config.check_files()
+        check_files(config)
         examples = import_part("client.examples", extra="site")
         for file in (config.training.data, config.training.eval_data, *(guard.data for guard in config.shadow.guard)):
             if file is not None:

@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from umbel import site_check, site_environment, site_file, site_mistakes
+from umbel import site_file
 from umbel.errors import ConfigError, NotFound
 from umbel.site_sections import (
     AdapterSection,
@@ -25,7 +25,7 @@ class SiteConfig(BaseSettings):
     """A site, resolved. Fields are the tables of the site file."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=site_environment.PREFIX, env_nested_delimiter="__"
+        frozen=True, extra="forbid", env_prefix=site_file.PREFIX, env_nested_delimiter="__"
     )
 
     site: SiteSection
@@ -76,19 +76,15 @@ class SiteConfig(BaseSettings):
     def load(cls, path: Path) -> "SiteConfig":
         """Read a site file; raise ConfigError with one line per mistake. Relative paths start at the file's folder."""
         tables = site_file.read(path)
-        lines = [f"{name}: {why}" for name, why in site_environment.unknown(site_mistakes.settings(cls)).items()]
+        lines = [f"{name}: {why}" for name, why in site_file.unknown_variables(site_file.settings(cls)).items()]
         try:
             config = cls(**tables)
         except SettingsError as error:
             table = str(error).split('"')[1]
-            raise ConfigError(f"{' or '.join(site_environment.of_table(table))}: not JSON; see {path}") from error
+            raise ConfigError(f"{' or '.join(site_file.variables_of(table))}: not JSON; see {path}") from error
         except ValidationError as error:
-            lines += site_mistakes.explain(cls, error, path, told={line.partition(":")[0] for line in lines})
+            lines += site_file.explain(cls, error, path, told={line.partition(":")[0] for line in lines})
             raise ConfigError("\n".join(lines)) from error
         if lines:
             raise ConfigError("\n".join(lines))
         return config
-
-    def check_files(self) -> None:
-        """Raise an error with one line per mistake unless what the site file points to is there."""
-        site_check.check_files(self)

@@ -2,21 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from umbel import secret_file, signing
 from umbel.base import read_config
+from umbel.config import SiteConfig
 from umbel.errors import ConfigError, UmbelError
-
-if TYPE_CHECKING:
-    from umbel.config import SiteConfig
 
 LONGEST_SOCKET_PATH = 100
 """Bytes; the kernel's limit is 107."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def check_files(config: "SiteConfig") -> None:
+def check_files(config: SiteConfig) -> None:
     """Raise what is wrong, one line per mistake: the error itself where it is the only one, else a ConfigError."""
     found = list(mistakes(config))
     if len(found) == 1:
@@ -25,7 +22,7 @@ def check_files(config: "SiteConfig") -> None:
         raise ConfigError("\n".join(map(str, found)))
 
 
-def mistakes(config: "SiteConfig") -> Iterator[UmbelError]:
+def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     """Everything that is wrong with the files. The engine is not needed for it."""
     site, training = config.site, config.training
     yield from _raised(lambda: _require_model(config.model.path))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from serving.bench.metrics import Block, attainment, goodput, paired_ratio, quality_goodput, quantile, values
 from serving.bench.plan import JOINT
-from serving.bench.report import NONE, Results, interval
+from serving.bench.results import NONE, Results, interval
 
 STEADY = ("0.3", "0.6", "0.8")
 HARVESTED = (*STEADY, "square")

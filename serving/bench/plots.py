@@ -1,20 +1,18 @@
 """Plots of a run, as SVG: latency distributions, training over time against load, goodput."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from serving.bench.metrics import Block, goodput, quality_goodput, values
 from serving.bench.plan import CORE, SYSTEMS
-
-if TYPE_CHECKING:
-    from serving.bench.report import Results
+from serving.bench.results import Results
 
 BIN_S = 1.0
 SHOWN = "0.6"
 MISSING = 'There are no plots: they need matplotlib, `pip install -e ".[site,plots]" -c constraints/engine.txt`.'
 
 
-def draw(results: "Results", into: Path) -> list[tuple[str, Path]]:
+def draw(results: Results, into: Path) -> list[tuple[str, Path]]:
     """Draw what the run has blocks for; (title, file) of each plot. Needs matplotlib."""
     import matplotlib
 
@@ -39,7 +37,7 @@ def _label(system: str) -> str:
     return SYSTEMS[system].label
 
 
-def _distributions(results: "Results", file: Path) -> Path | None:
+def _distributions(results: Results, file: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     systems = [system for system in CORE if results.of(SHOWN, system)]
@@ -58,7 +56,7 @@ def _distributions(results: "Results", file: Path) -> Path | None:
     return _save(figure, file)
 
 
-def _over_time(results: "Results", file: Path) -> Path | None:
+def _over_time(results: Results, file: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     condition = "square" if results.of("square", "ours") else SHOWN
@@ -94,7 +92,7 @@ def _binned(blocks: list[Block], full: float) -> tuple[list[float], list[float]]
     return (edges[:-1] + BIN_S / 2).tolist(), (np.mean(counts, axis=0) / BIN_S / full).tolist()
 
 
-def _goodput(results: "Results", file: Path) -> Path | None:
+def _goodput(results: Results, file: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     systems = [system for system in CORE if any(results.of(c, system) for c in results.conditions)]
@@ -113,7 +111,7 @@ def _goodput(results: "Results", file: Path) -> Path | None:
     return _save(figure, file)
 
 
-def _mean_goodput(results: "Results", condition: str, system: str, title: str) -> float:
+def _mean_goodput(results: Results, condition: str, system: str, title: str) -> float:
     blocks = results.of(condition, system)
     found = [
         quality_goodput(block, results.slo, results.quality) if title == "G_q" else goodput(block, results.slo)

@@ -20,8 +20,8 @@ from serving import plugin
 from serving.bench.plan import Policy
 from serving.cotrainer import CoTrainer, clock
 from serving.governor import Finished, Governor, Load, Slo, SloGovernor
-from serving.pieces import Pieces
 from serving.predictor import Batch, Predictor
+from serving.quantum import Pieces
 from serving.trainer_socket import CoTrainerSettings, StatusQuery
 from umbel import wire
 

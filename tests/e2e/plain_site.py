@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from client import daemon
 from client.jobs import Jobs
 from serving.cotrainer import CoTrainer
-from serving.pieces import Pieces
+from serving.quantum import Pieces
 from serving.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus
 from umbel import peft_dir

@@ -1,0 +1,66 @@
+"""Files of adapter versions at a site: validated before they are stored, verified before they are loaded."""
+
+import json
+from pathlib import Path
+
+from client.journal import Version
+from umbel import peft_dir
+from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.base import BaseFingerprint
+from umbel.config import SiteConfig
+from umbel.errors import AdapterError, BaseMismatch
+
+NEEDED = ("r", "lora_alpha", "target_modules")
+"""What no release ever left out of `adapter_config.json`."""
+
+
+def directory(config: SiteConfig, ref: AdapterRef) -> Path:
+    """Where a version lies at this site; never shared by two versions."""
+    return config.site.state_dir / "adapters" / ref.engine_name
+
+
+def verify(config: SiteConfig, version: Version) -> Path:
+    """Where a version lies, once every byte there is known to be the one that was received; raises AdapterError."""
+    folder = directory(config, version.ref)
+    _, stored = peft_dir.read(folder)
+    expected = version.manifest
+    if expected.personal is not None:  # joined to the part that stays here, which the journal's manifest is not
+        joined = {"digest": stored.digest, "rank": stored.rank, "personal": stored.personal}
+        expected = expected.model_copy(update=joined)
+    if stored != expected:
+        raise AdapterError(f"{folder}: not the {version.ref} that was received; its files were changed or exchanged")
+    _require_settings(folder / peft_dir.CONFIG, stored)
+    return folder
+
+
+def _require_settings(path: Path, manifest: AdapterManifest) -> None:
+    """That `adapter_config.json` tells SGLang what is true of the weights; newer keys may lack."""
+    try:
+        found = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise AdapterError(f"{path}: missing, or changed or damaged ({error})") from error
+    wanted = peft_dir.peft_config(rank=manifest.rank, target_modules=manifest.target_modules, base="")
+    for key, value in wanted.items():
+        if key != "base_model_name_or_path" and found.get(key, None if key in NEEDED else value) != value:
+            raise AdapterError(f"{path}: {key} is {found.get(key)!r}, not {value!r}; the file was changed or damaged")
+
+
+def validate(
+    config: SiteConfig, fingerprint: BaseFingerprint, shapes: peft_dir.Shapes,
+    name: str, manifest: AdapterManifest, blob: bytes,
+) -> None:  # fmt: skip
+    """Raise AdapterError or BaseMismatch unless `blob` is the version of the manifest, and this site can serve it."""
+    if manifest.name != name or name not in config.adapters:
+        raise AdapterError(f"{manifest.ref}: this site serves {', '.join(s.name for s in config.adapter)}")
+    if manifest.base != fingerprint.digest:
+        raise BaseMismatch(
+            f"{manifest.ref} was trained on the base {manifest.base[:12]}…, this site holds "
+            f"{fingerprint.digest[:12]}…; copy the same model directory to both"
+        )
+    if peft_dir.digest(blob) != manifest.digest:
+        raise AdapterError(f"{manifest.ref}: its bytes are not those of its manifest; send it again")
+    tensors = peft_dir.decode(blob)
+    wrong = next((key for key, array in tensors.items() if str(array.dtype) != config.engine.dtype), None)
+    if wrong is not None:
+        raise AdapterError(f"{manifest.ref}: {wrong} is {tensors[wrong].dtype}, this site serves {config.engine.dtype}")
+    peft_dir.validate(tensors, shapes, rank=manifest.rank, max_rank=config.engine.max_lora_rank)
