@@ -93,7 +93,7 @@ async def discard(ref: str, request: Request) -> ShadowReport:
     return await _site(request).deployer.discard(AdapterRef.parse(ref))
 
 
-@routes.post("/live/examples")
+@routes.post("/examples")
 async def keep(example: Example, request: Request) -> dict[str, int]:
     return {"id": await _site(request).keep(example)}
 

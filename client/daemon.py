@@ -16,8 +16,9 @@ from typing import Any
 
 import uvicorn
 
-from client import live, metrics
+from client import metrics
 from client.control import control_api
+from client.data import user_examples
 from client.site import Site
 from serving.trainer_socket import socket_path
 from umbel.config import SiteConfig
@@ -53,7 +54,11 @@ async def serve(config: SiteConfig) -> None:
             asyncio.create_task(server.serve(sockets=[listener]), name="control API"),
             asyncio.create_task(site.supervisor.run(), name="supervisor"),
             asyncio.create_task(site.jobs.run(), name="jobs"),
-            *([asyncio.create_task(live.keep_retention(config), name="retention")] if config.live.enabled else []),
+            *(
+                [asyncio.create_task(user_examples.keep_retention(config), name="retention")]
+                if config.examples.enabled
+                else []
+            ),
         ]
         site.deployer.resume()
         try:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from client.data import Prepared
+from client.data.prepare import Prepared
 from client.journal import Journal
 from client.keys import SiteKeys
 from client.personal import PersonalPart, split

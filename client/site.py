@@ -5,15 +5,16 @@ import logging
 from functools import partial
 from typing import Any
 
-from client import live, site_status
-from client.data import Prepared, prepare_in_child
-from client.deployer import Deployer
+from client import site_status
+from client.data import user_examples
+from client.data.prepare import Prepared, prepare_in_child
+from client.data.scrub import Scrubber
+from client.data.scrub import load as load_scrubber
 from client.jobs import Jobs
 from client.journal import Journal
 from client.keys import SiteKeys
 from client.personal import PersonalPart
-from client.scrub import Scrubber
-from client.scrub import load as load_scrubber
+from client.versions.deployer import Deployer
 from serving.engine import require_free_port
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
@@ -64,7 +65,7 @@ class Site:
         require_free_port(config.engine.host, config.engine.port)
         state_dir = config.site.state_dir
         training = config.training
-        scrub = await asyncio.to_thread(load_scrubber) if config.live.enabled else None
+        scrub = await asyncio.to_thread(load_scrubber) if config.examples.enabled else None
         fingerprint = await asyncio.to_thread(BaseFingerprint.of, config.model.path)
         prepared = await prepare_in_child(
             training.data,
@@ -74,7 +75,7 @@ class Site:
             training.seq_len,
             state_dir / "data",
             {guard.name: guard.data for guard in config.shadow.guard},
-            live.prepare(config),
+            user_examples.prepare(config),
         )
         settings = CoTrainerSettings(
             max_rank=config.engine.max_lora_rank,
@@ -113,10 +114,10 @@ class Site:
         )
 
     async def keep(self, example: Example) -> int:
-        """Keep what a user gave; its number. Raises NotFound where `[live]` is off, Conflict where it is enough."""
+        """Keep what a user gave; its number. Raises NotFound where `[examples]` is off, Conflict where it is enough."""
         if self.scrub is None:
-            raise NotFound("this site keeps no examples; [live].enabled is false")
-        return await asyncio.to_thread(live.keep, self.config, example, self.scrub)
+            raise NotFound("this site keeps no examples; [examples].enabled is false")
+        return await asyncio.to_thread(user_examples.keep, self.config, example, self.scrub)
 
     async def status(self) -> dict[str, Any]:
         """What an operator asks: which version answers, since when and why, what is waiting, how training stands."""

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from client import journal_view
-from client.deployer import Deployer
+from client.versions.deployer import Deployer
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient
 from umbel.config import SiteConfig

@@ -6,10 +6,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.config import RunConfig
-from server.events import Events, show_log
 from server.exchange import Exchange
 from server.federation import Federation
-from server.registry import AdapterRegistry
+from server.registry.events import Events, show_log
+from server.registry.registry import AdapterRegistry
 from umbel.signing import read_private
 
 app = ServerApp()

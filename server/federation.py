@@ -9,14 +9,14 @@ from dataclasses import asdict
 from functools import partial
 
 from server.config import RunConfig
-from server.events import Events
 from server.exchange import Exchange
 from server.orders import Orders
-from server.pin import Pin
 from server.reconcile import ASK_S, reconcile
-from server.registry import HEAD, LIVE, AdapterRegistry
+from server.registry.events import Events
+from server.registry.pin import Pin
+from server.registry.registry import HEAD, LIVE, AdapterRegistry
+from server.registry.round_log import RoundState
 from server.rollout import Judgement, Rollout
-from server.rounds import RoundState
 from server.training import RoundResult, Training
 from strategies import catalogue
 from umbel import peft_dir

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from server.config import RunConfig
 from server.dialogues import SiteFailure
-from server.registry import AdapterRegistry
+from server.registry.registry import AdapterRegistry
 from umbel import signing
 from umbel.errors import ConfigError, RegistryError, UmbelError
 from umbel.messages import RoundOrder, RoundReport, Submit, UpdateStatement

@@ -11,7 +11,7 @@ from typing import Any
 
 from server import dialogues
 from server.exchange import Exchange
-from server.registry import LIVE, AdapterRegistry
+from server.registry.registry import LIVE, AdapterRegistry
 from server.rollout import at_rank
 from strategies.base import Adapter
 from umbel.adapter import AdapterManifest, AdapterRef

@@ -10,7 +10,7 @@ from server.config import RunConfig
 from server.dialogues import Dialogue
 from server.exchange import Exchange
 from server.orders import Orders
-from server.registry import AdapterRegistry
+from server.registry.registry import AdapterRegistry
 from strategies.base import REMEMBERED, Adapter, Aggregate, Fold, LoraStrategy
 from umbel.adapter import AdapterManifest
 from umbel.messages import Hello, RoundOrder, RoundReport

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from serving import plugin
 from serving.aliases import AliasTable
+from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIABLE
 from serving.traffic_report import TrafficReport
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
@@ -78,16 +78,16 @@ class Engine:
         """Start and wait until requests are answered; raise EngineError with the end of the log if that fails."""
         require_free_port(self.config.engine.host, self.config.engine.port)
         state_dir = self.config.site.state_dir
-        table.write(state_dir / "aliases.json")
-        replace_durably(state_dir / "admin.key", self.key.encode())
+        table.write(state_dir / ALIASES)
+        replace_durably(state_dir / ADMIN_KEY, self.key.encode())
         replace_durably(state_dir / "engine.yaml", f"api-key: {self.key}\nadmin-api-key: {self.key}\n".encode())
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
             "SGLANG_PLUGINS": "umbel,umbel_cpu",
             **self.config.engine.env,
-            "UMBEL_RUN_DIR": str(state_dir),
-            plugin.API_KEYS_VARIABLE: str(self.config.engine.api_keys or ""),
+            RUN_DIR_VARIABLE: str(state_dir),
+            API_KEYS_VARIABLE: str(self.config.engine.api_keys or ""),
         }
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-API_KEYS_VARIABLE = "UMBEL_API_KEYS"
-"""Environment variable that names the file of users' API keys; empty where every user is admitted."""
+from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIABLE
 
 
 def register(cotrainer: str = "serving.cotrainer.cotrainer:CoTrainer") -> None:
     """Put the router into the HTTP process and the co-trainer's hooks into the scheduler process."""
-    run_dir = os.environ.get("UMBEL_RUN_DIR")
+    run_dir = os.environ.get(RUN_DIR_VARIABLE)
     if run_dir is None:
         return
     if multiprocessing.parent_process() is None:  # SGLang spawns all its other processes
@@ -29,16 +28,16 @@ def _register_router(run_dir: Path) -> None:
     from sglang.srt.entrypoints import http_server
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from serving.consent import with_consent
-    from serving.keys import ApiKeys
-    from serving.router import Router, apply_pin
+    from serving.router.api_keys import ApiKeys
+    from serving.router.consent import with_consent
+    from serving.router.router import Router, apply_pin
 
-    admin_key = (run_dir / "admin.key").read_text().strip()
+    admin_key = (run_dir / ADMIN_KEY).read_text().strip()
     keys = ApiKeys.read(Path(os.environ[API_KEYS_VARIABLE])) if os.environ.get(API_KEYS_VARIABLE) else None
     build_stack, routers = http_server.app.build_middleware_stack, []
 
     def build_with_router() -> Any:  # outermost, also of the key check that SGLang adds later
-        routers.append(Router(build_stack(), run_dir / "aliases.json", admin_key, keys))
+        routers.append(Router(build_stack(), run_dir / ALIASES, admin_key, keys))
         return with_consent(routers[-1], run_dir, keys)
 
     def known_names(result: set[str], *args: Any, **kwargs: Any) -> set[str]:
@@ -61,7 +60,7 @@ def _register_router(run_dir: Path) -> None:
 def _register_cotrainer(run_dir: Path, cotrainer: str) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from serving.hooks import Hooks, reserve_memory
+    from serving.cotrainer.hooks import Hooks, reserve_memory
 
     def leave_room(available_bytes: int, *args: Any, **kwargs: Any) -> int:
         return reserve_memory(available_bytes, run_dir)

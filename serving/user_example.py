@@ -22,7 +22,7 @@ class ConsentSettings(BaseModel):
 
 
 class Example(BaseModel):
-    """What the daemon is handed: POST /live/examples."""
+    """What the daemon is handed: POST /examples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

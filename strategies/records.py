@@ -1,7 +1,7 @@
 """Flower records as umbel fills them: "body" holds one message, "adapter" one safetensors file, "metrics" its sums.
 
 The adapter is a single Array of raw bytes: bfloat16 survives, Flower cuts it into chunks, and no one averages it by
-mistake. `client/app.py` writes the same records; it ships without this package.
+mistake. `client/flower/app.py` writes the same records; it ships without this package.
 """
 
 from typing import TypeVar

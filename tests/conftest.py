@@ -9,18 +9,20 @@ from types import ModuleType
 
 import pytest
 
-# Each environment runs what can be imported there; between the two every file is run.
-NEEDS = {
-    "sglang": ["test_serving_*.py", "test_client_comparison.py", "test_client_data.py", "test_client_deployer*.py",
-               "test_client_jobs*.py", "test_client_keys.py", "test_client_metrics.py", "test_client_watch.py",
-               "test_recovery_site.py", "test_scripts_*.py", "test_peft_*.py", "test_hostile_users.py",
-               "test_hostile_control.py", "e2e/test_canary.py", "e2e/test_export_served.py", "e2e/test_fleet.py",
-               "e2e/test_hostile.py", "e2e/test_kills.py", "e2e/test_rounds.py", "e2e/test_served_tokens.py",
-               "e2e/test_site.py", "e2e/test_verdicts.py"],
-    "flwr": ["test_server_*.py", "test_strategies_*.py", "test_client_app.py", "test_hostile_centre.py",
-             "test_recovery_centre.py", "e2e/test_secure.py"],
-}  # fmt: skip
-collect_ignore_glob = [glob for needed in NEEDS if not importlib.util.find_spec(needed) for glob in NEEDS[needed]]
+SITE = ("client", "serving", "scripts", "interop", "hostile/site", "recovery/site", "e2e")
+"""Folders whose tests need SGLang: they run in the engine's environment only."""
+CENTRE = ("strategies", "server", "client/flower", "hostile/centre", "recovery/centre", "e2e/centre")
+"""Folders whose tests need Flower: they run in Flower's environment only. All other tests run in both."""
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave a test out where its environment is another one: the longest folder of the two lists decides."""
+    if collection_path.suffix != ".py":
+        return None
+    folder = collection_path.parent.relative_to(Path(__file__).parent).as_posix() + "/"
+    needs = max((one for one in (*SITE, *CENTRE) if folder.startswith(one + "/")), key=len, default=None)
+    module = "flwr" if needs in CENTRE else "sglang"
+    return True if needs and not importlib.util.find_spec(module) else None
 
 
 @pytest.fixture
@@ -32,10 +34,10 @@ def sockets() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tiny_base() -> ModuleType:
-    """The module `scripts/tiny_base.py`."""
+    """The module `scripts/tools/tiny_base.py`."""
     for needed in ("torch", "transformers"):
         pytest.importorskip(needed, reason=f"a tiny base needs {needed}: run in the engine's environment")
-    return importlib.import_module("tiny_base")
+    return importlib.import_module("scripts.tools.tiny_base")
 
 
 def _build(module: ModuleType, family: str, into: Path) -> Path:

@@ -11,7 +11,7 @@ from umbel.errors import ConfigError, NotFound
 from umbel.site_sections import (
     AdapterSection,
     EngineSection,
-    LiveSection,
+    ExamplesSection,
     MetricsSection,
     ModelSection,
     ShadowSection,
@@ -36,7 +36,7 @@ class SiteConfig(BaseSettings):
     training: TrainingSection
     shadow: ShadowSection = ShadowSection()
     metrics: MetricsSection | None = None
-    live: LiveSection = LiveSection()
+    examples: ExamplesSection = ExamplesSection()
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:

@@ -233,15 +233,15 @@ class MetricsSection(Section):
     """Where `GET /metrics` is answered. Figures only: no texts, no users."""
 
 
-class LiveSection(Section):
+class ExamplesSection(Section):
     """What users may give to be trained on."""
 
     enabled: bool = False
-    """Whether answers are kept that a user accepts or corrects with `x-umbel-consent: train`. Needs umbel[live]."""
+    """Whether answers are kept that a user accepts or corrects with `x-umbel-consent: train`. Needs umbel[examples]."""
     quarantine_hours: NonNegativeFloat = 24.0
     """How long an example waits before it can be released."""
     auto_release: bool = False
-    """Whether it then is, without `umbel live release`."""
+    """Whether it then is, without `umbel examples release`."""
     retention_days: PositiveFloat = 30.0
     """After which an example is deleted, wherever it is; from prepared data with the next start."""
     per_user: PositiveInt = 100

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from client.chat_tokens import Turn
+from client.data.chat_tokens import Turn
 from umbel.errors import DataError
 
 MAX_LINE = 4 << 20

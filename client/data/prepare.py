@@ -22,8 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from client.chat_tokens import ChatTokenizer
-from client.examples import EXPECTED, parse, read
+from client.data.chat_tokens import ChatTokenizer
+from client.data.examples import EXPECTED, parse, read
 from umbel import errors, token_file
 from umbel.errors import DataError, TrainingError, UmbelError
 
@@ -220,7 +220,7 @@ async def prepare_in_child(
         [data, eval_data, eval_fraction, model, seq_len, into, dict(guards or {}), released], default=str
     )
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "client.data",
+        sys.executable, "-P", "-m", "client.data.prepare",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip

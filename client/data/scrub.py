@@ -26,8 +26,8 @@ def load() -> Scrubber:
         from presidio_anonymizer import AnonymizerEngine
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"[live].enabled needs {error.name}, which takes personal data out; in umbel's repository: "
-            "pip install -e '.[site,live]' -c constraints/engine.txt"
+            f"[examples].enabled needs {error.name}, which takes personal data out; in umbel's repository: "
+            "pip install -e '.[site,examples]' -c constraints/engine.txt"
         ) from error
 
     class Email(predefined_recognizers.EmailRecognizer):  # type: ignore[misc]

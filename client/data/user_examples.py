@@ -1,9 +1,10 @@
 """Examples from users who agreed: scrubbed, in quarantine, released by the operator, and then trained on.
 
-    offered ──scrub──► quarantine ──`umbel live release`──► released ──next start──► training data
-                          │ retention_days, or `umbel live forget`: deleted, wherever it is
+    offered ──scrub──► quarantine ──`umbel examples release`──► released ──next start──► training data
+                          │ retention_days, or `umbel examples forget`: deleted, wherever it is
 
-`live.sqlite3` and the JSONL that preparation reads are for the site's user only, and SQLite overwrites what it deletes.
+`examples.sqlite3` and the JSONL that preparation reads are readable by the site's user only, and SQLite overwrites
+what it deletes.
 """
 
 import asyncio
@@ -21,14 +22,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from client.scrub import Scrubber
+from client.data.scrub import Scrubber
 from serving.user_example import SETTINGS, ConsentSettings, Example
 from umbel.config import SiteConfig
 from umbel.errors import Conflict, NotFound
 from umbel.peft_dir import replace_durably
-from umbel.site_sections import LiveSection
+from umbel.site_sections import ExamplesSection
 
-DATABASE, KEY, RELEASED = "live.sqlite3", "live.key", "live.jsonl"
+DATABASE, KEY, RELEASED = "examples.sqlite3", "examples.key", "examples.jsonl"
 """In the state directory."""
 RETENTION_CHECK_S = 3600.0
 SCHEMA = """
@@ -54,10 +55,10 @@ class Kept:
     messages: list[dict[str, str]]
 
 
-class LiveStore:
+class ExampleStore:
     """The examples of one site. What is over its retention is deleted whenever the store is used."""
 
-    def __init__(self, state_dir: Path, section: LiveSection, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, state_dir: Path, section: ExamplesSection, clock: Callable[[], float] = time.time) -> None:
         self._section = section
         self._clock = clock
         self._state_dir = state_dir
@@ -70,7 +71,7 @@ class LiveStore:
 
     @classmethod
     def of(cls, config: SiteConfig) -> Self:
-        return cls(config.site.state_dir, config.live)
+        return cls(config.site.state_dir, config.examples)
 
     def close(self) -> None:
         self._db.close()
@@ -80,7 +81,9 @@ class LiveStore:
         self.purge()
         had = self._db.execute("SELECT count(*) FROM examples WHERE user = ?", (example.user,)).fetchone()[0]
         if had >= self._section.per_user:
-            raise Conflict(f"{had} examples of this user are kept already; [live].per_user is {self._section.per_user}")
+            raise Conflict(
+                f"{had} examples of this user are kept already; [examples].per_user is {self._section.per_user}"
+            )
         messages = [{"role": one["role"], "content": scrub(one["content"])} for one in example.messages]
         return int(
             self._db.execute(
@@ -97,6 +100,12 @@ class LiveStore:
             for number, at, version, kind, released, messages in rows
         ]
 
+    def rows(self, texts: bool) -> list[dict[str, object]]:
+        """Return the examples as JSON values, with their messages only where `texts` is true."""
+        return [
+            {key: value for key, value in asdict(kept).items() if texts or key != "messages"} for kept in self.all()
+        ]
+
     def release(self, numbers: list[int] | None = None) -> list[int]:
         """Let examples be trained on, those that wait for it (None: all of them); which were.
 
@@ -106,7 +115,7 @@ class LiveStore:
         known = {kept.id: kept for kept in self.all()}
         for number in numbers or ():
             if number not in known:
-                raise NotFound(f"there is no example {number}; `umbel live ls` names them")
+                raise NotFound(f"there is no example {number}; `umbel examples ls` names them")
             if known[number].state == "quarantine":
                 raise Conflict(
                     f"example {number} is in quarantine for {self._section.quarantine_hours:g} hours after it was given"
@@ -149,24 +158,24 @@ class LiveStore:
 def prepare(config: SiteConfig) -> Path | None:
     """Before the engine starts: tell its HTTP process whether to remember answers. The released examples, if any.
 
-    Where `[live]` is off, nothing is remembered, and what was kept before is not trained on.
+    Where `[examples]` is off, nothing is remembered, and what was kept before is not trained on.
     """
     settings, state_dir = config.site.state_dir / SETTINGS, config.site.state_dir
     settings.unlink(missing_ok=True)
-    if not config.live.enabled:
+    if not config.examples.enabled:
         (state_dir / RELEASED).unlink(missing_ok=True)
         return None
     models = config.adapters
     told = ConsentSettings(key=_key(state_dir).hex(), socket=config.socket, models=models)
     replace_durably(settings, told.model_dump_json().encode())
     settings.chmod(0o600)
-    with closing(LiveStore.of(config)) as store:
+    with closing(ExampleStore.of(config)) as store:
         return store.export()
 
 
 def keep(config: SiteConfig, example: Example, scrub: Scrubber) -> int:
-    """`LiveStore.add`, from any thread."""
-    with closing(LiveStore.of(config)) as store:
+    """`ExampleStore.add`, from any thread."""
+    with closing(ExampleStore.of(config)) as store:
         return store.add(example, scrub)
 
 
@@ -181,17 +190,12 @@ async def keep_retention(config: SiteConfig) -> None:
 
 
 def _purge(config: SiteConfig) -> None:
-    LiveStore.of(config).close()  # opening it purges
+    ExampleStore.of(config).close()  # opening it purges
 
 
 def pseudonym(state_dir: Path, user: str) -> str:
     """What a user is known by here: the same each time, and nothing without the site's key."""
     return hmac.new(_key(state_dir), user.encode(), hashlib.sha256).hexdigest()
-
-
-def listed(store: LiveStore, texts: bool) -> list[dict[str, object]]:
-    """The examples as JSON values, with or without what they say."""
-    return [{key: value for key, value in asdict(kept).items() if texts or key != "messages"} for kept in store.all()]
 
 
 def _key(state_dir: Path) -> bytes:

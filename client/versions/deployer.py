@@ -12,13 +12,13 @@ from pathlib import Path
 
 from client.jobs import Jobs
 from client.journal import LIVE_AGAIN, ROLLED_BACK, TAKEN_BACK, Journal, Version
-from client.judging import Evidence, Judging
 from client.keys import SiteKeys
-from client.loading import Loading
 from client.personal import served
-from client.recovery import forget_damaged, sweep
-from client.version_files import directory, validate
-from client.watch import Watch
+from client.versions.judging import Evidence, Judging
+from client.versions.loading import Loading
+from client.versions.recovery import forget_damaged, sweep
+from client.versions.version_files import directory, validate
+from client.versions.watch import Watch
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
 from umbel import faults, peft_dir

@@ -11,9 +11,9 @@ import httpx
 
 from client.jobs import Jobs
 from client.journal import Journal
-from client.loading import Loading
-from client.verdict import Probe, judge
-from client.watch import Watch, with_traffic
+from client.versions.loading import Loading
+from client.versions.verdict import Probe, judge
+from client.versions.watch import Watch, with_traffic
 from serving.engine import Engine
 from serving.scores import Scores
 from serving.supervisor import Supervisor

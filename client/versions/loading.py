@@ -9,9 +9,10 @@ from pathlib import Path
 import httpx
 
 from client.journal import Journal
-from client.version_files import directory, verify
+from client.versions.version_files import directory, verify
 from serving.aliases import AliasTable
 from serving.engine import Engine
+from serving.run_dir import ALIASES
 from serving.supervisor import Supervisor
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.config import SiteConfig
@@ -63,7 +64,7 @@ class Loading:
 
     async def publish_table(self, move: Move) -> None:
         """Have names mean what the journal says: in the file that an engine reads at its start, then in the router."""
-        self.table().write(self._config.site.state_dir / "aliases.json")
+        self.table().write(self._config.site.state_dir / ALIASES)
         reach(move.written)
         engine = self._supervisor.engine
         if engine is not None:  # else the next one reads the file at its start

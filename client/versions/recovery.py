@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from client.journal import Journal
-from client.version_files import directory, verify
+from client.versions.version_files import directory, verify
 from umbel.adapter import Lifecycle
 from umbel.config import SiteConfig
 from umbel.errors import AdapterError

@@ -8,8 +8,8 @@ from functools import partial
 
 import httpx
 
-from client.comparison import Finding, Looks, compare
 from client.journal import BY_ITSELF, Journal, Promotion
+from client.versions.comparison import Finding, Looks, compare
 from serving.aliases import BASE_LABEL
 from serving.engine import Engine
 from serving.supervisor import Supervisor

@@ -1,19 +1,18 @@
-"""Write docs/configuration.md from the docstrings of the settings themselves: `python scripts/configuration_md.py`."""
+"""Write docs/configuration.md from the docstrings of the settings themselves: `scripts/reference`."""
 
 import tomllib
 import typing
-from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from scripts.tools.repository import REPOSITORY
 from umbel.config import SiteConfig
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TARGET = REPOSITORY / "docs" / "configuration.md"
 HEAD = """# Configuration
 
-*Made by `scripts/configuration_md.py` from the settings' own docstrings; a test holds it up to date.*
+*Made by `scripts/tools/configuration_md.py` from the settings' own docstrings; a test holds it up to date.*
 
 ## The site file
 

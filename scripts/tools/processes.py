@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from scripts.tools.repository import REPOSITORY
+
 FLOWER_BIN = REPOSITORY / ".venv" / "bin"
 ENGINE_BIN = REPOSITORY / ".venv-engine" / "bin"
 STOP_S = 30.0

@@ -1,6 +1,6 @@
 """Build a tiny but real base model: a Hugging Face directory with byte-level BPE, chat template and trained weights.
 
-    python scripts/tiny_base.py --out .cache/tiny-base
+    python scripts/tools/tiny_base.py --out .cache/tiny-base
 
 Its text is the docstrings of Python's own standard library, so it needs no network. The same recipe on the same
 machine gives the same model, and a finished directory is used again.
@@ -21,11 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tiny_base_text
 import torch
 import transformers
-from tiny_base_text import CODES, KEYS, WORDS, Practice, docstrings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from scripts.tools import tiny_base_text
+from scripts.tools.tiny_base_text import CODES, KEYS, WORDS, Practice, docstrings
 
 Progress = Callable[[int, int, float], None]
 """Called as (step, steps, training loss in nats per token)."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import numpy as np
-from processes import ProcessError, free_port
 from pydantic import BaseModel
 
+from scripts.tools.processes import ProcessError, free_port
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.base import LINEARS, BaseFingerprint, linear_shapes

@@ -2,7 +2,7 @@
 
 GET  /adapter/ls · /adapter/show/{ref} · /adapter/diff/{old}/{new} · /adapter/alias/{name} (its history) ·
      /adapter/lineage/{ref} · /adapter/verify · /adapter/verify/{ref} · /adapter/export/{ref} (a tar) · /adapter/gc ·
-     /metrics (for Prometheus, see server/metrics.py)
+     /metrics (for Prometheus, see server/registry/metrics.py)
 POST /adapter/alias/{ref} {"alias", "why"} · /adapter/rollback/{name} {"why"} · /adapter/gc {"why", "drop_ancestors"}
 """
 
@@ -20,8 +20,10 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
 
-from server import adapter_export, lineage, metrics, registry_views
-from server.registry import AdapterRegistry
+from server.registry import export as adapter_export
+from server.registry import lineage, metrics
+from server.registry import views as registry_views
+from server.registry.registry import AdapterRegistry
 from umbel import http_errors, secret_file
 from umbel.errors import ConfigError, Conflict, NotFound, UmbelError
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.registry import AdapterRegistry
-from server.version_dir import SUMS
+from server.registry.registry import AdapterRegistry
+from server.registry.version_dir import SUMS
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import ConfigError

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from server import version_dir
-from server.alias_log import AliasLog, Move
+from server.registry import version_dir
+from server.registry.alias_log import AliasLog, Move
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest
 from umbel.errors import RegistryError

@@ -7,10 +7,10 @@ import sqlite3
 import zlib
 from pathlib import Path
 
-from server import version_dir
-from server.round_recovery import recover
-from server.rounds import SCHEMA as ROUNDS_SCHEMA
-from server.rounds import RoundLog, RoundState
+from server.registry import version_dir
+from server.registry.round_log import SCHEMA as ROUNDS_SCHEMA
+from server.registry.round_log import RoundLog, RoundState
+from server.registry.round_recovery import recover
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import RegistryError
 

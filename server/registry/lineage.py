@@ -3,8 +3,8 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from server import version_dir
-from server.registry import HEAD, AdapterRegistry
+from server.registry import version_dir
+from server.registry.registry import HEAD, AdapterRegistry
 from umbel.adapter import AdapterManifest, AdapterRef
 
 

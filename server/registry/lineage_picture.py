@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from server.lineage import Node, ancestry
-from server.registry import HEAD
+from server.registry.lineage import Node, ancestry
+from server.registry.registry import HEAD
 from umbel.adapter import AdapterRef
 from umbel.errors import ConfigError
 

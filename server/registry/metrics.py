@@ -12,10 +12,10 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from server.events import EventTail, LastRound
-from server.registry import HEAD, LIVE, AdapterRegistry
-from server.round_recovery import EVENTS
-from server.rounds import RoundState
+from server.registry.events import EventTail, LastRound
+from server.registry.registry import HEAD, LIVE, AdapterRegistry
+from server.registry.round_log import RoundState
+from server.registry.round_recovery import EVENTS
 from umbel.metrics import ONE, Metric, Totals, Values, families
 
 FINAL = tuple(state for state in RoundState if state.final)

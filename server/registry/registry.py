@@ -2,10 +2,10 @@
 
 <root>/registry.json            the registry's id, and where its weights lie
 <root>/blobs/<sha256>           weights, each once, under the name of their content; or at any other fsspec URL
-<root>/<name>/v000012/          a version (server/version_dir.py): a PEFT directory, written whole, by rename
-<root>/<name>/pin.json          what is held fast about the adapter (server/pin.py)
-<root>/<name>/aliases.jsonl     where its aliases point and pointed (server/alias_log.py)
-<root>/events.jsonl             what happened when (server/events.py)
+<root>/<name>/v000012/          a version (server/registry/version_dir.py): a PEFT directory, written whole, by rename
+<root>/<name>/pin.json          what is held fast about the adapter (server/registry/pin.py)
+<root>/<name>/aliases.jsonl     where its aliases point and pointed (server/registry/alias_log.py)
+<root>/events.jsonl             what happened when (server/registry/events.py)
 <root>/nonce.key                what the nonces of its orders are made with (server/orders.py)
 <root>/registry.sqlite          the index; may be deleted, and is made anew
 """
@@ -19,13 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from server import registry_identity, version_dir
-from server.alias_log import HEAD, LIVE, PREVIOUS, SHADOW, AliasLog, Move
-from server.blobs import BlobStore
-from server.pin import Pin
-from server.registry_identity import ALIASES, IDENTITY, PIN, Identity
-from server.registry_index import INDEX, VersionIndex
-from server.rounds import RoundState, now, transaction
+from server.registry import identity as registry_identity
+from server.registry import version_dir
+from server.registry.alias_log import HEAD, LIVE, PREVIOUS, SHADOW, AliasLog, Move
+from server.registry.blobs import BlobStore
+from server.registry.identity import ALIASES, IDENTITY, PIN, Identity
+from server.registry.index import INDEX, VersionIndex
+from server.registry.pin import Pin
+from server.registry.round_log import RoundState, now, transaction
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef, check_name
 from umbel.errors import AdapterError, Conflict, NotFound, RegistryError

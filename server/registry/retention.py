@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from server import lineage, version_dir
-from server.registry import AdapterRegistry
-from server.rounds import now, transaction
+from server.registry import lineage, version_dir
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import now, transaction
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import RegistryError

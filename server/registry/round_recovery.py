@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from server.alias_log import LIVE, AliasLog
-from server.rounds import RoundLog, RoundState
+from server.registry.alias_log import LIVE, AliasLog
+from server.registry.round_log import RoundLog, RoundState
 from umbel.adapter import AdapterManifest
 
 EVENTS = "events.jsonl"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from server.blobs import BlobStore
+from server.registry.blobs import BlobStore
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import AdapterError, RegistryError

@@ -3,10 +3,11 @@
 from dataclasses import asdict
 from typing import Any
 
-from server import adapter_diff, lineage, retention
-from server.registry import AdapterRegistry
-from server.retention import Garbage
-from server.version_dir import inspect_signature, signature_of
+from server.registry import diff as adapter_diff
+from server.registry import lineage, retention
+from server.registry.registry import AdapterRegistry
+from server.registry.retention import Garbage
+from server.registry.version_dir import inspect_signature, signature_of
 from umbel.adapter import AdapterRef
 from umbel.errors import NotFound, RegistryError
 from umbel.signing import PublicKey

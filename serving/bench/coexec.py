@@ -21,7 +21,7 @@ from serving.bench.plan import FULL, SAME_SETTING, SMOKE, STOCK_S, SYSTEMS, Plan
 from serving.bench.rounds import FOREVER, TOKENS_PER_STEP, Rounds, publications
 from serving.bench.systems import UseSystem
 from serving.bench.trace import NO_TRACE, Arrival, Trace
-from serving.governor import Slo
+from serving.cotrainer.governor import Slo
 from serving.trainer_socket import CoTrainerClient, EvaluateJob
 from umbel import peft_dir
 from umbel.errors import ConfigError, TrainingError

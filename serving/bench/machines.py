@@ -6,19 +6,18 @@ from itertools import repeat
 
 import numpy as np
 
-from serving.predictor import Batch, Predictor
+from serving.cotrainer.predictor import Batch, Predictor
+from serving.cotrainer.quantum import Quantum
 
 P99 = 2.326
 """Standard deviations."""
 
 
 @dataclass(frozen=True)
-class Quantum:
+class TimedQuantum(Quantum):
     """A piece of training work and how long it takes alone."""
 
-    kind: str
-    tokens: int
-    seconds: float
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Machine:
     """Seconds of a decode iteration: constant, per request, per token in the KV cache."""
     prefill: tuple[float, float, float]
     """Seconds of a prefill: constant, per new token, per pair of tokens that attention looks at."""
-    quanta: tuple[Quantum, ...]
+    quanta: tuple[TimedQuantum, ...]
     """One optimizer step."""
     overlap: float = 1.0
     """Seconds by which an iteration is delayed by one second of quanta beside it: 1 where they take turns."""
@@ -62,11 +61,11 @@ class Machine:
 
 def _step(
     layers: int, forward: float, backward: float, heads: int, head: float, optimizer: float
-) -> tuple[Quantum, ...]:
+) -> tuple[TimedQuantum, ...]:
     """One step of one micro-batch, in the trainer's order of pieces."""
-    forwards = [Quantum("attention", 64, forward), Quantum("mlp", 64, forward)] * layers
-    backwards = [Quantum("mlp_backward", 64, backward), Quantum("attention_backward", 64, backward)] * layers
-    return (*forwards, *[Quantum("head", 64, head)] * heads, *backwards, Quantum("optimizer", 0, optimizer))
+    forwards = [TimedQuantum("attention", 64, forward), TimedQuantum("mlp", 64, forward)] * layers
+    backwards = [TimedQuantum("mlp_backward", 64, backward), TimedQuantum("attention_backward", 64, backward)] * layers
+    return (*forwards, *[TimedQuantum("head", 64, head)] * heads, *backwards, TimedQuantum("optimizer", 0, optimizer))
 
 
 PRESETS = {

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from serving.bench.load import Outcome
-from serving.governor import Slo
+from serving.cotrainer.governor import Slo
 from serving.trainer_socket import PreemptionStats
 
 BUSIEST_CLIENT_CORE = 0.6

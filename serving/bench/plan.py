@@ -6,7 +6,7 @@ from typing import Literal
 
 from serving.bench.metrics import Block, attainment
 from serving.bench.trace import Arrival, Trace
-from serving.governor import Slo
+from serving.cotrainer.governor import Slo
 
 Policy = Literal["rest", "slo", "aimd", "slo_steps", "slo_pause", "idle_steps", "stop_the_world", "unpaced"]
 """What decides when the engine trains; `serving.bench.systems` has them."""

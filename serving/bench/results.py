@@ -14,7 +14,7 @@ from serving.bench.metrics import (
     read_blocks,
 )
 from serving.bench.plan import FEASIBLE, SYSTEMS
-from serving.governor import Slo
+from serving.cotrainer.governor import Slo
 from umbel.errors import ConfigError
 
 NONE = "–"

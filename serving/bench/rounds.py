@@ -13,6 +13,7 @@ from serving.aliases import AliasTable
 from serving.bench import domain
 from serving.bench.metrics import Publication
 from serving.engine import EngineClient
+from serving.run_dir import ALIASES
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, TrainJob
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
@@ -133,7 +134,7 @@ class Rounds:
 
     async def _make_live(self, ref: AdapterRef) -> None:
         table = AliasTable(base="base", adapters={ADAPTER: {"live": str(ref)}})
-        table.write(self.state_dir / "aliases.json")
+        table.write(self.state_dir / ALIASES)
         await self.engine.reload_aliases()
 
 

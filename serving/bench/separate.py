@@ -13,9 +13,9 @@ import zmq
 from transformers import AutoModelForCausalLM
 
 from serving.bench.systems import Unpaced, whole
-from serving.cotrainer import CoTrainer
+from serving.cotrainer.cotrainer import CoTrainer
+from serving.cotrainer.trainer import LoraTrainer
 from serving.launch import die_with_parent
-from serving.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings
 from umbel.errors import TrainingError
 

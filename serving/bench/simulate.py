@@ -11,7 +11,7 @@ import numpy as np
 from serving.bench.machines import PRESETS, Machine, calibrated
 from serving.bench.trace import CORE, NO_TRACE, Arrival, Scale, Trace
 from serving.bench.virtual import Outcome, Simulation
-from serving.governor import Slo, SloGovernor
+from serving.cotrainer.governor import Slo, SloGovernor
 from umbel.errors import ConfigError
 
 SCALES = {"cpu": CORE, "gpu": Scale()}

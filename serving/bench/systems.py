@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict
 
 from serving import plugin
 from serving.bench.plan import Policy
-from serving.cotrainer import CoTrainer, clock
-from serving.governor import Finished, Governor, Load, Slo, SloGovernor
-from serving.predictor import Batch, Predictor
-from serving.quantum import Pieces
+from serving.cotrainer.cotrainer import CoTrainer, clock
+from serving.cotrainer.governor import Finished, Governor, Load, Slo, SloGovernor
+from serving.cotrainer.predictor import Batch, Predictor
+from serving.cotrainer.quantum import Pieces
 from serving.trainer_socket import CoTrainerSettings, StatusQuery
 from umbel import wire
 

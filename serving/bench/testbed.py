@@ -23,6 +23,7 @@ from serving.bench.load import Client
 from serving.bench.rounds import ADAPTER
 from serving.bench.systems import UseSystem
 from serving.engine import Engine, command_line
+from serving.run_dir import RUN_DIR_VARIABLE
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from umbel.adapter import AdapterRef
 from umbel.base import LINEARS
@@ -208,7 +209,7 @@ class StockServer:
 
     async def start(self) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SGLANG_PLUGINS": "umbel_cpu"}
-        environment.pop("UMBEL_RUN_DIR", None)
+        environment.pop(RUN_DIR_VARIABLE, None)
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, *self._arguments, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log,

@@ -14,8 +14,8 @@ from itertools import cycle
 
 from serving.bench.machines import Machine, calibrated
 from serving.bench.trace import Arrival
-from serving.governor import Finished, Governor, Load, Slo, Stream, Waiting
-from serving.predictor import Batch, Predictor
+from serving.cotrainer.governor import Finished, Governor, Load, Slo, Stream, Waiting
+from serving.cotrainer.predictor import Batch, Predictor
 
 
 @dataclass(frozen=True)

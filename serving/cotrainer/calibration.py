@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from serving.lane import CpuLane, Lane
-from serving.memory import PeakBytes
-from serving.quantum import Pieces, Quanta, Quantum
-from serving.trainer import LoraTrainer
+from serving.cotrainer.lane import CpuLane, Lane
+from serving.cotrainer.memory import PeakBytes
+from serving.cotrainer.quantum import Pieces, Quanta, Quantum
+from serving.cotrainer.trainer import LoraTrainer
 from umbel.base import read_config
 from umbel.errors import TrainingError
 from umbel.peft_dir import replace_durably

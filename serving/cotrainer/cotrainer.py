@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 import zmq
 
-from serving.governor import Governor, Load, SloGovernor
-from serving.job import Job
-from serving.lane import CpuLane, CudaLane, Lane
-from serving.memory import give_back, private_bytes
-from serving.observe import Observer
-from serving.quantum import Pieces, Quantum
-from serving.trainer import LoraTrainer
+from serving.cotrainer.governor import Governor, Load, SloGovernor
+from serving.cotrainer.job import Job
+from serving.cotrainer.lane import CpuLane, CudaLane, Lane
+from serving.cotrainer.memory import give_back, private_bytes
+from serving.cotrainer.observer import Observer
+from serving.cotrainer.quantum import Pieces, Quantum
+from serving.cotrainer.trainer import LoraTrainer
+from serving.cotrainer.tuning import Tuning
 from serving.trainer_socket import (
     CancelJob,
     CoTrainerSettings,
@@ -31,7 +32,6 @@ from serving.trainer_socket import (
     TrainJob,
     socket_path,
 )
-from serving.tuning import Tuning
 from umbel import wire
 from umbel.errors import TrainingError, UmbelError, WireError
 from umbel.messages import JobState
@@ -79,7 +79,7 @@ class CoTrainer:
 
     def build(self, served: torch.nn.Module, model_path: str) -> None:
         """Make the trainer over views of the served weights and time its quanta, so that no memory is missing later."""
-        from serving.base_view import view_of
+        from serving.cotrainer.base_view import view_of
 
         self.unavailable = "the co-trainer could not be built"  # unless we get to the end
         give_back()

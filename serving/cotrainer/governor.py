@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.predictor import Batch, Predictor
+from serving.cotrainer.predictor import Batch, Predictor
 
 THETA = 0.1
 """The part of a waiting request's TTFT slack that may be spent at a time: others may come and wait as well."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import zmq
 
-from serving.cotrainer import CoTrainer
+from serving.cotrainer.cotrainer import CoTrainer
 from serving.trainer_socket import CoTrainerSettings
 
 logger = logging.getLogger(__name__)

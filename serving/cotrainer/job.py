@@ -10,10 +10,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from serving.lora import Factors, ReadFactors
-from serving.quantum import Quanta, Quantum
+from serving.cotrainer.lora import Factors, ReadFactors
+from serving.cotrainer.quantum import Quanta, Quantum
+from serving.cotrainer.trainer import LoraTrainer, Progress
 from serving.scores import Scores
-from serving.trainer import LoraTrainer, Progress
 from serving.trainer_socket import EvaluateJob, TrainJob
 from umbel import peft_dir
 from umbel.messages import JobState

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from peft.tuners.lora import LoraLayer
 
-from serving.lane import Readback
-from serving.microbatch import sent
-from serving.pieces import Block
+from serving.cotrainer.lane import Readback
+from serving.cotrainer.microbatch import sent
+from serving.cotrainer.pieces import Block
 
 Factor = Literal["A", "B"]
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]

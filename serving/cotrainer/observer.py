@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.aliases import CLASSES
-from serving.governor import Finished, Load, Stream, Waiting
-from serving.predictor import Batch
+from serving.cotrainer.governor import Finished, Load, Stream, Waiting
+from serving.cotrainer.predictor import Batch
 
 
 @dataclass

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from serving.microbatch import Answers
-from serving.quantum import Quanta, Quantum
+from serving.cotrainer.microbatch import Answers
+from serving.cotrainer.quantum import Quanta, Quantum
 
 Block = Literal["attention", "mlp"]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from scipy.optimize import nnls
 
-from serving.quantum import Quantum
+from serving.cotrainer.quantum import Quantum
 
 HISTORY = 512
 """Iterations per regime that a fit looks back on."""

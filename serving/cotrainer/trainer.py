@@ -20,16 +20,16 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import PreTrainedModel
 
-from serving.lane import Readback
-from serving.lora import Factors as Factors
-from serving.lora import LayerFactors, clip_scale
-from serving.lora import ReadFactors as ReadFactors
-from serving.microbatch import MicroBatch, epochs
-from serving.pieces import Block, SubBlock, attention, evaluate_head, head, mlp
-from serving.quantum import Kind as Kind
-from serving.quantum import Pieces as Pieces
-from serving.quantum import Quanta as Quanta
-from serving.quantum import Quantum as Quantum
+from serving.cotrainer.lane import Readback
+from serving.cotrainer.lora import Factors as Factors
+from serving.cotrainer.lora import LayerFactors, clip_scale
+from serving.cotrainer.lora import ReadFactors as ReadFactors
+from serving.cotrainer.microbatch import MicroBatch, epochs
+from serving.cotrainer.pieces import Block, SubBlock, attention, evaluate_head, head, mlp
+from serving.cotrainer.quantum import Kind as Kind
+from serving.cotrainer.quantum import Pieces as Pieces
+from serving.cotrainer.quantum import Quanta as Quanta
+from serving.cotrainer.quantum import Quantum as Quantum
 from serving.scores import Scores
 from umbel.errors import TrainingError
 from umbel.messages import TrainPlan

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from serving import sizing
-from serving.governor import Slo, default_slo, idle_quantum_target, quantum_target
-from serving.lane import Lane
-from serving.predictor import Predictor, PredictorState
-from serving.quantum import Pieces
-from serving.trainer import LoraTrainer
+from serving.cotrainer import calibration as sizing
+from serving.cotrainer.governor import Slo, default_slo, idle_quantum_target, quantum_target
+from serving.cotrainer.lane import Lane
+from serving.cotrainer.predictor import Predictor, PredictorState
+from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings
 from umbel.peft_dir import replace_durably
 

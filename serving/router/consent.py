@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal, Self
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving import asgi
-from serving.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
-from serving.keys import ApiKeys
+from serving.router import asgi
+from serving.router.api_keys import ApiKeys
+from serving.router.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
 from serving.user_example import SETTINGS, ConsentSettings, Example
 
 CHAT, EXAMPLES = "/v1/chat/completions", "/v1/examples"
@@ -149,7 +149,7 @@ class Consent:
         transport = self._daemon or httpx.AsyncHTTPTransport(uds=str(self._settings.socket))
         try:
             async with httpx.AsyncClient(transport=transport, timeout=DAEMON_TIMEOUT_S) as client:
-                reply = await client.post("http://site/live/examples", json=example.model_dump())
+                reply = await client.post("http://site/examples", json=example.model_dump())
         except httpx.HTTPError:
             return 503, "The site cannot keep examples now; try again."
         said = reply.json() if reply.status_code == 200 or "error" in reply.text else {}

@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serving.asgi import Scope
-from serving.traffic import Answer
+from serving.router.asgi import Scope
+from serving.router.traffic import Answer
 from serving.traffic_report import MirrorTraffic
 from umbel.adapter import AdapterRef
 from umbel.errors import EngineError

@@ -19,16 +19,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from serving import asgi, feedback
 from serving.aliases import BASE_LABEL, CLASSES, AliasTable
-from serving.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
-from serving.canary import version_for
-from serving.feedback import Feedback
-from serving.keys import ApiKeys
-from serving.limits import refusal
-from serving.mirror import Mirror
-from serving.prefixes import Prefixes
-from serving.traffic import Traffic
+from serving.router import asgi, feedback
+from serving.router.api_keys import ApiKeys
+from serving.router.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
+from serving.router.canary import version_for
+from serving.router.feedback import Feedback
+from serving.router.limits import refusal
+from serving.router.mirror import Mirror
+from serving.router.prefixes import Prefixes
+from serving.router.traffic import Traffic
 from serving.traffic_report import TrafficReport
 from umbel.adapter import AdapterRef
 from umbel.errors import EngineError, NotFound

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from serving.asgi import Message, Receive, Send
-from serving.feedback import Rating, Ratings
+from serving.router.asgi import Message, Receive, Send
+from serving.router.feedback import Rating, Ratings
 from serving.traffic_report import VersionTraffic
 
 KEPT = 512

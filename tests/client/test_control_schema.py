@@ -10,9 +10,9 @@ import httpx
 
 from client.control import control_api
 from serving.user_example import Example
-from tests.test_hostile_control import NoRounds
-from tests.toy_deployment import BASE, SHAPES, Deployment, adapter, manifest_of
-from tests.toy_schema import answers
+from tests.hostile.site.test_control import NoRounds
+from tests.toys.deployment import BASE, SHAPES, Deployment, adapter, manifest_of
+from tests.toys.schema import answers
 from umbel.errors import NotFound
 from umbel.messages import Hello
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from client.jobs import MAX_ATTEMPTS
-from tests.toy_cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
-from tests.toy_deployment import RANK, adapter, until
+from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
+from tests.toys.deployment import RANK, adapter, until
 from umbel import peft_dir
 from umbel.errors import AdapterError, BaseMismatch, Conflict, NotFound, TrainingError
 from umbel.messages import JobState

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy_cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
-from tests.toy_deployment import until
+from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
+from tests.toys.deployment import until
 from umbel.errors import EngineGone, NotFound, TrainingError
 from umbel.messages import JobState
 

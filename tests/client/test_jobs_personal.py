@@ -10,9 +10,9 @@ import pytest
 from client.jobs import PERSONAL, UPDATE
 from client.personal import PersonalPart, first, join
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
-from tests.toy_cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
-from tests.toy_deployment import RANK, adapter, until
-from tests.toy_engine import site_config
+from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
+from tests.toys.deployment import RANK, adapter, until
+from tests.toys.engine import site_config
 from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.errors import AdapterError, NotFound

@@ -6,7 +6,7 @@ import pytest
 
 from client import journal_view
 from client.journal import Journal
-from tests.test_client_journal import V1, V2, V3, make_live, manifest, order, report
+from tests.client.test_journal import V1, V2, V3, make_live, manifest, order, report
 from umbel.adapter import Lifecycle
 from umbel.errors import ConfigError
 from umbel.messages import JobState, RoundReport, ShadowState, Verdict

@@ -17,9 +17,9 @@ from client import daemon
 from client.control import control_api
 from client.journal import Journal
 from client.keys import SiteKeys
-from tests import toy_cotrainer
-from tests.toy_cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
-from tests.toy_engine import site_config
+from tests.toys import cotrainer as toy_cotrainer
+from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
+from tests.toys.engine import site_config
 from umbel import signing
 from umbel.config import SiteConfig
 from umbel.errors import AdapterError, ConfigError, NotFound

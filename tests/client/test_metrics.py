@@ -6,12 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
-from processes import free_port
 from prometheus_client import CollectorRegistry, generate_latest
 
 from client.journal import BY_ITSELF
 from client.metrics import METRICS, Endpoint, SiteCollector
-from tests.exposition import counters, lint, samples
+from scripts.tools.processes import free_port
+from tests.toys.exposition import counters, lint, samples
 from umbel.errors import ConfigError
 from umbel.site_sections import MetricsSection
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from site_process import SiteProcess
-from trial_site import random_adapter
 
+from scripts.tools.trial_site import random_adapter
+from tests.toys.site_process import SiteProcess
 from umbel.adapter import AdapterRef
 
 pytestmark = pytest.mark.e2e

@@ -14,12 +14,12 @@ import peft
 import pytest
 import torch
 import transformers
-from processes import free_port
-from trial_site import PATIENCE_S, RANK, random_adapter
 
-from server import adapter_export
-from server.pin import Pin
-from server.registry import AdapterRegistry
+from scripts.tools.processes import free_port
+from scripts.tools.trial_site import PATIENCE_S, RANK, random_adapter
+from server.registry import export as adapter_export
+from server.registry.pin import Pin
+from server.registry.registry import AdapterRegistry
 from umbel.base import LINEARS, BaseFingerprint, linear_shapes
 
 pytestmark = pytest.mark.e2e

@@ -15,9 +15,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from processes import FLOWER_BIN, REPOSITORY, Flower, Processes, free_port
 from safetensors.numpy import save_file
 
+from scripts.tools.processes import FLOWER_BIN, Flower, Processes, free_port
+from scripts.tools.repository import REPOSITORY
 from server.bundle import export
 
 pytestmark = pytest.mark.e2e
@@ -63,7 +64,7 @@ class Fleet:
             (folder / name).mkdir()
             (folder / name / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
             (folder / name / "site.toml").write_text(SITE.format(name=name, port=free_port()))
-            script = Path(__file__).with_name("quick_site.py")
+            script = REPOSITORY / "tests" / "toys" / "quick_site.py"
             command = [sys.executable, str(script), str(folder / name / "site.toml")]
             processes.start(f"site-{name}", command, PYTHONPATH=PATH, OMP_NUM_THREADS="1")
         self.flower.start_superlink()

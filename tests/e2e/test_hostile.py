@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from site_process import SiteProcess
 
-from tests.hostile import Hostile
-from tests.hostile_requests import CHAT, USERS
+from tests.toys.hostile import Hostile
+from tests.toys.hostile_requests import CHAT, USERS
+from tests.toys.site_process import SiteProcess
 
 pytestmark = pytest.mark.e2e
 

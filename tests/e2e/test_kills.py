@@ -16,11 +16,12 @@ from typing import Any
 
 import httpx
 import pytest
-from processes import REPOSITORY, Flower, Processes
-from site_process import SiteProcess
-from trial_site import LENIENT, wait_until
 
+from scripts.tools.processes import Flower, Processes
+from scripts.tools.repository import REPOSITORY
+from scripts.tools.trial_site import LENIENT, wait_until
 from server.bundle import export
+from tests.toys.site_process import SiteProcess
 
 pytestmark = pytest.mark.e2e
 

@@ -17,8 +17,9 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
-from processes import FLOWER_BIN, REPOSITORY, Flower, Processes, free_port
 
+from scripts.tools.processes import FLOWER_BIN, Flower, Processes, free_port
+from scripts.tools.repository import REPOSITORY
 from server.bundle import export
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest
@@ -56,7 +57,7 @@ class PlainFederation:
         examples = [{"prompt": f"ward {i}", "completion": f"room {i * 7 % 13}"} for i in range(index, 400, len(RANKS))]
         (folder / "train.jsonl").write_text("\n".join(map(json.dumps, examples)))
         (folder / "site.toml").write_text(SITE.format(name=name, model=model, port=free_port(), rank=RANKS[name]))
-        script = Path(__file__).with_name("plain_site.py")
+        script = REPOSITORY / "tests" / "toys" / "plain_site.py"
         command = [sys.executable, str(script), str(folder / "site.toml"), "--fault", FAULTS.get(name, "none@0")]
         self.processes.start(f"site-{name}", command, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
 

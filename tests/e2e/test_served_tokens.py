@@ -11,8 +11,9 @@ import peft
 import pytest
 import torch
 import transformers
-from site_process import SiteProcess
-from trial_site import random_adapter
+
+from scripts.tools.trial_site import random_adapter
+from tests.toys.site_process import SiteProcess
 
 pytestmark = pytest.mark.e2e
 

@@ -14,12 +14,12 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from processes import free_port
-from site_process import SiteProcess, kill
-from trial_site import RANK, random_adapter
 
+from scripts.tools.processes import free_port
+from scripts.tools.trial_site import RANK, random_adapter
 from serving.engine import require_free_port
-from tests.exposition import counters, lint, samples
+from tests.toys.exposition import counters, lint, samples
+from tests.toys.site_process import SiteProcess, kill
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import EngineError

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from site_process import SiteProcess
-from trial_site import RANK, random_adapter
 
+from scripts.tools.trial_site import RANK, random_adapter
+from tests.toys.site_process import SiteProcess
 from umbel import peft_dir
 
 pytestmark = pytest.mark.e2e

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from tests import hostile
-from tests.hostile import ADAPTERS, MESSAGES, RANK, SHAPES, Hostile
+from tests.toys import hostile
+from tests.toys.hostile import ADAPTERS, MESSAGES, RANK, SHAPES, Hostile
 from umbel import errors, peft_dir, wire
 from umbel.messages import RoundReport
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import Hostile
-from tests.hostile_sites import FILES
+from tests.toys.hostile import Hostile
+from tests.toys.hostile_sites import FILES
 from umbel import errors
 from umbel.config import SiteConfig
 from umbel.site_check import check_files

@@ -7,9 +7,8 @@ import pytest
 
 pytest.importorskip("flwr", reason="the targets are in Flower's environment")
 
-import fuzz
-from fuzz_targets import Target, targets
-
+from scripts.tools.fuzz import main as fuzz
+from scripts.tools.fuzz.targets import Target, targets
 from umbel.errors import WireError
 
 NAMES = ["message", "records", "adapter", "manifest", "alias log", "alias table", "router", "site file", "example",

@@ -9,9 +9,9 @@ import numpy as np
 import peft
 import torch
 
-from server import adapter_export
-from tests.toy_registry import PIN, begun
-from tests.toy_site import SHAPES
+from server.registry import export as adapter_export
+from tests.toys.registry import PIN, begun
+from tests.toys.site import SHAPES
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 

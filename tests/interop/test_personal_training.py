@@ -8,12 +8,12 @@ import torch
 import transformers
 
 from client.personal import PersonalPart, join, split
-from serving.job import read_factors
-from serving.lora import Factors
-from serving.quantum import Pieces
+from serving.cotrainer.job import read_factors
+from serving.cotrainer.lora import Factors
+from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.trainer import LoraTrainer, Progress
 from serving.scores import Scores
-from serving.trainer import LoraTrainer, Progress
-from tests.toy_engine import site_config
+from tests.toys.engine import site_config
 from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.base import LINEARS, linear_shapes

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from kill_report import BEGIN, END, Row, read, write
+
+from scripts.tools.kill.report import BEGIN, END, Row, read, write
 
 
 def test_deaths_that_were_not_tried_this_time_stay(tmp_path: Path) -> None:

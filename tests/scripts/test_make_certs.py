@@ -7,12 +7,12 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import make_certs
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
+from scripts.tools.certs import make as make_certs
 from umbel import signing
 from umbel.adapter import AdapterManifest
 from umbel.config import SiteConfig

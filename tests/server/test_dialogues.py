@@ -4,8 +4,8 @@ import pytest
 
 from server import dialogues
 from server.dialogues import Reply
-from tests.toy_federation import v
-from tests.toy_site import BASE
+from tests.toys.federation import v
+from tests.toys.site import BASE
 from umbel.adapter import AdapterManifest
 from umbel.messages import ShadowReport, ShadowState, Verdict
 

@@ -10,8 +10,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from server import dialogues
 from server.exchange import Exchange, Outcome
 from strategies.base import Update
-from tests.toy_grid import Clock, ToyGrid
-from tests.toy_site import BASE, ToySite
+from tests.toys.grid import Clock, ToyGrid
+from tests.toys.site import BASE, ToySite
 from umbel import peft_dir
 from umbel.messages import Hello, RoundOrder, RoundReport, Submit, TrainPlan
 

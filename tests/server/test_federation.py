@@ -8,11 +8,11 @@ import pytest
 
 from server.config import RunConfig
 from server.exchange import Exchange
-from server.registry import AdapterRegistry
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import RoundState
 from server.rollout import Rollout
-from server.rounds import RoundState
-from tests.toy_federation import SETTINGS, World, a_world, poison, states, v
-from tests.toy_site import BASE
+from tests.toys.federation import SETTINGS, World, a_world, poison, states, v
+from tests.toys.site import BASE
 from umbel import peft_dir
 from umbel.errors import ConfigError, NotFound
 from umbel.messages import Decision

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from server.mailbox import Answer, Letter, Lost, Mailbox
-from tests.toy_grid import Clock, ToyGrid
+from tests.toys.grid import Clock, ToyGrid
 
 BOTH = (1, 2)
 

@@ -4,15 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from scripts.tools.repository import REPOSITORY
 
 
 def measure(strategy: str, sites: int) -> dict[str, int]:
-    command = [sys.executable, "-m", "tests.server_memory", strategy, str(sites)]
+    command = [sys.executable, "-m", "tests.toys.server_memory", strategy, str(sites)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

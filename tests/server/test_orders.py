@@ -8,10 +8,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from server.orders import NONCE_KEY
-from server.registry import AdapterRegistry
-from server.rounds import RoundState
-from tests.toy_federation import World, a_world, states
-from tests.toy_site import ToySite
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import RoundState
+from tests.toys.federation import World, a_world, states
+from tests.toys.site import ToySite
 from umbel import signing
 from umbel.errors import AdapterError, ConfigError, RegistryError
 from umbel.messages import RoundOrder, RoundReport, UpdateStatement

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server import adapter_export
-from server.rounds import RoundState
-from tests.toy_federation import World, a_world, states, v
+from server.registry import export as adapter_export
+from server.registry.round_log import RoundState
+from tests.toys.federation import World, a_world, states, v
 from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.peft_dir import Tensors

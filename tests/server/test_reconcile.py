@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from server.exchange import Exchange
-from server.registry import AdapterRegistry
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import RoundState
 from server.rollout import Rollout
-from server.rounds import RoundState
-from tests.toy_federation import World, a_world, states, v
-from tests.toy_site import ToySite
+from tests.toys.federation import World, a_world, states, v
+from tests.toys.site import ToySite
 from umbel.errors import NotFound
 
 SHADOW = ("POST", "/adapters/support/shadow")

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from server.exchange import Exchange
-from server.registry import AdapterRegistry
-from server.rounds import RoundState
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import RoundState
 from server.waves import Waves
-from tests.toy_federation import World, a_world, states, v
+from tests.toys.federation import World, a_world, states, v
 from umbel.adapter import AdapterRef
 
 WAVES = {"waves": "0.25,0.5,1", "wave-seconds": 100.0, "rounds": 1}

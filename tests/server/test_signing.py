@@ -7,12 +7,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from server import registry_views
 from server.config import RunConfig
-from server.registry import AdapterRegistry
-from tests.test_umbel_cli import refusal, umbel
-from tests.toy_federation import SETTINGS, World, a_world, v
-from tests.toy_registry import flip
+from server.registry import views as registry_views
+from server.registry.registry import AdapterRegistry
+from tests.toys.federation import SETTINGS, World, a_world, v
+from tests.toys.registry import flip
+from tests.umbel.cli.test_main import refusal, umbel
 from umbel import signing
 from umbel.errors import ConfigError
 

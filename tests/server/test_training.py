@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.rounds import RoundState
+from server.registry.round_log import RoundState
 from strategies.adapter import Update
 from strategies.fold import RoundFold
-from tests.toy_federation import World, a_world, poison, states, v
-from tests.toy_site import ToySite
+from tests.toys.federation import World, a_world, poison, states, v
+from tests.toys.site import ToySite
 from umbel import peft_dir
 
 NEVER = 10**6

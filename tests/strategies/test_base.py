@@ -14,7 +14,7 @@ from strategies.base import LoraStrategy, Update
 from strategies.exact import Exact
 from strategies.fedit import FedIT
 from strategies.records import pack, pack_adapter, unpack, unpack_adapter
-from tests.toy_adapters import RANK, SHAPES, adapter, dense, random_tensors, update
+from tests.toys.adapters import RANK, SHAPES, adapter, dense, random_tensors, update
 from umbel import peft_dir
 from umbel.errors import ConfigError, WireError
 from umbel.messages import Hello, JobState, RoundOrder, Submit, TrainPlan

@@ -15,7 +15,7 @@ from strategies.exact import Exact
 from strategies.fedit import FedIT
 from strategies.flora import FLoRA
 from strategies.lowrank import LowRank
-from tests.toy_adapters import adapter, dense, distance, moved, random_tensors, rotated, update
+from tests.toys.adapters import adapter, dense, distance, moved, random_tensors, rotated, update
 from umbel import peft_dir
 
 WIDE = {"model.layers.0.self_attn.q_proj": (48, 40), "model.layers.0.mlp.up_proj": (64, 40)}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies.lowrank import LowRank, align, concat, gram, norm, stack, truncate, wake, weighted_sum
-from tests.toy_adapters import distance, random_update, rotated
+from tests.toys.adapters import distance, random_update, rotated
 
 
 def test_weighted_sum_of_mixed_ranks_and_scales_is_exact_when_the_rank_suffices() -> None:

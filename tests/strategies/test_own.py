@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts.tools.repository import REPOSITORY
 from strategies import catalogue
-from tests.toy_adapters import adapter, moved, update
+from tests.toys.adapters import adapter, moved, update
 
-PAGE = Path(__file__).parents[1] / "docs" / "strategies.md"
+PAGE = REPOSITORY / "docs" / "strategies.md"
 
 
 def test_the_page_names_every_strategy() -> None:

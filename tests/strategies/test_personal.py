@@ -12,7 +12,7 @@ from strategies.dual import Dual
 from strategies.exact import Exact
 from strategies.fedit import FedIT
 from strategies.fedsa import FedSA
-from tests.toy_adapters import RANK, SHAPES, adapter, dense, distance, moved, random_tensors, update
+from tests.toys.adapters import RANK, SHAPES, adapter, dense, distance, moved, random_tensors, update
 from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.errors import ConfigError

@@ -12,7 +12,7 @@ from strategies.base import Adapter, Update
 from strategies.catalogue import STRATEGIES
 from strategies.exact import Exact
 from strategies.lowrank import LowRank, gram
-from tests.toy_adapters import adapter, dense, distance, moved, random_tensors, rotated, update
+from tests.toys.adapters import adapter, dense, distance, moved, random_tensors, rotated, update
 from umbel import peft_dir
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (30, 24), "model.layers.0.self_attn.v_proj": (20, 24)}

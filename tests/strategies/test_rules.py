@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts.tools.repository import REPOSITORY
 from server.config import RunConfig
 from strategies import catalogue
 from strategies.base import Adapter, LoraStrategy
@@ -15,7 +16,7 @@ from strategies.fedit import FedIT
 from strategies.ffa import FFA
 from strategies.options import Options
 from strategies.rolora import RoLoRA
-from tests.toy_adapters import adapter, dense, distance, moved, update
+from tests.toys.adapters import adapter, dense, distance, moved, update
 from umbel import peft_dir
 from umbel.errors import ConfigError
 from umbel.messages import TrainPlan
@@ -130,7 +131,7 @@ def test_what_makes_no_sense_is_refused_at_start(rule: type[LoraStrategy], optio
 
 
 def settings() -> dict[str, object]:
-    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     return {**pyproject["tool"]["flwr"]["app"]["config"], "registry": "/r"}
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from server import retention
-from server.registry import AdapterRegistry
-from tests.toy_federation import World
-from tests.toy_grid import Clock, ToyGrid
-from tests.toy_rehearsal import rehearse
+from server.registry import retention
+from server.registry.registry import AdapterRegistry
+from tests.toys.federation import World
+from tests.toys.grid import Clock, ToyGrid
+from tests.toys.rehearsal import rehearse
 
 SITES = ("a", "b")
 

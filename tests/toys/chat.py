@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 
 from serving.aliases import AliasTable
-from serving.asgi import Receive, Scope, Send
-from serving.router import Router, apply_pin
+from serving.router.asgi import Receive, Scope, Send
+from serving.router.router import Router, apply_pin
 
 KEY = "k" * 64
 ADMIN = {"authorization": f"Bearer {KEY}"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from client import jobs as jobs_module
-from client.data import Prepared
+from client.data.prepare import Prepared
 from client.jobs import Jobs
 from client.journal import Journal
 from client.keys import SiteKeys
@@ -18,8 +18,8 @@ from client.personal import PersonalPart
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
-from tests.toy_deployment import BASE, RANK, SHAPES, adapter, quick, scores, until
-from tests.toy_engine import MEASURED, ToyMachine, site_config
+from tests.toys.deployment import BASE, RANK, SHAPES, adapter, quick, scores, until
+from tests.toys.engine import MEASURED, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.errors import TrainingError
 from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan

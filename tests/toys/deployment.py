@@ -10,17 +10,17 @@ import httpx
 import numpy as np
 import pytest
 
-from client import judging, loading
-from client import watch as watch_module
 from client.control import control_api
-from client.deployer import Deployer
 from client.journal import Journal
 from client.keys import SiteKeys
+from client.versions import judging, loading
+from client.versions import watch as watch_module
+from client.versions.deployer import Deployer
 from serving import supervisor as supervisor_module
 from serving.aliases import AliasTable
 from serving.scores import Scores
 from serving.supervisor import Supervisor
-from tests.toy_engine import MEASURED, ToyEngine, ToyMachine, site_config
+from tests.toys.engine import MEASURED, ToyEngine, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.base import BaseFingerprint

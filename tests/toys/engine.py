@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 
 from serving.aliases import AliasTable
-from serving.asgi import Receive, Scope, Send
 from serving.engine import EngineClient
-from serving.router import GENERATING, Router, apply_pin
+from serving.router.asgi import Receive, Scope, Send
+from serving.router.router import GENERATING, Router, apply_pin
 from serving.trainer_socket import CoTrainerStatus
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig

@@ -28,7 +28,7 @@ SITE: dict[str, Ends] = {
     Point.PART_KEPT: AFTER_V1,
     **dict.fromkeys((Point.SWEPT, Point.DAMAGE_FORGOTTEN), BEFORE_V1),
 }  # fmt: skip
-"""Where a site dies, in the life that tests/toy_site_life.py tells, and how that ends."""
+"""Where a site dies, in the life that tests/toys/site_life.py tells, and how that ends."""
 
 CENTRE: dict[str, str | None] = {
     Point.BEGIN_PINNED: None,
@@ -45,4 +45,4 @@ CENTRE: dict[str, str | None] = {
     **{f"{point}{time}": V3 for point in (Point.GC_MARKED, Point.GC_UNLINKED, Point.GC_REMOVED)
        for time in ("", ":2")},
 }  # fmt: skip
-"""Where the centre dies, in the lives that tests/toy_centre_life.py tells, and what `live` is in the registry then."""
+"""Where the centre dies, in the lives that tests/toys/centre_life.py tells, and what `live` is in the registry then."""

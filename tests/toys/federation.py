@@ -11,13 +11,13 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from server.app import run
 from server.config import RunConfig
-from server.events import Events
 from server.exchange import Exchange
 from server.federation import Federation
-from server.registry import AdapterRegistry
-from server.rounds import RoundState
-from tests.toy_grid import Clock, ToyGrid
-from tests.toy_site import ToySite
+from server.registry.events import Events
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import RoundState
+from tests.toys.grid import Clock, ToyGrid
+from tests.toys.site import ToySite
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.signing import read_private

@@ -10,12 +10,12 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 
+from scripts.tools.repository import REPOSITORY
 from umbel import peft_dir
 from umbel.peft_dir import Tensors
 
@@ -200,12 +200,12 @@ MESSAGES = [  # the bytes of a RoundReport
 ]
 
 BEGIN, END = "<!-- hostile inputs: written by `python -m tests.hostile` -->\n", "<!-- end of hostile inputs -->\n"
-PAGE = Path(__file__).parents[1] / "docs" / "security.md"
+PAGE = REPOSITORY / "docs" / "security.md"
 
 
 def surfaces() -> dict[str, list[Hostile]]:
     """Where it comes in → what comes in."""
-    from tests import hostile_requests, hostile_sites
+    from tests.toys import hostile_requests, hostile_sites
 
     return {
         "an adapter, from a site or the centre": ADAPTERS,

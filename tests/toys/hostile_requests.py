@@ -4,7 +4,7 @@ import base64
 import json
 from typing import Any
 
-from tests.hostile import Hostile
+from tests.toys.hostile import Hostile
 
 CHAT = "/v1/chat/completions"
 JSON = [(b"content-type", b"application/json")]

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.hostile import Hostile
+from tests.toys.hostile import Hostile
 
 Site = Any
-"""A `tests.toy_site.ToySite`, which is in Flower's environment only."""
+"""A `tests.toys.site.ToySite`, which is in Flower's environment only."""
 
 
 def told(**changes: Any) -> Callable[[Site], None]:

@@ -1,6 +1,6 @@
 """A site without an engine: the real daemon, control API, journal, deployer and co-trainer, and nobody it serves.
 
-    python tests/e2e/plain_site.py site.toml --fault nan@1 --fault late@2
+    python tests/toys/plain_site.py site.toml --fault nan@1 --fault late@2
 
 In place of SGLang there is a Hugging Face model, and a thread that runs the co-trainer as an idle engine would.
 A fault strikes in one round: `nan` and `flip` spoil what was trained, `late` does not train before there is a file `go`
@@ -19,15 +19,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import zmq
-from no_engine import NoEngine
 from transformers import AutoModelForCausalLM
 
 from client import daemon
 from client.jobs import Jobs
-from serving.cotrainer import CoTrainer
-from serving.quantum import Pieces
-from serving.trainer import LoraTrainer
+from serving.cotrainer.cotrainer import CoTrainer
+from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus
+from tests.toys.no_engine import NoEngine
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig

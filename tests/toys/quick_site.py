@@ -1,6 +1,6 @@
 """A site without an engine or a model: the real daemon, control API, journal, jobs and deployer, in a second.
 
-    python tests/e2e/quick_site.py site.toml
+    python tests/toys/quick_site.py site.toml
 
 Training adds a number to B, and the loss falls with it: every version is better than its parent. Versions that the file
 `against` in the state directory names, one to a line, are worse here. For tests of what the centre and sites agree on.
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from no_engine import NoEngine
 
 from client import daemon
-from client.data import Prepared
+from client.data.prepare import Prepared
 from client.jobs import Jobs
 from serving.scores import Scores
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
+from tests.toys.no_engine import NoEngine
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from server.pin import Pin
-from server.registry import AdapterRegistry
-from server.rounds import RoundState
-from tests.toy_site import BASE, SHAPES
+from scripts.tools.repository import REPOSITORY
+from server.registry.pin import Pin
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import RoundState
+from tests.toys.site import BASE, SHAPES
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 
@@ -65,8 +66,8 @@ def publisher(root: Path, first: int, rounds: int, *, die_before: int = 0) -> su
 
     `die_before` n: it kills itself, as `kill -9` does, before its n-th call that changes the disk.
     """
-    command = [sys.executable, "-m", "tests.toy_registry", str(root), str(first), str(rounds), str(die_before)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    command = [sys.executable, "-m", "tests.toys.registry", str(root), str(first), str(rounds), str(die_before)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
 
 
 def _main(root: Path, first: int, rounds: int, die_before: int) -> None:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
+from scripts.tools.repository import REPOSITORY
 from umbel.faults import VARIABLE
 
 
@@ -17,7 +17,7 @@ class Rehearsals:
     def __init__(self, module: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=Path(__file__).parents[1],
+            cwd=REPOSITORY,
         )  # fmt: skip
 
     def __enter__(self) -> "Rehearsals":

@@ -12,12 +12,12 @@ import transformers
 import zmq
 from pydantic import BaseModel
 
-from serving.cotrainer import CoTrainer
-from serving.governor import Finished, Load
-from serving.hooks import Hooks
-from serving.predictor import Batch
-from serving.quantum import Quanta
-from serving.trainer import LoraTrainer
+from serving.cotrainer.cotrainer import CoTrainer
+from serving.cotrainer.governor import Finished, Load
+from serving.cotrainer.hooks import Hooks
+from serving.cotrainer.predictor import Batch
+from serving.cotrainer.quantum import Quanta
+from serving.cotrainer.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus, EvaluateJob, StatusQuery, TrainJob, socket_path
 from umbel import peft_dir, token_file, wire
 from umbel.base import LINEARS, linear_shapes

@@ -1,6 +1,6 @@
 """How much memory a round takes at the centre: one whole round with many sites, in a process of its own.
 
-    python tests/server_memory.py STRATEGY SITES
+    python tests/toys/server_memory.py STRATEGY SITES
 
 Prints one line of JSON: `peak`, the bytes that the round added at its peak to what the process took with everything
 imported (resident set), `adapter`, the bytes of one update, and `sites`, how many are in the version. The sites live in
@@ -20,14 +20,14 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from server.app import return_large_blocks, run
 from server.config import RunConfig
-from server.events import Events
 from server.exchange import Exchange
 from server.federation import Federation
-from server.registry import AdapterRegistry
+from server.registry.events import Events
+from server.registry.registry import AdapterRegistry
 from strategies.records import pack, unpack, unpack_adapter
-from tests.toy_federation import SETTINGS
-from tests.toy_grid import Clock, ToyGrid
-from tests.toy_site import BASE
+from tests.toys.federation import SETTINGS
+from tests.toys.grid import Clock, ToyGrid
+from tests.toys.site import BASE
 from umbel import peft_dir
 from umbel.messages import (
     Hello,

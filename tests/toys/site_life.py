@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from client import jobs as jobs_module
-from client.data import Prepared
-from client.deployer import Deployer
+from client.data.prepare import Prepared
 from client.jobs import Jobs
 from client.journal import Journal
 from client.keys import SiteKeys
 from client.personal import PersonalPart
+from client.versions.deployer import Deployer
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
-from tests.toy_cotrainer import PARENT, ToyCoTrainer, order
-from tests.toy_deployment import BASE, SHAPES, Deployment, quick, scores, until
-from tests.toy_engine import MEASURED, ToyMachine, site_config
-from tests.toy_rehearsal import rehearse
+from tests.toys.cotrainer import PARENT, ToyCoTrainer, order
+from tests.toys.deployment import BASE, SHAPES, Deployment, quick, scores, until
+from tests.toys.engine import MEASURED, ToyMachine, site_config
+from tests.toys.rehearsal import rehearse
 from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.messages import JobState, ShadowState

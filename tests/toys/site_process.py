@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 import psutil
-from trial_site import TrialSite, wait_until
 
+from scripts.tools.trial_site import TrialSite, wait_until
 from umbel.adapter import AdapterRef
 
 

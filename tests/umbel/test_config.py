@@ -3,19 +3,18 @@
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts.tools.repository import REPOSITORY
 from umbel.base import LINEARS
 from umbel.config import SiteConfig
 from umbel.errors import ConfigError, UnsupportedModel
 from umbel.site_check import check_files
 from umbel.site_sections import OWNED_FLAGS, UNSERVED_FLAGS
 
-REPOSITORY = Path(__file__).parents[1]
 GOOD = """
 [site]
 name = "clinic-a"
@@ -377,10 +376,9 @@ def test_check_files_reads_the_key_that_updates_are_signed_with(tmp_path: Path) 
 
 
 def test_the_page_of_settings_is_up_to_date() -> None:
-    sys.path.append(str(REPOSITORY / "scripts"))
-    import configuration_md
+    from scripts.tools import configuration_md
 
-    assert configuration_md.render() == configuration_md.TARGET.read_text(), "run scripts/configuration_md.py"
+    assert configuration_md.render() == configuration_md.TARGET.read_text(), "run scripts/tools/configuration_md.py"
 
 
 def test_the_example_in_the_readme_loads(tmp_path: Path) -> None:

@@ -4,16 +4,16 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.fault_points import CENTRE, SITE
+from scripts.tools.repository import REPOSITORY
+from tests.toys.fault_points import CENTRE, SITE
 from umbel import faults
 from umbel.errors import ConfigError
 from umbel.faults import Point, reach
 
-ROOT = Path(__file__).parents[1]
+ROOT = REPOSITORY
 SCRIPT = "from umbel.faults import Point, reach\nfor step in range(5): print(step, flush=True); reach(Point.LOAD_BEGUN)"
 
 
@@ -60,7 +60,7 @@ def test_a_point_that_there_is_not_is_refused_with_those_there_are(plan: str, mo
 
 
 def test_every_point_stands_in_the_code_and_is_rehearsed() -> None:
-    code = "".join(path.read_text() for name in ("client", "server") for path in (ROOT / name).glob("*.py"))
+    code = "".join(path.read_text() for name in ("client", "server") for path in (ROOT / name).glob("**/*.py"))
     reached = {Point[name] for name in re.findall(r"reach\(Point\.(\w+)\)", code)}
     for move in re.findall(r"faults\.([A-Z_]+)\b", code):
         reached |= set(getattr(faults, move))

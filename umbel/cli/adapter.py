@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel.console import AsJson, Name, Registry, Why, explained, import_part, reason, who
+from umbel.cli.console import AsJson, Name, Registry, Why, explained, part_of, reason, who
 from umbel.signing import read_public
 
 adapter_app = typer.Typer(
@@ -110,7 +110,9 @@ def export(
 ) -> None:
     """Write a version as a PEFT directory with a model card: for peft, SGLang, vLLM, or the Hugging Face hub."""
     with _opened(registry) as (opened, _):
-        print(import_part("server.adapter_export", extra="server").export(opened, opened.resolve(ref), into, base=base))
+        from server.registry import export as exporter
+
+        print(exporter.export(opened, opened.resolve(ref), into, base=base))
 
 
 @adapter_app.command("gc")
@@ -140,9 +142,13 @@ def lineage(
     with _opened(registry) as (opened, views):
         nodes = views.nodes(opened, ref)
         if picture is None:
-            print(import_part("server.lineage", extra="server").text(nodes))
+            from server.registry import lineage as pedigree
+
+            print(pedigree.text(nodes))
         else:
-            import_part("server.lineage_picture", extra="server").draw(nodes, picture)
+            from server.registry import lineage_picture
+
+            lineage_picture.draw(nodes, picture)
             print(picture)
 
 
@@ -163,8 +169,10 @@ def reindex(registry: Registry) -> None:
 def _opened(registry: Path) -> Iterator[tuple[Any, Any]]:
     """The registry, and what is said of it."""
     with explained():
-        views = import_part("server.registry_views", extra="server")
-        with closing(import_part("server.registry", extra="server").AdapterRegistry(registry)) as opened:
+        with part_of("server"):
+            from server.registry import views
+            from server.registry.registry import AdapterRegistry
+        with closing(AdapterRegistry(registry)) as opened:
             yield opened, views
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from umbel.console import explained, import_part
+from umbel.cli.console import explained, part_of
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure serving and training together, on this machine.")
 
@@ -28,16 +28,20 @@ def coexec(
 ) -> None:
     """Umbel and seven baselines on one engine under the same load: the protocol of docs/benchmarks.md, 40 minutes."""
     with explained():
-        bench = import_part("serving.bench.coexec", extra="site")
+        with part_of("site"):
+            from serving.bench import coexec as bench
+            from serving.bench import report as tables
         bench.run(out, trace, smoke=smoke, resume=resume, cache=cache.expanduser(), say=_say)
-        print(import_part("serving.bench.report", extra="site").write(out, docs))
+        print(tables.write(out, docs))
 
 
 @bench_app.command()
 def report(out: Out = Path("bench-out"), docs: Docs = None) -> None:
     """Tables and plots of a run, also of one that has not ended."""
     with explained():
-        print(import_part("serving.bench.report", extra="site").write(out, docs))
+        with part_of("site"):
+            from serving.bench import report as tables
+        print(tables.write(out, docs))
 
 
 @bench_app.command()
@@ -55,9 +59,10 @@ def simulate(
 ) -> None:
     """What training sites have room for under their targets: hours of load in seconds, on a virtual clock."""
     with explained():
-        command = import_part("serving.bench.simulate", extra="site").simulate_command
+        with part_of("site"):
+            from serving.bench.simulate import simulate_command
         print(
-            command(
+            simulate_command(
                 trace, preset=preset, rate=rate, hours=hours, sites=sites, slo=slo, share_floor=share_floor,
                 share_cap=share_cap, seed=seed, out=out,
             )

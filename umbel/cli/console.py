@@ -1,13 +1,12 @@
 """What all of umbel's commands share: one-line errors, options, and parts that live in one environment only."""
 
 import getpass
-import importlib
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,16 +14,22 @@ from umbel.errors import ConfigError, UmbelError
 
 ENVIRONMENTS = {"site": ".venv-engine", "server": ".venv"}
 
+SiteFile = Annotated[Path, typer.Argument(help="The site file, such as sites/clinic-a.toml.")]
 Registry = Annotated[Path, typer.Option(help="The registry's directory (`registry` in the run configuration).")]
 Name = Annotated[str, typer.Argument(help="Such as support.")]
 Why = Annotated[str, typer.Option(help="The reason; it is kept in the history.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def import_part(module: str, extra: str) -> Any:
-    """A part of umbel that lives in one of the two environments; raise ConfigError in the other one."""
+@contextmanager
+def part_of(extra: str) -> Iterator[None]:
+    """Import a part of umbel that one of the two environments has; raise ConfigError in the other one.
+
+    >>> with part_of("server"):
+    ...     from server.registry.registry import AdapterRegistry
+    """
     try:
-        return importlib.import_module(module)
+        yield
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"this command belongs to the other environment, the one with umbel[{extra}]: {ENVIRONMENTS[extra]} "

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel.console import Name, Registry, Why, explained, import_part, reason, who
+from umbel.cli.console import Name, Registry, Why, explained, part_of, reason, who
 from umbel.errors import ConfigError, RegistryError
 
 fleet_app = typer.Typer(no_args_is_help=True, help="Have the sites answer with what the registry says is live.")
@@ -28,7 +28,9 @@ def rollback(
     """Point head and live back to what was live before, and bring every site there; once more would take this back."""
     with explained():
         command, because = _command(app, federation, registry, adapter, run_config), reason(why)
-        with closing(import_part("server.registry", extra="server").AdapterRegistry(registry)) as opened:
+        with part_of("server"):
+            from server.registry.registry import AdapterRegistry
+        with closing(AdapterRegistry(registry)) as opened:
             if not _busy(opened):
                 _require_superlink(command[0], federation)
             back = opened.roll_back(adapter, who=who(), why=because)
@@ -43,7 +45,9 @@ def reconcile(
     """Bring every site that is online to what is live in the registry; a site's own refusals stand."""
     with explained():
         command = _command(app, federation, registry, adapter, run_config)
-        with closing(import_part("server.registry", extra="server").AdapterRegistry(registry)) as opened:
+        with part_of("server"):
+            from server.registry.registry import AdapterRegistry
+        with closing(AdapterRegistry(registry)) as opened:
             if "live" not in opened.aliases(adapter):
                 raise ConfigError(f"{adapter}: nothing was ever live in {registry}; the sites answer as they are")
             _follow(opened, adapter, command)

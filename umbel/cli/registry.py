@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from umbel.console import Registry, explained, import_part
+from umbel.cli.console import Registry, explained, part_of
 from umbel.telemetry import configure_logging
 
 registry_app = typer.Typer(no_args_is_help=True, help="Make the centre's registry, or serve it over HTTP.")
@@ -19,8 +19,9 @@ def init(
 ) -> None:
     """Make an empty registry; `flwr run` makes one by itself, with its weights beside it."""
     with explained():
-        module = import_part("server.registry", extra="server")
-        with closing(module.AdapterRegistry(registry, create=True, blobs=blobs)) as opened:
+        with part_of("server"):
+            from server.registry.registry import AdapterRegistry
+        with closing(AdapterRegistry(registry, create=True, blobs=blobs)) as opened:
             print(f"{registry}: registry {opened.lineage}, weights at {opened.blobs.url}")
 
 
@@ -36,4 +37,6 @@ def serve(
     """Serve `umbel adapter`'s commands over HTTP, under the same names: GET to read, POST with the token to change."""
     with explained():
         configure_logging()
-        import_part("server.registry_api", extra="server").serve(registry, host, port, token_file)
+        with part_of("server"):
+            from server.registry import api
+        api.serve(registry, host, port, token_file)

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY)]
+from scripts.tools.repository import REPOSITORY
 
 RANK = 16
 SHAPES: dict[str, dict[str, tuple[int, int]]] = {
@@ -73,7 +72,8 @@ def child(options: argparse.Namespace, method: str, sites: int) -> Any:
     python = REPOSITORY / (".venv-engine" if method.startswith("peft") else ".venv") / "bin" / "python"
     layers = [] if options.layers is None else ["--layers", str(options.layers)]
     command = [
-        str(python), __file__, "--one", method, "--model", options.model, "--sites", str(sites), *layers,
+        str(python), "-m", "scripts.tools.bench.aggregate", "--one", method, "--model", options.model,
+        "--sites", str(sites), *layers,
         "--dense", options.dense, "--repeat", str(options.repeat), "--threads", str(options.threads),
     ]  # fmt: skip
     # Threads that wait do not spin: on a machine with other work, spinning ones would measure each other.

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from scripts.tools.repository import REPOSITORY
+
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 COMMANDS = {
     "memory": ["scripts/bench_memory"],

@@ -9,8 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
+from scripts.tools.repository import REPOSITORY
 
 RANK, MICRO_BATCH, SEQ_LEN = 8, 2, 64
 MB = 1e6
@@ -28,7 +27,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="umbel-") as folder:
         base = make_base(Path(folder) / "base", options.hidden, options.layers)
         base_bytes = sum(shard.stat().st_size for shard in base.glob("*.safetensors"))
-        command = [sys.executable, __file__, "--alone", str(base)]
+        command = [sys.executable, "-m", "scripts.tools.bench.memory", "--alone", str(base)]
         separate = json.loads(
             subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
         )
@@ -38,9 +37,10 @@ def main() -> None:
 
 def make_base(into: Path, hidden: int, layers: int) -> Path:
     """A random Llama; sizes matter here, what it says does not."""
-    import tiny_base
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from scripts.tools import tiny_base
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_base.build(REPOSITORY / ".cache" / "tiny-base"))
     config = LlamaConfig(
@@ -54,8 +54,8 @@ def make_base(into: Path, hidden: int, layers: int) -> Path:
 
 
 def build(model: Any) -> Any:
-    from serving.quantum import Pieces
-    from serving.trainer import LoraTrainer
+    from serving.cotrainer.quantum import Pieces
+    from serving.cotrainer.trainer import LoraTrainer
     from umbel.base import LINEARS
 
     pieces = Pieces.whole(MICRO_BATCH, SEQ_LEN)
@@ -67,10 +67,10 @@ def alone(base: Path) -> dict[str, int]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    import serving.trainer
-    from serving.memory import give_back, private_bytes
+    from serving.cotrainer import trainer as imported
+    from serving.cotrainer.memory import give_back, private_bytes
 
-    assert serving.trainer
+    assert imported
     before = private_bytes()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     for parameter in model.parameters():
@@ -83,8 +83,7 @@ def alone(base: Path) -> dict[str, int]:
 
 async def inside(base: Path, folder: Path) -> Any:
     """The co-trainer's own account, from a running engine."""
-    from processes import free_port
-
+    from scripts.tools.processes import free_port
     from serving.aliases import AliasTable
     from serving.engine import Engine
     from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path

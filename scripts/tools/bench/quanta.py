@@ -6,27 +6,23 @@ logits of answer tokens only and uses the fused AdamW, as the quanta do, so what
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
+import numpy as np
+import peft
+import torch
+import torch.nn.functional as F
+import transformers
 
-import numpy as np  # noqa: E402
-import peft  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-import transformers  # noqa: E402
-
-from serving.quantum import Pieces  # noqa: E402
-from serving.trainer import LoraTrainer, Progress  # noqa: E402
-from umbel.base import LINEARS  # noqa: E402
-from umbel.messages import TrainPlan  # noqa: E402
-from umbel.token_file import NO_LOSS, TokenFile  # noqa: E402
+from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.trainer import LoraTrainer, Progress
+from umbel.base import LINEARS
+from umbel.messages import TrainPlan
+from umbel.token_file import NO_LOSS, TokenFile
 
 RANK = 8
 MODELS = {"tiny": (64, 2, 512), "demo": (256, 3, 2048), "large": (512, 4, 4096)}

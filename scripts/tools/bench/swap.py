@@ -12,18 +12,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
+import numpy as np
+import numpy.typing as npt
+import psutil
 
-import numpy as np  # noqa: E402
-import numpy.typing as npt  # noqa: E402
-import psutil  # noqa: E402
-import tiny_base  # noqa: E402
-from bench_swap_users import GOOD, Answer, Users  # noqa: E402
-from processes import ENGINE_BIN, Processes  # noqa: E402
-from trial_site import LENIENT, TrialSite, random_adapter  # noqa: E402
-
-from umbel.adapter import AdapterRef  # noqa: E402
+from scripts.tools import tiny_base
+from scripts.tools.bench.swap_users import GOOD, Answer, Users
+from scripts.tools.processes import ENGINE_BIN, Processes
+from scripts.tools.repository import REPOSITORY
+from scripts.tools.trial_site import LENIENT, TrialSite, random_adapter
+from umbel.adapter import AdapterRef
 
 CYCLE_S, CALM_S, FLIP_S, AFTER_S = 20.0, 5.0, 12.0, 5.0
 """Of a cycle: its length, the end of "before", the flip, and how long "after" lasts."""

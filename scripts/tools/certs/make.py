@@ -30,7 +30,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from make_certs_pages import CA_PAGE, centre_page, proxy_file, site_file, site_page
+
+from scripts.tools.certs.pages import CA_PAGE, centre_page, proxy_file, site_file, site_page
 
 CA_DAYS = 3650
 DAYS = 730

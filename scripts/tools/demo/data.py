@@ -1,7 +1,7 @@
 """The demo's two private tasks. Their codes are invented, so that no base can know them and neither site can teach
 the other's: a clinic sends complaints to departments, a shop sends orders to shelves.
 
-    python scripts/demo_data.py clinic DIR
+    python scripts/tools/demo/data.py clinic DIR
 
 An answer has two parts, each decided by one word of the prompt. Held-out prompts join words that never meet in
 training, so a good score there is a rule learned and not a line remembered.

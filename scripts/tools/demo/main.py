@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demo_events import ENDS, SHOWN, broken_promises, describe, probe_row, read_events, round_row
+from scripts.tools.demo.events import ENDS, SHOWN, broken_promises, describe, probe_row, read_events, round_row
+from scripts.tools.repository import REPOSITORY
 
 if TYPE_CHECKING:
-    from demo_site import DemoSite
-    from demo_users import Users
+    from scripts.tools.demo.site import DemoSite
+    from scripts.tools.demo.users import Users
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CACHE = REPOSITORY / ".cache"
 TASKS = ("clinic", "shop")
 STEPS, LEARNING_RATE = 80, 4e-3
@@ -35,8 +35,7 @@ MARKER = ".umbel-demo"
 def main() -> int:
     """Parse, run, and clean up whatever happens."""
     options = parse()
-    sys.path[:0] = [str(REPOSITORY)]  # the repository, not an installed copy
-    from processes import ProcessError, Processes
+    from scripts.tools.processes import ProcessError, Processes
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)  # also where a shell had SIGINT ignored
@@ -122,13 +121,13 @@ class Demo:
         return self.conclude(summary)
 
     def build_base(self) -> Path:
-        import tiny_base
+        from scripts.tools import tiny_base
 
         self.say("base model: tiny, real, trained here once (cached)")
         return tiny_base.build(CACHE / "tiny-base", progress=self.show_steps)
 
     def write_data(self) -> dict[str, tuple[Path, Path]]:
-        import demo_data
+        from scripts.tools.demo import data as demo_data
 
         return {
             task: demo_data.write(task, self.out / "data" / task) for task in sorted({site.task for site in self.sites})
@@ -136,7 +135,7 @@ class Demo:
 
     def make_keys(self) -> None:
         """Everyone's keys and certificates in one folder; in a real federation each party has its own part only."""
-        import make_certs
+        from scripts.tools.certs import make as make_certs
 
         if self.keys is not None:
             self.say("keys and certificates for the centre and every site")
@@ -149,7 +148,7 @@ class Demo:
             site.start(base, data, self.processes)
 
     def start_users(self, data: dict[str, tuple[Path, Path]]) -> None:
-        from demo_users import Users
+        from scripts.tools.demo.users import Users
 
         for seed, site in enumerate(self.sites):
             prompts = [prompt_of(json.loads(line)) for line in data[site.task][1].read_text().splitlines()]
@@ -161,9 +160,8 @@ class Demo:
 
     def run_federation(self) -> list[dict[str, Any]]:
         """SuperLink, SuperNodes, `flwr run`; the events of the run."""
-        from demo_site import BATCH, RANK
-        from processes import Flower
-
+        from scripts.tools.demo.site import BATCH, RANK
+        from scripts.tools.processes import Flower
         from server.bundle import export
 
         flower = Flower(self.processes, self.out / "flower", keys=self.keys)
@@ -217,8 +215,8 @@ class Demo:
     def summarize(
         self, base: Path, data: dict[str, tuple[Path, Path]], alone: dict[str, Path], events: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        from demo_report import Examiner
-        from demo_site import RANK, SEQ_LEN
+        from scripts.tools.demo.report import Examiner
+        from scripts.tools.demo.site import RANK, SEQ_LEN
 
         self.say("examining every adapter on every task")
         examiner = Examiner(base, RANK, SEQ_LEN)
@@ -244,7 +242,7 @@ class Demo:
 
     def conclude(self, summary: dict[str, Any]) -> int:
         """Print, write `summary.json`, and hold the demo to its promises."""
-        from demo_report import show
+        from scripts.tools.demo.report import show
 
         broken = broken_promises(summary, self.rounds)
         summary["broken_promises"] = broken
@@ -267,7 +265,7 @@ class Demo:
             self.say(f"  step {step} of {steps}, loss {loss:.2f}")
 
     def _site(self, index: int) -> "DemoSite":
-        from demo_site import DemoSite
+        from scripts.tools.demo.site import DemoSite
 
         task, number = TASKS[index % len(TASKS)], index // len(TASKS)
         name = f"{task}-{'abcd'[number]}"

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from client.data import prepare
-from serving.job import read_factors
-from serving.quantum import Pieces
+from client.data.prepare import prepare
+from serving.cotrainer.job import read_factors
+from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.trainer import LoraTrainer
 from serving.scores import Scores
-from serving.trainer import LoraTrainer
 from umbel.base import LINEARS
 from umbel.token_file import TokenFile
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from processes import ENGINE_BIN, ProcessError, Processes, free_port
 
+from scripts.tools.processes import ENGINE_BIN, ProcessError, Processes, free_port
 from umbel import signing
 from umbel.messages import Hello, RoundOrder, Submit, TrainPlan
 from umbel.peft_dir import digest

@@ -16,11 +16,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fuzz_targets import Target, targets
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
+from scripts.tools.fuzz.targets import Target, targets
 from umbel.errors import UmbelError
 
 EXAMPLES = 200

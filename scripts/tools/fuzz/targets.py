@@ -12,12 +12,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import BaseModel
 
-from client import examples
-from server import version_dir
-from server.alias_log import AliasLog, Move
+from client.data import examples
+from server.registry import version_dir
+from server.registry.alias_log import AliasLog, Move
 from serving.aliases import AliasTable
-from serving.limits import MOST
-from serving.router import GENERATING, Router
+from serving.router.limits import MOST
+from serving.router.router import GENERATING, Router
 from strategies import records
 from umbel import messages, peft_dir, secret_file, signing, site_file, token_file, wire
 from umbel.adapter import AdapterManifest

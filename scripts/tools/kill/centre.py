@@ -1,13 +1,13 @@
-"""A real centre that is killed at fault points: for scripts/kill_matrix.py."""
+"""A real centre that is killed at fault points: for scripts/tools/kill/matrix.py."""
 
 import json
 import os
 import time
 
-from kill_site import Site
-from processes import REPOSITORY, Flower, Processes
-from trial_site import RANK, wait_until
-
+from scripts.tools.kill.site import Site
+from scripts.tools.processes import Flower, Processes
+from scripts.tools.repository import REPOSITORY
+from scripts.tools.trial_site import RANK, wait_until
 from server.bundle import export
 from umbel.faults import VARIABLE, Point
 

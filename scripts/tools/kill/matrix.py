@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from kill_centre import Centre
-from kill_report import Row, write
-from kill_site import Site, require_done
-from processes import REPOSITORY, ProcessError, Processes
-from trial_site import wait_until
 
+from scripts.tools.kill.centre import Centre
+from scripts.tools.kill.report import Row, write
+from scripts.tools.kill.site import Site, require_done
+from scripts.tools.processes import ProcessError, Processes
+from scripts.tools.repository import REPOSITORY
+from scripts.tools.trial_site import wait_until
 from umbel.adapter import Personal
 from umbel.faults import Point
 
@@ -119,7 +120,7 @@ def main() -> int:
     points = [case.point for case in SITE]
     parser.add_argument("--points", nargs="+", choices=points, default=points, help="of site and engine; default: all")
     options = parser.parse_args()
-    import tiny_base
+    from scripts.tools import tiny_base
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does: nothing is left running
     model = tiny_base.build(REPOSITORY / ".cache" / "tiny-base")

@@ -1,4 +1,4 @@
-"""What scripts/kill_matrix.py found, as a table in docs/operations.md."""
+"""What scripts/tools/kill/matrix.py found, as a table in docs/operations.md."""
 
 import re
 from collections.abc import Iterator

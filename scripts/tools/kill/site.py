@@ -1,4 +1,4 @@
-"""A real site that is killed at fault points, and the user who notices: for scripts/kill_matrix.py."""
+"""A real site that is killed at fault points, and the user who notices: for scripts/tools/kill/matrix.py."""
 
 import itertools
 import subprocess
@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 import httpx
-from processes import ENGINE_BIN, REPOSITORY, ProcessError, Processes
-from trial_site import LENIENT, TrialSite, random_adapter, wait_until
 
+from scripts.tools.processes import ENGINE_BIN, ProcessError, Processes
+from scripts.tools.repository import REPOSITORY
+from scripts.tools.trial_site import LENIENT, TrialSite, random_adapter, wait_until
 from umbel.adapter import AdapterRef, Personal
 
 SLIGHT = 0.01

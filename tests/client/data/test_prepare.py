@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from client.chat_tokens import ChatTokenizer
-from client.data import Prepared, prepare, prepare_in_child
-from client.examples import MAX_LINE, parse
+from client.data.chat_tokens import ChatTokenizer
+from client.data.examples import MAX_LINE, parse
+from client.data.prepare import Prepared, prepare, prepare_in_child
 from umbel.errors import ConfigError, DataError
 from umbel.token_file import NO_LOSS, TokenFile
 
@@ -282,7 +282,7 @@ def test_released_examples_are_trained_on_only_and_leave_with_the_next_preparati
     train, held_out = rows(without.train), rows(without.eval)
     asked = next(f"question {n}" for n in range(20) if _holds(tiny_llama, held_out, f"question {n}", f"answer {n}"))
     given = write_lines(
-        tmp_path / "live.jsonl",
+        tmp_path / "examples.jsonl",
         [("new", "kept"), ("knee", "K"), (asked, asked.replace("question", "answer")), ("long " * 40, "lost")],
     )
     with given.open("a") as file:

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from client.scrub import load
+from client.data.scrub import load
 from umbel.errors import ConfigError
 
 
 def test_without_presidio_the_line_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(ConfigError, match=r"\[live\].enabled needs spacy.*pip install -e '\.\[site,live\]'"):
+    with pytest.raises(ConfigError, match=r"\[examples\].enabled needs spacy.*pip install -e '\.\[site,examples\]'"):
         load()
 
 
 def test_what_identifies_a_person_is_replaced_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("presidio_analyzer", reason="needs umbel[live]")
+    pytest.importorskip("presidio_analyzer", reason="needs umbel[examples]")
 
     def offline(*_: Any) -> None:
         raise AssertionError("the network was asked")

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from client import live
-from client.live import LiveStore, pseudonym
+from client.data import user_examples
+from client.data.user_examples import ExampleStore, pseudonym
 from serving.user_example import SETTINGS, ConsentSettings, Example
-from tests.test_umbel_cli import SITE
-from umbel.cli import app
+from tests.umbel.cli.test_main import SITE
+from umbel.cli.main import app
 from umbel.config import SiteConfig
 from umbel.errors import Conflict, NotFound
-from umbel.site_sections import LiveSection
+from umbel.site_sections import ExamplesSection
 
 HOUR, DAY = 3600.0, 86400.0
 
@@ -31,8 +31,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def store(folder: Path, clock: Clock, **section: Any) -> LiveStore:
-    return LiveStore(folder, LiveSection(enabled=True, **section), clock)
+def store(folder: Path, clock: Clock, **section: Any) -> ExampleStore:
+    return ExampleStore(folder, ExamplesSection(enabled=True, **section), clock)
 
 
 def example(folder: Path, user: str = "eva", text: str = "call 0170 123") -> Example:
@@ -123,14 +123,14 @@ def test_what_is_over_its_retention_is_deleted_by_whatever_comes_next(tmp_path: 
     clock.now += 30 * DAY + 1
     kept.close()
     store(tmp_path, clock).close()
-    assert b"red door" not in (tmp_path / live.DATABASE).read_bytes()
+    assert b"red door" not in (tmp_path / user_examples.DATABASE).read_bytes()
     assert store(tmp_path, clock).export() is None
-    assert not (tmp_path / live.RELEASED).exists()
+    assert not (tmp_path / user_examples.RELEASED).exists()
 
 
 @pytest.fixture
 def site_file(sockets: Path) -> Path:
-    (sockets / "site.toml").write_text(SITE + "[live]\nenabled = true\nquarantine_hours = 0\n")
+    (sockets / "site.toml").write_text(SITE + "[examples]\nenabled = true\nquarantine_hours = 0\n")
     (sockets / "state").mkdir()
     return sockets / "site.toml"
 
@@ -138,35 +138,37 @@ def site_file(sockets: Path) -> Path:
 def test_the_engine_is_told_only_where_it_is_enabled(site_file: Path) -> None:
     config = SiteConfig.load(site_file)
     state = config.site.state_dir
-    assert live.prepare(config) is None
+    assert user_examples.prepare(config) is None
     told = ConsentSettings.model_validate_json((state / SETTINGS).read_text())
     assert told.models == ("support",)
     assert pseudonym(state, "eva") == example(state).user
-    assert bytes.fromhex(told.key) == (state / live.KEY).read_bytes()
+    assert bytes.fromhex(told.key) == (state / user_examples.KEY).read_bytes()
     assert (state / SETTINGS).stat().st_mode & 0o077 == 0
-    live.keep(config, example(state), scrub)
-    LiveStore.of(config).release()
-    assert live.prepare(config) == state / live.RELEASED
-    off = config.model_copy(update={"live": LiveSection()})
-    assert live.prepare(off) is None
+    user_examples.keep(config, example(state), scrub)
+    ExampleStore.of(config).release()
+    assert user_examples.prepare(config) == state / user_examples.RELEASED
+    off = config.model_copy(update={"examples": ExamplesSection()})
+    assert user_examples.prepare(off) is None
     assert not (state / SETTINGS).exists()
-    assert not (state / live.RELEASED).exists(), "nobody trains on it any more"
+    assert not (state / user_examples.RELEASED).exists(), "nobody trains on it any more"
 
 
 def test_the_operator_looks_releases_and_forgets(site_file: Path) -> None:
     run = CliRunner()
-    ended = run.invoke(app, ["live", "ls", str(site_file)])
+    ended = run.invoke(app, ["examples", "ls", str(site_file)])
     assert ended.exit_code == 1
     config = SiteConfig.load(site_file)
     state = config.site.state_dir
     for user in ("eva", "ada"):
-        live.keep(config, example(state, user), scrub)
-    listed = run.invoke(app, ["live", "ls", str(site_file)])
+        user_examples.keep(config, example(state, user), scrub)
+    listed = run.invoke(app, ["examples", "ls", str(site_file)])
     assert [line.split()[-2:] for line in listed.stdout.splitlines()] == [["accepted", "waiting"]] * 2
     assert "PHONE" not in listed.stdout
-    assert "user: call <PHONE_NUMBER>" in run.invoke(app, ["live", "ls", str(site_file), "--texts"]).stdout
-    as_json = json.loads(run.invoke(app, ["live", "ls", str(site_file), "--json"]).stdout)
+    assert "user: call <PHONE_NUMBER>" in run.invoke(app, ["examples", "ls", str(site_file), "--texts"]).stdout
+    as_json = json.loads(run.invoke(app, ["examples", "ls", str(site_file), "--json"]).stdout)
     assert as_json[0].keys() == {"id", "at", "version", "kind", "state"}
-    assert run.invoke(app, ["live", "release", str(site_file), "2"]).stdout.startswith("1 examples released")
-    assert run.invoke(app, ["live", "forget", str(site_file), "--user", "ada"]).stdout.startswith("1 examples deleted")
-    assert [one.state for one in LiveStore.of(config).all()] == ["waiting"]
+    assert run.invoke(app, ["examples", "release", str(site_file), "2"]).stdout.startswith("1 examples released")
+    assert run.invoke(app, ["examples", "forget", str(site_file), "--user", "ada"]).stdout.startswith(
+        "1 examples deleted"
+    )
+    assert [one.state for one in ExampleStore.of(config).all()] == ["waiting"]

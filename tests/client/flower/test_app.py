@@ -8,10 +8,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from pydantic import BaseModel
 
-from client.app import app
-from server.pin import Pin
+from client.flower.app import app
+from server.registry.pin import Pin
 from strategies.records import pack, unpack, unpack_adapter
-from tests.toy_site import ToySite
+from tests.toys.site import ToySite
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest
 from umbel.messages import (

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from client import supernode
-from client.supernode import PATIENCE_S, Watch, command, run
+from client.flower import supernode
+from client.flower.supernode import PATIENCE_S, Watch, command, run
 from umbel.config import SiteConfig
 from umbel.errors import ConfigError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from client.comparison import FIRST_LOOK, Finding, Looks, compare
+from client.versions.comparison import FIRST_LOOK, Finding, Looks, compare
 from serving.traffic_report import MirrorTraffic, VersionTraffic
 from umbel.site_sections import ShadowSection
 

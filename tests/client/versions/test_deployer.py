@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from client.version_files import directory
-from tests.toy_deployment import BASE, RANK, Deployment, adapter, manifest_of, quick, run, until
-from tests.toy_engine import GENERATE, LOAD, UNLOAD, ToyMachine
+from client.versions.version_files import directory
+from tests.toys.deployment import BASE, RANK, Deployment, adapter, manifest_of, quick, run, until
+from tests.toys.engine import GENERATE, LOAD, UNLOAD, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import AdapterError, BaseMismatch, Conflict, NotFound
 from umbel.messages import ShadowState

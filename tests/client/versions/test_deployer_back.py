@@ -10,8 +10,8 @@ import pytest
 
 from client.journal import Promotion
 from serving.traffic_report import VersionTraffic
-from tests.toy_deployment import Deployment, quick, run, until
-from tests.toy_engine import ALIASES, ToyMachine
+from tests.toys.deployment import Deployment, quick, run, until
+from tests.toys.engine import ALIASES, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import Conflict
 from umbel.messages import ShadowState

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from client.version_files import directory
-from tests.toy_deployment import Deployment, adapter, quick, run, until
-from tests.toy_engine import LOAD, ToyMachine
+from client.versions.version_files import directory
+from tests.toys.deployment import Deployment, adapter, quick, run, until
+from tests.toys.engine import LOAD, ToyMachine
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import AdapterError

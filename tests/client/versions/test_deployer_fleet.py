@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from client.version_files import directory
-from tests.toy_deployment import Deployment, quick, run, until
-from tests.toy_engine import LOAD, ToyMachine
+from client.versions.version_files import directory
+from tests.toys.deployment import Deployment, quick, run, until
+from tests.toys.engine import LOAD, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import Conflict, EngineError, NotFound
 from umbel.messages import Restored, ShadowState

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from client.personal import PersonalPart, join
-from client.version_files import directory
-from tests.toy_deployment import RANK, SHAPES, Deployment, adapter, manifest_of, quick, run
-from tests.toy_engine import LOAD, ToyMachine, site_config
+from client.versions.version_files import directory
+from tests.toys.deployment import RANK, SHAPES, Deployment, adapter, manifest_of, quick, run
+from tests.toys.engine import LOAD, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterRef, Personal
 from umbel.errors import AdapterError, Conflict

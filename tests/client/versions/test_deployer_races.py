@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.toy_deployment import Deployment, quick, run, until
-from tests.toy_engine import ALIASES, LOAD, UNLOAD, ToyMachine
+from tests.toys.deployment import Deployment, quick, run, until
+from tests.toys.engine import ALIASES, LOAD, UNLOAD, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import EngineError
 from umbel.messages import ShadowState

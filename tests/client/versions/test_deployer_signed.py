@@ -8,11 +8,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from client.version_files import directory
+from client.versions.version_files import directory
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus
-from tests import toy_deployment
-from tests.toy_deployment import Deployment, adapter, manifest_of, quick, run
-from tests.toy_engine import ToyMachine, site_config
+from tests.toys import deployment as toy_deployment
+from tests.toys.deployment import Deployment, adapter, manifest_of, quick, run
+from tests.toys.engine import ToyMachine, site_config
 from umbel import signing
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.config import SiteConfig

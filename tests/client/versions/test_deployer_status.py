@@ -9,8 +9,8 @@ import pytest
 
 from client import site_status
 from serving.trainer_socket import CoTrainerStatus
-from tests.toy_deployment import Deployment, quick, run
-from tests.toy_engine import ToyMachine
+from tests.toys.deployment import Deployment, quick, run
+from tests.toys.engine import ToyMachine
 from umbel.errors import TrainingError
 from umbel.messages import Evaluation
 

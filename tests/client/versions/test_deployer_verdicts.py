@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from serving.scores import Scores
-from tests.toy_deployment import Deployment, quick, run, until
-from tests.toy_engine import ToyMachine
+from tests.toys.deployment import Deployment, quick, run, until
+from tests.toys.engine import ToyMachine
 from umbel.adapter import AdapterRef
 from umbel.messages import ShadowState
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from client.comparison import FIRST_LOOK
-from tests.toy_deployment import NOT_JUDGED, Deployment, quick, run, until
-from tests.toy_engine import ToyMachine
+from client.versions.comparison import FIRST_LOOK
+from tests.toys.deployment import NOT_JUDGED, Deployment, quick, run, until
+from tests.toys.engine import ToyMachine
 from umbel.adapter import AdapterRef
 from umbel.errors import Conflict
 from umbel.messages import ShadowReport, ShadowState

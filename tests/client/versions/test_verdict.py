@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.verdict import Probe, judge
+from client.versions.verdict import Probe, judge
 from serving.scores import Scores
 from umbel.messages import Verdict
 from umbel.site_sections import ShadowSection

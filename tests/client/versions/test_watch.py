@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from client import watch as watch_module
 from client.journal import Journal, Promotion
-from client.watch import Watch
+from client.versions import watch as watch_module
+from client.versions.watch import Watch
 from serving.traffic_report import TrafficReport, VersionTraffic
-from tests.test_client_journal import make_live, report
+from tests.client.test_journal import make_live, report
 from umbel.adapter import AdapterRef
 from umbel.messages import ShadowState
 from umbel.site_sections import ShadowSection

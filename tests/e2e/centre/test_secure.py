@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import make_certs
 import pytest
 from flwr.supercore.protobuf.routing import PROTOBUF_MEDIA_TYPE
 from flwr.superlink.main import create_app
-from processes import FLOWER_BIN, REPOSITORY, Processes, free_port
 
-from tests.toy_site import ToySite
+from scripts.tools.certs import make as make_certs
+from scripts.tools.processes import FLOWER_BIN, Processes, free_port
+from scripts.tools.repository import REPOSITORY
+from tests.toys.site import ToySite
 from umbel import signing
 
 pytestmark = pytest.mark.e2e

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from server.registry import AdapterRegistry
-from server.rounds import RoundState
-from tests.hostile import ADAPTERS, Hostile
-from tests.hostile_sites import REPLIES
-from tests.toy_federation import World, a_world, states, v
-from tests.toy_site import ToySite
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import RoundState
+from tests.toys.federation import World, a_world, states, v
+from tests.toys.hostile import ADAPTERS, Hostile
+from tests.toys.hostile_sites import REPLIES
+from tests.toys.site import ToySite
 from umbel import peft_dir
 
 

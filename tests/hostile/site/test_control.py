@@ -12,12 +12,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.control import control_api
-from tests import hostile
-from tests.hostile import ADAPTERS, MANIFESTS, Hostile
-from tests.hostile_requests import CONTROL
-from tests.hostile_sites import ORDERS
-from tests.toy_deployment import Deployment, adapter, manifest_of, quick, run
-from tests.toy_engine import ToyMachine
+from tests.toys import hostile
+from tests.toys.deployment import Deployment, adapter, manifest_of, quick, run
+from tests.toys.engine import ToyMachine
+from tests.toys.hostile import ADAPTERS, MANIFESTS, Hostile
+from tests.toys.hostile_requests import CONTROL
+from tests.toys.hostile_sites import ORDERS
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest
 from umbel.errors import NotFound

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from serving.keys import ApiKeys
-from serving.router import GENERATING, OPEN, Message, Router
-from tests.hostile import Hostile
-from tests.hostile_requests import CHAT, OVERRULED, USERS, Request, chat
-from tests.test_serving_router import ADMIN, KEY, TABLE, Inner
+from serving.router.api_keys import ApiKeys
+from serving.router.router import GENERATING, OPEN, Message, Router
+from tests.serving.router.test_router import ADMIN, KEY, TABLE, Inner
+from tests.toys.hostile import Hostile
+from tests.toys.hostile_requests import CHAT, OVERRULED, USERS, Request, chat
 from umbel import secret_file
 from umbel.errors import ConfigError
 

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from server import retention
-from server.registry import AdapterRegistry
-from server.rounds import RoundState
-from tests.fault_points import CENTRE, V3
-from tests.toy_centre_life import SITES, collect
-from tests.toy_federation import World, a_world
-from tests.toy_registry import begun, grow
-from tests.toy_rehearsal import Rehearsals
+from server.registry import retention
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import RoundState
+from tests.toys.centre_life import SITES, collect
+from tests.toys.fault_points import CENTRE, V3
+from tests.toys.federation import World, a_world
+from tests.toys.registry import begun, grow
+from tests.toys.rehearsal import Rehearsals
 from umbel.adapter import AdapterRef
 
 
 @pytest.fixture(scope="module")
 def rehearsals() -> Iterator[Rehearsals]:
-    with Rehearsals("tests.toy_centre_life") as ready:
+    with Rehearsals("tests.toys.centre_life") as ready:
         yield ready
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from client.journal import Journal
-from client.version_files import directory, verify
+from client.versions.version_files import directory, verify
 from serving.aliases import AliasTable
-from tests.fault_points import SITE, V1, V2, V3, Ends
-from tests.toy_rehearsal import Rehearsals
-from tests.toy_site_life import STEPS, Life, live_on, state
+from tests.toys.fault_points import SITE, V1, V2, V3, Ends
+from tests.toys.rehearsal import Rehearsals
+from tests.toys.site_life import STEPS, Life, live_on, state
 from umbel import peft_dir
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import JournalError
@@ -22,7 +22,7 @@ from umbel.messages import ShadowState
 
 @pytest.fixture(scope="module")
 def rehearsals() -> Iterator[Rehearsals]:
-    with Rehearsals("tests.toy_site_life") as ready:
+    with Rehearsals("tests.toys.site_life") as ready:
         yield ready
 
 

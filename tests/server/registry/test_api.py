@@ -14,10 +14,10 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from server import registry_views
-from server.registry_api import read_token, registry_api
-from tests.test_umbel_cli import refusal
-from tests.toy_registry import begun, blob, grow
+from server.registry import views as registry_views
+from server.registry.api import read_token, registry_api
+from tests.toys.registry import begun, blob, grow
+from tests.umbel.cli.test_main import refusal
 from umbel.adapter import AdapterRef
 from umbel.errors import ConfigError
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from server.registry_api import registry_api
-from tests.test_server_registry_api import BEARER, TOKEN
-from tests.toy_registry import begun, grow
-from tests.toy_schema import answers
+from server.registry.api import registry_api
+from tests.server.registry.test_api import BEARER, TOKEN
+from tests.toys.registry import begun, grow
+from tests.toys.schema import answers
 
 
 def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from server import adapter_export, registry_views, retention
-from server.registry import AdapterRegistry
-from tests.toy_registry import begun, blob, grow, publish
+from server.registry import export as adapter_export
+from server.registry import retention
+from server.registry import views as registry_views
+from server.registry.registry import AdapterRegistry
+from tests.toys.registry import begun, blob, grow, publish
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import Conflict, RegistryError

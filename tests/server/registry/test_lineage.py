@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server import adapter_diff, adapter_export, lineage, lineage_picture, registry_views
-from server.registry import AdapterRegistry
-from tests.toy_registry import PIN, begun, blob, grow, publish
+from server.registry import diff as adapter_diff
+from server.registry import export as adapter_export
+from server.registry import lineage, lineage_picture
+from server.registry import views as registry_views
+from server.registry.registry import AdapterRegistry
+from tests.toys.registry import PIN, begun, blob, grow, publish
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import ConfigError, NotFound

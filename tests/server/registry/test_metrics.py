@@ -10,14 +10,15 @@ import yaml
 from fastapi.testclient import TestClient
 
 from client import metrics as site_metrics
-from server import events
-from server.blobs import BlobStore
-from server.events import EventTail
-from server.metrics import METRICS
-from server.registry_api import registry_api
-from tests.exposition import counters, lint, samples
-from tests.toy_federation import World, a_world, poison
-from tests.toy_registry import begun
+from scripts.tools.repository import REPOSITORY
+from server.registry import events
+from server.registry.api import registry_api
+from server.registry.blobs import BlobStore
+from server.registry.events import EventTail
+from server.registry.metrics import METRICS
+from tests.toys.exposition import counters, lint, samples
+from tests.toys.federation import World, a_world, poison
+from tests.toys.registry import begun
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_an_object_store_is_not_counted_here(tmp_path: Path) -> None:
 
 
 def test_the_alert_rules_in_the_manual_are_over_metrics_that_exist() -> None:
-    manual = (Path(__file__).parents[1] / "docs" / "operations.md").read_text()
+    manual = (REPOSITORY / "docs" / "operations.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", manual, re.DOTALL)
     (group,) = yaml.safe_load(block)["groups"]
     known = {metric.name: metric.labels for metric in (*METRICS, *site_metrics.METRICS)}

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from server.registry import AdapterRegistry
-from server.registry_index import VersionIndex
-from server.rounds import RoundState
-from tests.toy_registry import PIN, begun, blob, publish
-from tests.toy_site import BASE, SHAPES
+from server.registry.index import VersionIndex
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import RoundState
+from tests.toys.registry import PIN, begun, blob, publish
+from tests.toys.site import BASE, SHAPES
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import AdapterError, BaseMismatch, ConfigError, Conflict, NotFound, RegistryError

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from server import registry_views
-from server.events import Events
-from server.registry import AdapterRegistry
-from server.rounds import SCHEMA as ROUNDS_SCHEMA
-from server.rounds import RoundState
-from tests.toy_registry import PIN, begun, blob, flip, grow, publish
+from server.registry import views as registry_views
+from server.registry.events import Events
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import SCHEMA as ROUNDS_SCHEMA
+from server.registry.round_log import RoundState
+from tests.toys.registry import PIN, begun, blob, flip, grow, publish
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import AdapterError, Conflict, NotFound, RegistryError

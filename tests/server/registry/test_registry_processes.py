@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from server.registry import AdapterRegistry
-from server.rounds import RoundState
-from tests.toy_registry import UNTRAINED, begun, blob, publish, publisher
+from server.registry.registry import AdapterRegistry
+from server.registry.round_log import RoundState
+from tests.toys.registry import UNTRAINED, begun, blob, publish, publisher
 from umbel.adapter import AdapterRef
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from server import registry_views, retention
-from server.registry import AdapterRegistry
-from tests.toy_registry import begun, blob, flip, grow, publish
+from server.registry import retention
+from server.registry import views as registry_views
+from server.registry.registry import AdapterRegistry
+from tests.toys.registry import begun, blob, flip, grow, publish
 from umbel.adapter import AdapterRef
 from umbel.errors import RegistryError
 

@@ -25,7 +25,7 @@ from serving.bench.metrics import (
 )
 from serving.bench.plan import FULL, SYSTEMS, Spec, interleaved, strict, tuned, workload
 from serving.bench.trace import Trace
-from serving.governor import Slo
+from serving.cotrainer.governor import Slo
 from serving.trainer_socket import PreemptionStats
 from umbel.errors import ConfigError
 

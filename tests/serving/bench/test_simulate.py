@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from serving.bench.machines import PRESETS, Machine, Quantum
+from serving.bench.machines import PRESETS, Machine, TimedQuantum
 from serving.bench.simulate import parse_slo, simulate_command, simulate_site, strict_slo
 from serving.bench.trace import Arrival, Scale, Trace
 from serving.bench.virtual import Simulation
-from serving.governor import Load, Slo
-from serving.predictor import Batch
+from serving.cotrainer.governor import Load, Slo
+from serving.cotrainer.predictor import Batch
 from umbel.errors import ConfigError
 
 MACHINE = Machine(
-    decode=(0.010, 0.001, 0.0), prefill=(0.010, 0.001, 0.0), quanta=(Quantum("mlp", 64, 0.004),) * 2,
+    decode=(0.010, 0.001, 0.0), prefill=(0.010, 0.001, 0.0), quanta=(TimedQuantum("mlp", 64, 0.004),) * 2,
     noise=0.0, hiccup=(0.0, 1.0), turn_s=0.0, max_running=2, chunk_tokens=50,
 )  # fmt: skip
 

@@ -22,12 +22,12 @@ from serving.bench.systems import (
     WhenIdle,
     governor_of,
 )
-from serving.governor import Finished, Load, Slo, SloGovernor, Stream, Waiting
-from serving.hooks import Hooks
-from serving.job import Job
-from serving.predictor import Batch, Predictor
-from tests import toy_scheduler
-from tests.toy_scheduler import MICRO_BATCH, ToyScheduler
+from serving.cotrainer.governor import Finished, Load, Slo, SloGovernor, Stream, Waiting
+from serving.cotrainer.hooks import Hooks
+from serving.cotrainer.job import Job
+from serving.cotrainer.predictor import Batch, Predictor
+from tests.toys import scheduler as toy_scheduler
+from tests.toys.scheduler import MICRO_BATCH, ToyScheduler
 from umbel.messages import JobState
 
 SLO = Slo(ttft_s=0.1, tpot_s=0.02)

@@ -6,10 +6,10 @@ import pytest
 import torch
 import transformers
 
-from serving.base_view import view_of
-from serving.quantum import Pieces
-from serving.trainer import LoraTrainer
-from tests.toy_scheduler import fused, put
+from serving.cotrainer.base_view import view_of
+from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.trainer import LoraTrainer
+from tests.toys.scheduler import fused, put
 from umbel.base import LINEARS
 from umbel.errors import UnsupportedModel
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-from serving import sizing
-from serving.lane import CpuLane
-from serving.quantum import Pieces
-from serving.sizing import Calibration
-from serving.trainer import LoraTrainer
+from serving.cotrainer import calibration as sizing
+from serving.cotrainer.calibration import Calibration
+from serving.cotrainer.lane import CpuLane
+from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.trainer import LoraTrainer
 from umbel.base import LINEARS
 from umbel.errors import TrainingError
 

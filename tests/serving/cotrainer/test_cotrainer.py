@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from serving import cotrainer
-from tests.toy_scheduler import ToyScheduler
+from serving.cotrainer import cotrainer
+from tests.toys.scheduler import ToyScheduler
 from umbel.messages import JobState
 
 QUANTUM_WORK = [[], ["attention"], ["mlp"], ["head"], ["step"]]

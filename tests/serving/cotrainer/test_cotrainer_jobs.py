@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from serving.hooks import Hooks
-from serving.lora import Factors
+from serving.cotrainer.hooks import Hooks
+from serving.cotrainer.lora import Factors
 from serving.scores import Scores
 from serving.trainer_socket import CancelJob, StatusQuery
-from tests.toy_scheduler import RANK, ToyScheduler, fused
+from tests.toys.scheduler import RANK, ToyScheduler, fused
 from umbel import peft_dir, wire
 from umbel.base import LINEARS, linear_shapes
 from umbel.messages import JobState

@@ -4,8 +4,18 @@ import math
 
 import pytest
 
-from serving.governor import MARGIN, Finished, Load, Slo, SloGovernor, Stream, Waiting, default_slo, quantum_target
-from serving.predictor import Batch, Predictor
+from serving.cotrainer.governor import (
+    MARGIN,
+    Finished,
+    Load,
+    Slo,
+    SloGovernor,
+    Stream,
+    Waiting,
+    default_slo,
+    quantum_target,
+)
+from serving.cotrainer.predictor import Batch, Predictor
 
 DECODE_S, PREFILL_S, QUANTUM_S = 0.010, 0.020, 0.004
 SLO = Slo(ttft_s=0.2, tpot_s=0.03)

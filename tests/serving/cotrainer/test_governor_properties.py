@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from serving.bench.machines import Machine, Quantum
 from serving.bench.trace import Arrival
 from serving.bench.virtual import Answered, Simulation
-from serving.governor import MARGIN, Load, Slo, SloGovernor
-from serving.predictor import Batch, Predictor, PredictorState
+from serving.cotrainer.governor import MARGIN, Load, Slo, SloGovernor
+from serving.cotrainer.predictor import Batch, Predictor, PredictorState
 
 PATTERNS = 100_000
 CLOSE = 1e-9

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serving.lane import OUTSTANDING, CpuLane, CudaLane
+from serving.cotrainer.lane import OUTSTANDING, CpuLane, CudaLane
 
 
 class ToyEvent:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from serving.governor import Finished, Load, Stream, Waiting
-from serving.observe import Iteration, Observer
-from serving.predictor import Batch
-from tests.toy_scheduler import request
+from serving.cotrainer.governor import Finished, Load, Stream, Waiting
+from serving.cotrainer.observer import Iteration, Observer
+from serving.cotrainer.predictor import Batch
+from tests.toys.scheduler import request
 
 
 def scheduler(running: tuple[Any, ...] = (), last: tuple[Any, ...] = (), waiting: tuple[Any, ...] = ()) -> Any:

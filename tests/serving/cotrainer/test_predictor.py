@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from serving.bench.machines import Quantum
-from serving.predictor import Batch, Predictor
+from serving.cotrainer.predictor import Batch, Predictor
+from serving.cotrainer.quantum import Quantum
 
 
 def decode(requests: int, cached: int) -> tuple[Batch, float]:
@@ -79,14 +79,14 @@ def test_an_engine_that_becomes_slower_is_learnt_anew() -> None:
 
 
 def test_a_quantum_is_known_from_the_calibration_and_then_from_itself() -> None:
-    predictor, quantum = Predictor(), Quantum("mlp", 64, 0.0)
+    predictor, quantum = Predictor(), Quantum("mlp", 64)
     predictor.seed_quantum("mlp", 64, 0.005)
     assert predictor.quantum_high(quantum) == 0.005
     for _ in range(200):
         predictor.observe_quantum(quantum, 0.002)
     assert predictor.quantum_high(quantum) == 0.002
     predictor.observe_quantum(quantum, 0.009)
-    assert predictor.quantum_high(Quantum("mlp", 64, 0.0)) <= predictor.longest_quantum() <= 0.009
+    assert predictor.quantum_high(Quantum("mlp", 64)) <= predictor.longest_quantum() <= 0.009
 
 
 def test_a_size_never_seen_is_taken_for_the_longest_of_its_kind() -> None:
@@ -94,7 +94,7 @@ def test_a_size_never_seen_is_taken_for_the_longest_of_its_kind() -> None:
     predictor.seed_quantum("mlp", 32, 0.002)
     predictor.seed_quantum("mlp", 64, 0.004)
     predictor.seed_quantum("head", 64, 0.009)
-    assert predictor.quantum_high(Quantum("mlp", 128, 0.0)) == 0.004
+    assert predictor.quantum_high(Quantum("mlp", 128)) == 0.004
     assert predictor.longest_quantum() == 0.009
 
 
@@ -103,7 +103,7 @@ def test_the_quantile_of_quanta_is_not_computed_for_each(monkeypatch: pytest.Mon
     looks = []
     quantile = np.quantile
     monkeypatch.setattr(np, "quantile", lambda *args, **kwargs: looks.append(1) or quantile(*args, **kwargs))
-    predictor, quantum = Predictor(), Quantum("mlp", 64, 0.0)
+    predictor, quantum = Predictor(), Quantum("mlp", 64)
     predictor.seed_quantum("mlp", 64, 1.0)
     for _ in range(1600):
         predictor.observe_quantum(quantum, 0.002)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from serving.lora import Factors
-from serving.quantum import Pieces
+from serving.cotrainer.lora import Factors
+from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.trainer import LoraTrainer, Progress
 from serving.scores import Scores
-from serving.trainer import LoraTrainer, Progress
 from umbel.base import LINEARS
 from umbel.errors import TrainingError
 from umbel.messages import TrainPlan

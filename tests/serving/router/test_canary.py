@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from serving.aliases import AliasTable
-from serving.asgi import Receive, Scope, Send
-from serving.canary import place, user_of, version_for
-from serving.router import GENERATING, Router, apply_pin
+from serving.router.asgi import Receive, Scope, Send
+from serving.router.canary import place, user_of, version_for
+from serving.router.router import GENERATING, Router, apply_pin
 
 KEY = "k" * 64
 ADMIN = {"authorization": f"Bearer {KEY}"}

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serving import consent
-from serving.consent import CHAT, EXAMPLES, Consent, with_consent
-from serving.router import Receive, Scope, Send
+from serving.router import consent
+from serving.router.consent import CHAT, EXAMPLES, Consent, with_consent
+from serving.router.router import Receive, Scope, Send
 from serving.user_example import SETTINGS, ConsentSettings
 
 KEY = "ab" * 32
@@ -59,7 +59,7 @@ class Daemon(httpx.AsyncBaseTransport):
         self.refuses: httpx.Response | Exception | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        assert request.url.path == "/live/examples"
+        assert request.url.path == "/examples"
         if isinstance(self.refuses, Exception):
             raise self.refuses
         if self.refuses is not None:

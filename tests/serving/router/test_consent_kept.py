@@ -11,17 +11,17 @@ from typing import Any
 import httpx
 import pytest
 
-from client import live
 from client.control import control_api
-from client.live import LiveStore
+from client.data import user_examples
+from client.data.user_examples import ExampleStore
 from client.site import Site
-from serving.consent import CHAT, EXAMPLES, Consent
-from serving.router import Receive, Router, Scope, Send, apply_pin
-from serving.user_example import SETTINGS, ConsentSettings
-from tests.test_serving_router import KEY, TABLE
-from tests.toy_engine import site_config
+from serving.router.consent import CHAT, EXAMPLES, Consent
+from serving.router.router import Receive, Router, Scope, Send, apply_pin
+from serving.user_example import SETTINGS, ConsentSettings, Example
+from tests.serving.router.test_router import KEY, TABLE
+from tests.toys.engine import site_config
 from umbel.config import SiteConfig
-from umbel.site_sections import LiveSection
+from umbel.site_sections import ExamplesSection
 
 AGREED = {"x-umbel-consent": "train"}
 
@@ -39,9 +39,9 @@ async def sglang(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> SiteConfig:
     TABLE.write(tmp_path / "aliases.json")
-    live_section = LiveSection(enabled=True, quarantine_hours=0, per_user=1)
-    config = site_config(tmp_path).model_copy(update={"live": live_section})
-    live.prepare(config)
+    section = ExamplesSection(enabled=True, quarantine_hours=0, per_user=1)
+    config = site_config(tmp_path).model_copy(update={"live": section})
+    user_examples.prepare(config)
     return config
 
 
@@ -76,14 +76,14 @@ def test_from_the_answer_to_the_training_data(config: SiteConfig) -> None:
             assert (reply.status_code, "of this user are kept already" in reply.text) == (409, True)
 
     asyncio.run(main())
-    (kept,) = LiveStore.of(config).all()
+    (kept,) = ExampleStore.of(config).all()
     assert kept.version == "support@v2"
     assert kept.messages == [
         {"role": "user", "content": "WHERE"}, {"role": "assistant", "content": "WHERE: WARD 7"},
     ]  # fmt: skip
-    assert live.prepare(config) is None
-    LiveStore.of(config).release()
-    assert live.prepare(config) == config.site.state_dir / live.RELEASED
+    assert user_examples.prepare(config) is None
+    ExampleStore.of(config).release()
+    assert user_examples.prepare(config) == config.site.state_dir / user_examples.RELEASED
 
 
 def test_a_site_that_keeps_nothing_says_so(config: SiteConfig) -> None:
@@ -94,21 +94,21 @@ def test_a_site_that_keeps_nothing_says_so(config: SiteConfig) -> None:
             assert (reply.status_code, "keeps no examples" in reply.text) == (404, True)
 
     asyncio.run(main())
-    assert LiveStore.of(config).all() == []
+    assert ExampleStore.of(config).all() == []
 
 
 def test_what_is_over_its_retention_is_deleted_while_nobody_comes(
     config: SiteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = LiveStore.of(config)
+    store = ExampleStore.of(config)
     store.add(
-        live.Example(user="0" * 64, messages=[{"role": "user", "content": "x"}], version="support@v2", kind="accepted"),
+        Example(user="0" * 64, messages=[{"role": "user", "content": "x"}], version="support@v2", kind="accepted"),
         str.upper,
     )
-    monkeypatch.setattr(LiveStore.__init__, "__defaults__", (lambda: 4e9,))
-    monkeypatch.setattr(live, "RETENTION_CHECK_S", 0.0)
+    monkeypatch.setattr(ExampleStore.__init__, "__defaults__", (lambda: 4e9,))
+    monkeypatch.setattr(user_examples, "RETENTION_CHECK_S", 0.0)
 
-    real, tries = live._purge, []
+    real, tries = user_examples._purge, []
 
     def full_at_first(config: SiteConfig) -> None:
         tries.append(config)
@@ -116,10 +116,10 @@ def test_what_is_over_its_retention_is_deleted_while_nobody_comes(
             raise sqlite3.OperationalError("database or disk is full")
         real(config)
 
-    monkeypatch.setattr(live, "_purge", full_at_first)
+    monkeypatch.setattr(user_examples, "_purge", full_at_first)
 
     async def main() -> None:
-        task = asyncio.create_task(live.keep_retention(config))
+        task = asyncio.create_task(user_examples.keep_retention(config))
         async with asyncio.timeout(30):
             while store.all():
                 await asyncio.sleep(0.01)

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serving import feedback
-from serving.feedback import Ratings
-from tests.toy_chat import ADMIN, Site
+from serving.router import feedback
+from serving.router.feedback import Ratings
+from tests.toys.chat import ADMIN, Site
 from umbel.errors import NotFound
 
 ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving import mirror
-from serving.mirror import agreement, refuses, said, said_in_stream
+from serving.router import mirror
+from serving.router.mirror import agreement, refuses, said, said_in_stream
 from serving.traffic_report import MirrorTraffic
-from tests.toy_chat import ADMIN, CHAT, KEY, Site
+from tests.toys.chat import ADMIN, CHAT, KEY, Site
 
 SHADOW, LIVE = "support-v3", "support-v2"
 

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serving import prefixes
-from serving.prefixes import Prefixes
-from tests.toy_chat import ADMIN, CHAT, Site
+from serving.router import prefixes
+from serving.router.prefixes import Prefixes
+from tests.toys.chat import ADMIN, CHAT, Site
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"z": 1, "a": 2}}}]
 USER = {"role": "user", "content": "hello"}

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from serving.aliases import AliasTable
-from serving.asgi import MAX_BODY_BYTES, Message, Receive, Scope, Send
-from serving.router import GENERATING, Router, apply_pin
+from serving.router.asgi import MAX_BODY_BYTES, Message, Receive, Scope, Send
+from serving.router.router import GENERATING, Router, apply_pin
 
 KEY = "0123abcd" * 8
 ADMIN = {"authorization": f"Bearer {KEY}"}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from serving.aliases import AliasTable
-from serving.asgi import ASGIApp, Message, Receive, Scope, Send
-from serving.router import Router, apply_pin
+from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
+from serving.router.router import Router, apply_pin
 
 KEY = "k" * 64
 SCOPE: Scope = {"type": "http", "method": "POST", "path": "/v1/responses", "headers": []}

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from serving.asgi import Message, Receive, Send
-from serving.traffic import KEPT, Traffic
+from serving.router.asgi import Message, Receive, Send
+from serving.router.traffic import KEPT, Traffic
 from serving.traffic_report import MirrorTraffic, VersionTraffic
 
 Body = Callable[[Receive, Send], Coroutine[Any, Any, None]]

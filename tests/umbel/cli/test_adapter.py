@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_umbel_cli import refusal, umbel
+from tests.umbel.cli.test_main import refusal, umbel
 
 if not importlib.util.find_spec("flwr"):
     pytest.skip("the registry is in Flower's environment", allow_module_level=True)
 
-from server.registry import AdapterRegistry
-from tests.toy_registry import begun, flip, grow
+from server.registry.registry import AdapterRegistry
+from tests.toys.registry import begun, flip, grow
 from umbel.adapter import AdapterRef
 
 

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_umbel_cli import refusal, umbel
+from scripts.tools.repository import REPOSITORY
+from tests.umbel.cli.test_main import refusal, umbel
 
 if not importlib.util.find_spec("flwr"):
     pytest.skip("the registry is in Flower's environment", allow_module_level=True)
 
 from server.bundle import export
-from server.registry import AdapterRegistry
-from tests.toy_registry import begun, grow
-from umbel import cli_fleet
+from server.registry.registry import AdapterRegistry
+from tests.toys.registry import begun, grow
 from umbel.adapter import AdapterRef
+from umbel.cli import fleet as cli_fleet
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
-    return export(Path(__file__).parents[1], tmp_path / "app")
+    return export(REPOSITORY, tmp_path / "app")
 
 
 def live(root: Path) -> AdapterRef:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.journal import Journal
-from tests.test_client_journal import make_live
+from tests.client.test_journal import make_live
 from umbel.adapter import AdapterRef
 
 SITE = """
@@ -147,7 +147,7 @@ def test_a_registry_that_is_not_there_is_named_and_not_made(tmp_path: Path, argu
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
-        "import sys\nfrom umbel.cli import app\n"
+        "import sys\nfrom umbel.cli.main import app\n"
         f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert end.code in (0, None), end\n"
         "heavy = {'torch', 'flwr', 'sglang', 'httpx', 'transformers', 'zmq', 'client', 'server', 'serving'}\n"
         "print('imported:', *sorted(heavy & set(sys.modules)), file=sys.stderr)"

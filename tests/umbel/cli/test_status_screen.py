@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from umbel import status_screen
+from umbel.cli import status_screen
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0

@@ -1,0 +1,5 @@
+"""Where the repository lies, for commands, benchmarks and tests."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]

@@ -1,0 +1,10 @@
+"""The run directory: names by which the daemon and SGLang's processes find each other's files and settings."""
+
+RUN_DIR_VARIABLE = "UMBEL_RUN_DIR"
+"""Environment variable: the directory that the daemon prepared. SGLang without it stays as it is."""
+API_KEYS_VARIABLE = "UMBEL_API_KEYS"
+"""Environment variable: the file of users' API keys; empty where every user is admitted."""
+ADMIN_KEY = "admin.key"
+"""The engine's own key, which is made anew at each start."""
+ALIASES = "aliases.json"
+"""The alias table (`serving.aliases.AliasTable`)."""
