@@ -1,27 +1,36 @@
-"""The control API of a site: JSON bodies from `umbel.messages`, adapters as raw bytes, on the daemon's Unix socket."""
+"""`control_api`: the control API of a site: JSON bodies from `umbel.messages`, adapters as raw bytes."""
 
+import asyncio
 import base64
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from client.site import Site
 from serving.user_example import Example
 from umbel import http_errors
-from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.errors import Conflict, EngineError, NotFound, TrainingError, WireError
 from umbel.messages import Hello, LiveVersion, Restored, RoundOrder, RoundReport, ShadowReport
 
 MAX_ADAPTER_BYTES = 4 << 30
+"""Largest body that is read."""
 STATUS = {NotFound: 404, Conflict: 409, TrainingError: 409, EngineError: 503}
 """HTTP status of an error; every other umbel error is a refusal, 422."""
+
+LOOK_S = 0.1
+"""Seconds between two looks at the journal while a caller waits for a report."""
+Wait = Annotated[float, Query(ge=0, le=20)]
+"""Seconds that a caller is willing to wait for the end of what it asks about (long polling)."""
+R = TypeVar("R", RoundReport, ShadowReport)
 
 routes = APIRouter()
 
 
 def control_api(site: Site) -> FastAPI:
-    """The application that speaks for one site."""
+    """Make the application that answers for one site on the daemon's Unix socket."""
     api = FastAPI(title="umbel site", docs_url=None, redoc_url=None, openapi_url=None)
     api.state.site = site
     api.include_router(routes)
@@ -31,16 +40,19 @@ def control_api(site: Site) -> FastAPI:
 
 @routes.get("/hello")
 async def hello(request: Request) -> Hello:
+    """Return the site's name, base fingerprint, layers, counts of examples and live versions."""
     return _site(request).hello()
 
 
 @routes.get("/status")
 async def status(request: Request) -> dict[str, Any]:
+    """Return what `umbel status --json` prints."""
     return await _site(request).status()
 
 
 @routes.post("/adapters/{name}/rounds/{key}")
 async def submit(name: str, key: str, request: Request) -> RoundReport:
+    """Start a round or find it again by its key: the order in `x-umbel-order`, the parent adapter as the body."""
     order = _header(request, "x-umbel-order", RoundOrder)
     if order.key != key:
         raise WireError(f"the order is for round {order.key}, not {key}")
@@ -52,54 +64,70 @@ async def submit(name: str, key: str, request: Request) -> RoundReport:
 
 
 @routes.get("/adapters/{name}/rounds/{key}")
-async def round_report(name: str, key: str, request: Request) -> RoundReport:
-    return _site(request).jobs.report(key)
+async def round_report(name: str, key: str, request: Request, wait: Wait = 0) -> RoundReport:
+    """Return how a round stands; `wait`: once it has ended, or after so many seconds."""
+    site = _site(request)
+    return await _once(lambda report: report.state.final, lambda: site.jobs.report(key), site, wait)
 
 
 @routes.get("/adapters/{name}/rounds/{key}/update")
 async def update(name: str, key: str, request: Request) -> Response:
+    """Return the trained adapter of a round that is done, as safetensors bytes."""
     return Response(_site(request).jobs.update(key), media_type="application/octet-stream")
 
 
 @routes.delete("/adapters/{name}/rounds/{key}")
 async def cancel(name: str, key: str, request: Request) -> RoundReport:
+    """Stop a round; one that is over stays as it is."""
     return await _site(request).jobs.cancel(key)
 
 
 @routes.post("/adapters/{name}/shadow")
-async def shadow(name: str, request: Request) -> ShadowReport:
-    manifest = _header(request, "x-umbel-manifest", AdapterManifest)
+async def shadow(name: str, request: Request, wait: Wait = 0) -> ShadowReport:
+    """Receive a version and begin to judge it: its manifest in `x-umbel-manifest`, its weights as the body.
+
+    `wait`: answer once there is a verdict, or after so many seconds.
+    """
+    site, manifest = _site(request), _header(request, "x-umbel-manifest", AdapterManifest)
     signature = request.headers.get("x-umbel-signature", "")
-    return _site(request).deployer.receive(name, manifest, await _body(request), signature)
+    site.deployer.receive(name, manifest, await _body(request), signature)
+    return await _once(_is_settled, lambda: site.deployer.report(manifest.ref), site, wait)
 
 
 @routes.get("/adapters/{ref}/shadow")
-async def shadow_report(ref: str, request: Request) -> ShadowReport:
-    return _site(request).deployer.report(AdapterRef.parse(ref))
+async def shadow_report(ref: str, request: Request, wait: Wait = 0) -> ShadowReport:
+    """Return how a version that was received stands; `wait`: once there is a verdict, or after so many seconds."""
+    site, version = _site(request), AdapterRef.parse(ref)
+    return await _once(_is_settled, lambda: site.deployer.report(version), site, wait)
 
 
 @routes.post("/adapters/{ref}/promote")
 async def promote(ref: str, request: Request, forced: bool = False) -> ShadowReport:
+    """Make a judged version answer users; `forced`: also against this site's own verdict."""
     return await _site(request).deployer.promote(AdapterRef.parse(ref), forced=forced)
 
 
 @routes.post("/adapters/{name}/restore")
 async def restore(name: str, request: Request, ref: str | None = None) -> Restored:
+    """Make `ref` answer users, as the registry says; without `ref` the base."""
     return await _site(request).deployer.restore(name, AdapterRef.parse(ref) if ref else None)
 
 
 @routes.post("/adapters/{ref}/discard")
 async def discard(ref: str, request: Request) -> ShadowReport:
+    """Unload a shadow and never use it again."""
     return await _site(request).deployer.discard(AdapterRef.parse(ref))
 
 
 @routes.post("/examples")
 async def keep(example: Example, request: Request) -> dict[str, int]:
+    """Keep an example that a user agreed to give, scrubbed and quarantined; the router sends it."""
     return {"id": await _site(request).keep(example)}
 
 
 @routes.post("/adapters/{name}/rollback")
 async def roll_back(name: str, request: Request, instead_of: str | None = None, forced: bool = False) -> LiveVersion:
+    """Make the previous version answer users; `instead_of`: only if that version answers them now."""
     only_if = AdapterRef.parse(instead_of) if instead_of else None
     return LiveVersion(live=await _site(request).deployer.roll_back(name, only_if, forced=forced))
 
@@ -109,8 +137,23 @@ def _site(request: Request) -> Site:
     return site
 
 
+async def _once(over: Callable[[R], bool], read: Callable[[], R], site: Site, seconds: float) -> R:
+    """Return the report that `read` gives once it is `over`; after `seconds`, or when the site stops, the last one."""
+    loop, report = asyncio.get_running_loop(), read()
+    deadline = loop.time() + seconds
+    while not over(report) and loop.time() < deadline and not site.stopping:
+        await asyncio.sleep(LOOK_S)
+        report = read()
+    return report
+
+
+def _is_settled(report: ShadowReport) -> bool:
+    """Return whether a version needs no more judging: it has a verdict, or its life has gone on without one."""
+    return report.verdict is not None or report.state in (Lifecycle.LIVE, Lifecycle.RETIRED, Lifecycle.REJECTED)
+
+
 def _header(request: Request, name: str, model: type[BaseModel]) -> Any:
-    """A message from a base64 JSON header; raise WireError when it is not one."""
+    """Read a message from a base64 JSON header; raise WireError when it is not one."""
     try:
         return model.model_validate_json(base64.b64decode(request.headers.get(name, ""), validate=True))
     except ValidationError as error:
@@ -122,6 +165,7 @@ def _header(request: Request, name: str, model: type[BaseModel]) -> Any:
 
 
 async def _body(request: Request) -> bytes:
+    """Read a request's body; raise WireError above MAX_ADAPTER_BYTES."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

@@ -1,7 +1,7 @@
-"""The site daemon, `umbel serve site.toml`: everything at a site that lives longer than one Flower message.
+"""`serve`: run a site's daemon, `umbel serve site.toml`: all that lives longer than one Flower message.
 
-It prepares the data, keeps the engine running, works through training jobs, moves adapter versions through their life,
-and answers the control API on a Unix socket that only its own user can open, or its group where one was configured.
+The daemon prepares the data, keeps the engine running, works through training jobs, moves adapter versions through
+their life, and answers the control API on a Unix socket that only its own user can open, or also its group.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from umbel.config import SiteConfig
 from umbel.errors import Conflict
 from umbel.site_check import require_short
 
-MAX_HEADER_BYTES = 1 << 20  # a manifest travels in a header, and names every module
+MAX_HEADER_BYTES = 1 << 20  # a manifest travels in a header, and lists every module
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ async def serve(config: SiteConfig) -> None:
             await asyncio.wait([asyncio.create_task(stop.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
-                    task.result()  # raises what ended it
+                    task.result()  # raises the error that ended it
         finally:
             if endpoint is not None:
                 await endpoint.close()
@@ -73,8 +73,9 @@ async def serve(config: SiteConfig) -> None:
 
 
 async def _shut_down(site: Site, server: uvicorn.Server, tasks: list[asyncio.Task[None]]) -> None:
+    """Let the control API end its answers, cancel all other tasks, then drain and end the engine."""
     logger.info("site.stopping site=%s", site.config.site.name)
-    server.should_exit = True
+    site.stopping = server.should_exit = True
     for task in tasks[1:]:
         task.cancel()
     await site.deployer.close()
@@ -84,7 +85,7 @@ async def _shut_down(site: Site, server: uvicorn.Server, tasks: list[asyncio.Tas
 
 
 async def _unless_stopped(work: Any, stop: asyncio.Event) -> Any:
-    """The result of `work`, or None when a signal came first."""
+    """Await `work` and return its result; return None when a signal comes first."""
     task, stopped = asyncio.ensure_future(work), asyncio.create_task(stop.wait())
     await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
     if task.done():
@@ -96,14 +97,16 @@ async def _unless_stopped(work: Any, stop: asyncio.Event) -> Any:
 
 
 class _Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to the daemon."""
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # signals are the daemon's: uvicorn would raise them again before the engine is drained
+        yield  # uvicorn would raise a signal again before the engine is drained
 
 
 @contextlib.contextmanager
 def _only_daemon(config: SiteConfig) -> Iterator[None]:
-    """Make the state directory, ours alone, and hold its lock."""
+    """Make the state directory, readable by this user only, and hold its lock. Raises Conflict if it is in use."""
     os.umask(0o077)
     state_dir = config.site.state_dir
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -121,9 +124,9 @@ def _only_daemon(config: SiteConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _listen(config: SiteConfig) -> Iterator[socket.socket]:
-    """The control API's socket: for this user only, or, where `[site].socket` says where it is, for the group too.
+    """Open the control API's socket for this user; where `[site].socket` sets its place, for the group too.
 
-    So a SuperNode can run as another user, who shares a group with this one, and reads nothing else of the site.
+    So a SuperNode can run as another user of the same group, and can read nothing else of the site.
     """
     path, shared = config.socket, config.site.socket is not None
     if not path.parent.exists():

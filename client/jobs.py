@@ -1,4 +1,4 @@
-"""Training and evaluation at a site: rounds are journalled, idempotent by key, and go to the co-trainer one by one."""
+"""`Jobs`: train and evaluate at a site, one job at a time. Rounds are journalled, and idempotent by their key."""
 
 import asyncio
 import logging
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from client.data.prepare import Prepared
-from client.journal import Journal
 from client.keys import SiteKeys
 from client.personal import PersonalPart, split
+from client.round_journal import RoundJournal
 from serving.scores import Scores
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
@@ -21,27 +21,29 @@ from umbel.faults import Point, reach
 from umbel.messages import JobState, RoundOrder, RoundReport, Submit, TrainPlan
 
 POLL_S = 0.5
+"""Seconds between two questions to the co-trainer."""
 KEPT_ROUNDS = 3
-"""Finished rounds whose files stay; the centre has long fetched older ones."""
+"""Number of finished rounds whose files stay; the centre has long fetched older ones."""
 PARENT, UPDATE = "parent.safetensors", "update.safetensors"
-"""In a round's folder: what was received, and what is sent."""
+"""Files in a round's folder: the adapter that was received, and the one that is sent."""
 JOINED, TRAINED, PERSONAL = "joined.safetensors", "trained.safetensors", "personal.safetensors"
-"""Where a part stays here: what a round starts from, what comes of it, and what of that is the site's own."""
+"""Files of a round with a personal part: the joined input, the trained output, the part that stays at the site."""
 MAX_ATTEMPTS = 5
-"""An engine that dies this often in one round probably dies of it."""
+"""Attempts at a round; an engine that dies in all of them probably dies of the round."""
 
 PersonalParts = Callable[[str, str, Personal], PersonalPart]
-"""What stays here, by adapter, lineage and kind."""
+"""Makes the personal part of an adapter, by its name, lineage and kind."""
 
 logger = logging.getLogger(__name__)
 
 
 class Jobs:
-    """The queue in front of the co-trainer."""
+    """The queue in front of the co-trainer. `run` works through it; all other methods only add to it or read it."""
 
     def __init__(
         self,
-        journal: Journal,
+        *,
+        rounds: RoundJournal,
         supervisor: Supervisor,
         cotrainer: CoTrainerClient,
         prepared: Prepared,
@@ -52,7 +54,7 @@ class Jobs:
         directory: Path,
         keys: SiteKeys,
     ) -> None:
-        self._rounds = journal.rounds
+        self._rounds = rounds
         self._supervisor = supervisor
         self._cotrainer = cotrainer
         self._prepared = prepared
@@ -68,7 +70,7 @@ class Jobs:
         self._serial = 0
 
     def submit(self, adapter: str, order: RoundOrder, parent: bytes, signature: str = "") -> RoundReport:
-        """Queue a round, or find it again. Raises AdapterError, BaseMismatch or Conflict."""
+        """Queue a round, or find it again; return its report. Raises AdapterError, BaseMismatch or Conflict."""
         self._keys.require(Submit(adapter=adapter, order=order), signature)
         if order.base != self._base:
             raise BaseMismatch(
@@ -99,11 +101,14 @@ class Jobs:
         return report
 
     def report(self, key: str) -> RoundReport:
-        """How a round stands; raises NotFound."""
+        """Return how a round stands; raise NotFound."""
         return self._progress.get(key) or self._rounds.get(key)[1]
 
     def update(self, key: str) -> bytes:
-        """The trained adapter of a finished round; raises TrainingError while there is none."""
+        """Return the trained adapter of a finished round as safetensors bytes.
+
+        Raises TrainingError while the round is not done, NotFound once its files are gone.
+        """
         report = self.report(key)
         if report.state is not JobState.DONE:
             raise TrainingError(f"round {key} is {report.state}{': ' + report.error if report.error else ''}")
@@ -113,13 +118,13 @@ class Jobs:
         return file.read_bytes()
 
     async def supersede(self, adapter: str, order: RoundOrder) -> None:
-        """Stop what is open of the same registry's earlier rounds: who gives out a new one waits for them no more."""
+        """Stop open earlier rounds of the same registry: a centre that starts a new round does not wait for them."""
         for older in self._rounds.open(adapter):
             if older.round < order.round and _lineage(older) == _lineage(order):
                 await self.cancel(older.key, f"superseded by round {order.round}")
 
     async def cancel(self, key: str, reason: str = "cancelled") -> RoundReport:
-        """Stop a round; one that has ended stays as it is."""
+        """Stop a round, and return its report; one that has ended stays as it is. Raises NotFound."""
         report = self.report(key)
         if not report.state.final:
             report = report.model_copy(update={"state": JobState.CANCELLED, "error": reason})
@@ -129,7 +134,7 @@ class Jobs:
         return report
 
     async def run(self) -> None:
-        """Work through the queue, for ever; what was cut off by a crash is begun again."""
+        """Work through the queue until cancelled; a round that a crash cut off is begun again."""
         for key in self._rounds.finished():
             self._keep_part(key)
         while True:
@@ -139,9 +144,9 @@ class Jobs:
             await self._submitted.wait()
 
     async def evaluate(self, adapter: Path | None, guard: str | None = None) -> Scores:
-        """An adapter (None: the base) on each held-out example, or on each of a guard.
+        """Score an adapter's folder (None: the base) on each held-out example, or on each example of a guard.
 
-        Raises EngineGone when the engine dies under it, TrainingError when it stops for another reason.
+        Raises EngineGone when the engine dies meanwhile, TrainingError when it stops for another reason.
         """
         await self._supervisor.ready()
         async with self._one_at_a_time:
@@ -218,10 +223,10 @@ class Jobs:
         return report.model_copy(update={"update": peft_dir.digest(blob), "rank": plan.rank})
 
     def _keep_part(self, key: str) -> None:
-        """Let what a round made of the part that stays here be the site's, once the journal has the round as done.
+        """Make a round's personal part the site's own, once the journal has the round as done.
 
-        So a round that is begun again, fails or is cancelled has not moved it. What a crash cuts off here is done at
-        the next start.
+        So a round that is begun again, fails or is cancelled does not change the site's part. After a crash in here
+        the next start does it.
         """
         waiting = self._folder(key) / PERSONAL
         if not waiting.exists():
@@ -234,10 +239,10 @@ class Jobs:
         waiting.unlink()
 
     async def _follow(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
-        """Start a job and wait for its end. Raises EngineGone when the engine dies under it."""
+        """Start a job and wait for its end; return its last status. Raises EngineGone when the engine dies."""
         status = await self._supervisor.while_running(self._cotrainer.start(job))
         while not status.state.final or status.job != job.id:
-            if status.job != job.id:  # refused, with a reason; or a new engine, which knows of no job
+            if status.job != job.id:  # refused with a reason, or a new engine that knows no job
                 if status.error:
                     return status.model_copy(update={"job": job.id, "state": JobState.FAILED})
                 raise EngineGone("the engine was started anew")
@@ -262,12 +267,12 @@ class Jobs:
 
 
 def _output(plan: TrainPlan) -> str:
-    """Which file the co-trainer writes."""
+    """Return the name of the file that the co-trainer writes."""
     return TRAINED if plan.personal else UPDATE
 
 
 def _lineage(order: RoundOrder) -> str:
-    """The part of a round's key that says which registry gave it out."""
+    """Return the part of a round's key that identifies the registry."""
     return order.key.partition(f"-{order.round}-")[0]
 
 

@@ -1,6 +1,6 @@
-"""What the journal says to who only reads it: beside the daemon, or when there is none, and in either environment.
+"""Read-only queries on the journal, usable while the daemon runs or without it, in either environment.
 
-It has a connection of its own, which cannot write; SQLite's WAL lets it read while the daemon writes.
+Each query opens a connection that cannot write; SQLite's WAL lets it read while the daemon writes.
 """
 
 import json
@@ -17,29 +17,30 @@ from umbel.errors import ConfigError
 from umbel.messages import JobState
 
 ROLL_BACKS = (LIVE_AGAIN, TAKEN_BACK)
+"""The journal's events of a roll-back."""
 SHOWN_ROLL_BACKS = 3
 ONE_CHANGE_S = 1.0
-"""What is noted of one version within this time is of one change: its state, and then why."""
+"""Events of one version within these seconds belong to one change: first its state, then the reason."""
 
 Event = tuple[float, str, int]
-"""Unix time, event, version."""
+"""(Unix time, event, version)."""
 
 
 def read(path: Path, adapters: Iterable[str]) -> dict[str, Any]:
-    """The part of `umbel status` that outlives the daemon, as JSON values.
+    """Return the part of `umbel status` that is in the journal, as JSON values.
 
     Raises OSError without a journal, ConfigError for one that cannot be read.
     """
     try:
         with path.open("rb"), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            database.execute("BEGIN")  # all of it as of one moment
+            database.execute("BEGIN")  # one snapshot for all queries
             return _read(database, list(adapters))
     except sqlite3.DatabaseError as error:
         raise ConfigError(f"{path}: cannot be read ({error}); restore {path.parent} from your backup") from error
 
 
 def without_daemon(config: SiteConfig) -> dict[str, Any]:
-    """`umbel status` of a site that nobody serves; raise OSError when nobody ever did."""
+    """Return the status of a site whose daemon does not run; raise OSError when none ever ran."""
     names = config.adapters
     return {
         "site": config.site.name,
@@ -68,23 +69,24 @@ def _read(database: sqlite3.Connection, names: list[str]) -> dict[str, Any]:
 
 def _aliases(database: sqlite3.Connection, adapter: str, states: dict[tuple[str, int], str]) -> dict[str, str | None]:
     found = dict(database.execute("SELECT alias, version FROM aliases WHERE adapter = ?", (adapter,)).fetchall())
-    shadows = [version for (name, version), state in states.items() if (name, state) == (adapter, Lifecycle.SHADOW)]
+    shadows = [version for (name, version), state in states.items() if name == adapter and Lifecycle(state).is_shadow]
     found["shadow"] = shadows[-1] if shadows else None
     known = {alias: found.get(alias) for alias in ("live", "previous", "shadow")}
     return {alias: None if version is None else str(AdapterRef(adapter, version)) for alias, version in known.items()}
 
 
 def _history(database: sqlite3.Connection, adapter: str, events: tuple[str, ...] = (), *, limit: int) -> list[Event]:
-    """Newest first; of some events, or of all."""
+    """Return the last `limit` events of an adapter, newest first; only those in `events`, if any are given."""
     only = f"AND event IN ({', '.join('?' * len(events))})" if events else ""
     query = f"SELECT at, event, version FROM history WHERE adapter = ? {only} ORDER BY at DESC, rowid DESC LIMIT ?"  # noqa: S608
     return database.execute(query, (adapter, *events, limit)).fetchall()
 
 
 def _answering(database: sqlite3.Connection, adapter: str, live: str | None) -> dict[str, Any]:
-    """Since when what answers users now does, and by which event; nulls where that was always the base.
+    """Return the time since which the present version answers, and the event that began it.
 
-    It began when a version last became live; where the base answers, when one last was no longer.
+    It began when a version last became live or, where the base answers, when a version last ceased to be live. Both
+    are null where no version was ever live.
     """
     state = Lifecycle.LIVE if live else Lifecycle.RETIRED
     began = database.execute(
@@ -102,13 +104,13 @@ def _answering(database: sqlite3.Connection, adapter: str, live: str | None) -> 
 
 
 def _events(database: sqlite3.Connection, adapter: str) -> dict[str, int]:
-    """Event → how often it happened here, ever."""
+    """Return each event of an adapter → its count since the journal began."""
     query = "SELECT event, count(*) FROM history WHERE adapter = ? GROUP BY event ORDER BY event"
     return dict(database.execute(query, (adapter,)).fetchall())
 
 
 def _rounds(database: sqlite3.Connection) -> dict[str, Any]:
-    """Rounds that wait or run; how many ended how, and the tokens with a loss that were trained on in those."""
+    """Return the open rounds, the number of ended rounds by state, and the tokens with a loss trained on in those."""
     rows = database.execute(
         "SELECT state, count(*), sum(json_extract(report, '$.num_loss_tokens')) FROM rounds GROUP BY state"
     )

@@ -1,4 +1,4 @@
-"""The keys at a site: the centre's, which it trusts, and its own, with which it signs what it has trained."""
+"""`SiteKeys`: the centre's public key, which the site trusts, and the private key that signs the site's updates."""
 
 from umbel import signing
 from umbel.adapter import AdapterManifest
@@ -7,7 +7,13 @@ from umbel.site_sections import SiteSection
 
 
 class SiteKeys:
-    """`[site].trusted_key` and `[site].signing_key`, of which a site may have none. Raises ConfigError for no key."""
+    """The keys of `[site].trusted_key` and `[site].signing_key`; a site may have one, both or none.
+
+    Raises ConfigError for a file that holds no key.
+
+    >>> keys = SiteKeys(config.site)
+    >>> keys.require(manifest, signature)  # raises AdapterError unless the centre signed it
+    """
 
     def __init__(self, section: SiteSection) -> None:
         self._name = section.name
@@ -15,12 +21,12 @@ class SiteKeys:
         self._own = signing.read_private(section.signing_key) if section.signing_key else None
 
     def require(self, document: AdapterManifest | Submit, signature: str) -> None:
-        """Raise AdapterError unless the trusted centre signed it; whoever trusts no key takes everything."""
+        """Raise AdapterError unless the trusted centre signed the document. Without `trusted_key` all is accepted."""
         if self._trusted is not None:
             signing.verify(self._trusted, document, signature)
 
     def sign(self, order: RoundOrder, report: RoundReport) -> RoundReport:
-        """A finished round's report, signed for the order it answers; as it is where there is no key or no update."""
+        """Return a finished round's report, signed for the order it answers; unchanged without a key or an update."""
         if self._own is None or report.update is None:
             return report
         statement = UpdateStatement.of(self._name, order, report)

@@ -1,4 +1,4 @@
-"""What a site tells Prometheus: every metric's definition, and the HTTP server that answers on `[metrics]`'s port."""
+"""`Endpoint`: a site's metrics for Prometheus, their definitions and the HTTP server on `[metrics]`'s port."""
 
 import asyncio
 import re
@@ -17,11 +17,12 @@ from umbel.metrics import ONE, Metric, Totals, Values, families
 from umbel.site_sections import MetricsSection
 
 SCRAPE_TIMEOUT_S = 8.0
-"""Below the 10 s that Prometheus waits; what the engine does not answer by then is missing, and no thread piles up."""
+"""Limit for one status, below the 10 s that Prometheus waits: a slow engine must not let threads pile up."""
 JUDGED = "judged: "
+"""Beginning of the journal's events about verdicts."""
 CHANGES = {
     "candidate": "received",
-    "shadow": "loaded",
+    "probing": "loaded",
     "promoted": "promoted",
     LIVE_AGAIN: "rolled_back",
     TAKEN_BACK: "rolled_back",
@@ -29,11 +30,11 @@ CHANGES = {
     "retired": "retired",
     "rejected": "rejected",
 }
-"""The journal's events → label."""
+"""Event in the journal → value of the label `event`."""
 NOT_COUNTED = {"live", ROLLED_BACK}
-"""Told of by the event that is noted with it."""
+"""Events that the journal notes together with another event, which is counted in their place."""
 ALWAYS_THERE = {"promoted": 0.0, "rolled_back": 0.0, "rejected": 0.0}
-"""A rate needs a zero to begin from."""
+"""Events that are shown before they happened, because a rate needs a zero to begin from."""
 
 Status = Mapping[str, Any]
 """The answer of GET /status."""
@@ -71,12 +72,12 @@ def _rounds(status: Status) -> Values:
 
 
 def _training(status: Status) -> Mapping[str, Any]:
-    """What the co-trainer says; empty while no engine does."""
+    """Return the co-trainer's status; empty while no engine answers."""
     return status["training"] or {}
 
 
 def _job(field: str) -> Callable[[Status], Values]:
-    """Of the job that is running; 0 without one."""
+    """Return a reader of a field of the running job; it reads 0 without a job."""
 
     def read(status: Status) -> Values:
         training = _training(status)
@@ -90,7 +91,7 @@ def _quanta(field: str) -> Callable[[Status], Values]:
 
 
 def _slo(read: Callable[[Mapping[str, Any]], Values]) -> Callable[[Status], Values]:
-    """Of the latency targets, once there are any."""
+    """Return a reader of the latency targets; it reads nothing until there are targets."""
     return lambda status: read(slo) if (slo := _training(status).get("slo")) else {}
 
 
@@ -102,7 +103,7 @@ METRICS = (
     # Versions
     Metric("umbel_live_version_info", "gauge", "1 for the version that answers users now.", _live,
            ("adapter", "version")),
-    Metric("umbel_live_version_since_timestamp_seconds", "gauge", "When it began to, after the last change.",
+    Metric("umbel_live_version_since_timestamp_seconds", "gauge", "Unix time since which this version answers.",
            _live_since, ("adapter",)),
     Metric("umbel_version_changes_total", "counter", "What happened to versions at this site, by the journal.",
            _changes, ("adapter", "event")),
@@ -152,7 +153,7 @@ METRICS = (
 
 
 class SiteCollector(Collector):
-    """The metrics, from one status per scrape."""
+    """Makes the metrics from one status per scrape."""
 
     def __init__(self, status: Callable[[], Status]) -> None:
         self._status = status
@@ -160,6 +161,7 @@ class SiteCollector(Collector):
         self._one_at_a_time = threading.Lock()  # each scrape has a thread of its own
 
     def collect(self) -> Iterator[Family]:
+        """Yield every metric family; called by prometheus_client at each scrape."""
         with self._one_at_a_time:
             status = self._status()
             if status["engine"]["ready"]:
@@ -168,7 +170,13 @@ class SiteCollector(Collector):
 
 
 class Endpoint:
-    """GET /metrics on an address, in threads of its own; the status comes from the daemon's loop."""
+    """Answers GET /metrics in threads of its own; the status comes from the daemon's event loop.
+
+    Raises ConfigError where the address cannot be used.
+
+    >>> endpoint = Endpoint(config.metrics, site.status)  # within the event loop
+    >>> await endpoint.close()
+    """
 
     def __init__(self, section: MetricsSection, status: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> None:
         loop = asyncio.get_running_loop()
@@ -186,8 +194,10 @@ class Endpoint:
 
     @property
     def port(self) -> int:
+        """The port on which the server listens."""
         return int(self._server.server_port)
 
     async def close(self) -> None:
+        """Stop listening."""
         await asyncio.to_thread(self._server.shutdown)
         self._server.server_close()

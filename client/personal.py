@@ -1,10 +1,10 @@
-"""The part of an adapter that stays at its site, joined to what the sites share, to be trained and served as one.
+"""`PersonalPart`: the part of an adapter that stays at its site, joined to the shared part to be trained and served.
 
     received ──join──► trained, served ──split──► sent to the centre, kept here
 
-Either B is a site's own (FedSA-LoRA, arXiv 2410.01463), or a whole adapter P beside the shared G (dual adapters, as in
-FedDPA, arXiv 2403.19211, and FDLoRA, arXiv 2406.07925). All is canonical (alpha == r), so adapters side by side are
-their sum: [B_G | B_P] [A_G; A_P] = B_G A_G + B_P A_P. Shapes: A [rank, in], B [out, rank].
+The personal part is either B (FedSA-LoRA, arXiv 2410.01463), or a whole adapter P beside the shared adapter G (dual
+adapters, as in FedDPA, arXiv 2403.19211, and FDLoRA, arXiv 2406.07925). All adapters are canonical (alpha == r), so
+adapters side by side are their sum: [B_G | B_P] [A_G; A_P] = B_G A_G + B_P A_P. Shapes: A [rank, in], B [out, rank].
 """
 
 import hashlib
@@ -21,10 +21,13 @@ from umbel.peft_dir import Tensors
 
 
 class PersonalPart:
-    """What this site keeps of one adapter between the rounds of one registry, in `<state_dir>/personal/<adapter>`.
+    """The site's own part of one adapter, kept between rounds in `<state_dir>/personal/<adapter>`.
 
-    Another lineage, kind, rank, dtype or set of layers has another file: the site begins anew there, and finds the old
-    part again when it comes back. The files never leave this machine.
+    There is one file per lineage, kind, rank, dtype and set of layers: after a change of any of them the site begins
+    with a new part, and finds the old one again when the change is undone. The files never leave this machine.
+
+    >>> part = PersonalPart(config, "support", manifest.lineage, manifest.personal)
+    >>> tensors = part.begin(received, seed=7)
     """
 
     def __init__(self, config: SiteConfig, adapter: str, lineage: str, personal: Personal) -> None:
@@ -34,9 +37,10 @@ class PersonalPart:
         self._personal = personal
 
     def begin(self, received: Tensors, seed: int) -> Tensors:
-        """What a round trains: `received`, joined to this site's part, or to its first one, drawn by `seed` and site.
+        """Return the tensors that a round trains: `received` joined to this site's part.
 
-        Raises AdapterError when the engine cannot hold both, or the part is damaged.
+        The first part of a site is drawn by `seed` and the site's name. Raises AdapterError when the joined rank is
+        over the engine's, or the part is damaged.
         """
         own = self.read(received)
         if own is None:
@@ -44,7 +48,7 @@ class PersonalPart:
         return join(received, own, self._personal)
 
     def read(self, received: Tensors) -> Tensors | None:
-        """This site's part, as it fits `received`; None while no round has made one. Raises AdapterError as `begin`."""
+        """Return this site's part that fits `received`; None before the first round. Raises AdapterError as `begin`."""
         rank, most = _rank(received), self._config.engine.max_lora_rank
         if rank + self._personal.rank > most:
             raise AdapterError(
@@ -64,7 +68,7 @@ class PersonalPart:
             ) from error
 
     def keep(self, received: Tensors, own: bytes) -> None:
-        """Let `own`, as `split` made it beside `received`, be this site's part from now on; it is on disk on return."""
+        """Store `own`, encoded from the second result of `split`, as this site's part; it is on disk on return."""
         file = self._file(received)
         file.parent.mkdir(parents=True, exist_ok=True)
         peft_dir.replace_durably(file, own)
@@ -82,24 +86,19 @@ class PersonalPart:
 
 
 def first(received: Tensors, personal: Personal, seed: str) -> Tensors:
-    """The part of a site that has not trained yet: B as it was received; or an adapter as peft makes it.
-
-    That is A Kaiming-uniform (a = √5), which is ±1/√in, and B zero: joined, it changes nothing.
-    """
+    """Return the part of a site that has not trained yet: B as received, or an untrained adapter drawn by `seed`."""
     if personal.part == "B":
         return {name: received[name] for name in _names(received, "B")}
     generator = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest(), "big"))
     own: Tensors = {}
     for module, (a, b) in peft_dir.factors(received).items():
-        bound = 1 / np.sqrt(a.shape[1])
-        drawn = generator.uniform(-bound, bound, (personal.rank, a.shape[1]))
-        own[peft_dir.key(module, "A")] = drawn.astype(a.dtype)
-        own[peft_dir.key(module, "B")] = np.zeros((b.shape[0], personal.rank), b.dtype)
+        shape = (b.shape[0], a.shape[1])
+        own |= peft_dir.untrained(module, shape, personal.rank, a.dtype, generator)
     return own
 
 
 def join(received: Tensors, own: Tensors, personal: Personal) -> Tensors:
-    """One adapter of both: A received, with the site's own B; or two adapters side by side, the received one first."""
+    """Join both parts: the received A with the site's own B, or two adapters side by side, the received one first."""
     if personal.part == "B":
         return {**received, **own}
     joined: Tensors = {}
@@ -111,9 +110,9 @@ def join(received: Tensors, own: Tensors, personal: Personal) -> Tensors:
 
 
 def split(trained: Tensors, received: Tensors, personal: Personal) -> tuple[Tensors, Tensors]:
-    """What is sent, and what is kept, of a join of `received` that was trained.
+    """Split a trained join of `received` into (sent to the centre, kept here).
 
-    Where B is kept, it is sent as it was received, to the bit: the centre sees that nothing of a site's own came along.
+    Where B is kept, B is sent exactly as it was received: the centre can check that nothing personal came along.
     """
     own: Tensors = {}
     if personal.part == "B":
@@ -129,10 +128,10 @@ def split(trained: Tensors, received: Tensors, personal: Personal) -> tuple[Tens
 
 
 def served(config: SiteConfig, manifest: AdapterManifest, blob: bytes) -> tuple[AdapterManifest, bytes]:
-    """What this site serves of a version: the version itself, or joined to the part that stays here, with its manifest.
+    """Return the manifest and weights that this site serves of a version: joined to its own part, if it has one.
 
-    A site that has not trained yet serves what it received: the first part would change nothing. Raises AdapterError as
-    `PersonalPart.begin`.
+    A site that has not trained yet serves the version as received, as the first part would change nothing. Raises
+    AdapterError as `PersonalPart.begin`.
     """
     if manifest.personal is None:
         return manifest, blob

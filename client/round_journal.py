@@ -1,4 +1,4 @@
-"""The rounds of training that a site was asked for: a part of its journal."""
+"""`RoundJournal`: the part of a site's journal that remembers its rounds of training."""
 
 import sqlite3
 import time
@@ -20,7 +20,7 @@ class RoundJournal:
         self._db = database
 
     def find(self, order: RoundOrder) -> RoundReport | None:
-        """How a round stands, if it is known; raise Conflict for the same key with another order."""
+        """Return a round's report, None if it is not known; raise Conflict for the same key with another order."""
         row = self._db.execute("SELECT job, report FROM rounds WHERE key = ?", (order.key,)).fetchone()
         if row is None:
             return None
@@ -41,20 +41,21 @@ class RoundJournal:
         return report
 
     def get(self, key: str) -> tuple[RoundOrder, RoundReport]:
+        """Return a round's order and report; raise NotFound."""
         row = self._db.execute("SELECT job, report FROM rounds WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise NotFound(f"round {key} is not known at this site; submit it again")
         return RoundOrder.model_validate_json(row[0]), RoundReport.model_validate_json(row[1])
 
     def adapter_of(self, key: str) -> str:
-        """Which adapter a round trains; raise NotFound."""
+        """Return the name of the adapter that a round trains; raise NotFound."""
         row = self._db.execute("SELECT adapter FROM rounds WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise NotFound(f"round {key} is not known at this site; submit it again")
         return str(row[0])
 
     def open(self, adapter: str | None = None) -> list[RoundOrder]:
-        """Rounds that are not finished, oldest first; of one adapter, or of all."""
+        """Return the orders of rounds that have not ended, oldest first; of one adapter, or of all."""
         rows = self._db.execute(
             "SELECT job FROM rounds WHERE state IN (?, ?) AND adapter = coalesce(?, adapter) ORDER BY created",
             (JobState.QUEUED, JobState.RUNNING, adapter),
@@ -62,7 +63,7 @@ class RoundJournal:
         return [RoundOrder.model_validate_json(job) for (job,) in rows]
 
     def finished(self) -> list[str]:
-        """Keys of rounds that are over, newest first."""
+        """Return the keys of rounds that have ended, newest first."""
         rows = self._db.execute(
             "SELECT key FROM rounds WHERE state NOT IN (?, ?) ORDER BY created DESC",
             (JobState.QUEUED, JobState.RUNNING),
@@ -70,17 +71,18 @@ class RoundJournal:
         return [key for (key,) in rows]
 
     def known(self) -> list[str]:
-        """Keys of all rounds, whatever became of them."""
+        """Return the keys of all rounds."""
         return [key for (key,) in self._db.execute("SELECT key FROM rounds")]
 
     def report(self, report: RoundReport) -> None:
+        """Replace the report of a round, which is found by the report's key."""
         self._db.execute(
             "UPDATE rounds SET state = ?, report = ? WHERE key = ?",
             (report.state, report.model_dump_json(), report.key),
         )
 
     def begin_attempt(self, key: str) -> int:
-        """Count an attempt at a round; how many there have been."""
+        """Count an attempt at a round; return the number of attempts so far."""
         row = self._db.execute(
             "UPDATE rounds SET attempts = attempts + 1 WHERE key = ? RETURNING attempts", (key,)
         ).fetchone()

@@ -1,4 +1,4 @@
-"""`Site`: the parts of a site's daemon, put together."""
+"""`Site`: prepare the parts of a site's daemon and put them together."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from typing import Any
 
 from client import site_status
 from client.data import user_examples
-from client.data.prepare import Prepared, prepare_in_child
+from client.data.prepare import Preparation, Prepared, prepare_in_child
 from client.data.scrub import Scrubber
 from client.data.scrub import load as load_scrubber
 from client.jobs import Jobs
@@ -15,6 +15,7 @@ from client.journal import Journal
 from client.keys import SiteKeys
 from client.personal import PersonalPart
 from client.versions.deployer import Deployer
+from client.versions.served import Served
 from serving.engine import require_free_port
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Site:
-    """The parts of a daemon, put together."""
+    """The parts of a running daemon: journal, engine, jobs and versions."""
 
     def __init__(
         self, config: SiteConfig, fingerprint: BaseFingerprint, prepared: Prepared, scrub: Scrubber | None = None
@@ -39,28 +40,40 @@ class Site:
         self.fingerprint = fingerprint
         self.prepared = prepared
         self.scrub = scrub
+        self.stopping = False
+        """Set when the daemon ends: callers who wait for a report are answered at once."""
         self.shapes = linear_shapes(config.model.path, config.engine.target_modules)
         self.journal = Journal(state_dir / "journal.sqlite3")
         self.cotrainer = CoTrainerClient(socket_path(state_dir))
-        self.supervisor = Supervisor(config, self.cotrainer, lambda: self.deployer.what_to_serve())
+        self.served = Served(config, self.journal)
+        self.supervisor = Supervisor(config, self.cotrainer, self.served)
         keys = SiteKeys(config.site)
         self.jobs = Jobs(
-            self.journal,
-            self.supervisor,
-            self.cotrainer,
-            prepared,
-            fingerprint,
-            self.shapes,
-            config.engine.max_lora_rank,
-            partial(PersonalPart, config),
-            state_dir / "rounds",
-            keys,
+            rounds=self.journal.rounds,
+            supervisor=self.supervisor,
+            cotrainer=self.cotrainer,
+            prepared=prepared,
+            fingerprint=fingerprint,
+            shapes=self.shapes,
+            max_rank=config.engine.max_lora_rank,
+            personal=partial(PersonalPart, config),
+            directory=state_dir / "rounds",
+            keys=keys,
         )
-        self.deployer = Deployer(config, self.journal, self.supervisor, self.jobs, fingerprint, self.shapes, keys)
+        self.deployer = Deployer(
+            config=config,
+            journal=self.journal,
+            served=self.served,
+            supervisor=self.supervisor,
+            jobs=self.jobs,
+            fingerprint=fingerprint,
+            shapes=self.shapes,
+            keys=keys,
+        )
 
     @classmethod
     async def prepare(cls, config: SiteConfig) -> "Site":
-        """Read and check everything that can be wrong before an engine is started."""
+        """Read and check everything that can be wrong before an engine is started. Raises UmbelError."""
         check_files(config)
         require_free_port(config.engine.host, config.engine.port)
         state_dir = config.site.state_dir
@@ -68,26 +81,18 @@ class Site:
         scrub = await asyncio.to_thread(load_scrubber) if config.examples.enabled else None
         fingerprint = await asyncio.to_thread(BaseFingerprint.of, config.model.path)
         prepared = await prepare_in_child(
-            training.data,
-            training.eval_data,
-            training.eval_fraction,
-            config.model.path,
-            training.seq_len,
-            state_dir / "data",
-            {guard.name: guard.data for guard in config.shadow.guard},
-            user_examples.prepare(config),
+            Preparation(
+                data=training.data,
+                eval_data=training.eval_data,
+                eval_fraction=training.eval_fraction,
+                model=config.model.path,
+                seq_len=training.seq_len,
+                into=state_dir / "data",
+                guards={guard.name: guard.data for guard in config.shadow.guard},
+                released=user_examples.prepare(config),
+            )
         )
-        settings = CoTrainerSettings(
-            max_rank=config.engine.max_lora_rank,
-            target_modules=config.engine.target_modules,
-            micro_batch=training.micro_batch,
-            seq_len=training.seq_len,
-            memory_mb=training.memory_mb,
-            share_floor=training.share_floor,
-            share_cap=training.share_cap,
-            **config.slo.model_dump(),
-        )
-        settings.write(state_dir)
+        CoTrainerSettings.of(config).write(state_dir)
         logger.info(
             "data.ready train=%d eval=%d cut=%d dropped=%d",
             prepared.train_examples,
@@ -98,6 +103,7 @@ class Site:
         return cls(config, fingerprint, prepared, scrub)
 
     def hello(self) -> Hello:
+        """Describe the site to the centre: base, layers, numbers of examples, live and refused versions."""
         names = self.config.adapters
         live = {name: self.journal.alias(name, "live") for name in names}
         return Hello(
@@ -114,11 +120,11 @@ class Site:
         )
 
     async def keep(self, example: Example) -> int:
-        """Keep what a user gave; its number. Raises NotFound where `[examples]` is off, Conflict where it is enough."""
+        """Keep a user's example; return its number. Raises NotFound if `[examples]` is off, Conflict if it is full."""
         if self.scrub is None:
             raise NotFound("this site keeps no examples; [examples].enabled is false")
         return await asyncio.to_thread(user_examples.keep, self.config, example, self.scrub)
 
     async def status(self) -> dict[str, Any]:
-        """What an operator asks: which version answers, since when and why, what is waiting, how training stands."""
-        return await site_status.report(self.config, self.supervisor, self.deployer, self.cotrainer)
+        """Return the live version, since when and why, the rounds and how training stands, as JSON values."""
+        return await site_status.report(self.config, self.supervisor, self.served, self.cotrainer)

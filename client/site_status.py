@@ -1,4 +1,4 @@
-"""What GET /status says: which version answers, since when and why, what is waiting, how training stands."""
+"""`report`: the answer of GET /status: the live version, since when and why, the rounds, how training stands."""
 
 import asyncio
 import json
@@ -7,20 +7,20 @@ from typing import Any
 import httpx
 
 from client import journal_view
-from client.versions.deployer import Deployer
+from client.versions.served import Served
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient
 from umbel.config import SiteConfig
 from umbel.errors import EngineError, TrainingError
 
 TIMEOUT_S = 3.0
-"""The engine and its co-trainer answer between two iterations; the rest of the answer does not wait for a stuck one."""
+"""Limit for each question to the engine: it answers between two iterations, and a stuck one must not block the rest."""
 
 
 async def report(
-    config: SiteConfig, supervisor: Supervisor, deployer: Deployer, cotrainer: CoTrainerClient
+    config: SiteConfig, supervisor: Supervisor, served: Served, cotrainer: CoTrainerClient
 ) -> dict[str, Any]:
-    """JSON values. `umbel status` shows them, and the metrics are made from them."""
+    """Return the status as JSON values, for `umbel status` and for the metrics."""
     engine = supervisor.engine
     journal = config.site.state_dir / "journal.sqlite3"
     return {
@@ -33,16 +33,15 @@ async def report(
             "url": engine.client.url if engine else None,
         },
         **journal_view.read(journal, config.adapters),
-        "aliases": deployer.loading.table().model_dump(mode="json")["adapters"],
         "in_flight": await _in_flight(supervisor),
         "training": await _training(supervisor, cotrainer),
-        "recovered": deployer.recovered,
+        "recovered": served.recovered,
         "traffic": await _traffic(supervisor),
     }
 
 
 async def _traffic(supervisor: Supervisor) -> dict[str, Any] | None:
-    """Counts of what users got of each version; the latencies are for comparing, and many."""
+    """Return the counts of answers by version, without their latencies, which are many."""
     engine = supervisor.engine
     if engine is None:
         return None
@@ -55,7 +54,7 @@ async def _traffic(supervisor: Supervisor) -> dict[str, Any] | None:
 
 
 async def _in_flight(supervisor: Supervisor) -> dict[str, int]:
-    """Version → requests that it is answering; empty for an engine that is dying."""
+    """Return each version → number of requests it is answering; empty for an engine that is dying."""
     engine = supervisor.engine
     if engine is None:
         return {}

@@ -1,11 +1,11 @@
-"""Keeps a site's engine running: start, watch, and after a death start again with what is live now."""
+"""`Supervisor`: keep a site's engine running, and start it again with the live version when it dies."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Collection, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import httpx
 
@@ -18,44 +18,51 @@ from umbel.config import SiteConfig
 from umbel.errors import EngineError, EngineGone, TrainingError
 
 RESTART_DELAY_S = 1.0
+"""Seconds before the second try after a failed start; each further one waits twice as long."""
 LONGEST_DELAY_S = 60.0
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-WhatToServe = Callable[[], tuple[AliasTable, dict[AdapterRef, Path]]]
-"""The alias table and the versions to load, asked for at each start."""
+
+class WhatToServe(Protocol):
+    """Says what an engine has to serve; the Supervisor asks at each start."""
+
+    def what_to_serve(self, loaded: Collection[AdapterRef]) -> tuple[AliasTable, dict[AdapterRef, Path]]:
+        """Return the alias table, and the versions to load with their folders. `loaded` are in the engine already."""
+        ...
 
 
 class Supervisor:
-    """Whoever needs the engine asks `ready()`, and asks again after a failure."""
+    """Runs one engine after the other. Callers await `ready()` for the engine, and again after a failure."""
 
-    def __init__(self, config: SiteConfig, cotrainer: CoTrainerClient, what_to_serve: WhatToServe) -> None:
+    def __init__(self, config: SiteConfig, cotrainer: CoTrainerClient, served: WhatToServe) -> None:
         self._config = config
         self._cotrainer = cotrainer
-        self._what_to_serve = what_to_serve
+        self._served = served
         self._available, self._gone = asyncio.Event(), asyncio.Event()
         self._engine: Engine | None = None
         self.loaded: set[AdapterRef] = set()
         """Versions that are in the running engine."""
         self.starts = 0
+        """Engines that became ready."""
         self.started_at: float | None = None
         """Unix time at which the engine last became ready."""
 
     @property
     def engine(self) -> Engine | None:
-        """The engine, if it answers now."""
+        """The engine, or None while none answers."""
         return self._engine if self._available.is_set() else None
 
     async def ready(self) -> Engine:
-        """The engine, once it answers."""
+        """Wait for an engine that answers, and return it."""
         await self._available.wait()
         assert self._engine is not None
         return self._engine
 
     async def while_running(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`; raises EngineGone as soon as the engine is gone: nobody waits for a dead one."""
+        """Await `work` and return its result; raise EngineGone as soon as the engine is gone."""
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone.wait())
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -67,7 +74,10 @@ class Supervisor:
             gone.cancel()
 
     async def run(self) -> None:
-        """Until cancelled. Raises EngineError if the very first start fails: then the site file is wrong."""
+        """Keep an engine running until cancelled.
+
+        Raises EngineError if the very first start fails: then the site file is wrong.
+        """
         delay = RESTART_DELAY_S
         while True:
             try:
@@ -91,9 +101,9 @@ class Supervisor:
             await self._engine.stop(drain_s=0)
 
     async def _start(self) -> None:
-        table, adapters = self._what_to_serve()
+        table, adapters = self._served.what_to_serve(self.loaded)
         self._engine = Engine(self._config)
-        faults.aim(self._engine.kill)
+        faults.kill_engine_with(self._engine.kill)
         logger.info("engine.starting site=%s log=%s", self._config.site.name, self._engine.log)
         await self._engine.start(table, adapters)
         self.loaded = set(adapters)
@@ -105,8 +115,8 @@ class Supervisor:
         logger.info("engine.ready site=%s url=%s", self._config.site.name, self._engine.client.url)
 
     async def _catch_up(self, engine: Engine, table: AliasTable) -> None:
-        """Serve what was promoted while the engine was starting."""
-        while (wanted := self._what_to_serve())[0] != table:
+        """Load and serve versions that were promoted while the engine was starting."""
+        while (wanted := self._served.what_to_serve(self.loaded))[0] != table:
             table, adapters = wanted
             for ref in adapters.keys() - self.loaded:
                 await engine.client.load(ref, adapters[ref])
@@ -115,13 +125,16 @@ class Supervisor:
             await engine.client.reload_aliases()
 
     async def _measure(self, engine: Engine) -> None:
-        """Unless an earlier start did: without it the co-trainer would train only while nobody is served."""
+        """Measure the engine's latency unless an earlier start did.
+
+        Without it the co-trainer would train only while no request is served.
+        """
         try:
             status = await self._cotrainer.status()
             if not status.latency_known and not status.error:
                 logger.info("engine.measuring site=%s", self._config.site.name)
                 await engine.client.measure()
-        except (TrainingError, httpx.HTTPError):  # it serves, and that is what it is for
+        except (TrainingError, httpx.HTTPError):  # the engine serves all the same
             logger.exception("the latency of %s's engine could not be measured", self._config.site.name)
 
     async def stop(self) -> None:
@@ -133,4 +146,4 @@ class Supervisor:
     def _lost(self) -> None:
         self._available.clear()
         self._gone.set()
-        self.loaded = set()  # the next engine's table must not send users to what it has not
+        self.loaded = set()  # a table for the next engine must not send users to versions it lacks

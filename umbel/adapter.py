@@ -1,4 +1,4 @@
-"""What an adapter version is called, where it comes from, and the life it lives at a site."""
+"""`AdapterRef`, `AdapterManifest`, `Lifecycle`: an adapter version's name, its origin, and its states at a site."""
 
 import re
 from dataclasses import dataclass
@@ -26,12 +26,21 @@ def check_name(name: str) -> str:
 
 
 AdapterName = Annotated[str, AfterValidator(check_name)]
-"""A name in a pydantic model."""
+"""The type of an adapter's name in a pydantic model."""
 
 
 @dataclass(frozen=True, order=True)
 class AdapterRef:
-    """One immutable adapter version: `support@v12`, known to the engine as `support-v12`."""
+    """The name of one immutable adapter version: `support@v12`, which the engine knows as `support-v12`.
+
+    Raises AdapterError for a name or version that is not allowed.
+
+    >>> ref = AdapterRef.parse("support@v12")
+    >>> ref.name, ref.version, ref.engine_name, str(ref)
+    ('support', 12, 'support-v12', 'support@v12')
+    >>> ref < AdapterRef("support", 13)
+    True
+    """
 
     name: str
     version: int
@@ -51,7 +60,7 @@ class AdapterRef:
 
     @property
     def engine_name(self) -> str:
-        """The name under which SGLang loads this version. Never used for another one."""
+        """The name under which SGLang loads this version, and no other one."""
         return f"{self.name}-v{self.version}"
 
     def __str__(self) -> str:
@@ -59,14 +68,20 @@ class AdapterRef:
 
 
 class Lifecycle(StrEnum):
-    """Where a version stands at a site."""
+    """The state of one version at one site. TRANSITIONS says which states may follow."""
 
     CANDIDATE = "candidate"  # validated and on disk
-    SHADOW = "shadow"  # loaded beside the live one, being probed
-    CANARY = "canary"  # answers a share of the users
+    PROBING = "probing"  # loaded beside the incumbent and measured on the held-out examples
+    WATCHING = "watching"  # measured on users' requests: it answers a share of them, or is sent copies
+    JUDGED = "judged"  # the site's verdict is known; it stays loaded until it is promoted or discarded
     LIVE = "live"  # answers users
     RETIRED = "retired"  # was live once; loaded while it is `previous` or draining
-    REJECTED = "rejected"  # refused by validation or by its verdict
+    REJECTED = "rejected"  # refused by validation, by its verdict or by the federation; never used again
+
+    @property
+    def is_shadow(self) -> bool:
+        """True while the version is loaded beside the live one, to be judged or promoted."""
+        return self in (Lifecycle.PROBING, Lifecycle.WATCHING, Lifecycle.JUDGED)
 
     def to(self, new: "Lifecycle") -> "Lifecycle":
         """Return `new` if a version may go there from here; raise AdapterError otherwise."""
@@ -77,9 +92,10 @@ class Lifecycle(StrEnum):
 
 
 TRANSITIONS: dict[Lifecycle, frozenset[Lifecycle]] = {
-    Lifecycle.CANDIDATE: frozenset({Lifecycle.SHADOW, Lifecycle.REJECTED}),
-    Lifecycle.SHADOW: frozenset({Lifecycle.CANARY, Lifecycle.LIVE, Lifecycle.REJECTED}),
-    Lifecycle.CANARY: frozenset({Lifecycle.LIVE, Lifecycle.REJECTED}),
+    Lifecycle.CANDIDATE: frozenset({Lifecycle.PROBING, Lifecycle.REJECTED}),
+    Lifecycle.PROBING: frozenset({Lifecycle.WATCHING, Lifecycle.JUDGED, Lifecycle.REJECTED}),
+    Lifecycle.WATCHING: frozenset({Lifecycle.PROBING, Lifecycle.JUDGED, Lifecycle.REJECTED}),  # probed anew
+    Lifecycle.JUDGED: frozenset({Lifecycle.LIVE, Lifecycle.REJECTED}),
     Lifecycle.LIVE: frozenset({Lifecycle.RETIRED}),
     Lifecycle.RETIRED: frozenset({Lifecycle.LIVE}),  # roll back
     Lifecycle.REJECTED: frozenset(),
@@ -87,14 +103,14 @@ TRANSITIONS: dict[Lifecycle, frozenset[Lifecycle]] = {
 
 
 class Personal(BaseModel):
-    """What of an adapter stays at each site, and is joined there to what the sites share."""
+    """The part of an adapter that stays at each site and is joined there to the shared part."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: Literal["B", "adapter"]
     """Factor B (FedSA-LoRA), or an adapter of its own beside the shared one (dual adapters)."""
     rank: int = Field(default=0, ge=0)
-    """What it adds to the shared rank: that of an adapter of its own, 0 for B."""
+    """Rank that it adds to the shared one: the rank of the site's own adapter, 0 for B."""
 
     @model_validator(mode="after")
     def _an_adapter_has_a_rank(self) -> Self:
@@ -104,9 +120,9 @@ class Personal(BaseModel):
 
 
 class AdapterManifest(BaseModel):
-    """What is true of one adapter version for ever; stored beside its weights as `manifest.json`."""
+    """The facts of one adapter version, which never change; stored beside its weights as `manifest.json`."""
 
-    # JSON has no NaN; as a string it is read back, where `null` would make the manifest unreadable.
+    # JSON has no NaN: it is written as a string, which can be read back; `null` would make the manifest unreadable.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     name: str
@@ -116,34 +132,34 @@ class AdapterManifest(BaseModel):
     base: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest of the base fingerprint the adapter was trained against."""
     fingerprint: BaseFingerprint | None = None
-    """The parts behind `base`, so that a mismatch can be named without the registry."""
+    """The parts behind `base`, so that a site can name the part that differs."""
     lineage: str
-    """Id of the registry that made it; part of every round key."""
+    """Id of the registry that made it; every round key contains it."""
     round: int = Field(ge=0)
     parent: str | None = None
-    """Digest of the version that training started from; None for the first."""
+    """Digest of the version that training started from; None for the first version."""
     parents: tuple[str, ...] = ()
-    """Digests of every version that an update in here was trained from: `parent`, and older ones of late updates."""
+    """Digests of all versions that updates in this one were trained from: `parent`, and older ones of late updates."""
     truncation_of: str | None = None
-    """Digest of the version that this is the best approximation of, for a site of smaller rank; None for a version."""
+    """Digest of the full version, where this is its truncation for a site of smaller rank; None otherwise."""
     personal: Personal | None = None
-    """What each site joins to this before it serves it; None: nothing, or it has been joined."""
+    """The part that each site joins to this one before serving it; None if there is none, or it is joined already."""
     rank: int = Field(ge=1)
     target_modules: tuple[str, ...]
     strategy: str = "init"
     options: dict[str, str | float | int | bool] = Field(default_factory=dict)
-    """The strategy's options, as it understood them."""
+    """The strategy's options, after defaults were filled in."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Site → its share in the aggregate."""
+    """Site → the factor that its change was multiplied by in the aggregate."""
     left_out: dict[str, str] = Field(default_factory=dict)
-    """Site → why its update is not in the aggregate."""
+    """Site → reason why its update is not in the aggregate."""
     certificate: dict[str, float] = Field(default_factory=dict)
     """Module → relative Frobenius error of the truncation to `rank`."""
     metrics: dict[str, float] = Field(default_factory=dict)
     site_metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Site → what it measured: `train-loss`, `seconds`, `staleness` (rounds), `rank`."""
+    """Site → `train-loss` (nats per token), `seconds`, `staleness` (rounds), `rank`."""
     counts: dict[str, dict[str, int]] = Field(default_factory=dict)
-    """Site → what it trained on: `num-examples`, `num-loss-tokens`."""
+    """Site → `num-examples`, `num-loss-tokens` of its training."""
     run_id: str = ""
     code: str = ""
     """Version of umbel that made it."""
@@ -154,15 +170,16 @@ class AdapterManifest(BaseModel):
 
     @property
     def joined_rank(self) -> int:
-        """Rank of what a site serves of it."""
+        """Rank of the adapter that a site serves: the shared rank and the personal one."""
         return self.rank + (self.personal.rank if self.personal else 0)
 
     @property
     def ref(self) -> AdapterRef:
+        """The version's name."""
         return AdapterRef(self.name, self.version)
 
     @property
     def ancestors(self) -> tuple[str, ...]:
-        """Digests of the versions it came from, `parent` first; manifests without `parents` have at most that one."""
+        """Digests of the versions it came from, `parent` first; a manifest without `parents` has at most that one."""
         first = () if self.parent is None else (self.parent,)
         return tuple(dict.fromkeys(first + self.parents))

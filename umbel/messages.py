@@ -1,6 +1,7 @@
-"""What the centre and a site say to each other: the bodies of Flower messages and of the site's control API.
+"""The messages between centre and site: bodies of Flower messages and of the site's control API.
 
-One definition for both ends. Every count is a sum, so that the centre can add sites up without trusting a mean.
+Both ends use these definitions. Every count is a sum, so that the centre can add up sites without trusting their means.
+A round of the centre is an order (`RoundOrder`) on its way, and a job (`JobState`) at the site.
 """
 
 from enum import StrEnum
@@ -17,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from umbel.adapter import AdapterManifest, AdapterName, Personal
+from umbel.adapter import AdapterManifest, AdapterName, Lifecycle, Personal
 from umbel.base import BaseFingerprint
 
 SIGNATURE = r"^([0-9a-f]{128})?$"
@@ -25,30 +26,31 @@ SIGNATURE = r"^([0-9a-f]{128})?$"
 
 
 class _Message(BaseModel):
-    # JSON has no NaN; a loss may be one, and must survive being written down.
+    # JSON has no NaN, but a loss can be one: it is written as a string and read back as a number.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""A measured time; the centre adds them up."""
+"""A measured time, in seconds; the centre adds up those of several sites."""
 RoundKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
-"""`<lineage>-<round>-<parent>`: the registry, this round of it, and the version it trains from."""
+"""`<lineage>-<round>-<parent>`: the registry's id, the round, and the version that it trains from."""
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,15}$", max_length=200)]
+"""Path of a module in the base, such as `model.layers.0.self_attn.q_proj`."""
 Width = Annotated[int, Field(ge=1, le=1 << 20)]
-"""Of a linear layer. What a site says of its layers is what the first adapter is made of."""
+"""Width of a linear layer; bounded, as the centre makes the first adapter from the widths that sites report."""
 
 
 class TrainPlan(_Message):
-    """What one round of training is. A site stops at `steps` or after `seconds`, whichever comes first."""
+    """The settings of one round of training. A site stops at `steps` or after `seconds`, whichever comes first."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     rank: PositiveInt
-    """Of what the sites share, receive and send."""
+    """Rank of the shared part, which sites receive and send."""
     steps: PositiveInt
     """Optimizer steps."""
     seconds: PositiveFloat
-    """Wall-clock budget at the site; what was applied by then is the update."""
+    """Wall-clock budget at the site; the update consists of the steps that were applied by then."""
     batch_size: PositiveInt = 8
     """Examples per optimizer step; the site cuts them into its own micro-batches."""
     learning_rate: PositiveFloat = 1e-3
@@ -57,22 +59,22 @@ class TrainPlan(_Message):
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat = 1.0
     factors: Literal["AB", "A", "B"] = "AB"
-    """Which of the two factors are trained; the other stays as the parent has it (FFA-LoRA, RoLoRA)."""
+    """Factors that are trained; another one keeps the parent's values (FFA-LoRA, RoLoRA)."""
     proximal: NonNegativeFloat = 0.0
-    """FedProx's μ: the gradient of μ/2 · ‖w − w_parent‖² over the trained factors is added."""
+    """FedProx's μ (arXiv 1812.06127, equation 2): adds the gradient of μ/2 · ‖w − w_parent‖² over trained factors."""
     seed: NonNegativeInt = 0
-    """Of the order of the data; the round is added to it."""
+    """Seed of the order of the data; the strategy adds the round to it."""
     personal: Personal | None = None
-    """What stays at the site, joined to what it receives and trained with it; None: nothing."""
+    """The part that stays at the site and is trained together with the shared one; None for strategies without one."""
 
     @property
     def joined_rank(self) -> int:
-        """Rank of what is trained."""
+        """Rank of the adapter that is trained: the shared rank and the personal one."""
         return self.rank + (self.personal.rank if self.personal else 0)
 
 
 class RoundOrder(_Message):
-    """Start (or find again) one round of training: POST /adapters/{name}/rounds/{key}."""
+    """Order to start one round of training, or to find it again: POST /adapters/{name}/rounds/{key}."""
 
     key: RoundKey
     base: str
@@ -82,12 +84,14 @@ class RoundOrder(_Message):
     round: NonNegativeInt
     plan: TrainPlan
     run: str = ""
-    """Digest of what the run was asked to train; one that goes on where another was interrupted has the same."""
+    """Digest of the run's training settings; a run that continues an interrupted one has the same."""
     nonce: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    """The centre's, of this order and no other, and the same whenever the order is sent again."""
+    """Unique to this order, made by the centre; the same whenever the order is sent again."""
 
 
 class JobState(StrEnum):
+    """The state of a round's job at a site."""
+
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
@@ -96,11 +100,12 @@ class JobState(StrEnum):
 
     @property
     def final(self) -> bool:
+        """True for a state that never changes again."""
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
 class RoundReport(_Message):
-    """How a round stands at a site: GET /adapters/{name}/rounds/{key}."""
+    """State and result of a round at a site: GET /adapters/{name}/rounds/{key}."""
 
     key: str
     state: JobState
@@ -109,7 +114,7 @@ class RoundReport(_Message):
     num_examples: NonNegativeInt = 0
     """Examples trained on in this round, repetitions counted."""
     num_loss_tokens: NonNegativeInt = 0
-    """Tokens that carried a loss; what an update weighs."""
+    """Tokens that carried a loss; the update's weight at the centre."""
     loss_sum: float = 0.0
     """Sum of the training loss over those tokens (nats)."""
     seconds: Seconds = 0.0
@@ -121,61 +126,54 @@ class RoundReport(_Message):
     rank: PositiveInt | None = None
     error: str = ""
     signature: str = Field(default="", pattern=SIGNATURE)
-    """Of an UpdateStatement, by the site; empty while there is no update, and where the site has no key."""
+    """The site's signature of an UpdateStatement; empty while there is no update, and where the site has no key."""
 
 
 class UpdateStatement(_Message):
-    """What a site signs of an update (umbel/signing.py). It never travels: both ends put it together."""
+    """The document that a site signs for an update (umbel/signing.py). It is never sent: each end builds it."""
 
     site: str
     order: RoundOrder
-    """What was trained: run, round, parent, base, plan and nonce."""
+    """The order that was carried out: run, round, parent, base, plan and nonce."""
     report: RoundReport
-    """What came of it: the update's digest, and the counts. Without a signature."""
+    """The result: the update's digest and the counts, without the signature."""
 
     @classmethod
     def of(cls, site: str, order: RoundOrder, report: RoundReport) -> Self:
+        """Build the statement; the report's signature is left out."""
         return cls(site=site, order=order, report=report.model_copy(update={"signature": ""}))
 
 
 class Evaluation(_Message):
-    """An adapter (or the base) on a site's held-out set, as sums."""
+    """Measurement of an adapter, or of the base, on a site's held-out examples, as sums."""
 
     loss_sum: float
+    """Nats."""
     loss_tokens: NonNegativeInt
     exact: NonNegativeInt
-    """Examples whose every answer token is the arg max, as greedy decoding would give it."""
+    """Examples of which every answer token is the arg max, as in greedy decoding."""
     examples: NonNegativeInt
 
     @property
     def loss(self) -> float:
-        """Mean loss per token (nats)."""
+        """Mean loss per token (nats); NaN without tokens."""
         return self.loss_sum / self.loss_tokens if self.loss_tokens else float("nan")
 
     @property
     def exact_match(self) -> float:
+        """Share of examples that are exact; NaN without examples."""
         return self.exact / self.examples if self.examples else float("nan")
 
 
-class ShadowState(StrEnum):
-    VALIDATING = "validating"
-    PROBING = "probing"
-    WATCHING = "watching"  # it answers a share of the users, or is given requests of the live version once more
-    JUDGED = "judged"
-    LIVE = "live"
-    RETIRED = "retired"
-    REJECTED = "rejected"
-
-
 Decision = Literal["promote", "keep", "reject"]
-"""Of a site on a shadow: better than what answers users now; not shown to be, so that it stays a shadow; or worse."""
+"""A site's decision on a shadow: better than the live version; not shown to be better, so it stays a shadow; worse."""
 
 
 class Verdict(_Message):
-    """A site's judgement of a shadow, with its reasons."""
+    """A site's judgement of a shadow, and its reasons."""
 
     accepted: bool
-    """Whether the site is in favour of promoting it; what a quorum counts."""
+    """True if the site is in favour of promoting it; a quorum counts these."""
     reasons: tuple[str, ...]
     decision: Decision = Field(default_factory=lambda known: "promote" if known.get("accepted") else "reject")
 
@@ -187,10 +185,11 @@ class Verdict(_Message):
 
 
 class ShadowReport(_Message):
-    """How a pushed version stands at a site: POST /adapters/{name}/shadow and GET /adapters/{ref}."""
+    """State of a pushed version at a site: POST /adapters/{name}/shadow and GET /adapters/{ref}/shadow."""
 
     ref: str
-    state: ShadowState
+    state: Lifecycle
+    """The version's state at the site; the site's journal keeps no other."""
     probe: dict[str, Evaluation] = Field(default_factory=dict)
     """"base", "live" (absent while the base answers users) and "shadow" on the same held-out set."""
     verdict: Verdict | None = None
@@ -198,11 +197,11 @@ class ShadowReport(_Message):
     probe_s: Seconds = 0.0
     watch_s: Seconds = 0.0
     taken_back: str = ""
-    """Why the site has rolled it back by itself."""
+    """Why the site rolled it back by itself; empty if it did not."""
 
 
 class Hello(_Message):
-    """What a site says of itself: GET /hello."""
+    """A site's description of itself: GET /hello."""
 
     site: str
     adapters: tuple[str, ...]
@@ -210,14 +209,14 @@ class Hello(_Message):
     shapes: dict[Module, tuple[Width, Width]] = Field(min_length=1)
     """Module path → (out, in) of every linear layer that is adapted here."""
     dtype: Literal["float32", "bfloat16", "float16"]
-    """In which the engine serves, and expects adapters."""
+    """Dtype of the engine's weights, and of adapters that are sent to it."""
     max_lora_rank: PositiveInt
     train_examples: NonNegativeInt
     eval_examples: NonNegativeInt
     live: dict[str, str | None]
     """Adapter → the version that answers users; None while the base does."""
     refused: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Adapter → versions that this site rejected or went back from by itself, the newest 20, newest first."""
+    """Adapter → versions that this site rejected or rolled back by itself: the newest 20, newest first."""
 
 
 class Submit(_Message):
@@ -226,7 +225,7 @@ class Submit(_Message):
     adapter: AdapterName
     order: RoundOrder
     signature: str = Field(default="", pattern=SIGNATURE)
-    """Of adapter and order, by the centre; empty where it does not sign."""
+    """The centre's signature of adapter and order; empty where it does not sign."""
 
 
 class Shadow(_Message):
@@ -234,7 +233,7 @@ class Shadow(_Message):
 
     manifest: AdapterManifest
     signature: str = Field(default="", pattern=SIGNATURE)
-    """Of this manifest, by the centre (umbel/signing.py); empty where it does not sign."""
+    """The centre's signature of this manifest (umbel/signing.py); empty where it does not sign."""
 
 
 class RoundQuery(_Message):
@@ -243,7 +242,7 @@ class RoundQuery(_Message):
     adapter: AdapterName
     key: RoundKey
     fetch: bool = False
-    """Send the update along, if the round is done. Without it an answer is small, whoever asks how often."""
+    """True to send the update along, if the round is done. Without it answers are small, so asking often is cheap."""
 
 
 class VersionQuery(_Message):
@@ -257,11 +256,11 @@ class AdapterQuery(_Message):
 
     adapter: AdapterName
     instead_of: str | None = None
-    """Only if this version answers users: sent twice, it goes back once. None: whatever answers."""
+    """Roll back only if this version is live, so that a repeated message rolls back once. None: any version."""
 
 
 class Restore(_Message):
-    """Flower's `query.restore`: what the federation says answers users. Answered by a Restored."""
+    """Flower's `query.restore`: the version that is live in the federation. Answered by a Restored."""
 
     adapter: AdapterName
     ref: str | None
@@ -269,16 +268,16 @@ class Restore(_Message):
 
 
 class Restored(_Message):
-    """How far a site followed a Restore."""
+    """Answer to a Restore."""
 
     live: str | None
-    """What answers users now; None while the base does."""
-    state: ShadowState | None
-    """How the version stands there: LIVE when it answers; None when its weights have to be sent first."""
+    """The version that answers users now; None while the base does."""
+    state: Lifecycle | None
+    """State of the asked version at the site: LIVE when it answers; None when its weights have to be sent first."""
 
 
 class LiveVersion(_Message):
-    """What answers users after a roll back; None while the base does."""
+    """The version that answers users after a roll back; None for the base."""
 
     live: str | None
 
@@ -287,6 +286,6 @@ class Failure(_Message):
     """A site's answer when it cannot do what was asked."""
 
     error: str
-    """`Type: message`, as the site's daemon said it."""
+    """`Type: message`, from the site's daemon."""
     final: bool
-    """Asking again will not help."""
+    """True if asking again will not help."""

@@ -1,4 +1,4 @@
-"""A conversation as token ids and labels, through the chat template of the base's tokenizer."""
+"""`ChatTokenizer`: turn a conversation into token ids and labels, by the chat template of the base's tokenizer."""
 
 import json
 from bisect import bisect_left
@@ -12,18 +12,22 @@ from umbel.token_file import NO_LOSS
 Turn = tuple[str, str]
 """(role, content)."""
 Span = tuple[int, int]
-"""First character and the one after the last, in the rendered text."""
+"""(first, end) of an answer in the rendered text, in characters; `end` is excluded."""
 
 
 @dataclass(frozen=True)
 class ChatTokenizer:
-    """The base's tokenizer with what decides where an answer begins and ends."""
+    """The base's tokenizer, its chat template, and the tokens that may end an answer.
+
+    >>> tokenizer = ChatTokenizer.load(Path("/models/Llama-3.1-8B-Instruct"))
+    >>> ids, labels = tokenizer.encode([("user", "1 + 1 ="), ("assistant", "2")], "train.jsonl:1")
+    """
 
     tokenizer: Any
-    """A fast `transformers` tokenizer: only those tell which characters a token came from."""
+    """A fast `transformers` tokenizer; only fast ones map each token to its characters."""
     template: str | None
     closing: frozenset[int]
-    """Tokens that may end a turn: the end-of-sequence tokens and every special one."""
+    """Tokens that may end a turn: the end-of-sequence tokens and every special token."""
 
     @classmethod
     def load(cls, model: Path) -> "ChatTokenizer":
@@ -42,14 +46,14 @@ class ChatTokenizer:
 
     @property
     def pad_id(self) -> int:
-        """What fills a row; it carries no loss, so any id does where the tokenizer names none."""
+        """The token that fills a row. It carries no loss, so any id will do where the tokenizer has no pad token."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(token for token in known if token is not None)
 
     def encode(self, turns: list[Turn], where: str) -> tuple[list[int], list[int]]:
-        """(ids, labels), equally long: the label of an answer's token is its id, of any other token NO_LOSS.
+        """Return (ids, labels) of equal length. A token of an answer has its id as label, any other token NO_LOSS.
 
-        Raises DataError, naming `where`, when the template refuses the turns or hides where an answer begins.
+        Raises DataError, naming `where`, when the template refuses the turns or does not show where an answer begins.
         """
         text, spans = self._render_plain(turns, where) if self.template is None else self._render_chat(turns, where)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -64,9 +68,9 @@ class ChatTokenizer:
         return ids, labels
 
     def _tokens_of(self, text: str, span: Span, ids: list[int], starts: list[int]) -> tuple[int, int]:
-        """The tokens of an answer, from the first that begins in it up to the token that ends the turn.
+        """Return (first, end) of an answer's tokens, from the first token in it up to the one that ends the turn.
 
-        Templates differ in where they put that token: inside of the answer, before a line break, or right behind it.
+        Templates put the ending token inside the answer, before a line break, or right behind the answer.
         """
         begin, end = span
         first = bisect_left(starts, begin)
@@ -77,7 +81,7 @@ class ChatTokenizer:
         return first, last + (last < len(ids) and ids[last] in self.closing)
 
     def _render_plain(self, turns: list[Turn], where: str) -> tuple[str, list[Span]]:
-        """A base without a chat template: the prompt, the answer and the end, one after the other."""
+        """Render for a base without a chat template: the prompt, the answer and the end token, one after the other."""
         if [role for role, _ in turns] != ["user", "assistant"]:
             raise DataError(
                 f"{where}: the base has no chat template, so it knows only a prompt and its completion; add a "
@@ -98,7 +102,7 @@ class ChatTokenizer:
         return text, spans
 
     def _span(self, turns: list[Turn], index: int, text: str, where: str) -> Span:
-        """Where answer `index` stands, for a template that does not mark it: what it adds to the turns before it."""
+        """Return the span of answer `index` for a template that marks none: the text it adds to the turns before."""
         before, _ = self._render(turns[:index], where, add_generation_prompt=True)
         after, _ = self._render(turns[: index + 1], where, add_generation_prompt=False)
         if not after.startswith(before) or not text.startswith(after):
@@ -110,15 +114,15 @@ class ChatTokenizer:
         return len(before), len(after)
 
     def _render(self, turns: list[Turn], where: str, *, add_generation_prompt: bool) -> tuple[str, list[Span] | None]:
-        """The text, and the spans that the template marks with `{% generation %}`; None when it marks nowhere."""
+        """Return the text, and the spans that the template marks with `{% generation %}`; None if it marks none."""
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        # The spans themselves, not apply_chat_template(return_assistant_tokens_mask=True): that one loses an answer
-        # that begins with a space, and runs on to the end after one that ends with it, where offsets are trimmed.
+        # Not apply_chat_template(return_assistant_tokens_mask=True): with tokenizers that trim offsets, its mask loses
+        # an answer that begins with a space, and runs on to the end of the text after one that ends with a space.
         template = self.template or ""
         marked = "endgeneration" in template
-        rendered: Any  # (texts, spans), one of each per conversation; its annotation says str
+        rendered: Any  # (texts, spans), one of each per conversation, although annotated as str
         try:
             rendered = render_jinja_template(
                 [[{"role": role, "content": content} for role, content in turns]],
@@ -128,7 +132,7 @@ class ChatTokenizer:
                 **self.tokenizer.special_tokens_map,
             )
         except TemplateError as error:
-            # Only what the template's author wrote may be repeated, never what it quotes of an example.
+            # The message may quote an example, so it is repeated only where the template's author wrote it.
             said = f": {error}" if str(error) in template else ""
             raise DataError(
                 f"{where}: the chat template refuses the turns{said}; check roles and their order"
@@ -138,7 +142,7 @@ class ChatTokenizer:
 
 
 def _ends_of_generation(model: Path) -> list[int]:
-    """The end-of-sequence ids that generation_config.json names: an instruct model may have several."""
+    """Return the end-of-sequence ids in generation_config.json; an instruct model may have several."""
     file = model / "generation_config.json"
     ends = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
     return ends if isinstance(ends, list) else [] if ends is None else [ends]

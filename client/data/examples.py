@@ -1,11 +1,13 @@
-"""A file of examples: JSONL in one of three shapes, as turns of a chat.
+"""Read a file of examples: JSONL in one of three shapes, as turns of a chat; count them and hold some out.
 
-No message of this module holds text of an example: it says the line, and what is expected there.
+No message of this module holds text of an example: a message names the line and the expected shape.
 """
 
+import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from client.data.chat_tokens import Turn
 from umbel.errors import DataError
 
 MAX_LINE = 4 << 20
-"""Bytes a line may have; far above any seq_len, far below memory."""
+"""Largest line in bytes; far above any seq_len, far below memory."""
 EXPECTED = (
     'expected a JSON object with "messages" (a list of {"role", "content"}), with "prompt" and "completion", or with '
     '"instruction", "output" and perhaps "input"'
@@ -21,8 +23,54 @@ EXPECTED = (
 _SHAPES = (("messages",), ("prompt", "completion"), ("instruction", "output"))
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Number of examples to train on, and of those held out for probes."""
+
+    train: int
+    held_out: int
+
+
+def count(data: Path, eval_data: Path | None, eval_fraction: float) -> Counts:
+    """Count a site's examples as preparation splits them, without a tokenizer: fast, and offline.
+
+    Examples that preparation drops because seq_len leaves no token of their answer are still counted. Raises DataError
+    for the first example of either file that cannot be used, and for a file without one.
+    """
+    every = contents(data)
+    if eval_data is not None:
+        return Counts(len(every), len(contents(eval_data)))
+    kept_back = held_out(every, eval_fraction)
+    number = sum(content in kept_back for content in every)
+    return Counts(len(every) - number, number)
+
+
+def contents(path: Path) -> list[str]:
+    """Return the `content_of` every example in a file; raise DataError for a bad example, or where there is none."""
+    found = [content_of(turns) for _, turns in read(path)]
+    if not found:
+        raise DataError(f"{path}: holds no example; {EXPECTED}, one per line")
+    return found
+
+
+def content_of(turns: list[Turn]) -> str:
+    """Return the sha256 of an example's turns, as hexadecimal digits. It decides the side of the split."""
+    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
+
+
+def held_out(all_contents: Iterable[str], fraction: float) -> set[str]:
+    """Choose about `fraction` of the distinct examples, by their `content_of`.
+
+    An example's side does not depend on the other examples, and duplicates share one side. Neither side may be empty;
+    a single example is for training.
+    """
+    distinct = sorted(set(all_contents))
+    chosen = {content for content in distinct if int(content, 16) < fraction * 2**256}
+    return (chosen | set(distinct[:1])) - set(distinct[-1:])
+
+
 def read(path: Path) -> Iterator[tuple[str, list[Turn]]]:
-    """(file:line, turns) of every example; blank lines are skipped."""
+    """Yield (file:line, turns) for every example, skipping blank lines; raise DataError for one that cannot be used."""
     with path.open("rb") as file:
         for number in itertools.count(1):
             line = file.readline(MAX_LINE + 1)
@@ -38,14 +86,8 @@ def read(path: Path) -> Iterator[tuple[str, list[Turn]]]:
                 yield where, turns
 
 
-def check(path: Path, examples: int = 100) -> None:
-    """Read the first `examples` of a file; raise DataError for one that cannot be used, or where there is none."""
-    if not list(itertools.islice(read(path), examples)):
-        raise DataError(f"{path}: holds no example; {EXPECTED}, one per line")
-
-
 def parse(line: bytes, where: str) -> list[Turn]:
-    """One line of JSONL as (role, content) turns; raise DataError, naming `where`, for anything else."""
+    """Parse one line of JSONL into (role, content) turns; raise DataError, naming `where`, for anything else."""
     try:
         example = json.loads(line.decode())
         json.dumps(example, ensure_ascii=False).encode()  # a lone surrogate is JSON, but no text

@@ -1,10 +1,10 @@
-"""Training data at a site: JSONL → chat template of the base → token files with loss on the answers only.
+"""`prepare`: turn a site's JSONL into token files with loss on the answers only, by the base's chat template.
 
     data.jsonl ──read──► turns ──chat template──► (ids, labels) ──split──► train.npy, eval.npy
     each guard ──the same, without the split──► guard-NAME.npy
 
-Tokenising is work for minutes, so the daemon awaits `prepare_in_child`; the same inputs are never prepared twice. No
-message of this module holds text of an example: it says the line, and what is expected there.
+Tokenising takes minutes, so the daemon awaits `prepare_in_child`; the same inputs are never prepared twice. No message
+of this module holds text of an example: a message names the line and the expected shape.
 """
 
 import asyncio
@@ -22,14 +22,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from client.data.chat_tokens import ChatTokenizer
-from client.data.examples import EXPECTED, parse, read
+from client.data.examples import EXPECTED, content_of, held_out, parse, read
 from umbel import errors, token_file
 from umbel.errors import DataError, TrainingError, UmbelError
 
 RELEASED = "released"
 FORMAT = 1
-"""Part of every cache key; raise it when the same inputs shall give other token files."""
+"""Version of the token files, part of every cache key; raise it when the same inputs shall give other files."""
 
 
 @dataclass(frozen=True)
@@ -44,66 +46,79 @@ class Prepared:
     cut: int
     """Examples that were longer than seq_len and lost their end."""
     dropped: int
-    """Examples left out, as no answer token was left in them."""
+    """Examples left out because no answer token was left in them."""
     guards: dict[str, Path] = field(default_factory=dict)
-    """Guard → its token file."""
+    """Name of a guard → its token file."""
 
 
 @dataclass(frozen=True)
 class _Example:
     content: str
-    """sha256 of its turns: what decides the side of the split."""
-    tokens: token_file.Example
+    """`content_of` its turns; decides the side of the split."""
+    tokens: token_file.LabelledTokens
 
 
-def prepare(
-    data: Path,
-    eval_data: Path | None,
-    eval_fraction: float,
-    model: Path,
-    seq_len: int,
-    into: Path,
-    guards: Mapping[str, Path] | None = None,
-    released: Path | None = None,
-) -> Prepared:
+@dataclass(frozen=True)
+class Preparation:
+    """The files, the base and the settings that token files are made from."""
+
+    data: Path
+    eval_data: Path | None
+    """Held-out examples; None: about `eval_fraction` of the distinct examples of `data` are held out."""
+    eval_fraction: float
+    model: Path
+    """Directory of the base, for its tokenizer and chat template."""
+    seq_len: int
+    """Tokens per example; longer ones are cut."""
+    into: Path
+    """Directory that the token files are written to."""
+    guards: dict[str, Path] = field(default_factory=dict)
+    """Name of a guard → its examples."""
+    released: Path | None = None
+    """Examples that users gave and the operator released, for training only."""
+
+
+_PREPARATION = TypeAdapter(Preparation)
+
+
+def prepare(wanted: Preparation) -> Prepared:
     """Tokenise a site's data into a directory of `into`, unless the same inputs are there already.
 
-    Without `eval_data`, about `eval_fraction` of the distinct examples are held out: always the same ones, also after
-    lines were added. `guards` (name → file) are tokenised whole. `released` examples are for training only, and none
-    of them that is held out or in a guard. One preparation at a time per `into`; what other
-    inputs gave is removed (an open file stays readable). Raises DataError naming file and line, ConfigError when the
+    Held out of `data` are always the same examples, also after lines were added. Guards are tokenised whole. Released
+    examples are trained on unless they are held out or in a guard. One preparation at a time per `into`; the files of
+    other inputs are removed (an open file stays readable). Raises DataError naming file and line, ConfigError when the
     base's tokenizer cannot be used.
     """
-    guards = guards or {}
-    others = {"eval": eval_data} if eval_data else {}
-    others |= {f"guard-{name}": file for name, file in guards.items()}
-    others |= {RELEASED: released} if released else {}
-    directory = into / _digest(data, others, eval_fraction, model, seq_len)
+    data, eval_fraction, seq_len, into = wanted.data, wanted.eval_fraction, wanted.seq_len, wanted.into
+    others = {"eval": wanted.eval_data} if wanted.eval_data else {}
+    others |= {f"guard-{name}": file for name, file in wanted.guards.items()}
+    others |= {RELEASED: wanted.released} if wanted.released else {}
+    directory = into / _digest(data, others, eval_fraction, wanted.model, seq_len)
     if not directory.is_dir():
         _remove_superseded(into)
         temporary = into / f".{directory.name}.tmp"
         temporary.mkdir(parents=True, mode=0o700)
-        counts = _write(data, others, eval_fraction, ChatTokenizer.load(model), seq_len, temporary)
+        counts = _write(data, others, eval_fraction, ChatTokenizer.load(wanted.model), seq_len, temporary)
         (temporary / "counts.json").write_text(json.dumps(counts))
         os.rename(temporary, directory)
     counts = json.loads((directory / "counts.json").read_text())
-    files = {name: directory / f"guard-{name}.npy" for name in guards}
+    files = {name: directory / f"guard-{name}.npy" for name in wanted.guards}
     return Prepared(directory / "train.npy", directory / "eval.npy", **counts, guards=files)
 
 
 def _remove_superseded(into: Path) -> None:
-    """Private text shall not pile up in forgotten copies."""
+    """Remove the token files of other inputs, so that private text does not pile up in forgotten copies."""
     for old in into.glob("*") if into.is_dir() else ():
         if re.fullmatch(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.tmp", old.name):
             shutil.rmtree(old)
 
 
 def _digest(data: Path, others: Mapping[str, Path], eval_fraction: float, model: Path, seq_len: int) -> str:
-    """sha256 of everything that decides what the token files hold."""
+    """Return the sha256 of everything that decides the content of the token files."""
     parts: list[object] = [FORMAT, metadata.version("transformers"), seq_len]
     parts += [_digest_file(data), [(name, _digest_file(file)) for name, file in sorted(others.items())]]
     parts += [] if "eval" in others else [eval_fraction]
-    for file in sorted(model.glob("*")):  # the tokenizer's files, whatever it calls them; the weights are not of them
+    for file in sorted(model.glob("*")):  # the tokenizer's files under any name, without the weights
         if file.suffix in (".json", ".jinja", ".model", ".txt"):
             parts.append((file.name, _digest_file(file)))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -147,7 +162,7 @@ def _write(
 
 
 def _tokenise(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[_Example], int, int]:
-    """Every trainable example of a file, how many were cut, and how many dropped."""
+    """Return the trainable examples of a file, how many were cut, and how many dropped; raise DataError for none."""
     kept: list[_Example] = []
     total = cut = 0
     for where, turns in read(path):
@@ -167,7 +182,7 @@ def _tokenise(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[
 
 
 def _tokenise_given(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[_Example], int, int]:
-    """As `_tokenise`, of what users gave: one that cannot be used is dropped, and keeps no site from starting."""
+    """Do the same as `_tokenise` for examples from users, but drop one that cannot be used: it must stop no site."""
     kept: list[_Example] = []
     total = cut = 0
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -182,58 +197,42 @@ def _tokenise_given(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple
     return kept, cut, total - len(kept)
 
 
-def _trainable(turns: Any, tokens: token_file.Example) -> list[_Example]:
-    """The example, if it has a token to train on."""
-    content = hashlib.sha256(json.dumps(turns).encode()).hexdigest()
-    return [_Example(content, tokens)] if _loss_tokens(tokens) else []
+def _trainable(turns: Any, tokens: token_file.LabelledTokens) -> list[_Example]:
+    """Return the example as a list of one, or an empty list if it has no token to train on."""
+    return [_Example(content_of(turns), tokens)] if _loss_tokens(tokens) else []
 
 
-def _loss_tokens(tokens: token_file.Example) -> int:
+def _loss_tokens(tokens: token_file.LabelledTokens) -> int:
     return sum(label != token_file.NO_LOSS for label in tokens[1])
 
 
 def _split(examples: list[_Example], fraction: float) -> tuple[list[_Example], list[_Example]]:
-    """(train, eval) by content: an example's side does not depend on the others, and duplicates share one side."""
-    distinct = sorted({example.content for example in examples})
-    held_out = {content for content in distinct if int(content, 16) < fraction * 2**256}
-    # Neither side may be empty; a single example is for training.
-    held_out = (held_out | set(distinct[:1])) - set(distinct[-1:])
-    train = [example for example in examples if example.content not in held_out]
-    return train, [example for example in examples if example.content in held_out]
+    """Split into (train, eval) by `held_out`."""
+    chosen = held_out((example.content for example in examples), fraction)
+    train = [example for example in examples if example.content not in chosen]
+    return train, [example for example in examples if example.content in chosen]
 
 
-async def prepare_in_child(
-    data: Path,
-    eval_data: Path | None,
-    eval_fraction: float,
-    model: Path,
-    seq_len: int,
-    into: Path,
-    guards: Mapping[str, Path] | None = None,
-    released: Path | None = None,
-) -> Prepared:
-    """`prepare` in a process of its own; the same result and errors, TrainingError when that process dies.
+async def prepare_in_child(wanted: Preparation) -> Prepared:
+    """Run `prepare` in a process of its own. Same result and errors, and TrainingError when that process dies.
 
-    Cancelling it ends the process.
+    Cancelling the call ends the process.
     """
-    order = json.dumps(
-        [data, eval_data, eval_fraction, model, seq_len, into, dict(guards or {}), released], default=str
-    )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "client.data.prepare",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     try:
-        out, _ = await process.communicate(order.encode())
+        out, _ = await process.communicate(_PREPARATION.dump_json(wanted))
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
         raise TrainingError(
-            f"{data}: the process that prepares the data ended with status {process.returncode}; a negative one is a "
-            "signal, -9 mostly means that memory ran out: split the file or add memory"
+            f"{wanted.data}: the process that prepares the data ended with status {process.returncode}; a negative one "
+            "is a signal, -9 mostly means that memory ran out: split the file or add memory"
         )
     answer = json.loads(out)
     if "error" in answer:
@@ -244,27 +243,24 @@ async def prepare_in_child(
     return Prepared(train, held_out, **answer, guards=files)
 
 
-def _answer(order: list[Any]) -> dict[str, Any]:
-    data, eval_data, eval_fraction, model, seq_len, into, guards, released = order
-    held_out = Path(eval_data) if eval_data else None
-    files = {name: Path(file) for name, file in guards.items()}
-    given = Path(released) if released else None
+def _answer(order: bytes) -> dict[str, Any]:
+    wanted = _PREPARATION.validate_json(order)
     try:
-        prepared = prepare(Path(data), held_out, eval_fraction, Path(model), seq_len, Path(into), files, given)
+        prepared = prepare(wanted)
     except UmbelError as error:
         return {"error": type(error).__name__, "message": str(error)}
-    except Exception as error:  # its own message may quote an example, so only its kind and place are told
+    except Exception as error:  # its message may quote an example, so only its type and place are reported
         place = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"{data}: preparing failed with {type(error).__name__} at {place.filename}:{place.lineno}"
+        message = f"{wanted.data}: preparing failed with {type(error).__name__} at {place.filename}:{place.lineno}"
         return {"error": TrainingError.__name__, "message": message}
     return vars(prepared)
 
 
 def main() -> None:
-    """The child: an order on stdin, its answer on stdout."""
+    """Run the child process: read an order from stdin, write its answer to stdout."""
     os.nice(10)  # users come first
     with contextlib.redirect_stdout(sys.stderr):
-        answer = _answer(json.load(sys.stdin))
+        answer = _answer(sys.stdin.buffer.read())
     json.dump(answer, sys.stdout, default=str)  # paths
 
 

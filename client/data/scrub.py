@@ -1,7 +1,7 @@
-"""Takes what names a person out of a text before it is kept: Presidio's patterns, offline, without a model.
+"""`load`: a scrubber that removes personal data from a text before it is kept, by Presidio's patterns, offline.
 
-Addresses, numbers and the like are found. Names in running text are not: that needs a model of the language, and is
-what the operator's look at the quarantine is for.
+E-mail and IP addresses, telephone, account and passport numbers and the like are found. Names in running text are not,
+because that would need a language model: the operator looks for names while an example is in quarantine.
 """
 
 from typing import Protocol
@@ -12,13 +12,13 @@ LANGUAGE = "en"
 
 
 class Scrubber(Protocol):
-    """Text → the same with `<KIND>` in the place of what was found."""
+    """Replaces personal data in a text by its kind, such as `<EMAIL_ADDRESS>`."""
 
     def __call__(self, text: str) -> str: ...
 
 
 def load() -> Scrubber:
-    """Raise ConfigError, with the line that installs it, where Presidio is not there."""
+    """Build the scrubber; raise ConfigError, with the command that installs it, where Presidio is missing."""
     try:
         import spacy
         from presidio_analyzer import AnalyzerEngine, RecognizerRegistry, predefined_recognizers
@@ -32,7 +32,7 @@ def load() -> Scrubber:
 
     class Email(predefined_recognizers.EmailRecognizer):  # type: ignore[misc]
         def validate_result(self, pattern_text: str) -> bool | None:
-            return True  # Presidio would fetch the list of top-level domains
+            return True  # Presidio's own check would download the list of top-level domains
 
     names = ("CreditCard", "Crypto", "Iban", "Ip", "Phone", "UsSsn", "UsPassport", "UkNhs", "MacAddress")
     kinds = [getattr(predefined_recognizers, f"{name}Recognizer", None) for name in names]

@@ -1,10 +1,9 @@
-"""Examples from users who agreed: scrubbed, in quarantine, released by the operator, and then trained on.
+"""`ExampleStore`: examples from users who agreed: scrubbed, in quarantine, released by the operator, trained on.
 
     offered ──scrub──► quarantine ──`umbel examples release`──► released ──next start──► training data
                           │ retention_days, or `umbel examples forget`: deleted, wherever it is
 
-`examples.sqlite3` and the JSONL that preparation reads are readable by the site's user only, and SQLite overwrites
-what it deletes.
+Only the site's user can read `examples.sqlite3` and the JSONL that preparation reads. SQLite overwrites deleted rows.
 """
 
 import asyncio
@@ -30,7 +29,7 @@ from umbel.peft_dir import replace_durably
 from umbel.site_sections import ExamplesSection
 
 DATABASE, KEY, RELEASED = "examples.sqlite3", "examples.key", "examples.jsonl"
-"""In the state directory."""
+"""Names of the files in the state directory."""
 RETENTION_CHECK_S = 3600.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS examples (
@@ -43,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kept:
-    """One example, without what identifies its user."""
+    """An example without its user's pseudonym."""
 
     id: int
     at: float
@@ -56,7 +55,11 @@ class Kept:
 
 
 class ExampleStore:
-    """The examples of one site. What is over its retention is deleted whenever the store is used."""
+    """The examples of one site. Examples over their retention are deleted whenever the store is used.
+
+    >>> with closing(ExampleStore.of(config)) as store:
+    ...     released = store.release()
+    """
 
     def __init__(self, state_dir: Path, section: ExamplesSection, clock: Callable[[], float] = time.time) -> None:
         self._section = section
@@ -71,13 +74,15 @@ class ExampleStore:
 
     @classmethod
     def of(cls, config: SiteConfig) -> Self:
+        """Open the store of a site; it is made if it is not there. Close it after use."""
         return cls(config.site.state_dir, config.examples)
 
     def close(self) -> None:
+        """Close the database."""
         self._db.close()
 
     def add(self, example: Example, scrub: Scrubber) -> int:
-        """Keep an example, scrubbed; its number. Raises Conflict when its user has as many as one may have."""
+        """Keep an example, scrubbed, and return its number. Raises Conflict when its user has `per_user` examples."""
         self.purge()
         had = self._db.execute("SELECT count(*) FROM examples WHERE user = ?", (example.user,)).fetchone()[0]
         if had >= self._section.per_user:
@@ -93,7 +98,7 @@ class ExampleStore:
         )
 
     def all(self) -> list[Kept]:
-        """Every example, oldest first."""
+        """Return every example, oldest first."""
         rows = self._db.execute("SELECT id, at, version, kind, released, messages FROM examples ORDER BY id")
         return [
             Kept(number, at, version, kind, self._state(at, bool(released)), json.loads(messages))
@@ -107,9 +112,9 @@ class ExampleStore:
         ]
 
     def release(self, numbers: list[int] | None = None) -> list[int]:
-        """Let examples be trained on, those that wait for it (None: all of them); which were.
+        """Release waiting examples for training (None: all of them) and return their numbers.
 
-        Raises NotFound for one that is not there, Conflict for one in quarantine.
+        Raises NotFound for a number that is not there, Conflict for an example in quarantine.
         """
         self.purge()
         known = {kept.id: kept for kept in self.all()}
@@ -127,18 +132,18 @@ class ExampleStore:
         return waiting
 
     def forget(self, user: str) -> int:
-        """Delete all examples of whom requests called `user`; how many there were."""
+        """Delete all examples of the user with that name in requests, and return their number."""
         gone = self._db.execute("DELETE FROM examples WHERE user = ?", (pseudonym(self._state_dir, user),)).rowcount
         self._db.execute("VACUUM")
         return int(gone)
 
     def purge(self) -> int:
-        """Delete what is older than `retention_days`; how many there were."""
+        """Delete the examples that are older than `retention_days`, and return their number."""
         oldest = self._clock() - 86400 * self._section.retention_days
         return int(self._db.execute("DELETE FROM examples WHERE at < ?", (oldest,)).rowcount)
 
     def export(self) -> Path | None:
-        """Write what is released as JSONL for the preparation; where, or None when nothing is."""
+        """Write the released examples as JSONL for the preparation and return its path; None if none is released."""
         self.purge()
         into = self._state_dir / RELEASED
         released = [kept for kept in self.all() if kept.state == "released"]
@@ -156,9 +161,10 @@ class ExampleStore:
 
 
 def prepare(config: SiteConfig) -> Path | None:
-    """Before the engine starts: tell its HTTP process whether to remember answers. The released examples, if any.
+    """Write the settings that let the engine's HTTP process remember answers; return the released examples, if any.
 
-    Where `[examples]` is off, nothing is remembered, and what was kept before is not trained on.
+    To be called before the engine starts. Where `[examples]` is off, no answer is remembered, and examples that were
+    kept before are not trained on.
     """
     settings, state_dir = config.site.state_dir / SETTINGS, config.site.state_dir
     settings.unlink(missing_ok=True)
@@ -174,17 +180,17 @@ def prepare(config: SiteConfig) -> Path | None:
 
 
 def keep(config: SiteConfig, example: Example, scrub: Scrubber) -> int:
-    """`ExampleStore.add`, from any thread."""
+    """Call `ExampleStore.add` from any thread, with a connection of its own."""
     with closing(ExampleStore.of(config)) as store:
         return store.add(example, scrub)
 
 
 async def keep_retention(config: SiteConfig) -> None:
-    """Delete what is over its retention, for ever, also where nobody gives or looks at anything."""
+    """Delete examples over their retention every hour, for ever, even if nobody uses the store."""
     while True:
         try:
             await asyncio.to_thread(_purge, config)
-        except sqlite3.Error:  # such as a full disk: users are answered all the same, and the next try comes
+        except sqlite3.Error:  # such as a full disk: users must still be answered, and there will be another try
             logger.exception("%s: what is over its retention could not be deleted", config.site.state_dir / DATABASE)
         await asyncio.sleep(RETENTION_CHECK_S)
 
@@ -194,12 +200,12 @@ def _purge(config: SiteConfig) -> None:
 
 
 def pseudonym(state_dir: Path, user: str) -> str:
-    """What a user is known by here: the same each time, and nothing without the site's key."""
+    """Return the pseudonym of a user: always the same, and not traceable without the site's key (HMAC-SHA256)."""
     return hmac.new(_key(state_dir), user.encode(), hashlib.sha256).hexdigest()
 
 
 def _key(state_dir: Path) -> bytes:
-    """The site's secret, made when it is first needed."""
+    """Return the site's secret, creating it on first use."""
     file = state_dir / KEY
     if not file.is_file():
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)

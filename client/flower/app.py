@@ -1,7 +1,7 @@
-"""The ClientApp: carries Flower's messages to the site's daemon, one HTTP call each, over its Unix socket.
+"""`app`: the ClientApp. It carries each Flower message to the site's daemon as one HTTP call over a Unix socket.
 
-Flower runs it in a new process per message and never repeats one it lost, so every message takes seconds, is safe to
-send twice, and keeps nothing here. It ships without the rest of umbel's server side and imports nothing heavy.
+Flower runs it in a new process per message and never repeats a lost message. So every message takes seconds, may be
+sent twice, and leaves no state here. The app ships without umbel's server side and imports nothing heavy.
 """
 
 import base64
@@ -39,15 +39,19 @@ M = TypeVar("M", bound=BaseModel)
 Handler = Callable[[httpx.Client, RecordDict], RecordDict]
 
 STYPE = "umbel.safetensors"
+"""Serialisation type of an adapter's bytes in a Flower Array."""
 _PATH = re.compile(r"[A-Za-z0-9@/_-]+")
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-"""The daemon answers at once; a minute covers the upload of a large adapter to a busy disk."""
+"""Seconds. The daemon answers within WAIT; a minute covers the upload of a large adapter to a busy disk."""
+
+WAIT = {"wait": "8"}
+"""Seconds that the daemon may keep a question about unfinished work: each message costs the site a process start."""
 
 app = ClientApp()
 
 
 class Refused(Exception):
-    """The daemon said no, or could not be reached."""
+    """The daemon refused a call, or could not be reached; `final` if sending the message again cannot help."""
 
     def __init__(self, error: str, *, final: bool) -> None:
         super().__init__(error)
@@ -55,7 +59,7 @@ class Refused(Exception):
 
 
 def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
-    """Make a Flower handler of one that talks to the site; whatever goes wrong becomes a Failure in the reply."""
+    """Turn a function of (site, content) into a Flower handler that replies with a Failure when an error is raised."""
 
     @functools.wraps(handler)
     def reply(message: Message, context: Context) -> Message:
@@ -74,14 +78,14 @@ def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
 @app.query("hello")
 @_answers
 def hello(site: httpx.Client, _: RecordDict) -> RecordDict:
-    """Who the site is, what it holds and serves."""
+    """Describe the site: its name, its adapters, its base and the versions it serves."""
     return _records(_call(site, Hello, "GET", "/hello"))
 
 
 @app.train("submit")
 @_answers
 def submit(site: httpx.Client, content: RecordDict) -> RecordDict:
-    """Start a round, or find it again."""
+    """Start a round, or find it again by its key."""
     asked = _body(content, Submit)
     order = base64.b64encode(asked.order.model_dump_json().encode()).decode()
     path, headers = f"/adapters/{asked.adapter}/rounds/{asked.order.key}", {"x-umbel-order": order}
@@ -92,12 +96,12 @@ def submit(site: httpx.Client, content: RecordDict) -> RecordDict:
 @app.query("collect")
 @_answers
 def collect(site: httpx.Client, content: RecordDict) -> RecordDict:
-    """How a round or a shadow stands; a finished round's update comes along where it is asked for."""
+    """Report the state of a round or a shadow, with the update of a finished round if it is asked for."""
     if _kind(content) == VersionQuery.__name__:
-        return _records(_call(site, ShadowReport, "GET", f"/adapters/{_ref(content)}/shadow"))
+        return _records(_call(site, ShadowReport, "GET", f"/adapters/{_ref(content)}/shadow", params=WAIT))
     asked = _body(content, RoundQuery)
     path = f"/adapters/{asked.adapter}/rounds/{asked.key}"
-    report = _call(site, RoundReport, "GET", path)
+    report = _call(site, RoundReport, "GET", path, params=WAIT)
     if not asked.fetch or report.state is not JobState.DONE:
         return _records(report)
     records = _records(report, _send(site, "GET", f"{path}/update").content)
@@ -110,12 +114,12 @@ def collect(site: httpx.Client, content: RecordDict) -> RecordDict:
 @app.query("shadow")
 @_answers
 def shadow(site: httpx.Client, content: RecordDict) -> RecordDict:
-    """Load a version beside the live one and measure it."""
+    """Have a version loaded beside the live one and measured."""
     asked = _body(content, Shadow)
     manifest = base64.b64encode(asked.manifest.model_dump_json().encode()).decode()
     path = f"/adapters/{asked.manifest.name}/shadow"
     headers = {"x-umbel-manifest": manifest, "x-umbel-signature": asked.signature}
-    return _records(_call(site, ShadowReport, "POST", path, _adapter(content), headers))
+    return _records(_call(site, ShadowReport, "POST", path, _adapter(content), headers, WAIT))
 
 
 @app.query("promote")
@@ -144,14 +148,14 @@ def rollback(site: httpx.Client, content: RecordDict) -> RecordDict:
 @app.query("restore")
 @_answers
 def restore(site: httpx.Client, content: RecordDict) -> RecordDict:
-    """Let users be answered by what the federation says."""
+    """Let the version that is live in the federation, or the base, answer users."""
     asked = _body(content, Restore)
     wanted = {"ref": asked.ref} if asked.ref else None
     return _records(_call(site, Restored, "POST", f"/adapters/{asked.adapter}/restore", params=wanted))
 
 
 def _site(context: Context) -> httpx.Client:
-    """A client of the daemon whose socket the SuperNode was started with."""
+    """Return a client of the daemon at the socket in the SuperNode's node configuration; raise Refused without one."""
     socket = context.node_config.get("socket")
     if not isinstance(socket, str) or not socket:
         raise Refused(
@@ -160,7 +164,7 @@ def _site(context: Context) -> httpx.Client:
             final=True,
         )
     path = str(Path(socket).expanduser())
-    headers = {"x-umbel-socket": path}  # for whoever has to say which one does not answer
+    headers = {"x-umbel-socket": path}  # for the error message when no daemon answers
     return httpx.Client(
         transport=httpx.HTTPTransport(uds=path), base_url="http://site", timeout=TIMEOUT, headers=headers
     )
@@ -174,7 +178,10 @@ def _send(
     headers: dict[str, str] | None = None,
     params: dict[str, str] | None = None,
 ) -> httpx.Response:
-    """One call; raise Refused with what the daemon, or the operating system, gave as the reason."""
+    """Call the daemon.
+
+    Raises Refused with the reason of the daemon or the operating system, WireError for a path that no call has.
+    """
     if not _PATH.fullmatch(path):  # a name from the centre must not become another call, such as a forced promotion
         raise WireError(f"{path[:120]!r} is not a path of the control API; names have letters, digits, '-' and '_'")
     try:
@@ -189,7 +196,7 @@ def _send(
 
 
 def _reason(response: httpx.Response) -> str:
-    """The daemon's structured error as one line, or its status when it sent none."""
+    """Return the daemon's structured error as one line, or the HTTP status if there is none."""
     try:
         error = response.json()["error"]
         return f"{error['type']}: {error['message']}"

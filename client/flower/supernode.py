@@ -1,9 +1,10 @@
-"""A SuperNode that is started anew when it would wait for ever: `umbel supernode site.toml -- --superlink HOST:PORT …`.
+"""`run`: keep a SuperNode at work, for `umbel supernode site.toml -- --superlink HOST:PORT …`.
 
-Flower's SuperNode has one message in hand at a time, and waits for the ClientApp's reply without a limit. One that is
-killed between announcing its reply and sending all of it (the kernel's memory killer needs no more) leaves a SuperNode
-that is online and takes no message ever again: flwr 1.41 and 1.42, `_push_messages` of
-`flwr/supernode/start_client_internal.py`. Where nothing of the kind happens this is the SuperNode's parent, no more.
+Flower's SuperNode has one message in hand at a time, and waits for the ClientApp's reply without a limit. If the
+ClientApp is killed after it announced its reply and before it sent all of it (by the kernel's memory killer, for
+example), the SuperNode stays online and never takes a message again: flwr 1.41 and 1.42, `_push_messages` of
+`flwr/supernode/start_client_internal.py`. Such a SuperNode is ended and started again. Otherwise this process is only
+the SuperNode's parent.
 """
 
 import asyncio
@@ -20,33 +21,41 @@ from umbel.config import SiteConfig
 from umbel.errors import ConfigError
 
 PATIENCE_S = 90.0
-"""Flower itself gives a silent ClientApp up after 60 s, and answers in its place."""
+"""Longer than the 60 s after which Flower itself gives up a silent ClientApp, and answers in its place."""
 LOOK_S = 5.0
+"""Seconds between two looks at the processes."""
 END_S = 10.0
+"""Seconds between SIGTERM and SIGKILL."""
 CLIENT_APP = b"flwr-clientapp"
 TAKEN = b"Receiving: "
 ANSWERED = (b"Sent successfully", b"Ignoring", b"Failed to", b"error reply")
-"""What a SuperNode logs once the message that it had taken is off its hands."""
+"""Parts of the log lines of a SuperNode that has dealt with the message it had taken."""
 
 logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """Whether a SuperNode waits for a ClientApp that is no more, from its log and its processes. Times in seconds."""
+    """Detects a SuperNode that waits for a dead ClientApp, from its log and its processes. Times in seconds.
+
+    >>> watch = Watch()
+    >>> watch.hear(b"INFO :      Receiving: query.collect message")
+    >>> watch.is_stuck(client_app_runs=False, now=0.0), watch.is_stuck(client_app_runs=False, now=PATIENCE_S + 1)
+    (False, True)
+    """
 
     def __init__(self) -> None:
         self._in_hand = False
         self._alone_since: float | None = None
 
     def hear(self, line: bytes) -> None:
-        """A line of the SuperNode's log."""
+        """Take note of a line of the SuperNode's log."""
         if TAKEN in line:
             self._in_hand = True
         elif any(words in line for words in ANSWERED):
             self._in_hand = False
 
     def is_stuck(self, client_app_runs: bool, now: float) -> bool:
-        """Whether a message has been in hand, with no ClientApp at work on it, for longer than Flower would allow."""
+        """Return whether a message has been in hand without a running ClientApp for longer than PATIENCE_S."""
         if not self._in_hand or client_app_runs:
             self._alone_since = None
             return False
@@ -55,7 +64,10 @@ class Watch:
 
 
 def command(config: SiteConfig, arguments: Sequence[str]) -> list[str]:
-    """`flower-supernode` with what the operator wrote, and the way to this site's daemon."""
+    """Return the command line of `flower-supernode`: the operator's arguments, and this site's socket.
+
+    Raises ConfigError where the arguments hold --node-config, which is umbel's, or the program is not installed here.
+    """
     if "--node-config" in arguments:
         raise ConfigError("--node-config is umbel's: it names the control socket of the site file; remove it here")
     program = Path(sys.executable).with_name("flower-supernode")
@@ -65,7 +77,7 @@ def command(config: SiteConfig, arguments: Sequence[str]) -> list[str]:
 
 
 async def run(command: Sequence[str]) -> int:
-    """Keep a SuperNode at work until it ends by itself or by SIGTERM or SIGINT; its exit status."""
+    """Run `command`, again whenever it is stuck, until it ends by itself or by SIGTERM or SIGINT; return its status."""
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
@@ -88,9 +100,9 @@ async def run(command: Sequence[str]) -> int:
 
 
 def client_app_runs(group: int) -> bool:
-    """Whether a ClientApp runs in a process group: a SuperNode, and what it starts, stay in the one of its parent."""
+    """Return whether a ClientApp runs in a process group. A SuperNode and its children stay in their parent's group."""
     for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):  # it ended while we looked
+        with contextlib.suppress(OSError):  # the process ended meanwhile
             if entry.name.isdigit() and os.getpgid(int(entry.name)) == group:
                 found = CLIENT_APP in (entry / "cmdline").read_bytes()
                 if found:
@@ -99,7 +111,7 @@ def client_app_runs(group: int) -> bool:
 
 
 async def _listen(node: asyncio.subprocess.Process, watch: Watch) -> None:
-    """Pass the log on, line by line."""
+    """Copy the SuperNode's log to stdout line by line, and show each line to `watch`."""
     assert node.stdout is not None
     while line := await node.stdout.readline():
         sys.stdout.buffer.write(line)
@@ -115,7 +127,7 @@ async def _first(*events: object, seconds: float) -> None:
 
 
 async def _end(node: asyncio.subprocess.Process) -> None:
-    """SIGTERM, patience, SIGKILL; what the SuperNode started ends with it, by its own watch over its parent."""
+    """End the SuperNode by SIGTERM, and by SIGKILL after END_S. Its children end by themselves without their parent."""
     if node.returncode is not None:
         return
     node.terminate()

@@ -1,18 +1,20 @@
-"""How a version comes to this site's verdict: loaded beside what answers users, probed, watched, judged."""
+"""`Judging`: load a version beside the incumbent, probe it, watch it, and reach this site's verdict on it."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 
-from client.jobs import Jobs
 from client.journal import Journal
 from client.versions.loading import Loading
+from client.versions.served import Served
+from client.versions.switch import Switch
 from client.versions.verdict import Probe, judge
+from client.versions.version_files import directory
 from client.versions.watch import Watch, with_traffic
 from serving.engine import Engine
 from serving.scores import Scores
@@ -22,29 +24,36 @@ from umbel.adapter import AdapterRef, Lifecycle
 from umbel.config import SiteConfig
 from umbel.errors import AdapterError, Conflict, EngineError, EngineGone, TrainingError
 from umbel.faults import Point, reach
-from umbel.messages import ShadowReport, ShadowState
+from umbel.messages import ShadowReport
 from umbel.site_sections import ShadowSection
 
 NOTICE_S = 2.0
-
-Discard = Callable[[AdapterRef, str], Awaitable[object]]
-"""Of a version, for a reason; raises Conflict where it answers users, or did."""
+"""Seconds in which the supervisor notices that an engine has died, after its connections broke."""
 
 logger = logging.getLogger(__name__)
 
 
-class Evidence:
-    """Asks the co-trainer, and remembers what it said of versions that still matter. `folder` says where one lies."""
+class Evaluator(Protocol):
+    """The part of `Jobs` that measures a version."""
 
-    def __init__(self, config: SiteConfig, journal: Journal, jobs: Jobs, folder: Callable[[AdapterRef], Path]) -> None:
+    async def evaluate(self, adapter: Path | None, guard: str | None = None) -> Scores:
+        """Return the scores of an adapter's folder (None: the base) on the held-out examples or on a guard's."""
+        ...
+
+
+class Evidence:
+    """Measures versions on the held-out examples and guards, and remembers the scores of those that still matter."""
+
+    def __init__(self, config: SiteConfig, journal: Journal, served: Served, jobs: Evaluator) -> None:
         self._config = config
         self._journal = journal
+        self._served = served
         self._jobs = jobs
-        self._folder = folder
         self._known: dict[tuple[AdapterRef | None, str | None], Scores] = {}
+        self._damages = served.damages
 
     async def probe(self, ref: AdapterRef) -> Probe:
-        """Base, live and shadow on the held-out examples; on each guard the shadow and what answers users now.
+        """Measure base, live and shadow on the held-out examples, and the shadow and the incumbent on each guard.
 
         Raises EngineGone, TrainingError.
         """
@@ -58,24 +67,24 @@ class Evidence:
                 for guard in self._config.shadow.guard
             },
         )
-        if self._journal.alias(ref.name, "live") != live:  # the evidence is against what answers users no more
+        if self._journal.alias(ref.name, "live") != live:  # it was measured against another incumbent
             return await self.probe(ref)
         self._known = {asked: scores for asked, scores in self._known.items() if asked[0] in subjects.values()}
         return probe
 
-    def forget(self) -> None:
-        """Ask anew from now on: what was measured may not be what lies there."""
-        self._known.clear()
-
     async def _scores(self, subject: AdapterRef | None, guard: str | None = None) -> Scores:
-        """What is known already is not asked again."""
+        """Return known scores; measure what is not known, or was measured before a version was found damaged."""
+        if self._damages != self._served.damages:
+            self._damages = self._served.damages
+            self._known.clear()
         if (subject, guard) not in self._known:
-            self._known[subject, guard] = await self._jobs.evaluate(self._folder(subject) if subject else None, guard)
+            folder = directory(self._config, subject) if subject else None
+            self._known[subject, guard] = await self._jobs.evaluate(folder, guard)
         return self._known[subject, guard]
 
 
 class Judging:
-    """Judges one version after the other, each against what answers users at that time."""
+    """Judges versions, each against the incumbent of that time. It may be asked again after a restart."""
 
     def __init__(
         self,
@@ -85,7 +94,7 @@ class Judging:
         loading: Loading,
         evidence: Evidence,
         watch: Watch,
-        discard: Discard,
+        switch: Switch,
     ) -> None:
         self._policy = policy
         self._journal = journal
@@ -93,7 +102,7 @@ class Judging:
         self._loading = loading
         self._evidence = evidence
         self._watch = watch
-        self._discard = discard
+        self._switch = switch
 
     async def judge(self, ref: AdapterRef) -> None:
         """Load, warm and probe a candidate; whatever the engine does meanwhile, this ends with a verdict."""
@@ -105,19 +114,20 @@ class Judging:
             except EngineGone as gone:
                 logger.warning("adapter.judge ref=%s interrupted: %s", ref, gone)
             except (AdapterError, EngineError, TrainingError) as error:
-                await self._discard(ref, str(error))
+                await self._switch.discard(ref, str(error))
                 return
             except httpx.HTTPError as error:
                 await asyncio.sleep(NOTICE_S)  # a dead engine is noticed a moment after its connections break
                 if self._supervisor.engine is engine:
-                    await self._discard(ref, f"the engine does not answer: {error}")
+                    await self._switch.discard(ref, f"the engine does not answer: {error}")
                     return
                 logger.warning("adapter.judge ref=%s interrupted: %s", ref, error)
 
     async def _load_and_probe(self, engine: Engine, ref: AdapterRef) -> bool:
-        """Whether that is done; False where the evidence is against what answers users no more."""
-        for older in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW):
-            if older.ref.name == ref.name and older.ref < ref:
+        """Return True when the version has its verdict or is not to have one any more; False to begin again."""
+        for older in self._journal.versions():
+            waiting = older.state is Lifecycle.CANDIDATE or older.state.is_shadow
+            if waiting and older.ref.name == ref.name and older.ref < ref:
                 await self._supersede(older.ref, ref)
         began = time.monotonic()
         await self._loading.ensure_loaded(engine, ref)
@@ -126,45 +136,48 @@ class Judging:
         if version.state is Lifecycle.REJECTED:  # discarded while it was loading
             await self._loading.retire(ref)
             return True
-        report = version.report.model_copy(update={"state": ShadowState.PROBING, "load_s": loaded - began})
+        if version.state is not Lifecycle.CANDIDATE and not self._is_open(ref):  # another task has judged it
+            return True
+        report = version.report.model_copy(update={"state": Lifecycle.PROBING, "load_s": loaded - began})
         if version.state is Lifecycle.CANDIDATE:
             reach(Point.SHADOW_BEGUN)
-            self._journal.move(ref, Lifecycle.SHADOW, report)
+            self._journal.move(ref, report)
             reach(Point.SHADOW_JOURNALLED)
             await self._loading.publish_table(faults.SHADOW)
-        else:  # it may have been watched when the engine went away, or something else began to answer users
-            await self._note(ref, report, ShadowState.PROBING)
+        else:  # probed anew: the engine went away, or something else began to answer users
+            await self._note(ref, report, Lifecycle.PROBING)
         probe = await self._evidence.probe(ref)
         verdict = await asyncio.to_thread(judge, probe, self._policy)
         probed = time.monotonic()
         report = report.model_copy(update={"probe": probe.sums, "probe_s": probed - loaded})
         if verdict.decision != "reject" and self._policy.watch_s:
-            if not await self._note(ref, report, ShadowState.WATCHING):
+            if not await self._note(ref, report, Lifecycle.WATCHING):
                 return True
             found = await self._watch.shadow(engine, ref)
             if found is None:
-                return not self._is_shadow(ref)
+                return not self._is_open(ref)
             verdict = with_traffic(verdict, found)
             report = report.model_copy(update={"watch_s": time.monotonic() - probed})
         judged = report.model_copy(update={"verdict": verdict})
         reach(Point.JUDGE_DECIDED)
-        if await self._note(ref, judged, ShadowState.JUDGED, f"judged: {verdict.decision}"):
+        if await self._note(ref, judged, Lifecycle.JUDGED, f"judged: {verdict.decision}"):
             reach(Point.JUDGE_JOURNALLED)
             logger.info("adapter.judged ref=%s decision=%s %s", ref, verdict.decision, "; ".join(verdict.reasons))
         return True
 
-    async def _note(self, ref: AdapterRef, report: ShadowReport, state: ShadowState, event: str = "") -> bool:
-        """Write down how a shadow stands, and let the router know; False for what is no shadow any more."""
-        if not self._is_shadow(ref):
+    async def _note(self, ref: AdapterRef, report: ShadowReport, state: Lifecycle, event: str = "") -> bool:
+        """Write a version's report and state, and tell the router; return False if it is not being judged any more."""
+        if not self._is_open(ref):
             return False
         self._journal.report(ref, report.model_copy(update={"state": state}), event)
         if self._policy.watch_s:
-            await self._loading.publish_table(faults.SHADOW)  # who is in its canary follows from the state
+            await self._loading.publish_table(faults.SHADOW)  # the state decides which users are in its canary
         return True
 
-    def _is_shadow(self, ref: AdapterRef) -> bool:
-        return self._journal.get(ref).state is Lifecycle.SHADOW
+    def _is_open(self, ref: AdapterRef) -> bool:
+        """True for a version that is loaded and waits for its verdict."""
+        return self._journal.get(ref).state in (Lifecycle.PROBING, Lifecycle.WATCHING)
 
     async def _supersede(self, older: AdapterRef, newer: AdapterRef) -> None:
         with suppress(Conflict):  # it was promoted just now
-            await self._discard(older, f"superseded by {newer}")
+            await self._switch.discard(older, f"superseded by {newer}")

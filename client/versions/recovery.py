@@ -1,8 +1,8 @@
-"""What a start finds and mends: damaged versions are forgotten, and what a crash left half-made or unrecorded goes.
+"""`forget_damaged`, `sweep`: forget damaged versions at a start, and remove files that a crash left over.
 
-Nobody is asked. What answers afterwards is the last version that verifies, or the base; the centre hears of it by the
-next hello, and a version that was forgotten may be pushed again as if it had never been here. Every step is one
-transaction or one removal, so that recovery may itself be cut off at any line.
+No operator is asked. Afterwards the last version that verifies answers users, or the base; the centre learns it from
+the next hello, and a forgotten version may be pushed again as if it had never been here. Every step is one transaction
+or one removal, so recovery itself may be cut off at any line.
 """
 
 import logging
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 def forget_damaged(config: SiteConfig, journal: Journal) -> list[str]:
-    """Forget versions whose files do not verify; what was done, in words.
+    """Forget versions whose files do not verify; return what was done, in words.
 
-    Where the live one is damaged, what answered before is live again, or else the base.
+    Where the live version is damaged, the one before is live again, or else the base answers.
     """
     done: list[str] = []
-    kept = (Lifecycle.CANDIDATE, Lifecycle.SHADOW, Lifecycle.LIVE, Lifecycle.RETIRED)
-    # Retired ones first: what is live falls back to one that verifies.
-    for version in sorted(journal.versions(*kept), key=lambda one: one.state is not Lifecycle.RETIRED):
+    kept = [version for version in journal.versions() if version.state is not Lifecycle.REJECTED]
+    # Retired versions first, so that a damaged live one falls back to one that verifies.
+    for version in sorted(kept, key=lambda version: version.state is not Lifecycle.RETIRED):
         ref, name = version.ref, version.ref.name
         if version.state is Lifecycle.RETIRED and ref != journal.alias(name, "previous"):
             continue
@@ -45,7 +45,10 @@ def forget_damaged(config: SiteConfig, journal: Journal) -> list[str]:
 
 
 def sweep(config: SiteConfig, journal: Journal) -> list[str]:
-    """Remove what no entry of the journal stands for; what was removed, in words. Only before an engine is started."""
+    """Remove files that no entry of the journal stands for; return what was removed, in words.
+
+    Only before an engine is started.
+    """
     removed = [str(path.relative_to(config.site.state_dir)) for path in _left_over(config, journal)]
     for name in removed:
         path = config.site.state_dir / name
@@ -63,12 +66,12 @@ def _left_over(config: SiteConfig, journal: Journal) -> Iterator[Path]:
     needed = {
         directory(config, version.ref)
         for version in journal.versions()
-        if version.state in (Lifecycle.CANDIDATE, Lifecycle.SHADOW, Lifecycle.LIVE)
+        if version.state not in (Lifecycle.RETIRED, Lifecycle.REJECTED)
         or version.ref == journal.alias(version.ref.name, "previous")
     }
     yield from (path for path in _entries(state_dir / "adapters") if path not in needed)
     rounds = {state_dir / "rounds" / key for key in journal.rounds.known()}
-    for path in _entries(state_dir / "rounds"):  # scores of an evaluation lie there, too
+    for path in _entries(state_dir / "rounds"):  # scores of an evaluation lie here, too
         if path not in rounds:
             yield path
         else:

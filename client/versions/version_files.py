@@ -1,4 +1,4 @@
-"""Files of adapter versions at a site: validated before they are stored, verified before they are loaded."""
+"""`validate`, `verify`: check the files of adapter versions, before they are stored and before they are loaded."""
 
 import json
 from pathlib import Path
@@ -11,20 +11,20 @@ from umbel.config import SiteConfig
 from umbel.errors import AdapterError, BaseMismatch
 
 NEEDED = ("r", "lora_alpha", "target_modules")
-"""What no release ever left out of `adapter_config.json`."""
+"""Keys of `adapter_config.json` that every release of peft writes; others may be missing."""
 
 
 def directory(config: SiteConfig, ref: AdapterRef) -> Path:
-    """Where a version lies at this site; never shared by two versions."""
+    """Return the folder of a version at this site; no other version has the same."""
     return config.site.state_dir / "adapters" / ref.engine_name
 
 
 def verify(config: SiteConfig, version: Version) -> Path:
-    """Where a version lies, once every byte there is known to be the one that was received; raises AdapterError."""
+    """Return the folder of a version after checking that every byte in it is as received; raise AdapterError if not."""
     folder = directory(config, version.ref)
     _, stored = peft_dir.read(folder)
     expected = version.manifest
-    if expected.personal is not None:  # joined to the part that stays here, which the journal's manifest is not
+    if expected.personal is not None:  # the files hold the site's own part, too; the journal's manifest does not
         joined = {"digest": stored.digest, "rank": stored.rank, "personal": stored.personal}
         expected = expected.model_copy(update=joined)
     if stored != expected:
@@ -34,7 +34,7 @@ def verify(config: SiteConfig, version: Version) -> Path:
 
 
 def _require_settings(path: Path, manifest: AdapterManifest) -> None:
-    """That `adapter_config.json` tells SGLang what is true of the weights; newer keys may lack."""
+    """Raise AdapterError unless `adapter_config.json` agrees with the weights. Keys outside NEEDED may be missing."""
     try:
         found = dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
@@ -49,7 +49,10 @@ def validate(
     config: SiteConfig, fingerprint: BaseFingerprint, shapes: peft_dir.Shapes,
     name: str, manifest: AdapterManifest, blob: bytes,
 ) -> None:  # fmt: skip
-    """Raise AdapterError or BaseMismatch unless `blob` is the version of the manifest, and this site can serve it."""
+    """Check that `blob` is the version of the manifest and that this site can serve it.
+
+    Raises AdapterError, BaseMismatch.
+    """
     if manifest.name != name or name not in config.adapters:
         raise AdapterError(f"{manifest.ref}: this site serves {', '.join(s.name for s in config.adapter)}")
     if manifest.base != fingerprint.digest:

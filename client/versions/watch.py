@@ -1,68 +1,70 @@
-"""What users get of a version, followed while it happens: of a shadow before its verdict, and after a promotion."""
+"""`Watch`: compare a version with the incumbent by users' traffic, before its verdict and after its promotion."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
 
 import httpx
 
-from client.journal import BY_ITSELF, Journal, Promotion
-from client.versions.comparison import Finding, Looks, compare
+from client.journal import BY_ITSELF, Journal
+from client.rollback_windows import Promotion
+from client.versions.switch import Switch
+from client.versions.traffic_comparison import Finding, Looks, compare
 from serving.aliases import BASE_LABEL
 from serving.engine import Engine
 from serving.supervisor import Supervisor
 from serving.traffic_report import TrafficReport, VersionTraffic
-from umbel.adapter import AdapterRef, Lifecycle
+from umbel.adapter import AdapterRef
 from umbel.errors import EngineError, EngineGone
 from umbel.messages import Verdict
 from umbel.site_sections import ShadowSection
 
 POLL_S = 2.0
-"""Between two questions to the router; an answer is a few kilobytes."""
-
-RollBack = Callable[[str, AdapterRef | None], Awaitable[object]]
-"""Of an adapter, as long as this version answers."""
+"""Seconds between two questions to the router; an answer is a few kilobytes."""
 
 logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """Compares versions by the router's counts."""
+    """Compares a version with the incumbent by the router's counts, and rolls it back if users are served worse."""
 
-    def __init__(self, policy: ShadowSection, journal: Journal, supervisor: Supervisor) -> None:
+    def __init__(self, policy: ShadowSection, journal: Journal, supervisor: Supervisor, switch: Switch) -> None:
         self._policy = policy
         self._journal = journal
         self._supervisor = supervisor
+        self._switch = switch
 
     async def shadow(self, engine: Engine, ref: AdapterRef) -> Finding | None:
-        """A shadow against what answers users now, until enough is seen, it is worse, or `watch_s` are over.
+        """Compare a shadow with the incumbent until enough is seen, it is worse, or `watch_s` are over.
 
-        None when it is a shadow no more, or something else answers users. Raises EngineGone, EngineError, HTTPError.
+        Returns None when the version is no shadow any more, or the incumbent has changed. Raises EngineGone,
+        EngineError, HTTPError.
         """
         live = self._journal.alias(ref.name, "live")
-        new, now, who = str(ref), str(live or BASE_LABEL), "live" if live else "base"
+        candidate, incumbent, incumbent_name = str(ref), str(live or BASE_LABEL), "live" if live else "base"
         before, looks = await self._traffic(engine), Looks(self._policy.confidence)
         end = time.monotonic() + self._policy.watch_s
         while True:
             await asyncio.sleep(POLL_S)
             traffic = await self._traffic(engine)
-            if self._journal.get(ref).state is not Lifecycle.SHADOW or self._journal.alias(ref.name, "live") != live:
+            if not self._journal.get(ref).state.is_shadow or self._journal.alias(ref.name, "live") != live:
                 return None
-            mirror = traffic.mirrored(new).since(before.mirrored(new))
-            answered = traffic.of(new).since(before.of(new))
+            mirror = traffic.mirrored(candidate).since(before.mirrored(candidate))
+            answered = traffic.of(candidate).since(before.of(candidate))
             seen = answered.requests + mirror.compared + mirror.failed
             over = seen >= self._policy.min_requests or time.monotonic() >= end
             evidence = seen + answered.up + answered.down
             if over or looks.due(evidence):
-                alpha, other = looks.spend(evidence), traffic.of(now).since(before.of(now))
-                found = compare(answered, other, who, self._policy, alpha, mirror)
+                alpha, other = looks.spend(evidence), traffic.of(incumbent).since(before.of(incumbent))
+                found = compare(answered, other, incumbent_name, self._policy, alpha, mirror)
                 if found.worse or over:
                     return found
 
     async def before(self, ref: AdapterRef, instead_of: AdapterRef | None) -> Promotion | None:
-        """What users get just before `ref` answers them; None where nobody wants to know, or nobody can tell."""
+        """Read the traffic just before `ref` is promoted over `instead_of` (None: the base).
+
+        Returns None where the site has no roll-back window, or the engine does not say.
+        """
         engine = self._supervisor.engine
         if not self._policy.rollback_window_s or engine is None:
             return None
@@ -74,8 +76,11 @@ class Watch:
         before, already = traffic.of(str(instead_of or BASE_LABEL)), traffic.of(str(ref))
         return Promotion(ref, instead_of, time.time(), before, already)
 
-    async def guard(self, promotion: Promotion, roll_back: RollBack) -> None:
-        """Go back when users are served worse than before a promotion; only promotions are followed, so not twice."""
+    async def guard(self, promotion: Promotion) -> None:
+        """Roll back a promotion if users are served worse than before, until its window ends.
+
+        A roll-back itself is not guarded, so a site does not go back and forth.
+        """
         ref = promotion.ref
         found = await self._promoted(promotion)
         if found is not None and self._journal.alias(ref.name, "live") == ref:
@@ -83,23 +88,23 @@ class Watch:
             logger.error("adapter.worse ref=%s %s; rolling back", ref, why)
             self._journal.note(ref, f"{BY_ITSELF}{why}")
             self._journal.report(ref, self._journal.get(ref).report.model_copy(update={"taken_back": why}))
-            await self._insist(partial(roll_back, ref.name, ref))
-        self._journal.end_window(ref)
+            await self._insist_on_roll_back(ref)
+        self._journal.windows.end(ref)
 
-    async def _insist(self, roll_back: Callable[[], Awaitable[object]]) -> None:
-        """Again and again, where the engine does not do it just now: users wait for it."""
+    async def _insist_on_roll_back(self, ref: AdapterRef) -> None:
+        """Roll back `ref`, and try again for as long as the engine fails: users wait for it."""
         while True:
             try:
-                await roll_back()
+                await self._switch.roll_back(ref.name, ref)
                 return
             except (EngineError, httpx.HTTPError) as error:
                 logger.error("rollback.delayed %s; trying again", error)
                 await asyncio.sleep(POLL_S)
 
     async def _promoted(self, promotion: Promotion) -> Finding | None:
-        """A version that was promoted against the one before, until it is worse; None when it is not, in its window."""
+        """Compare a promoted version with the one before; None when its window ends and it was not worse."""
         ref = promotion.ref
-        who = str(promotion.instead_of or BASE_LABEL)
+        incumbent_name = str(promotion.instead_of or BASE_LABEL)
         end = time.monotonic() + promotion.at + self._policy.rollback_window_s - time.time()
         looks, start, counting = Looks(self._policy.confidence), promotion.already, self._supervisor.engine
         while time.monotonic() < end and self._journal.alias(ref.name, "live") == ref:
@@ -110,13 +115,13 @@ class Watch:
             try:
                 answered = (await self._traffic(engine)).of(str(ref))
             except (EngineError, httpx.HTTPError):
-                continue  # it is being started again
+                continue  # the engine is being started again
             if engine is not counting:
                 counting, start = engine, VersionTraffic()  # another run of the engine counts from nothing
             answered = answered.since(start)
             seen = answered.requests + answered.up + answered.down
             if looks.due(seen):
-                found = compare(answered, promotion.before, who, self._policy, looks.spend(seen))
+                found = compare(answered, promotion.before, incumbent_name, self._policy, looks.spend(seen))
                 if found.worse:
                     return found
         return None
@@ -128,7 +133,7 @@ class Watch:
 
 
 def with_traffic(verdict: Verdict, found: Finding) -> Verdict:
-    """A probe's verdict, and what traffic says: it can reject a version, and does not promote one by itself."""
+    """Add a finding from traffic to a probe's verdict. It can reject a version, but does not promote one by itself."""
     if found.worse:
         return Verdict(accepted=False, reasons=(*found.reasons, *verdict.reasons))
     return verdict.model_copy(update={"reasons": (*verdict.reasons, *found.reasons)})

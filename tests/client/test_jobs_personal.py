@@ -37,7 +37,7 @@ class Stepping(ToyCoTrainer):
         return await super().start(job)
 
     def ended(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
-        """As the co-trainer would end the job now, whatever holds it."""
+        """End the job now, as the co-trainer would, even if `hold` is not set."""
         return self._ended(job)
 
     def _ended(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
@@ -63,7 +63,7 @@ def plus(tensors: Tensors, steps: int) -> Tensors:
 
 
 def start_of(job: TrainJob) -> bytes:
-    """What a job began from."""
+    """Return the adapter that a job starts from."""
     return Path(job.parent).read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""What can be read of a journal without its daemon: the same as beside it, and nothing is written."""
+"""The journal's view is the same with and without a daemon, and writes nothing."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import pytest
 
 from client import journal_view
 from client.journal import Journal
-from tests.client.test_journal import V1, V2, V3, make_live, manifest, order, report
+from tests.toys.sites.journal import V1, V2, V3, make_live, manifest, order, report
 from umbel.adapter import Lifecycle
 from umbel.errors import ConfigError
-from umbel.messages import JobState, RoundReport, ShadowState, Verdict
+from umbel.messages import JobState, RoundReport, Verdict
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def busy(path: Path) -> Journal:
     make_live(journal, V1, "live again by roll-back")
     make_live(journal, V2, "live again by roll-back")
     journal.add(manifest(V3), report(V3))
-    journal.move(V3, Lifecycle.SHADOW)
+    journal.move(V3, report(V3, Lifecycle.PROBING))
     verdict = Verdict(accepted=False, decision="keep", reasons=("too few",))
-    journal.report(V3, report(V3, ShadowState.JUDGED, verdict=verdict), "judged: keep")
+    journal.report(V3, report(V3, Lifecycle.JUDGED, verdict=verdict), "judged: keep")
     for key, state, tokens in (("a", JobState.DONE, 10), ("b", JobState.DONE, 5), ("c", JobState.FAILED, 1)):
         journal.rounds.add("support", order(key))
         journal.rounds.report(RoundReport(key=key, state=state, parent="p", num_loss_tokens=tokens))
@@ -60,7 +60,7 @@ def test_it_says_what_the_journal_knows_with_and_without_its_daemon(path: Path, 
 def test_the_base_that_was_taken_back_to_answers_since_then(path: Path) -> None:
     journal = Journal(path)
     make_live(journal, V1)
-    journal.make_base_live(V1, report(V1, ShadowState.RETIRED))
+    journal.make_base_live(V1)
     seen = journal_view.read(path, ["support"])
     assert seen["aliases"]["support"] == {"live": None, "previous": "support@v1", "shadow": None}
     assert seen["answering"]["support"]["event"] == "taken back: the base answers"

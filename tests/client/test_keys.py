@@ -1,8 +1,6 @@
 """The keys at a site: it trains what the centre ordered and nothing else, and signs what it trained."""
 
 import base64
-import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from client import daemon
 from client.control import control_api
-from client.journal import Journal
 from client.keys import SiteKeys
 from tests.toys import cotrainer as toy_cotrainer
 from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
@@ -23,14 +19,14 @@ from tests.toys.engine import site_config
 from umbel import signing
 from umbel.config import SiteConfig
 from umbel.errors import AdapterError, ConfigError, NotFound
-from umbel.messages import JobState, RoundOrder, RoundReport, Submit, TrainPlan, UpdateStatement
+from umbel.messages import JobState, RoundReport, Submit, UpdateStatement
 from umbel.site_sections import SiteSection
 
 CENTRE, SITE, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (1, 2, 3))
 
 
 def write_keys(folder: Path) -> dict[str, Path]:
-    """What `[site]` names."""
+    """Write both keys; return the settings of `[site]` that name them."""
     trusted, own = folder / "centre-signing.pub", folder / "updates.key"
     trusted.write_bytes(CENTRE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     own.write_bytes(SITE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -142,51 +138,3 @@ def test_the_control_api_passes_the_signature_on(run: Run, tmp_path: Path) -> No
             assert (taken.status_code, taken.json()["key"]) == (200, "r1")
 
     run(story)
-
-
-def test_orders_and_reports_of_an_older_release_are_still_read(tmp_path: Path) -> None:
-    """What its journal holds: no run, no nonce, no signature."""
-    plan = TrainPlan(rank=2, steps=1, seconds=1.0)
-    old_order = {"key": "r1", "base": "b", "parent": "p", "round": 1, "plan": plan.model_dump()}
-    asked = RoundOrder.model_validate(old_order)
-    assert (asked.run, asked.nonce) == ("", "")
-    journal = Journal(tmp_path / "journal.sqlite3")
-    journal.rounds.add("support", asked)
-    stripped = asked.model_dump_json(exclude={"run", "nonce"})
-    report = journal.rounds.get("r1")[1].model_dump_json(exclude={"signature"})
-    journal._db.execute("UPDATE rounds SET job = ?, report = ?", (stripped, report))
-    assert journal.rounds.open() == [asked]
-    assert journal.rounds.find(asked) == RoundReport(key="r1", state=JobState.QUEUED, parent="p")
-
-
-@pytest.fixture
-def umask() -> Iterator[None]:
-    """A daemon sets its own, for good; the tests after these want theirs back."""
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
-@pytest.mark.usefixtures("umask")
-@pytest.mark.parametrize(("where", "socket_mode", "folder_mode"), [(None, 0o600, 0o700), ("run/a.sock", 0o660, 0o750)])
-def test_the_socket_is_the_owners_unless_it_was_put_somewhere_for_the_group(
-    sockets: Path, where: str | None, socket_mode: int, folder_mode: int
-) -> None:
-    config = site_config(sockets / "state")
-    section = config.site.model_copy(update={"socket": sockets / where if where else None})
-    config = config.model_copy(update={"site": section})
-    with daemon._only_daemon(config), daemon._listen(config):
-        assert config.socket.stat().st_mode & 0o777 == socket_mode
-        assert config.socket.parent.stat().st_mode & 0o777 == folder_mode
-        assert config.site.state_dir.stat().st_mode & 0o777 == 0o700
-    assert not config.socket.exists()
-
-
-@pytest.mark.usefixtures("umask")
-def test_a_folder_that_is_there_keeps_its_mode(sockets: Path) -> None:
-    (sockets / "shared").mkdir()
-    (sockets / "shared").chmod(0o2770)
-    config = site_config(sockets / "state")
-    section = config.site.model_copy(update={"socket": sockets / "shared" / "a.sock"})
-    with daemon._listen(config.model_copy(update={"site": section})):
-        assert (sockets / "shared").stat().st_mode & 0o7777 == 0o2770

@@ -1,4 +1,4 @@
-"""What a site tells Prometheus: by its conventions, from one status per scrape, and never counting backwards."""
+"""A site's metrics keep to Prometheus's conventions, come from one status per scrape, and never count backwards."""
 
 import asyncio
 import copy
@@ -22,7 +22,7 @@ STATUS: dict[str, Any] = {
     "answering": {"support": {"since": 1500.0, "event": "promoted"}},
     "events": {
         "support": {
-            "candidate": 3, "shadow": 3, "live": 3, "retired": 2, "promoted": 2, "judged: promote": 2,
+            "candidate": 3, "probing": 3, "live": 3, "retired": 2, "promoted": 2, "judged: promote": 2,
             "judged: keep": 1, "live again by roll-back": 1, "taken back: the base answers": 1, "put on trial": 1,
             f"{BY_ITSELF}worse than support@v1, errors": 1, f"{BY_ITSELF}worse than the base, ratings": 1,
         }
@@ -45,7 +45,7 @@ STATUS: dict[str, Any] = {
 
 
 class Site:
-    """Its status is what a test says; scraped as Prometheus does."""
+    """A site whose status a test sets, scraped as Prometheus does."""
 
     def __init__(self) -> None:
         self.status = copy.deepcopy(STATUS)

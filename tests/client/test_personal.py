@@ -1,4 +1,4 @@
-"""The part of an adapter that stays at a site: joined, split, kept, and begun anew where it does not belong."""
+"""The personal part of an adapter is joined, split and kept, and begun again where the stored part does not fit."""
 
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,13 @@ def tensors(
 
 
 def part_of(personal: Personal, seed: int, dtype: npt.DTypeLike = np.float32) -> Tensors:
-    """A site's own part after some rounds."""
+    """Return a site's own part after some rounds."""
     whole = tensors(seed, personal.rank or RANK, dtype)
     return whole if personal.part == "adapter" else {name: array for name, array in whole.items() if "lora_B" in name}
 
 
 def stepped(start: Tensors, step: float = 0.5) -> Tensors:
-    """What training makes of it: every number moves."""
+    """Return the tensors as training would change them: every number moves."""
     return {name: (array + array.dtype.type(step)).astype(array.dtype) for name, array in start.items()}
 
 

@@ -1,20 +1,19 @@
-"""What users gave: scrubbed before it is written, waiting for its release, and gone when it is to be."""
+"""Examples of users: scrubbed before they are written, kept until their release, and gone when they are to be."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from client.data import user_examples
 from client.data.user_examples import ExampleStore, pseudonym
-from serving.user_example import SETTINGS, ConsentSettings, Example
-from tests.umbel.cli.test_main import SITE
-from umbel.cli.main import app
+from serving.user_example import SETTINGS, ConsentSettings
+from tests.toys.sites.user_examples import example, scrub
 from umbel.config import SiteConfig
 from umbel.errors import Conflict, NotFound
 from umbel.site_sections import ExamplesSection
+from umbel.site_template import site_toml
 
 HOUR, DAY = 3600.0, 86400.0
 
@@ -33,15 +32,6 @@ def clock() -> Clock:
 
 def store(folder: Path, clock: Clock, **section: Any) -> ExampleStore:
     return ExampleStore(folder, ExamplesSection(enabled=True, **section), clock)
-
-
-def example(folder: Path, user: str = "eva", text: str = "call 0170 123") -> Example:
-    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "ward 7"}]
-    return Example(user=pseudonym(folder, user), messages=messages, version="support@v1", kind="accepted")
-
-
-def scrub(text: str) -> str:
-    return text.replace("0170 123", "<PHONE_NUMBER>")
 
 
 def test_it_is_scrubbed_before_it_is_written_and_only_its_user_can_read_the_files(tmp_path: Path, clock: Clock) -> None:
@@ -130,7 +120,7 @@ def test_what_is_over_its_retention_is_deleted_by_whatever_comes_next(tmp_path: 
 
 @pytest.fixture
 def site_file(sockets: Path) -> Path:
-    (sockets / "site.toml").write_text(SITE + "[examples]\nenabled = true\nquarantine_hours = 0\n")
+    (sockets / "site.toml").write_text(site_toml() + "[examples]\nenabled = true\nquarantine_hours = 0\n")
     (sockets / "state").mkdir()
     return sockets / "site.toml"
 
@@ -151,24 +141,3 @@ def test_the_engine_is_told_only_where_it_is_enabled(site_file: Path) -> None:
     assert user_examples.prepare(off) is None
     assert not (state / SETTINGS).exists()
     assert not (state / user_examples.RELEASED).exists(), "nobody trains on it any more"
-
-
-def test_the_operator_looks_releases_and_forgets(site_file: Path) -> None:
-    run = CliRunner()
-    ended = run.invoke(app, ["examples", "ls", str(site_file)])
-    assert ended.exit_code == 1
-    config = SiteConfig.load(site_file)
-    state = config.site.state_dir
-    for user in ("eva", "ada"):
-        user_examples.keep(config, example(state, user), scrub)
-    listed = run.invoke(app, ["examples", "ls", str(site_file)])
-    assert [line.split()[-2:] for line in listed.stdout.splitlines()] == [["accepted", "waiting"]] * 2
-    assert "PHONE" not in listed.stdout
-    assert "user: call <PHONE_NUMBER>" in run.invoke(app, ["examples", "ls", str(site_file), "--texts"]).stdout
-    as_json = json.loads(run.invoke(app, ["examples", "ls", str(site_file), "--json"]).stdout)
-    assert as_json[0].keys() == {"id", "at", "version", "kind", "state"}
-    assert run.invoke(app, ["examples", "release", str(site_file), "2"]).stdout.startswith("1 examples released")
-    assert run.invoke(app, ["examples", "forget", str(site_file), "--user", "ada"]).stdout.startswith(
-        "1 examples deleted"
-    )
-    assert [one.state for one in ExampleStore.of(config).all()] == ["waiting"]

@@ -13,7 +13,7 @@ from server.registry.pin import Pin
 from strategies.records import pack, unpack, unpack_adapter
 from tests.toys.site import ToySite
 from umbel import peft_dir
-from umbel.adapter import AdapterManifest
+from umbel.adapter import AdapterManifest, Lifecycle
 from umbel.messages import (
     AdapterQuery,
     Failure,
@@ -27,7 +27,6 @@ from umbel.messages import (
     RoundReport,
     Shadow,
     ShadowReport,
-    ShadowState,
     Submit,
     TrainPlan,
     VersionQuery,
@@ -94,13 +93,13 @@ def test_a_version_is_shadowed_promoted_rolled_back_and_restored(site: ToySite) 
     )  # fmt: skip
     version = VersionQuery(ref="support@v3")
     pushed = Shadow(manifest=manifest, signature="ab" * 64)
-    assert unpack(ask("query.shadow", pushed, site.socket, blob), ShadowReport).state is ShadowState.PROBING
+    assert unpack(ask("query.shadow", pushed, site.socket, blob), ShadowReport).state is Lifecycle.PROBING
     assert site.signatures == {"support@v3": "ab" * 64}
     ask("query.collect", version, site.socket)
     assert unpack(ask("query.collect", version, site.socket), ShadowReport).verdict.accepted
-    assert unpack(ask("query.promote", version, site.socket), ShadowReport).state is ShadowState.LIVE
+    assert unpack(ask("query.promote", version, site.socket), ShadowReport).state is Lifecycle.LIVE
     for ref in (None, "support@v3"):
-        assert unpack(restore(site, ref), Restored) == Restored(live=ref, state=ShadowState.LIVE if ref else None)
+        assert unpack(restore(site, ref), Restored) == Restored(live=ref, state=Lifecycle.LIVE if ref else None)
     for instead_of, live in (("support@v2", "support@v3"), (None, None)):
         rolled = ask("query.rollback", AdapterQuery(adapter="support", instead_of=instead_of), site.socket)
         assert unpack(rolled, LiveVersion) == LiveVersion(live=live)
@@ -108,7 +107,7 @@ def test_a_version_is_shadowed_promoted_rolled_back_and_restored(site: ToySite) 
     assert against == Failure(error="Conflict: /adapters/support/restore?ref=support%40v3: no", final=True)
     ask("query.shadow", Shadow(manifest=manifest.model_copy(update={"version": 4})), site.socket, blob)
     version = VersionQuery(ref="support@v4")
-    assert unpack(ask("query.discard", version, site.socket), ShadowReport).state is ShadowState.REJECTED
+    assert unpack(ask("query.discard", version, site.socket), ShadowReport).state is Lifecycle.REJECTED
 
 
 def restore(site: ToySite, ref: str | None) -> RecordDict:

@@ -12,6 +12,7 @@ from client.flower import supernode
 from client.flower.supernode import PATIENCE_S, Watch, command, run
 from umbel.config import SiteConfig
 from umbel.errors import ConfigError
+from umbel.site_template import site_toml
 
 TAKEN = b"INFO :      Receiving: query.collect message (ID: 5f)\n"
 SENT = b"INFO :      Sent successfully\n"
@@ -102,8 +103,5 @@ def test_what_the_operator_wrote_is_passed_on_with_the_sites_socket(
 @pytest.fixture
 def site_file(tmp_path: Path) -> Path:
     file = tmp_path / "site.toml"
-    file.write_text(
-        '[site]\nname = "a"\nstate_dir = "state"\n[model]\npath = "model"\n[[adapter]]\nname = "support"\n'
-        '[engine]\nport = 30000\n[training]\ndata = "train.jsonl"\n'
-    )
+    file.write_text(site_toml(name="a", model="model"))
     return file

@@ -9,9 +9,8 @@ from client.versions.version_files import directory
 from tests.toys.deployment import RANK, SHAPES, Deployment, adapter, manifest_of, quick, run
 from tests.toys.engine import LOAD, ToyMachine, site_config
 from umbel import peft_dir
-from umbel.adapter import AdapterRef, Personal
+from umbel.adapter import AdapterRef, Lifecycle, Personal
 from umbel.errors import AdapterError, Conflict
-from umbel.messages import ShadowState
 
 V1, V2 = (AdapterRef("support", version) for version in (1, 2))
 B, OWN = Personal(part="B"), Personal(part="adapter", rank=2)
@@ -31,7 +30,7 @@ def own(personal: Personal, seed: int) -> peft_dir.Tensors:
 
 
 def keep(state_dir: Path, personal: Personal, seed: int) -> None:
-    """As a finished round leaves it."""
+    """Keep a personal part at the site, as a finished round does."""
     part = PersonalPart(site_config(state_dir), "support", "test", personal)
     part.keep(peft_dir.decode(adapter(1)), peft_dir.encode(own(personal, seed)))
 
@@ -47,7 +46,7 @@ def test_from_push_to_roll_back_the_joined_adapter_is_what_is_served(
     async def story(site: Deployment) -> None:
         keep(tmp_path, personal, 71)
         site.push(1, personal=personal)
-        assert (await site.judged(V1)).state is ShadowState.JUDGED
+        assert (await site.judged(V1)).state is Lifecycle.JUDGED
         await site.deployer.promote(V1, forced=True)
         weights, manifest = peft_dir.read(directory(site.config, V1))
         assert weights == joined(1, personal, 71)

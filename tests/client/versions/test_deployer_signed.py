@@ -14,10 +14,9 @@ from tests.toys import deployment as toy_deployment
 from tests.toys.deployment import Deployment, adapter, manifest_of, quick, run
 from tests.toys.engine import ToyMachine, site_config
 from umbel import signing
-from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.config import SiteConfig
 from umbel.errors import AdapterError, ConfigError
-from umbel.messages import ShadowState
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -91,8 +90,8 @@ def test_what_the_centre_signed_is_taken(
         headers = {"x-umbel-manifest": header, "x-umbel-signature": signing.sign(KEY, manifest)}
         async with site.http() as http:
             taken = await http.post("/adapters/support/shadow", content=BLOB, headers=headers)
-            assert (taken.status_code, taken.json()["state"]) == (200, "validating")
-            assert (await site.judged(V1)).state is ShadowState.JUDGED
+            assert (taken.status_code, taken.json()["state"]) == (200, "candidate")
+            assert (await site.judged(V1)).state is Lifecycle.JUDGED
             del headers["x-umbel-signature"]
             again = await http.post("/adapters/support/shadow", content=BLOB, headers=headers)
             assert (again.status_code, again.json()["error"]["type"]) == (422, "AdapterError")
@@ -119,7 +118,7 @@ def test_a_site_without_a_key_takes_both(tmp_path: Path, machine: ToyMachine) ->
         blob = adapter(2)
         manifest = manifest_of(2, blob)
         site.deployer.receive("support", manifest, blob, signing.sign(OTHER_KEY, manifest))
-        assert (await site.judged(manifest.ref)).state is ShadowState.JUDGED
+        assert (await site.judged(manifest.ref)).state is Lifecycle.JUDGED
 
     run(tmp_path, machine, story)
 

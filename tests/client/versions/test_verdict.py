@@ -1,4 +1,4 @@
-"""The verdict on a shadow: what is better is promoted, what is worse rejected, what cannot be told apart kept."""
+"""The verdict on a shadow: a better one is promoted, a worse one rejected, one that cannot be told apart kept."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def spoilt(found: Scores, value: float, at: int = 3) -> Scores:
 
 
 def verdict(shadow: Scores, live: Scores | None = None, base: Scores | None = None, **policy: Any) -> Verdict:
-    """Of a probe without guards; `live` has 2 nats where nothing is said, and where `base` is given there is none."""
+    """Judge a probe without guards; the live version has 2 nats by default, and with `base` there is none."""
     roles = {"base": base} if base is not None else {"base": scores(3.0), "live": scores(2.0) if live is None else live}
     return judge(Probe({**roles, "shadow": shadow}, {}), ShadowSection(**policy))
 

@@ -1,4 +1,4 @@
-"""What a promoted version is held to: what users got of it since, in whatever run of the engine that was."""
+"""A promoted version is judged by the requests it answered since its promotion, in any run of the engine."""
 
 import asyncio
 import time
@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from client.journal import Journal, Promotion
+from client.journal import Journal
+from client.rollback_windows import Promotion
 from client.versions import watch as watch_module
 from client.versions.watch import Watch
 from serving.traffic_report import TrafficReport, VersionTraffic
-from tests.client.test_journal import make_live, report
+from tests.toys.sites.journal import make_live
 from umbel.adapter import AdapterRef
-from umbel.messages import ShadowState
 from umbel.site_sections import ShadowSection
 
 V1, V2 = (AdapterRef("support", version) for version in (1, 2))
@@ -36,7 +36,7 @@ class ToyEngine:
 def rolled_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch, already: VersionTraffic, engines: list[ToyEngine]
 ) -> list[tuple[str, AdapterRef | None]]:
-    """What was rolled back, where each engine is asked until it has no more to tell; then an operator takes over."""
+    """Guard a promotion until each engine has told all its counts, then let an operator roll back; return the calls."""
     monkeypatch.setattr(watch_module, "POLL_S", 0.0)
     journal = Journal(folder / "journal.sqlite3")
     make_live(journal, V1)
@@ -46,7 +46,7 @@ def rolled_back(
 
     async def roll_back(name: str, instead_of: AdapterRef | None) -> None:
         calls.append((name, instead_of))
-        journal.make_live(V1, report(V1, ShadowState.LIVE), None, "live again by roll-back")
+        journal.make_live(V1, "live again by roll-back")
 
     async def operator() -> None:
         for engine in engines:
@@ -54,18 +54,19 @@ def rolled_back(
             while engine._counted and not calls:
                 await asyncio.sleep(0)
         if not calls:
-            journal.make_live(V1, report(V1, ShadowState.LIVE), None, "live again by roll-back")
+            journal.make_live(V1, "live again by roll-back")
 
     async def main() -> None:
         promotion = Promotion(V2, V1, time.time(), BEFORE, already)
-        journal.begin_window(promotion)
+        journal.windows.begin(promotion)
         async with asyncio.timeout(20):
-            guard = asyncio.create_task(Watch(POLICY, journal, supervisor).guard(promotion, roll_back))
+            switch: Any = SimpleNamespace(roll_back=roll_back)
+            guard = asyncio.create_task(Watch(POLICY, journal, supervisor, switch).guard(promotion))
             await asyncio.sleep(0)
             await operator()
             supervisor.engine = None
             await guard
-        assert journal.windows() == []
+        assert journal.windows.open() == []
 
     asyncio.run(main())
     return calls

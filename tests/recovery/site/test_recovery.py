@@ -17,7 +17,6 @@ from umbel import peft_dir
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import JournalError
 from umbel.faults import Point
-from umbel.messages import ShadowState
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def rehearsals() -> Iterator[Rehearsals]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What a site that never died remembers in the end."""
+    """The final state of a site that never died."""
     folder = tmp_path_factory.mktemp("undisturbed")
 
     async def story() -> dict[str, object]:
@@ -86,7 +85,7 @@ def test_an_engine_that_dies_at_any_point_costs_time_and_nothing_else(
 
 def whole(site: Life, ends: Ends) -> None:
     """Users are answered by what the journal says, of which every byte is right, and nothing else lies about."""
-    home, table = site.config.site.state_dir, site.deployer.loading.table()
+    home, table = site.config.site.state_dir, site.table()
     live, previous = (site.journal.alias("support", alias) for alias in ("live", "previous"))
     assert (live and str(live), previous and str(previous)) == ends
     assert site.engine.answers("support") == ends[0]
@@ -94,7 +93,7 @@ def whole(site: Life, ends: Ends) -> None:
     served = [version for version in site.journal.versions() if version.ref in (live, previous)]
     assert [verify(site.config, version) for version in served] == [directory(site.config, v.ref) for v in served]
     kept = {live, previous} - {None}
-    kept |= {v.ref for v in site.journal.versions(Lifecycle.CANDIDATE, Lifecycle.SHADOW)}
+    kept |= {v.ref for v in site.journal.versions() if v.state is Lifecycle.CANDIDATE or v.state.is_shadow}
     adapters = {path.name for path in (home / "adapters").glob("*")}
     assert adapters == {ref.engine_name for ref in kept if ref}
     assert {path.name for path in (home / "rounds").glob("*")} == set(site.journal.rounds.known())
@@ -143,12 +142,12 @@ def test_damaged_versions_are_not_served_and_can_be_pushed_again(
             whole(site, ends)
             events = [event for _, event, _ in site.journal.history("support", limit=100)]
             assert events.count("forgotten: its files are damaged") == len(damaged)
-            told = [line for line in site.deployer.recovered if "is damaged and was forgotten" in line]
+            told = [line for line in site.served.recovered if "is damaged and was forgotten" in line]
             assert len(told) == len(damaged) - bool(die_at), "what the dead daemon forgot stands in the history"
             if damaged == (REF3,) and not die_at:
                 assert f"{V3} is damaged and was forgotten; {V2} answers users instead" in told[0]
             for ref in damaged:
-                assert site.deployer.report(site.push(ref.version)).state is ShadowState.VALIDATING
+                assert site.deployer.report(site.push(ref.version)).state is Lifecycle.CANDIDATE
             await site.judged(REF3)
             if site.live() != V3:
                 await site.deployer.promote(REF3)
@@ -215,8 +214,8 @@ def test_what_no_entry_stands_for_is_removed_and_named(home: Path) -> None:
     async def story() -> None:
         async with Life.of(home) as site:
             whole(site, (V1, None))
-            assert len(site.deployer.recovered) == 6, site.deployer.recovered
-            assert "removed rounds/never-entered, which nothing needs" in site.deployer.recovered
+            assert len(site.served.recovered) == 6, site.served.recovered
+            assert "removed rounds/never-entered, which nothing needs" in site.served.recovered
             assert (home / "personal" / "support").is_dir()
 
     asyncio.run(story())

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from client.versions.comparison import FIRST_LOOK
+from client.versions.traffic_comparison import FIRST_LOOK
 from tests.toys.deployment import NOT_JUDGED, Deployment, quick, run, until
 from tests.toys.engine import ToyMachine
-from umbel.adapter import AdapterRef
+from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import Conflict
-from umbel.messages import ShadowReport, ShadowState
+from umbel.messages import ShadowReport
 
 V1, V2, V3 = (AdapterRef("support", version) for version in (1, 2, 3))
 USERS = tuple(f"user-{number}" for number in range(40))
@@ -34,7 +34,7 @@ def policy(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
 
 async def watched(site: Deployment, version: int) -> AdapterRef:
     ref = site.push(version)
-    await until(lambda: site.deployer.report(ref).state is ShadowState.WATCHING)
+    await until(lambda: site.deployer.report(ref).state is Lifecycle.WATCHING)
     await until(lambda: bool(site.engine.router and site.engine.router.table and _shares(site)))
     return ref
 
@@ -71,7 +71,7 @@ def test_a_watched_shadow_answers_its_users_until_enough_is_seen(
         before = await site.users(*USERS)
         assert set(before) == {"support@v1"}
         await watched(site, 2)
-        with pytest.raises(Conflict, match=r"shadow \(watching\)"):
+        with pytest.raises(Conflict, match="support@v2 is watching; only a judged shadow"):
             await site.deployer.promote(V2)
         assert site.deployer.report(V2).verdict is None, "the centre goes on asking"
         answered = await site.users(*USERS)
@@ -79,7 +79,7 @@ def test_a_watched_shadow_answers_its_users_until_enough_is_seen(
         assert 10 <= len(canary) <= 30
         report = await site.judged(V2)
         assert report.verdict is not None
-        assert (report.state, report.verdict.decision) == (ShadowState.JUDGED, "promote")
+        assert (report.state, report.verdict.decision) == (Lifecycle.JUDGED, "promote")
         assert report.verdict.reasons[0].startswith("held-out loss")
         assert any(reason.startswith(f"errors: 0 of {len(canary)} against live's") for reason in report.verdict.reasons)
         assert (await site.users(*USERS)) == before, "and no longer"
@@ -115,7 +115,7 @@ def test_a_shadow_that_fails_its_users_is_rejected_long_before_the_watch_is_over
         await watched(site, 1)
         report = await ended(site, V1)
         assert report.verdict is not None
-        assert (report.verdict.decision, report.state) == ("reject", ShadowState.JUDGED)
+        assert (report.verdict.decision, report.state) == ("reject", Lifecycle.JUDGED)
         assert "more, with confidence" in report.verdict.reasons[0]
         assert report.verdict.reasons[0].startswith("errors:")
         shadow = site.engine.router.traffic.report()["support@v1"]  # type: ignore[union-attr]
@@ -150,7 +150,7 @@ def test_a_mirror_alone_shows_a_shadow_to_no_user(
         machine.says["support-v1"] = says
         await watched(site, 1)
         answered: list[str] = []
-        while site.deployer.report(V1).state is ShadowState.WATCHING:
+        while site.deployer.report(V1).state is Lifecycle.WATCHING:
             answered += await site.users("u")
             await asyncio.sleep(0.005)
         report = await site.judged(V1)
@@ -190,7 +190,7 @@ def test_a_shadow_that_goes_while_it_is_watched_leaves_no_canary(
         else:
             await watched(site, 2)
         assert "support@v1" not in await site.users(*USERS)
-        assert site.deployer.report(V1).state is ShadowState.REJECTED
+        assert site.deployer.report(V1).state is Lifecycle.REJECTED
         if how == "discarded":
             assert _shares(site) == {}
             await site.quiet()
@@ -235,7 +235,7 @@ def test_an_engine_that_dies_in_a_watch_sends_no_user_to_a_shadow_it_has_not_loa
         assert set(await site.users(*USERS)) == {"base"}
         machine.gates.pop("/load_lora_adapter").set()
         report = await ended(site, V1)
-        assert report.state is ShadowState.JUDGED
+        assert report.state is Lifecycle.JUDGED
 
     run(tmp_path, machine, story)
 
@@ -251,12 +251,12 @@ def test_a_watch_that_a_kill_cut_off_begins_again(
 
     async def second(site: Deployment) -> None:
         await site.ready()
-        assert site.deployer.report(V2).state is ShadowState.WATCHING
+        assert site.deployer.report(V2).state is Lifecycle.WATCHING
         assert set(await site.users(*USERS)) == {"support@v1"}
         site.deployer.resume()
         await until(lambda: bool(_shares(site)))
         assert "support@v2" in await site.users(*USERS)
-        assert (await ended(site, V2)).state is ShadowState.JUDGED
+        assert (await ended(site, V2)).state is Lifecycle.JUDGED
 
     run(tmp_path, machine, first)
     run(tmp_path, machine, second)

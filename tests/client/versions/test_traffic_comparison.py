@@ -1,9 +1,9 @@
-"""Whether one version serves users worse than another: with confidence, on any of the counts, and not by chance."""
+"""Comparing versions by users' traffic: worse on any count, with confidence, is found; chance is not."""
 
 import numpy as np
 import pytest
 
-from client.versions.comparison import FIRST_LOOK, Finding, Looks, compare
+from client.versions.traffic_comparison import FIRST_LOOK, Finding, Looks, compare
 from serving.traffic_report import MirrorTraffic, VersionTraffic
 from umbel.site_sections import ShadowSection
 
@@ -20,8 +20,10 @@ def traffic(requests: int = 0, errors: int = 0, up: int = 0, down: int = 0, seed
     )  # fmt: skip
 
 
-def found(new: VersionTraffic, now: VersionTraffic, mirror: MirrorTraffic | None = None, **policy: float) -> Finding:
-    return compare(new, now, "live", ShadowSection.model_validate(policy), ALPHA, mirror)
+def found(
+    candidate: VersionTraffic, incumbent: VersionTraffic, mirror: MirrorTraffic | None = None, **policy: float
+) -> Finding:
+    return compare(candidate, incumbent, "live", ShadowSection.model_validate(policy), ALPHA, mirror)
 
 
 def test_nothing_seen_says_nothing() -> None:

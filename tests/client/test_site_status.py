@@ -1,4 +1,4 @@
-"""What a running site says of itself, through its journal, router and deployer; SGLang and training are toys."""
+"""The status of a running site, from its journal, router and co-trainer; SGLang and training are toys."""
 
 import asyncio
 from pathlib import Path
@@ -38,7 +38,7 @@ KNOWN = CoTrainer(CoTrainerStatus(latency_known=True))
 
 
 async def asked(site: Deployment, cotrainer: Any) -> dict[str, Any]:
-    return await site_status.report(site.config, site.supervisor, site.deployer, cotrainer)
+    return await site_status.report(site.config, site.supervisor, site.served, cotrainer)
 
 
 def test_it_says_what_answers_and_why_and_what_is_in_flight(tmp_path: Path, machine: ToyMachine) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from client.journal import Promotion
+from client.rollback_windows import Promotion
 from serving.traffic_report import VersionTraffic
 from tests.toys.deployment import Deployment, quick, run, until
 from tests.toys.engine import ALIASES, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import Conflict
-from umbel.messages import ShadowState
 
 V1, V2, V3 = (AdapterRef("support", version) for version in (1, 2, 3))
 USERS = tuple(f"user-{number}" for number in range(20))
@@ -37,7 +36,7 @@ async def until_back(site: Deployment, ref: AdapterRef) -> None:
     while site.journal.alias("support", "live") == ref:
         await site.users(*USERS)
         await asyncio.sleep(0.005)
-    await until(lambda: not site.journal.windows())
+    await until(lambda: not site.journal.windows.open())
 
 
 def test_a_version_that_fails_users_is_taken_back_with_the_reason(
@@ -53,7 +52,7 @@ def test_a_version_that_fails_users_is_taken_back_with_the_reason(
         assert "error" not in await site.users(*USERS)
         report = site.deployer.report(V2)
         why = "worse than support@v1, errors: "
-        assert (report.state, report.taken_back.startswith(why)) == (ShadowState.RETIRED, True)
+        assert (report.state, report.taken_back.startswith(why)) == (Lifecycle.RETIRED, True)
         assert "more, with confidence" in report.taken_back
         events = [(event, version) for _, event, version in site.journal.history("support")]
         assert ("live again by roll-back", 1) in events
@@ -84,7 +83,7 @@ def test_a_roll_back_that_the_engine_misses_is_tried_again(tmp_path: Path, machi
 
 
 def test_not_twice(tmp_path: Path, machine: ToyMachine) -> None:
-    """What answers after a roll-back was not promoted: however it does, nobody goes on from there by himself."""
+    """A roll-back is no promotion: the site does not go back by itself from the version it went back to."""
 
     async def story(site: Deployment) -> None:
         await site.deploy(1)
@@ -149,7 +148,7 @@ def test_a_version_that_serves_as_the_one_before_stays(
         polls = machine.calls["/umbel/traffic", ""]
         await until(lambda: machine.calls["/umbel/traffic", ""] > polls + 3)
         assert site.engine.answers("support") == "support@v2"
-        assert [promotion.ref for promotion in site.journal.windows()] == [V2]
+        assert [promotion.ref for promotion in site.journal.windows.open()] == [V2]
 
     run(tmp_path, machine, story)
 
@@ -192,7 +191,7 @@ def test_without_a_window_or_after_it_nothing_is_taken_back(
             await site.users(*USERS)
         await site.quiet()
         assert site.engine.answers("support") == "support@v2"
-        assert site.journal.windows() == []
+        assert site.journal.windows.open() == []
         assert ("/umbel/traffic", "") not in machine.calls or off == "over"
 
     run(tmp_path, machine, story)
@@ -203,7 +202,7 @@ def test_a_window_goes_on_after_a_kill_of_the_daemon(tmp_path: Path, machine: To
         await site.deploy(1)
         await site.users(*USERS)
         await site.deploy(2)
-        assert [promotion.before.requests for promotion in site.journal.windows()] == [len(USERS)]
+        assert [promotion.before.requests for promotion in site.journal.windows.open()] == [len(USERS)]
 
     async def second(site: Deployment) -> None:
         await site.ready()
@@ -239,24 +238,9 @@ def test_a_window_of_a_version_that_never_became_live_is_closed_after_a_kill(
         await site.deploy(1)
         site.push(2)
         await site.judged(V2)
-        site.journal.begin_window(Promotion(V2, V1, time.time(), VersionTraffic(requests=50)))
+        site.journal.windows.begin(Promotion(V2, V1, time.time(), VersionTraffic(requests=50)))
         site.deployer.resume()
-        await until(lambda: not site.journal.windows())
+        await until(lambda: not site.journal.windows.open())
         assert [version.ref for version in site.journal.versions(Lifecycle.LIVE)] == [V1]
-
-    run(tmp_path, machine, story)
-
-
-def test_the_way_back_is_given_the_most_used_prompts_before_it_answers(tmp_path: Path, machine: ToyMachine) -> None:
-    async def story(site: Deployment) -> None:
-        chat = [{"role": "system", "content": "You are a nurse."}, {"role": "user", "content": "hello"}]
-        await site.users("u", "v", messages=chat)
-        await site.deploy(1)
-        await site.deploy(2)
-        await site.deployer.roll_back("support")
-        prefilled = [version for version, body in machine.generated if body.get("max_tokens") == 1]
-        assert prefilled == ["support-v1", "support-v2", "support-v1"]
-        machine.refuse["/umbel/prefill"] = "busy"
-        assert await site.deployer.roll_back("support") == "support@v2", "and it goes back without, too"
 
     run(tmp_path, machine, story)

@@ -1,0 +1,75 @@
+"""`Served`: says what an engine must serve by the journal, and forgets versions whose files are damaged."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from client.journal import Journal
+from client.versions import recovery
+from client.versions.version_files import verify
+from serving.aliases import AliasTable
+from umbel.adapter import AdapterRef, Lifecycle
+from umbel.config import SiteConfig
+
+
+class Served:
+    """The alias table and the versions behind it, made from the journal; a Supervisor asks for them at each start."""
+
+    def __init__(self, config: SiteConfig, journal: Journal) -> None:
+        self._config = config
+        self._journal = journal
+        self.recovered: list[str] = []
+        """Damaged, half-made and left-over things found since this daemon began, in words."""
+        self.damages = 0
+        """Number of versions that were forgotten; a measurement of a version from before a change is void."""
+
+    def what_to_serve(self, loaded: Collection[AdapterRef]) -> tuple[AliasTable, dict[AdapterRef, Path]]:
+        """Return the alias table and the versions an engine must load, after damaged versions were forgotten."""
+        self.forget_damaged()
+        return self.table(loaded), self.versions()
+
+    def table(self, loaded: Collection[AdapterRef]) -> AliasTable:
+        """Return the alias table that the journal stands for; `loaded` are the versions in the running engine."""
+        return alias_table(self._config, self._journal, loaded)
+
+    def versions(self) -> dict[AdapterRef, Path]:
+        """Return the versions that users can ask for, and their verified folders. Raises AdapterError for damage."""
+        refs = [AdapterRef.parse(text) for text in self.table(()).addressable]
+        return {ref: verify(self._config, self._journal.get(ref)) for ref in refs}
+
+    def forget_damaged(self) -> None:
+        """Forget versions whose files do not verify, so that no engine reads them."""
+        forgotten = recovery.forget_damaged(self._config, self._journal)
+        self.damages += len(forgotten)
+        self.recovered += forgotten
+
+    def sweep(self) -> None:
+        """Remove files that no entry of the journal stands for. Only before an engine is started."""
+        self.recovered += recovery.sweep(self._config, self._journal)
+
+
+def alias_table(config: SiteConfig, journal: Journal, loaded: Collection[AdapterRef]) -> AliasTable:
+    """Return the meaning of every name now. `loaded` are the versions in the running engine; no journal knows them.
+
+    Users meet a shadow only while it is watched, and only where it is loaded: an engine that starts has no shadow.
+    """
+    adapters: dict[str, dict[str, str | None]] = {}
+    watched: list[str] = []
+    for section in config.adapter:
+        of_adapter = [version for version in journal.versions() if version.ref.name == section.name]
+        shadow = next((version for version in reversed(of_adapter) if version.state.is_shadow), None)
+        aliases = {alias: journal.alias(section.name, alias) for alias in ("live", "previous")}
+        aliases["shadow"] = shadow.ref if shadow else None
+        adapters[section.name] = {alias: str(ref) if ref else None for alias, ref in aliases.items()}
+        if shadow and shadow.state is Lifecycle.WATCHING and shadow.ref in loaded:
+            watched.append(section.name)
+    served = [adapters[name][alias] for name in adapters for alias in ("live", "previous")]
+    policy = config.shadow
+    return AliasTable.model_validate(
+        {
+            "base": config.model.served_name,
+            "adapters": adapters,
+            "addressable": [ref for ref in served if ref],
+            "canary": {name: policy.canary_share for name in watched if policy.canary_share},
+            "mirror": {name: policy.mirror_share for name in watched if policy.mirror_share},
+        }
+    )

@@ -1,0 +1,65 @@
+"""The start after a crash: cut-off pushes are not in the way, and files that nobody can ask for go."""
+
+from pathlib import Path
+
+import pytest
+
+from client.versions.version_files import directory
+from tests.toys.deployment import Deployment, adapter, quick, run
+from tests.toys.engine import ToyMachine
+from umbel import peft_dir
+from umbel.adapter import AdapterRef
+
+V1, V2 = (AdapterRef("support", version) for version in (1, 2))
+
+
+class Killed(BaseException):
+    """The daemon ends at this line."""
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> ToyMachine:
+    made = ToyMachine()
+    quick(monkeypatch, made)
+    return made
+
+
+def test_files_of_a_push_that_a_kill_cut_off_are_not_in_the_way_of_the_next(
+    tmp_path: Path, machine: ToyMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def first(site: Deployment) -> None:
+        def killed(*_: object) -> None:
+            raise Killed
+
+        monkeypatch.setattr(site.journal, "add", killed)
+        with pytest.raises(Killed):
+            site.push(1)
+        assert directory(site.config, V1).exists()
+        assert site.after_a_kill()[1] == []
+
+    async def second(site: Deployment) -> None:
+        peft_dir.write_durably(directory(site.config, V1) / peft_dir.WEIGHTS, b"half a file")
+        await site.deploy(1)
+        assert peft_dir.read(directory(site.config, V1))[0] == adapter(1)
+        assert site.engine.answers("support") == "support@v1"
+
+    run(tmp_path, machine, first)
+    run(tmp_path, machine, second)
+
+
+def test_files_that_nobody_can_ask_for_are_removed_after_a_restart(tmp_path: Path, machine: ToyMachine) -> None:
+    async def first(site: Deployment) -> None:
+        for version in (1, 2, 3):
+            await site.deploy(version)
+        site.push(4)
+        await site.judged(AdapterRef("support", 4))
+        await site.deployer.discard(AdapterRef("support", 4))
+
+    async def second(site: Deployment) -> None:
+        for version in (1, 4):
+            (tmp_path / "adapters" / f"support-v{version}").mkdir(exist_ok=True)
+        site.deployer.resume()
+        assert sorted(folder.name for folder in (tmp_path / "adapters").iterdir()) == ["support-v2", "support-v3"]
+
+    run(tmp_path, machine, first)
+    run(tmp_path, machine, second)
