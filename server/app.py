@@ -8,7 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.config import RunConfig
 from server.exchange import Exchange
 from server.federation import Federation
-from server.registry.events import Events, show_log
+from server.registry.events import EVENTS, Events, show_log
 from server.registry.registry import AdapterRegistry
 from umbel.signing import read_private
 
@@ -17,14 +17,14 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Flower's entry point."""
+    """Run the federation that the run configuration asks for: Flower's entry point."""
     return_large_blocks()
     show_log()
     config = RunConfig.of(context.run_config)
     key = read_private(config.signing_key) if config.signing_key else None
     registry = AdapterRegistry(config.registry, create=True, key=key)
     with registry.exclusive(config.grace_seconds):
-        events = Events(config.registry / "events.jsonl")
+        events = Events(config.registry / EVENTS)
         run(Federation(config, registry, Exchange(grid), events, str(context.run_id)))
 
 
@@ -42,14 +42,15 @@ def run(federation: Federation) -> None:
 
 
 M_MMAP_THRESHOLD = -3
-"""mallopt(3)'s: blocks from this size on are mapped, each for itself."""
+"""Option of mallopt(3): blocks of at least this many bytes are mapped one by one."""
 LARGE = 64 << 10
+"""Bytes."""
 
 
 def return_large_blocks() -> None:
     """Have glibc map every large block by itself; where there is no glibc, nothing changes.
 
-    By default it raises that size to the largest block it has seen freed, and every later one may stay in its arenas:
+    By default glibc raises the threshold to the largest block that was freed, and later blocks may stay in its arenas:
     the process then grows with the number of adapters that have passed through it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

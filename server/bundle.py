@@ -1,4 +1,4 @@
-"""The part of the repository that Flower ships: what `flwr run` needs, without virtual environments to walk through."""
+"""Copy the part of the repository that Flower ships, so that `flwr run` has no virtual environments to walk through."""
 
 import shutil
 import tomllib
@@ -10,7 +10,8 @@ from umbel.errors import ConfigError
 def export(repository: Path, into: Path) -> Path:
     """Copy pyproject.toml and the files that its `fab-include` names to `into`, and return that folder.
 
-    `flwr build` and `flwr run` look at every file below the app's folder; this one holds the app and nothing else.
+    `flwr build` and `flwr run` look at every file below the app's folder; this folder holds the app and nothing else.
+    Raises ConfigError when `repository` has no pyproject.toml.
     """
     project = repository / "pyproject.toml"
     if not project.is_file():

@@ -1,4 +1,4 @@
-"""The run configuration: `[tool.flwr.app.config]` and `flwr run --run-config`, parsed once and frozen."""
+"""`RunConfig`: `[tool.flwr.app.config]` and `flwr run --run-config`, parsed once and frozen."""
 
 import difflib
 import hashlib
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -20,14 +19,20 @@ from pydantic import (
 )
 
 from server.waves import Waves
-from strategies.options import Options, Robust
+from strategies.options import StrategyConfig
 from umbel.adapter import AdapterName
 from umbel.errors import ConfigError
 from umbel.messages import TrainPlan
 
 
-class RunConfig(BaseModel):
-    """What a run does. Keys are written with hyphens, and every one has its default in pyproject.toml."""
+class RunConfig(StrategyConfig):
+    """The settings of one run. Keys are written with hyphens: `round-seconds` is `round_seconds` here.
+
+    Every key has its default in pyproject.toml and is required here, so that no default is stated twice; those of
+    `StrategyConfig`, which strategies need without a run configuration, too, are held to pyproject.toml by a test.
+
+    >>> config = RunConfig.of({**defaults, "registry": "/srv/umbel/registry", "rounds": 10})
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"), allow_inf_nan=False
@@ -39,7 +44,11 @@ class RunConfig(BaseModel):
     rounds: NonNegativeInt
     quorum: PositiveInt
     round_seconds: PositiveFloat
+    straggler_seconds: NonNegativeFloat
     grace_seconds: PositiveFloat
+    waves: str
+    wave_seconds: NonNegativeFloat
+    wave_failures: float = Field(ge=0.0, le=1.0)
     rank: PositiveInt
     steps: PositiveInt
     batch_size: PositiveInt
@@ -49,28 +58,13 @@ class RunConfig(BaseModel):
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat
     seed: NonNegativeInt
-    straggler_seconds: NonNegativeFloat = 30.0
-    proximal: NonNegativeFloat = 0.0
-    waves: str = "1"
-    wave_seconds: NonNegativeFloat = 0.0
-    wave_failures: float = Field(default=0.0, ge=0.0, le=1.0)
-    # What composes with the strategy: see strategies/options.py.
-    buffered: bool = False
-    weight_cap: NonNegativeInt = 0
-    norm_clip: PositiveFloat = 2.0
-    robust: Robust = "none"
-    byzantine: NonNegativeInt = 0
-    trusted_site: str = ""
-    server_momentum: NonNegativeFloat = 0.0
-    stack_rank: NonNegativeInt = 0
-    personal_rank: NonNegativeInt = 0
-    device: str = "cpu"
-    signing_key: Path | None = None
-    site_keys: Path | None = None
+    proximal: NonNegativeFloat
+    signing_key: Path | None
+    site_keys: Path | None
 
     @field_validator("signing_key", "site_keys", mode="before")
     @classmethod
-    def _unsigned(cls, path: object) -> object:
+    def _none_if_empty(cls, path: object) -> object:
         return path or None  # Flower's configuration has no null
 
     @field_validator("registry", "signing_key", "site_keys")
@@ -112,7 +106,7 @@ class RunConfig(BaseModel):
 
     @property
     def plan(self) -> TrainPlan:
-        """What a site trains in one round."""
+        """The training that a site does in one round."""
         return TrainPlan(
             rank=self.rank, steps=self.steps, seconds=self.round_seconds, batch_size=self.batch_size,
             learning_rate=self.learning_rate, schedule=self.schedule, warmup_steps=self.warmup_steps,
@@ -121,18 +115,18 @@ class RunConfig(BaseModel):
 
     @property
     def rollout(self) -> Waves:
-        """How an accepted version goes to the sites."""
+        """The waves in which an accepted version goes to the sites."""
         return Waves(Waves.parse(self.waves), self.wave_seconds, self.wave_failures)
 
     @property
     def digest(self) -> str:
-        """sha256 of these settings: two runs with the same one were asked to do the same."""
+        """sha256 of these settings; runs with the same digest were asked to do the same."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
     def options(self) -> dict[str, str | float | int | bool]:
-        """What the strategy is made with: `catalogue.find(config.strategy)(**config.options)`."""
-        named = {key: getattr(self, key) for key in Options.model_fields if key in RunConfig.model_fields}
+        """Keywords for the strategy: `catalogue.find(config.strategy)(**config.options)`."""
+        named = {key: getattr(self, key) for key in StrategyConfig.model_fields}
         return {"max_examples": self.steps * self.batch_size, **named}
 
 

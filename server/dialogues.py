@@ -1,7 +1,7 @@
-"""What the centre says to one site, and waits to hear, as generators: each yields a Request and is sent the Reply.
+"""Dialogues with one site, as generators: each yields a `Request` and is sent the `Reply`.
 
-The exchange sees to delivery, so that these read as if nothing were ever lost. A dialogue returns what came of it, or
-raises SiteFailure with the reason why the site is left out.
+The exchange sends lost messages again, so dialogues are written as if nothing were ever lost. A dialogue returns its
+result, or raises SiteFailure with the reason why the site is left out.
 """
 
 from collections.abc import Callable, Generator
@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from strategies.base import Update
-from umbel.adapter import AdapterManifest
+from strategies.adapter import Update
+from umbel.adapter import AdapterManifest, Lifecycle
 from umbel.errors import UmbelError
 from umbel.messages import (
     AdapterQuery,
@@ -25,7 +25,6 @@ from umbel.messages import (
     RoundReport,
     Shadow,
     ShadowReport,
-    ShadowState,
     Submit,
     VersionQuery,
 )
@@ -34,11 +33,11 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 POLL_S = 2.0
-"""Between two questions about the same work: each one starts a process at the site."""
+"""Seconds between two questions about the same work; each question starts a process at the site."""
 
 
 class SiteFailure(UmbelError):
-    """A site cannot take part any further; the message is the reason."""
+    """A site is left out of the rest of the dialogue; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Request(Generic[M]):
     expects: type[M]
     adapter: bytes | None = None
     delay: float = 0.0
-    """Seconds to wait before it is sent."""
+    """Seconds to wait before the request is sent."""
     fetches: bool = False
-    """Whether the answer brings an adapter; the exchange has only a few such requests under way at a time."""
+    """True when the answer brings an adapter; the exchange has only a few such requests under way at a time."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,16 @@ Dialogue = Generator[Request[M], Reply[M], T]
 
 
 def submit(order: Submit, parent: bytes) -> Dialogue[RoundReport, RoundReport]:
-    """Give a site a round to train, from `parent`'s bytes; returns how it stands there."""
+    """Give a site a round to train, from the safetensors bytes `parent`; return the site's report."""
     reply = yield Request("train.submit", order, RoundReport, parent)
     return reply.body
 
 
 def collect(site: str, base: str, adapter: str, order: RoundOrder) -> Dialogue[RoundReport, Update]:
-    """Wait for a round that a site was given, and fetch the update. `base` is the digest of the site's fingerprint."""
+    """Wait for a round that a site was given, and fetch the update. `base` is the digest of the site's fingerprint.
+
+    Raises SiteFailure when the training failed, or the site answers for another round.
+    """
     query = RoundQuery(adapter=adapter, key=order.key)
     reply = yield Request("query.collect", query, RoundReport, delay=POLL_S)
     while not _is_done(reply.body, order):
@@ -94,25 +96,25 @@ def _is_done(report: RoundReport, order: RoundOrder) -> bool:
 
 
 def shadow(manifest: AdapterManifest, blob: bytes, signature: str) -> Dialogue[ShadowReport, ShadowReport]:
-    """Have a version loaded beside the live one and measured; returns the report with its verdict."""
+    """Have a version loaded beside the live one and measured; return the report with the site's verdict."""
     ref = str(manifest.ref)
     reply = yield Request("query.shadow", Shadow(manifest=manifest, signature=signature), ShadowReport, blob)
     while True:
         report = reply.body
         if report.ref != ref:
             raise SiteFailure(f"answered for {report.ref}, asked was {ref}")
-        if report.verdict is not None or report.state is ShadowState.LIVE:
+        if report.verdict is not None or report.state is Lifecycle.LIVE:
             return report
-        if report.state in (ShadowState.REJECTED, ShadowState.RETIRED):
+        if report.state in (Lifecycle.REJECTED, Lifecycle.RETIRED):
             raise SiteFailure(f"{ref} is {report.state} there, without a verdict")
         reply = yield Request("query.collect", VersionQuery(ref=ref), ShadowReport, delay=POLL_S)
 
 
 def promote(ref: str) -> Dialogue[ShadowReport, ShadowReport]:
-    """Let a shadow answer users."""
+    """Make a shadow the live version of the site; return when it is."""
     reply = yield Request("query.promote", VersionQuery(ref=ref), ShadowReport)
-    while reply.body.state is not ShadowState.LIVE:
-        if reply.body.state in (ShadowState.REJECTED, ShadowState.RETIRED):
+    while reply.body.state is not Lifecycle.LIVE:
+        if reply.body.state in (Lifecycle.REJECTED, Lifecycle.RETIRED):
             raise SiteFailure(f"{ref} is {reply.body.state} there, not live")
         reply = yield Request("query.collect", VersionQuery(ref=ref), ShadowReport, delay=POLL_S)
     return reply.body
@@ -125,7 +127,7 @@ def discard(ref: str) -> Dialogue[ShadowReport, ShadowReport]:
 
 
 def hello() -> Dialogue[Hello, Hello]:
-    """Ask anew how a site stands; the exchange's own question is asked once."""
+    """Ask for a site's current hello; the exchange asks for one only when it first sees a node."""
     reply = yield Request("query.hello", None, Hello)
     return reply.body
 
@@ -133,9 +135,9 @@ def hello() -> Dialogue[Hello, Hello]:
 def restore(
     adapter: str, ref: str | None, weights: Callable[[], tuple[AdapterManifest, bytes, str]]
 ) -> Dialogue[Any, Restored]:
-    """Have a version (None: the base) answer users, as far as the site is for it; its own word ends this as a failure.
+    """Have a version (None: the base) answer users, unless the site refuses it, which ends this as a failure.
 
-    `weights` gives manifest, bytes and signature for a site that does not have them (any more).
+    `weights` returns manifest, safetensors bytes and signature; it is called only for a site that lacks them.
     """
     order = Restore(adapter=adapter, ref=ref)
     reply = yield Request("query.restore", order, Restored)
@@ -152,10 +154,10 @@ def restore(
 
 
 def withdraw(adapter: str, ref: str) -> Dialogue[Any, ShadowReport]:
-    """Take back a version that may answer users already: what was there before answers again."""
+    """Roll a site back from a version that may be live there already, to the version before it."""
     yield Request("query.rollback", AdapterQuery(adapter=adapter, instead_of=ref), LiveVersion)
     reply = yield Request("query.collect", VersionQuery(ref=ref), ShadowReport)
-    if reply.body.state not in (ShadowState.LIVE, ShadowState.RETIRED, ShadowState.REJECTED):
+    if reply.body.state not in (Lifecycle.LIVE, Lifecycle.RETIRED, Lifecycle.REJECTED):
         reply = yield Request("query.discard", VersionQuery(ref=ref), ShadowReport)
     report: ShadowReport = reply.body
     return report

@@ -1,4 +1,7 @@
-"""Conversations with all sites at once over Flower's Grid: what is lost is sent again, who fails is left out."""
+"""`Exchange`: holds dialogues with all sites at once over Flower's Grid.
+
+A lost message is sent again; a site that fails is left out of the conversation.
+"""
 
 import logging
 import time
@@ -21,30 +24,36 @@ log = logging.getLogger("umbel")
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
-PULL_S = 0.2
-"""Between two looks for replies."""
+PULL_S = 0.5
+"""Seconds between two looks for replies."""
 NODES_S = 1.0
-"""Between two looks at which nodes are online."""
+"""Seconds between two looks at the nodes that are online."""
 RETRY_S = 3.0
-"""Before a site that was not ready, or lost a message, is asked the same again."""
+"""Seconds before a site that answered that it is not ready is asked again; a lost message is resent at once."""
 DOWNLOADS = 8
-"""Adapters on their way from the sites at a time: the SuperLink holds each of them until it is pulled."""
+"""Most adapters on their way from the sites at a time; the SuperLink holds each until it is pulled."""
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """What a conversation came to."""
+    """The result of a conversation."""
 
     answers: dict[str, T] = field(default_factory=dict)
     """Site → result."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Site → why there is none."""
+    """Site → reason why it has no result."""
     late: frozenset[str] = frozenset()
-    """Those of the left out that did not fail, and might have answered later."""
+    """Sites in `left_out` that did not fail: they had not answered by the end."""
 
 
 class Exchange:
-    """Talks to the sites. `clock` and `sleep` are in seconds; deadlines are points on `clock`."""
+    """Talks to the sites. `clock` and `sleep` are in seconds; deadlines are points on `clock`.
+
+    >>> exchange = Exchange(grid)
+    >>> exchange.gather(lambda sites: len(sites) >= 2, exchange.clock() + 60)
+    >>> asked = exchange.converse(lambda hello: dialogues.hello(), exchange.clock() + 30, group="round 1")
+    >>> asked.answers, asked.left_out
+    """
 
     def __init__(
         self,
@@ -65,7 +74,7 @@ class Exchange:
         self._next_look = clock()
 
     def gather(self, enough: Callable[[dict[str, Hello]], bool], deadline: float) -> bool:
-        """Wait until the admitted sites that are online are `enough`; False when they are not by the deadline."""
+        """Wait until the admitted sites that are online are `enough`; return False if they are not by the deadline."""
         while not enough(self.roster.sites):
             if self.clock() >= deadline:
                 return False
@@ -82,11 +91,11 @@ class Exchange:
         sites: Collection[str] | None = None,
         enough: Callable[[Mapping[str, T]], bool] = lambda answers: False,
     ) -> Outcome[T]:
-        """Hold one dialogue with each site until all are over, the answers are `enough`, or the deadline.
+        """Hold one dialogue with each site until all are over, the answers are `enough`, or the deadline passes.
 
-        Without `sites`: with every site that is online, and those that come while others still talk. A site that goes
-        away is waited for. `group` is Flower's group id. What a dialogue returns is kept to the end: one that fetches
-        something large makes use of it and returns what is small.
+        Without `sites`: with every site that is online, and with sites that come while others still talk. A site that
+        goes away is waited for. `group` is Flower's group id. Results are kept until the end, so a dialogue that
+        fetches something large uses it and returns something small.
         """
         talks: dict[str, _Talk[M, T]] = {}
         answers: dict[str, T] = {}
@@ -111,7 +120,7 @@ class Exchange:
         return Outcome(answers, left_out, late)
 
     def _turn(self, talks: "dict[str, _Talk[M, T]]", group: str) -> None:
-        """Look who is there, send what is due, hear what came."""
+        """Look at the nodes that are online, send the messages that are due, take in the answers."""
         if self.clock() >= self._next_look:
             self._online = list(self._grid.get_node_ids())
             self._next_look = self.clock() + NODES_S
@@ -131,22 +140,22 @@ class Exchange:
                 self.roster.hear(key[1], answer)
             elif key in talks:
                 talks[str(key)].hear(answer, self.clock())
-            del answer  # the next adapter is pulled when this one is gone
+            del answer  # frees an adapter before the next one is pulled
 
 
 class _Talk(Generic[M, T]):
-    """One site's dialogue: what it asks next, and whether that is on its way."""
+    """One site's dialogue with its next request, and the node that the request was sent to."""
 
     def __init__(self, site: str, dialogue: Dialogue[M, T], now: float) -> None:
         self.site = site
         self.node: int | None = None
-        """Where the request is on its way to; None while none is."""
+        """Node that the request is on its way to; None while no request is."""
         self.results: list[T] = []
         self.failure = ""
         self._trouble = ""
         self._dialogue = dialogue
         self._request: Request[M]
-        """What to ask; none in a dialogue that was over before it asked anything."""
+        """The next request; unset in a dialogue that was over before it asked anything."""
         self._due = now
         self._go_on(lambda: next(dialogue), now)
 

@@ -1,6 +1,5 @@
-"""The steps of a federation's rounds; server/app.py puts them in order. Each is recorded before the next begins."""
+"""`Federation`: the steps of a round, each recorded before the next begins; server/app.py puts them in order."""
 
-import hashlib
 import importlib.metadata
 import json
 from collections import defaultdict
@@ -11,9 +10,9 @@ from functools import partial
 from server.config import RunConfig
 from server.exchange import Exchange
 from server.orders import Orders
+from server.quorum import Quorum
 from server.reconcile import ASK_S, reconcile
 from server.registry.events import Events
-from server.registry.pin import Pin
 from server.registry.registry import HEAD, LIVE, AdapterRegistry
 from server.registry.round_log import RoundState
 from server.rollout import Judgement, Rollout
@@ -21,9 +20,9 @@ from server.training import RoundResult, Training
 from strategies import catalogue
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.errors import ConfigError, Conflict, NotFound, UmbelError
+from umbel.errors import Conflict
 from umbel.faults import Point, reach
-from umbel.messages import Hello, RoundReport
+from umbel.messages import RoundReport
 
 
 class Federation:
@@ -45,15 +44,15 @@ class Federation:
         self._strategy = catalogue.find(config.strategy)(**config.options)
         self._orders = Orders(config, registry)
         self._training = Training(config, registry, exchange, self._orders, self._strategy, self._tell)
+        self._quorum = Quorum(config, registry, exchange, self._orders, self._strategy)
         self._round = 0
         self._aside: dict[str, str] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._require(registry.pin(self._name))
 
     def rounds(self) -> Iterator[int]:
-        """The rounds to run: versions an earlier run left without a verdict, then what is left of this run's own.
+        """Yield the rounds to run: those that an earlier run left without a verdict, then the rest of this run's own.
 
-        Before each, and at the end, the sites are brought to what the registry says is live; without rounds, only that.
+        Before each round, and at the end, the sites are reconciled with the registry; a run of 0 rounds does only that.
         """
         if not self._config.rounds:
             self._emit("run.started", rounds=0)
@@ -74,7 +73,7 @@ class Federation:
         self._emit("run.finished", head=str(self._registry.aliases(self._name).get(HEAD, "none")))
 
     def reconcile(self) -> None:
-        """Bring the sites that are online to what the registry says is live, as far as each one's own word goes."""
+        """Bring the sites that are online to the version that is live in the registry; a site's refusal stands."""
         grace_s = self._config.grace_seconds
         ask_s = min(ASK_S, grace_s) if self._config.rounds else grace_s
         found = reconcile(self._exchange, self._registry, self._name, ask_s=ask_s, grace_s=grace_s)
@@ -84,24 +83,22 @@ class Federation:
         self._aside = aside
 
     def version_of(self, number: int) -> AdapterManifest | None:
-        """The version a round has published already, before an interruption."""
+        """Return the version that a round published before an interruption; None where it did not."""
         record = self._registry.rounds.find(self._name, number)
         if record is None or record.version is None:
             return None
         return self._registry.manifest(AdapterRef(self._name, record.version))
 
     def train(self, number: int) -> AdapterManifest | None:
-        """Train at the sites, aggregate and publish. None when no quorum came about; the round is then failed."""
+        """Train at the sites, aggregate and publish; return None, with the round failed, when there is no quorum."""
         self._record(number, RoundState.TRAINING)
         reach(Point.ROUND_RECORDED)
-        if not self._gather():
-            there = self._exchange.roster.sites
-            found = f"{len(there)} of {self._config.quorum} sites needed were there"
-            self._fail(number, {**self._exchange.roster.troubles, **_disagreements(there), "*": found})
+        if not self._quorum.gather():
+            self._fail(number, self._quorum.shortfall())
             return None
         aliases = self._registry.aliases(self._name)
         held = {alias: aliases[alias].version for alias in (HEAD, LIVE) if alias in aliases}
-        self._registry.rounds.expect(self._name, number, held)  # before head is read: a move after this is noticed
+        self._registry.rounds.expect(self._name, number, held)  # before head is read, so that a later move is noticed
         head = self._registry.manifest(self._registry.resolve(f"{self._name}@{HEAD}"))
         self._emit("round.started", round=number, parent=head.digest, sites=sorted(self._exchange.roster.sites))
         started, self._round = self._exchange.clock(), number
@@ -119,14 +116,14 @@ class Federation:
     def judge(self, number: int, version: AdapterManifest) -> Judgement:
         """Shadow a version at the sites. A verdict that was recorded before an interruption stands.
 
-        What an operator overruled by moving `head` or `live` since the round began is not asked about any more.
+        Sites are not asked when an operator has moved `head` or `live` since the round began: the version is rejected.
         """
         blob, _ = self._registry.read(version.ref)
         record = self._registry.rounds.find(self._name, number)
         overruled = self._registry.overruled(self._name, number)
         if overruled and record is not None and record.state is RoundState.PUBLISHED:
             judgement = Judgement(False, {}, {"*": overruled})
-        elif not self._gather():
+        elif not self._quorum.gather():
             troubles = {**self._exchange.roster.troubles, "*": "too few sites were there to judge it"}
             judgement = Judgement(False, {}, troubles)
         else:
@@ -144,9 +141,9 @@ class Federation:
         return judgement
 
     def promote(self, number: int, version: AdapterManifest, judgement: Judgement) -> None:
-        """Make it live at the sites, wave by wave, then `head` and `live` of the registry.
+        """Make a version live at the sites, wave by wave, then move `head` and `live` of the registry to it.
 
-        Where it is stopped on the way, or an operator moved those aliases meanwhile, it is taken back and rejected.
+        If the promotion is stopped, or an operator moved those aliases meanwhile, it is rolled back and rejected.
         """
         started = self._exchange.clock()
         promotion = self._rollout.promote(
@@ -172,7 +169,7 @@ class Federation:
     def discard(
         self, number: int, version: AdapterManifest, judgement: Judgement, answering: Collection[str] = ()
     ) -> None:
-        """Unload it at the sites, and take it back where it may be `answering` users; neither alias moves."""
+        """Unload a version at the sites, rolled back where it may be `answering` users; no alias moves."""
         started = self._exchange.clock()
         answering = {*answering, *judgement.answering}
         self._rollout.discard(version.ref, set(judgement.reasons), answering=answering)
@@ -195,7 +192,7 @@ class Federation:
             metrics={"train-loss": loss / tokens, "num-loss-tokens": tokens} if tokens else {},
             site_metrics={site: _measured(report, result.staleness[site]) for site, report in reports.items()},
             counts={site: _counted(report) for site, report in reports.items()},
-            code=_code(), config=hashlib.sha256(self._config.model_dump_json().encode()).hexdigest(),
+            code=_code(), config=self._config.digest,
         )  # fmt: skip
         reach(Point.VERSION_PUBLISHED)
         self._emit(
@@ -206,52 +203,8 @@ class Federation:
         return version
 
     def _tell(self, site: str, report: RoundReport, staleness: int) -> None:
-        fields = json.loads(report.model_dump_json())  # in which a loss that is no number is a string
+        fields = json.loads(report.model_dump_json())  # NaN becomes a string, as JSON needs
         self._emit("site.trained", round=self._round, site=site, staleness=staleness, **fields)
-
-    def _gather(self) -> bool:
-        """Wait for a quorum of sites; the first one decides what the registry holds fast."""
-        deadline = self._exchange.clock() + self._config.grace_seconds
-        pin = self._registry.pin(self._name)
-        enough = self._exchange.gather(lambda sites: self._agreed(pin, sites) is not None, deadline)
-        if not self._exchange.roster.sites and not self._registry.versions(self._name):
-            raise NotFound(
-                f"no site that serves {self._name!r} was found within {self._config.grace_seconds:g} s; are the "
-                "SuperNodes connected to this SuperLink, and is `umbel serve` running beside each? "
-                + "; ".join(f"{who}: {why}" for who, why in self._exchange.roster.troubles.items())
-            )
-        agreed = self._agreed(pin, self._exchange.roster.sites) if enough else None
-        if agreed is not None and (
-            pin is None or HEAD not in self._registry.aliases(self._name)
-        ):  # or cut off in there
-            self._registry.begin(self._name, agreed, self._config.seed)
-            self._require(agreed)
-        return enough
-
-    def _agreed(self, pin: Pin | None, sites: dict[str, Hello]) -> Pin | None:
-        """The pin that a quorum of sites matches; before there is one, whatever a quorum has in common."""
-        pins = [pin or Pin.of(hello, self._config.rank) for hello in sites.values()]
-        return next((one for one in pins if pins.count(one) >= self._config.quorum), None)
-
-    def _require(self, pin: Pin | None) -> None:
-        """Hold the sites to the pin, or, before there is one, to being able to take part at all."""
-        training = self._config.rounds > 0
-        if training and pin is not None and pin.rank != self._config.rank:
-            raise ConfigError(
-                f"rank = {self._config.rank}, but {self._name} in {self._registry.root} has rank {pin.rank}; "
-                f"run with rank={pin.rank}, or with another registry"
-            )
-
-        personal = self._strategy.personal
-
-        def admit(hello: Hello) -> None:
-            self._orders.require_key(hello.site)
-            held = pin or Pin.of(hello, self._config.rank)
-            held.require(hello, self._name)
-            if training:
-                held.require_rank(hello, mixed=self._strategy.mixed_ranks, own=personal.rank if personal else 0)
-
-        self._exchange.roster.require(admit)
 
     def _time_training(self, result: RoundResult, wall: float) -> None:
         fresh = [report.seconds for site, report in result.reports.items() if not result.staleness[site]]
@@ -282,7 +235,7 @@ class Federation:
 
 
 def _code() -> str:
-    """The installed release; nothing where only Flower's bundle is there."""
+    """Return the installed release; empty where only Flower's bundle is there."""
     try:
         return importlib.metadata.version("umbel")
     except importlib.metadata.PackageNotFoundError:
@@ -300,15 +253,3 @@ def _measured(report: RoundReport, staleness: int) -> dict[str, float]:
 
 def _counted(report: RoundReport) -> dict[str, int]:
     return {"num-examples": report.num_examples, "num-loss-tokens": report.num_loss_tokens}
-
-
-def _disagreements(sites: dict[str, Hello]) -> dict[str, str]:
-    """How sites differ from the first of them."""
-    reasons: dict[str, str] = {}
-    first = min(sites, default="")
-    for site, hello in sites.items():
-        try:
-            sites[first].fingerprint.require_same(hello.fingerprint, here=f"site {first}", there=f"site {site}")
-        except UmbelError as difference:
-            reasons[site] = str(difference)
-    return reasons

@@ -1,9 +1,9 @@
-"""Flower messages in flight: pushed in lists, matched to their replies, given up when no reply can come any more.
+"""`Mailbox`: Flower messages in flight, matched to their replies, and given up when no reply can come any more.
 
-Flower's own pull waits for a reply that its sender has announced and not yet sent, of which a SuperNode that died on
-the way leaves one behind: for three minutes, until the SuperLink forgets it (`OBJECT_PUSH_SESSION_TTL_SECONDS`, flwr
-1.41). So each pull has a thread of its own, and nobody waits long for one: small answers that it was to bring count as
-lost, and are asked for again; an adapter that takes its time comes in beside everything else.
+Flower's own pull waits for a reply that its sender has announced and not yet sent. A SuperNode that died while it sent
+leaves such a reply behind, and the pull then waits for three minutes, until the SuperLink forgets the reply
+(`OBJECT_PUSH_SESSION_TTL_SECONDS`, flwr 1.41). So each pull has a thread of its own. When a pull for small answers
+takes too long, its messages count as lost and are sent again; a slow adapter comes in while everything else goes on.
 """
 
 import threading
@@ -15,27 +15,27 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 TTL_S = 120.0
-"""Flower never redelivers a message that a restarted SuperNode had taken; it is sent again after this long."""
+"""Seconds after which a message is sent again: Flower never redelivers one that a restarted SuperNode had taken."""
 _SLACK_S = 5.0
-"""The SuperLink reports an expired message itself; only then do we stop waiting for it to."""
+"""Seconds that the SuperLink has to report an expired message itself, before it counts as lost."""
 PATIENCE_S = 20.0
-"""How long all others wait for one pull."""
-_AT_A_TIME = 32
-"""Answers that one pull looks for, so that few are lost with one that never comes whole."""
+"""Seconds that everything else waits for one pull."""
+_BATCH = 32
+"""Messages per pull; if one reply never completes, only the messages of this pull are sent again."""
 _LOST = frozenset({3, 4, 5, 8})
 """Flower's codes for: message unavailable, reply unavailable, node unavailable, ClientApp crashed."""
 
 
 @dataclass(frozen=True)
 class Letter:
-    """One message to one node; `key` is how its sender knows the answer again."""
+    """One message to one node; its answer is handed out with the same `key`."""
 
     key: Hashable
     node_id: int
     message_type: str
     content: RecordDict
     fetches: bool = False
-    """Whether the answer brings an adapter; such answers are pulled one at a time."""
+    """True when the answer brings an adapter; such answers are pulled one at a time."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Mailbox:
         self._clock = clock
         self._in_flight: dict[str, _InFlight] = {}
         self._fetch: _Pull | None = None
-        """The adapter that is coming in."""
+        """The pull of the adapter that is coming in; None while none is."""
 
     def send(self, letters: Sequence[Letter], group: str) -> None:
         """Push letters; `group` is Flower's group id, the round."""
@@ -97,14 +97,14 @@ class Mailbox:
             self._in_flight[message_id or f"refused-{id(letter)}"] = taken
 
     def receive(self, online: Collection[int]) -> Iterator[tuple[Hashable, Answer]]:
-        """What arrived since the last call. A message to a node that is not `online` any more is lost.
+        """Yield (key, answer) for the answers since the last call. A message to a node that went offline is lost.
 
-        An adapter is pulled when the caller asks for the next answer: one is in memory at a time, however many wait.
+        An adapter is pulled when the caller asks for the next answer, so that one is in memory at a time.
         """
         small = [message_id for message_id, sent in self._in_flight.items() if not sent.fetches]
         large = [message_id for message_id, sent in self._in_flight.items() if sent.fetches]
-        for first in range(0, len(small), _AT_A_TIME):
-            yield from self._pull(small[first : first + _AT_A_TIME])
+        for first in range(0, len(small), _BATCH):
+            yield from self._pull(small[first : first + _BATCH])
         yield from self._fetched(large)
         for message_id, sent in list(self._in_flight.items()):
             gone, comes = sent.node_id not in online, self._fetch is not None and message_id in self._fetch.message_ids
@@ -117,7 +117,7 @@ class Mailbox:
         self._in_flight = {message: sent for message, sent in self._in_flight.items() if sent.key != key}
 
     def _pull(self, message_ids: list[str]) -> Iterator[tuple[Hashable, Answer]]:
-        """Small answers."""
+        """Pull small answers."""
         asked = [message_id for message_id in message_ids if message_id in self._in_flight]
         if not asked:
             return
@@ -132,7 +132,7 @@ class Mailbox:
                 yield sent.key, Lost("an answer was announced, and did not arrive whole")
 
     def _fetched(self, message_ids: list[str]) -> Iterator[tuple[Hashable, Answer]]:
-        """Adapters, one at a time."""
+        """Pull adapters, one at a time."""
         for message_id in message_ids:
             patience = 0.0
             if self._fetch is None:
@@ -146,7 +146,7 @@ class Mailbox:
             yield from self._answers(fetch)
 
     def _answers(self, pull: "_Pull") -> Iterator[tuple[Hashable, Answer]]:
-        """What a pull has brought. Answers to letters that were forgotten meanwhile are dropped."""
+        """Yield the answers of a pull. Answers to letters that were forgotten meanwhile are dropped."""
         for message in pull.taken():
             # Errors that the SuperLink makes carry its own node id: the message replied to is what identifies them.
             sent = self._in_flight.pop(message.metadata.reply_to_message_id, None)
@@ -155,7 +155,7 @@ class Mailbox:
 
 
 class _Pull(threading.Thread):
-    """One look for answers. A daemon: the ServerApp can end while it still waits."""
+    """One look for answers, in a daemon thread: the ServerApp can end while it still waits."""
 
     def __init__(self, grid: Grid, message_ids: list[str]) -> None:
         super().__init__(name="pull", daemon=True)
@@ -168,11 +168,11 @@ class _Pull(threading.Thread):
     def run(self) -> None:
         try:
             self._messages = list(self._grid.pull_messages(self.message_ids))
-        except BaseException as error:  # it is raised where the answers are wanted
+        except BaseException as error:  # `taken` raises it in the caller's thread
             self._error.append(error)
 
     def taken(self) -> Iterator[Message]:
-        """What came, each handed over for good; raises what went wrong."""
+        """Yield the messages and keep none of them; raise the error of the pull if it failed."""
         for error in self._error:
             raise error
         while self._messages:

@@ -1,7 +1,7 @@
-"""The sites follow the registry: what is `live` there answers at every site that is there, as far as its own word goes.
+"""`reconcile`: bring the sites that are online to the version that is `live` in the registry.
 
-So an operator's roll-back reaches the fleet, and a site that was away at a promotion catches up. A site that rejected a
-version, or went back from it by itself, is not brought there again.
+So an operator's roll-back reaches the fleet, and a site that was away at a promotion catches up. A site that rejected
+the version, or rolled itself back from it, is left alone.
 """
 
 import functools
@@ -13,45 +13,45 @@ from server import dialogues
 from server.exchange import Exchange
 from server.registry.registry import LIVE, AdapterRegistry
 from server.rollout import at_rank
-from strategies.base import Adapter
+from strategies.adapter import Adapter
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.messages import Hello, Restored
 
 ASK_S = 30.0
-"""Between rounds, a site that does not say within this long how it stands is left to the next time."""
+"""Seconds that a site has, between rounds, to say which version is live there; a silent site waits until next time."""
 
-OWN_WORD = "Conflict"
-"""The error of a site that is against a version; any other is a failure, such as a signature that is not there."""
+REFUSAL = "Conflict"
+"""Error type of a site that refuses a version by its own policy; any other type, as for a missing signature, fails."""
 
 
 @dataclass(frozen=True)
 class Reconciled:
-    """What became of the sites that answered otherwise than the registry says."""
+    """The sites that were asked, by the outcome."""
 
     live: str
-    """The version that the fleet should answer with."""
+    """The version that should be live at every site."""
     already: tuple[str, ...] = ()
-    """The sites that answered with it before they were asked."""
+    """Sites where it was live before."""
     brought: dict[str, str] = field(default_factory=dict)
-    """Site → what had answered there; "base" for the base."""
+    """Site that was changed → version that was live there before; "base" for the base."""
     kept: dict[str, str] = field(default_factory=dict)
-    """Site → why it stays with what it has: its own word."""
+    """Site that refuses the version → its reason."""
     missed: dict[str, str] = field(default_factory=dict)
-    """Site → why it could not be brought there now; it is tried again the next time."""
+    """Site that could not be reached or changed → reason; it is tried again the next time."""
 
 
 def reconcile(
     exchange: Exchange, registry: AdapterRegistry, name: str, *, ask_s: float, grace_s: float
 ) -> Reconciled | None:
-    """Bring the sites that are online to the registry's `live`; None while it has none.
+    """Bring the sites that are online to the registry's `live`; return None while there is none.
 
-    A site that answers with the version of a round under way is left to that round. Sites have `ask_s` to say how they
-    stand, and `grace_s` to follow.
+    A site where the version of a round under way is live is left to that round. Sites have `ask_s` seconds to say which
+    version is live, and `grace_s` seconds to follow.
     """
     wanted = registry.aliases(name).get(LIVE)
     if wanted is None:
         return None
-    target = str(wanted) if wanted.version else None  # the untrained adapter answers as the base does
+    target = str(wanted) if wanted.version else None  # v0 is untrained and changes nothing: the base stands for it
     some, all_of_them = exchange.clock() + grace_s, exchange.clock() + ask_s
     exchange.gather(lambda sites: exchange.roster.settled or bool(sites and exchange.clock() >= all_of_them), some)
     asked = exchange.converse(
@@ -69,9 +69,9 @@ def reconcile(
         _bring(registry, wanted, target, pushed), exchange.clock() + grace_s, group=f"restore {wanted}",
         sites=apart.keys() - against.keys(),
     )  # fmt: skip
-    refusing = {site for site, why in outcome.left_out.items() if why.startswith(OWN_WORD)} - outcome.late
+    refusing = {site for site, why in outcome.left_out.items() if why.startswith(REFUSAL)} - outcome.late
     failing = outcome.left_out.keys() - refusing
-    exchange.converse(  # what was measured there and not wanted does not stay loaded
+    exchange.converse(  # a version that a site loaded and then refused does not stay loaded
         lambda _: dialogues.discard(str(wanted)), exchange.clock() + grace_s, group=f"discard {wanted}",
         sites=(outcome.left_out.keys() - outcome.late) & pushed,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def reconcile(
 def _bring(
     registry: AdapterRegistry, wanted: AdapterRef, target: str | None, pushed: set[str]
 ) -> Callable[[Hello], dialogues.Dialogue[Any, Restored]]:
-    """A dialogue per site; the weights are read when a first site needs them. `pushed` collects the sites that do."""
+    """Return a dialogue per site. Weights are read when a first site lacks them; `pushed` collects such sites."""
 
     @functools.cache
     def version() -> tuple[AdapterManifest, Adapter]:
@@ -109,7 +109,7 @@ def _bring(
 
 
 def _under_way(registry: AdapterRegistry, name: str) -> set[str | None]:
-    """Versions of rounds that are not over, and that no operator has overruled: they may yet be live."""
+    """Return the versions of rounds that are not over and that no operator has overruled: they may become live."""
     return {
         str(AdapterRef(name, record.version))
         for record in registry.rounds.all(name)

@@ -1,4 +1,4 @@
-"""A version's way to the users: shadow it at every site, let a quorum judge it, promote or discard it."""
+"""`Rollout`: shadow a version at every site, count the verdicts, promote or discard it."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -7,20 +7,20 @@ from typing import Any
 from server import dialogues
 from server.exchange import Exchange
 from server.waves import Waves, went_back
-from strategies.base import Adapter
-from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.messages import Hello, ShadowReport, ShadowState
+from strategies.adapter import Adapter
+from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
+from umbel.messages import Hello, ShadowReport
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the sites made of a shadow."""
+    """The sites' verdicts on a shadow."""
 
     accepted: bool
-    """By at least a quorum of sites."""
+    """True when at least a quorum of sites accepted it."""
     reports: dict[str, ShadowReport]
     reasons: dict[str, str]
-    """Site → its verdict in words, or why it gave none; "*" for the whole."""
+    """Site → its verdict in words, or the reason why it gave none; "*" for all together."""
 
     @property
     def in_favour(self) -> set[str]:
@@ -29,30 +29,30 @@ class Judgement:
 
     @property
     def answering(self) -> set[str]:
-        """The sites at which it has answered users, before an interruption."""
-        lived = (ShadowState.LIVE, ShadowState.RETIRED)
+        """The sites where it was live before an interruption."""
+        lived = (Lifecycle.LIVE, Lifecycle.RETIRED)
         return {site for site, report in self.reports.items() if report.state in lived}
 
 
 @dataclass
 class Promotion:
-    """How far a version went."""
+    """The progress of a promotion."""
 
     sites: dict[str, ShadowReport] = field(default_factory=dict)
-    """Those at which it answers users, or did."""
+    """Sites where the version is live, or was."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Site in favour → why it was not promoted there."""
+    """Site in favour → reason why the version was not promoted there."""
     went_back: dict[str, str] = field(default_factory=dict)
-    """Site → how it left the version, by itself."""
+    """Site that rolled itself back → its words."""
     stopped: str = ""
-    """Why it must not go on, and is to be taken back; empty for a promotion that is complete."""
+    """Reason why the promotion is stopped and rolled back everywhere; empty for one that is complete."""
 
 
 class Rollout:
     """Rolls versions out over an Exchange. `quorum` sites have to accept; each step may take `grace_s` seconds.
 
-    A verdict that a quorum has reached waits for those of the other sites only until `straggler_s` have passed. What
-    travels is signed by `sign`: it is not, to the letter, the manifest that was published.
+    Once a quorum has accepted, the other sites' verdicts are waited for only until `straggler_s` seconds have passed.
+    `sign` signs the manifest that a site gets, which differs from the published one (see `at_rank`).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Rollout:
         self._grace_s = grace_s
 
     def shadow(self, manifest: AdapterManifest, blob: bytes) -> Judgement:
-        """Load a version beside the live one at every site, as far as its rank goes, and ask each for its verdict."""
+        """Load a version beside the live one at every site, at the rank it can hold, and ask each for its verdict."""
         version = Adapter.of(blob, manifest.base)
         in_time = self._exchange.clock() + self._straggler_s
         own = manifest.joined_rank - manifest.rank  # a site serves both as one adapter
@@ -104,10 +104,10 @@ class Rollout:
         overruled: Callable[[], str] = lambda: "",
         tell: Callable[..., None] = lambda event, **fields: None,
     ) -> Promotion:
-        """Make it live where it was accepted, wave by wave; a site that judged otherwise keeps what it serves.
+        """Make a version live at the sites that accepted it, wave by wave; the other sites keep their live version.
 
-        It stops when too many sites go back by themselves, and when `overruled` says why it must. After a restart the
-        waves are the same, and one after which another had begun is not watched again.
+        The promotion stops when too many sites roll themselves back, or when `overruled` returns a reason. After a
+        restart the waves are the same, and a wave is not watched again if the next one had begun.
         """
         waves = self._waves.of(judgement.in_favour, ref)
         promotion = Promotion()
@@ -137,7 +137,7 @@ class Rollout:
         return promotion
 
     def _watch(self, ref: AdapterRef, promotion: Promotion, sites: set[str]) -> None:
-        """Ask the sites of the waves so far how they stand."""
+        """Ask the sites of the waves so far which version is live, and stop when too many have rolled back."""
         asked = self._exchange.converse(
             lambda _: dialogues.hello(), self._deadline(), group=f"watch {ref}",
             sites=sites & self._exchange.roster.sites.keys(),
@@ -149,9 +149,9 @@ class Rollout:
             promotion.stopped = f"{failed} of {of} sites it was promoted at went back from it by themselves"
 
     def discard(self, ref: AdapterRef, sites: Collection[str], *, answering: Collection[str] = ()) -> None:
-        """Unload it at the sites that are online; what a site that is away still holds goes with its next shadow.
+        """Unload a version at the sites that are online; a site that is away unloads it with its next shadow.
 
-        At those where it may be `answering` users, what was there before answers again.
+        Sites where it may be `answering` users are rolled back to the version before it.
         """
 
         def begin(hello: Hello) -> dialogues.Dialogue[Any, ShadowReport]:
@@ -171,17 +171,17 @@ class Rollout:
 
 
 def at_rank(manifest: AdapterManifest, version: Adapter, rank: int) -> tuple[AdapterManifest, bytes]:
-    """What a site that has room for `rank` gets of a version: the best approximation, and a manifest that says so."""
-    received = version.at_rank(max(1, rank))  # a site without any room says so itself
-    changes: dict[str, object] = {"site_metrics": {}, "counts": {}}  # what a site measured is for the centre only
+    """Return the manifest and bytes for a site that can hold `rank`: the best approximation, if the rank is smaller."""
+    received = version.at_rank(max(1, rank))  # a site that can hold no rank refuses by itself
+    changes: dict[str, object] = {"site_metrics": {}, "counts": {}}  # a site's measurements are for the centre only
     if received is not version:
         changes |= {"digest": received.digest, "rank": received.rank, "truncation_of": manifest.digest}
     return manifest.model_copy(update=changes), received.blob
 
 
 def accepts(report: ShadowReport) -> bool:
-    """Whether a site is in favour; one where the version is live already has been."""
-    return report.state is ShadowState.LIVE or (report.verdict is not None and report.verdict.accepted)
+    """Tell whether a site is in favour; a site where the version is live already has been."""
+    return report.state is Lifecycle.LIVE or (report.verdict is not None and report.verdict.accepted)
 
 
 def _in_words(report: ShadowReport) -> str:

@@ -1,4 +1,4 @@
-"""Which SuperNode speaks for which site.
+"""`Roster`: the sites that take part, and the SuperNode that speaks for each.
 
 A site is known by the name in its hello: without node authentication a SuperNode's id changes with every restart.
 """
@@ -18,25 +18,25 @@ from umbel.messages import Failure, Hello
 log = logging.getLogger("umbel")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_AGAIN_S = 2.0
-_AT_MOST_S = 15.0
-"""Between two hellos to a node whose site does not answer yet; doubled each time up to this."""
+_FIRST_PAUSE_S = 2.0
+_LONGEST_PAUSE_S = 15.0
+"""Seconds between two hellos to a node whose site does not answer yet: doubled each time, up to the longest."""
 
 
 @dataclass
 class _Node:
     asked: bool = False
     answered: bool = False
-    """Whether it has said anything yet, be it that its site does not answer."""
+    """True once the node has answered anything, even that its site does not answer."""
     due: float = 0.0
-    pause: float = _AGAIN_S
+    pause: float = _FIRST_PAUSE_S
     hello: Hello | None = None
     trouble: str = ""
-    """Why its site is not known yet, or may not take part."""
+    """Reason why the node's site is not known yet, or may not take part."""
 
 
 class Roster:
-    """Who is there, and may take part. `clock` is in seconds."""
+    """Keeps the nodes that are online, and the sites they speak for. `clock` is in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -45,7 +45,7 @@ class Roster:
         self._admit: Callable[[Hello], None] = lambda hello: None
 
     def require(self, admit: Callable[[Hello], None]) -> None:
-        """Hold every site, also those already known, to `admit`, which raises UmbelError for one that is refused."""
+        """Check every site, also those already known, with `admit`, which raises UmbelError to refuse one."""
         self._admit = admit
         for node in self._nodes.values():
             if node.hello is not None:
@@ -59,7 +59,7 @@ class Roster:
 
     @property
     def troubles(self) -> dict[str, str]:
-        """Site (or node, while its site is not known) → why it does not take part."""
+        """Site (or node, while its site is not known) → reason why it does not take part."""
         return {
             node.hello.site if node.hello else f"node {node_id}": node.trouble
             for node_id, node in self._nodes.items()
@@ -68,15 +68,15 @@ class Roster:
 
     @property
     def settled(self) -> bool:
-        """Whether every node that is online has said something; False while there is none."""
+        """True when every node that is online has answered something; False while there is none."""
         return bool(self._nodes) and all(node.answered for node in self._nodes.values())
 
     def node_of(self, site: str) -> int | None:
-        """The node that speaks for a site now; None while it is away."""
+        """Return the node that speaks for a site; None while the site is away."""
         return self._holders.get(site)
 
     def see(self, online: Collection[int]) -> list[Letter]:
-        """Take note of the nodes that are online; returns the hellos to send."""
+        """Take note of the nodes that are online; return the hellos to send."""
         for gone in self._nodes.keys() - set(online):
             del self._nodes[gone]
         for node_id in online:
@@ -90,12 +90,12 @@ class Roster:
         return letters
 
     def hear(self, node_id: int, answer: Answer) -> None:
-        """Take note of what a node answered to its hello."""
+        """Take note of a node's answer to its hello."""
         node = self._nodes.get(node_id)
         if node is None:
             return
         node.asked, node.answered = False, True
-        node.due, node.pause = self._clock() + node.pause, min(2 * node.pause, _AT_MOST_S)
+        node.due, node.pause = self._clock() + node.pause, min(2 * node.pause, _LONGEST_PAUSE_S)
         heard = _hello(answer)
         before, node.trouble = node.trouble, heard if isinstance(heard, str) else self._refusal(heard)
         if node.trouble and node.trouble != before:
@@ -119,7 +119,7 @@ class Roster:
         return ""
 
     def _assign(self) -> None:
-        """Who is online keeps its name; a name that is free goes to the newest node that claims it."""
+        """Keep each online node's site name; give a free name to the newest node that claims it."""
         self._holders = {site: node for site, node in self._holders.items() if node in self._nodes}
         for node_id, node in reversed(self._nodes.items()):
             if node.hello is not None:
@@ -127,7 +127,7 @@ class Roster:
 
 
 def _hello(answer: Answer) -> Hello | str:
-    """The hello in an answer, or what is wrong with it."""
+    """Return the hello in an answer, or the fault of the answer in words."""
     if isinstance(answer, Lost | Broken):
         return answer.reason
     try:

@@ -1,4 +1,4 @@
-"""The training of a round: each site trains at the rank it can hold, and its update is folded in once it is there."""
+"""`Training`: trains a round at the sites, each at the rank it can hold, and folds updates in as they arrive."""
 
 import shutil
 from collections.abc import Callable
@@ -11,17 +11,18 @@ from server.dialogues import Dialogue
 from server.exchange import Exchange
 from server.orders import Orders
 from server.registry.registry import AdapterRegistry
-from strategies.base import REMEMBERED, Adapter, Aggregate, Fold, LoraStrategy
+from strategies.adapter import Adapter, Aggregate
+from strategies.strategy import MAX_EARLIER_PARENTS, Fold, LoraStrategy
 from umbel.adapter import AdapterManifest
 from umbel.messages import Hello, RoundOrder, RoundReport
 
-Told = Callable[[str, RoundReport, int], None]
-"""Hears of each update that is in: site, report, staleness."""
+OnUpdate = Callable[[str, RoundReport, int], None]
+"""Called for each update that is folded in, with site, report and staleness."""
 
 
 @dataclass(frozen=True)
 class _Given:
-    """A round that a site was given to train, and the version that it trains from, at whatever rank."""
+    """A round that a site was given to train, and the version it trains from (perhaps at a smaller rank)."""
 
     order: RoundOrder
     version: AdapterManifest
@@ -29,23 +30,24 @@ class _Given:
 
 @dataclass
 class RoundResult:
-    """What came of a round's training."""
+    """The result of a round's training."""
 
     aggregate: Aggregate
     admitted: int = 0
     """Sites whose updates passed every check; a robust rule may still have left some of them out."""
     parents: tuple[str, ...] = ()
-    """Digests of the versions that the sites in the aggregate trained from; this round's own is the first."""
+    """Digests of the versions that the sites in the aggregate trained from; this round's parent is the first."""
     left_out: dict[str, str] = field(default_factory=dict)
     reports: dict[str, RoundReport] = field(default_factory=dict)
-    """Of the sites whose updates came."""
+    """Site → report, for each site whose update came."""
     staleness: dict[str, int] = field(default_factory=dict)
-    """Of the same sites: versions promoted since the one they trained from."""
+    """Site → number of versions promoted since the one it trained from, for each site whose update came."""
     folding_s: float = 0.0
+    """Seconds spent on folding updates in."""
 
     @property
     def sites(self) -> list[str]:
-        """Those with a share in the aggregate, in order."""
+        """Sites with a share in the aggregate, in order of their names."""
         return sorted(site for site, weight in self.aggregate.weights.items() if weight)
 
 
@@ -53,7 +55,7 @@ class Training:
     """Trains rounds at the sites of an exchange, over a registry's versions.
 
     In a `buffered` run a late update is taken into the next round and weighs less, as in FedBuff (arXiv 2106.06639);
-    its site gets no new round before. Otherwise it is dropped. Who is late is forgotten with the process.
+    its site gets no new round before. Otherwise it is dropped. A restarted process does not know of late updates.
     """
 
     def __init__(
@@ -63,28 +65,30 @@ class Training:
         exchange: Exchange,
         orders: Orders,
         strategy: LoraStrategy,
-        told: Told,
+        on_update: OnUpdate,
     ) -> None:
         self._config = config
         self._registry = registry
         self._exchange = exchange
         self._orders = orders
         self._strategy = strategy
-        self._told = told
+        self._on_update = on_update
         self._late: dict[str, _Given] = {}
         self._given: dict[str, _Given] = {}
-        """What sites work on in this round."""
+        """Site → the round it works on, in this round."""
         self._heads: list[str] = []
         """Digests of the versions that rounds trained from, in order."""
 
     def run(self, number: int, head: AdapterManifest) -> RoundResult:
-        """One round from `head`: over when every site has answered, or a quorum has and the others had their time.
+        """Train one round from `head`, until every site has answered, or a quorum has and the others had their time.
 
-        Updates are folded in one by one; the peak of memory does not depend on the number of sites.
+        Updates are folded in one by one; peak memory does not depend on the number of sites.
         """
         if head.digest not in self._heads:
             self._heads.append(head.digest)
-        self._late = {site: given for site, given in self._late.items() if self._staleness(given) <= REMEMBERED}
+        self._late = {
+            site: given for site, given in self._late.items() if self._staleness(given) <= MAX_EARLIER_PARENTS
+        }
         parent = Adapter.of(self._registry.read(head.ref)[0], head.base)
         spool = self._empty_spool()
         fold = self._strategy.begin(parent, spool, len(self._exchange.roster.sites))
@@ -102,7 +106,7 @@ class Training:
     def _collect(
         self, number: int, head: AdapterManifest, parent: Adapter, fold: Fold, result: RoundResult
     ) -> None:  # fmt: skip
-        """Talk to the sites; the fold takes in what they send."""
+        """Talk to the sites, and fold in their updates."""
         config, clock = self._config, self._exchange.clock
         self._given = {}
         started = clock()
@@ -124,7 +128,7 @@ class Training:
     def _train(
         self, hello: Hello, number: int, head: AdapterManifest, parent: Adapter, fold: Fold, result: RoundResult
     ) -> Dialogue[RoundReport, None]:
-        """One site's part in the round. What it sends is kept nowhere but in the fold."""
+        """Train at one site; its update is kept nowhere but in the fold."""
         site, name = hello.site, self._config.adapter
         given = self._late.get(site)
         if given is None:
@@ -137,7 +141,7 @@ class Training:
         fold.add(update, staleness)
         result.folding_s += self._exchange.clock() - began
         result.reports[site], result.staleness[site] = update.report, staleness
-        self._told(site, update.report, staleness)
+        self._on_update(site, update.report, staleness)
 
     def _order(self, hello: Hello, number: int, head: AdapterManifest, parent: Adapter) -> RoundOrder:
         plan = self._strategy.plan(self._config.plan, number, hello.max_lora_rank)
@@ -148,11 +152,11 @@ class Training:
         return self._orders.complete(order)
 
     def _staleness(self, given: _Given) -> int:
-        """Versions that were promoted since the one it trains from."""
+        """Count the versions that were promoted since the one it trains from."""
         return len(self._heads) - 1 - self._heads.index(given.version.digest)
 
     def _empty_spool(self) -> Path:
-        """Where a fold may put what has to wait; what a killed process left there goes."""
+        """Return an empty folder where a fold may put updates that have to wait."""
         spool = self._registry.root / ".spool"
         shutil.rmtree(spool, ignore_errors=True)
         spool.mkdir(parents=True)

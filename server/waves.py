@@ -1,4 +1,4 @@
-"""A promotion in waves: a few sites first, watched for a while, then more. Which ones, and when it was too much."""
+"""`Waves`: a promotion in waves; a few sites first, watched for a while, then more."""
 
 import hashlib
 import itertools
@@ -15,14 +15,14 @@ _SHARE = re.compile(r"\d*\.?\d+")
 
 @dataclass(frozen=True)
 class Waves:
-    """How a version goes to the sites in favour of it."""
+    """The waves in which a version goes to the sites in favour of it."""
 
     shares: tuple[float, ...] = (1.0,)
-    """Of those sites, after each wave; rising, the last one is 1."""
+    """Share of those sites that have the version after each wave; rising, the last one is 1."""
     pause_s: float = 0.0
-    """How long a wave is watched before the next one."""
+    """Seconds that a wave is watched before the next one."""
     failures: float = 0.0
-    """Share of the sites so far that may go back by themselves without stopping it."""
+    """Share of the sites so far that may roll themselves back without stopping the promotion."""
 
     @staticmethod
     def parse(shares: str) -> tuple[float, ...]:
@@ -34,25 +34,25 @@ class Waves:
 
     @property
     def watched(self) -> bool:
-        """Whether anything is asked between waves; a promotion of all at once, without a pause, is not."""
+        """True when sites are asked between waves; a promotion of all at once, without a pause, asks nothing."""
         return len(self.shares) > 1 or self.pause_s > 0
 
     def of(self, sites: Collection[str], ref: AdapterRef) -> list[list[str]]:
-        """The sites of each wave; none is empty.
+        """Return the sites of each wave; no wave is empty.
 
-        The order is the same after a restart, and another one for each version: nobody is always first.
+        The order is the same after a restart and differs between versions, so that no site is always first.
         """
         ordered = sorted(sites, key=lambda site: hashlib.sha256(f"{ref} {site}".encode()).digest())
         ends = [math.ceil(round(share * len(ordered), 9)) for share in self.shares]
         return [ordered[start:end] for start, end in itertools.pairwise((0, *ends)) if end > start]
 
     def too_many(self, failed: int, sites: int) -> bool:
-        """Whether so many of the sites so far may not go back by themselves."""
+        """Tell whether `failed` of the sites so far are more than may roll themselves back."""
         return failed > self.failures * sites
 
 
 def went_back(hello: Hello, ref: AdapterRef, *, promoted: bool) -> str:
-    """How a site left a version that it had been given, by itself; empty where it did not."""
+    """Say how a site rolled itself back from a version that it had been given; empty where it did not."""
     live = hello.live.get(ref.name)
     if str(ref) in hello.refused.get(ref.name, ()) or (promoted and live != str(ref)):
         return f"went back from {ref} by itself, to {live or 'the base'}"

@@ -1,4 +1,6 @@
-"""Where an adapter's aliases point, and every move there ever was: one line per move, each sealed on the one before.
+"""`AliasLog`: every move of an adapter's aliases, one line each; `Aliases`: where they point and how they may move.
+
+Each line is sealed on the one before, so that a change to the file is noticed.
 
 <root>/<name>/aliases.jsonl   {"at": …, "to": {"head": 3, "live": 3}, "who": …, "why": …, "run_id": …, "seal": sha256}
 """
@@ -11,18 +13,22 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from umbel.errors import RegistryError
+from server.registry.round_log import RoundLog, now
+from umbel.adapter import AdapterRef, check_name
+from umbel.errors import AdapterError, RegistryError
+from umbel.faults import Point, reach
 
 HEAD, LIVE, SHADOW, PREVIOUS = "head", "live", "shadow", "previous"
-"""What training continues from; what the federation last let answer users; what it judges; what was live before.
+"""`head`: training continues from it. `live`: the federation last promoted it. `shadow`: it is being judged.
+`previous`: it was live before.
 
-The log holds moves of the first two and of aliases of the operator's own; the others follow from rounds and moves.
+The log holds the moves of the first two and of the operator's own aliases; the others follow from rounds and moves.
 """
 _SEALED = re.compile(rb'"seal":"[0-9a-f]{64}"}')
 
 
 class Move(BaseModel):
-    """Aliases that moved together."""
+    """One line of the log: aliases that moved together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,20 +44,20 @@ class Move(BaseModel):
     """sha256 over the seal of the line before and this line without its own."""
 
     def sealed(self, before: str) -> "Move":
-        """The move as the line that follows the one with the seal `before`."""
+        """Return the move with its seal, as the line that follows the one with the seal `before`."""
         bare = self.model_copy(update={"seal": ""})
         seal = hashlib.sha256((before + bare.model_dump_json()).encode()).hexdigest()
         return bare.model_copy(update={"seal": seal})
 
 
 class AliasLog:
-    """The moves of one adapter's aliases, oldest first. Appending needs the registry's lock, reading does not."""
+    """The moves of one adapter, oldest first. Appending needs the registry's transaction, reading does not."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def moves(self) -> list[Move]:
-        """Every move; raise RegistryError, naming the line, when one was changed or lost."""
+        """Return every move; raise RegistryError, naming the line, when one was changed or lost."""
         found: list[Move] = []
         for number, line in enumerate(self._lines(), start=1):
             before = found[-1].seal if found else ""
@@ -75,12 +81,12 @@ class AliasLog:
         return {alias: version for alias, version in where.items() if version is not None}
 
     def previous(self) -> int | None:
-        """What `live` pointed to before it came to where it is; None before its second version."""
+        """Return the version that `live` pointed to before; None before its second version."""
         lived = [version for move in self.moves() if (version := move.to.get(LIVE)) is not None]
         return next((version for version in reversed(lived) if version != lived[-1]), None)
 
     def overruling(self, expected: Mapping[str, int], ours: int | None) -> str:
-        """Who moved an alias from its `expected` version, but to `ours`, and why; empty when nobody did."""
+        """Say who moved an alias from its `expected` version, other than to `ours`, and why; empty when nobody did."""
         where = self.aliases()
         moved = [alias for alias, version in expected.items() if where.get(alias) not in (version, ours)]
         if not moved:
@@ -90,7 +96,7 @@ class AliasLog:
         return f"{last.who or 'an operator'} moved {to} meanwhile: {last.why or 'no reason given'}"
 
     def append(self, move: Move) -> None:
-        """Add a move, on disk when this returns. What a killed writer left of a line is cut off first."""
+        """Add a move, on disk when this returns. An unfinished line of a killed writer is cut off first."""
         moves = self.moves()
         line = move.sealed(moves[-1].seal if moves else "").model_dump_json().encode() + b"\n"
         kept = b"".join(one + b"\n" for one in self._lines())
@@ -103,6 +109,63 @@ class AliasLog:
             os.fsync(file.fileno())
 
     def _lines(self) -> list[bytes]:
-        """The lines that were written whole: all, but a last one that a kill cut short before its seal."""
+        """Return the lines that were written whole: all but a last one that a kill cut short before its seal."""
         *lines, last = self.path.read_bytes().split(b"\n") if self.path.is_file() else [b""]
         return [*lines, last] if _SEALED.search(last) else lines
+
+
+class Aliases:
+    """The aliases of the adapter `name`. Moving them needs the registry's transaction, reading does not."""
+
+    def __init__(self, name: str, log: AliasLog, rounds: RoundLog) -> None:
+        self._name = name
+        self._log = log
+        self._rounds = rounds
+
+    def stored(self) -> dict[str, AdapterRef]:
+        """`head`, `live` once a version was promoted, and the operator's own."""
+        return {alias: AdapterRef(self._name, version) for alias, version in self._log.aliases().items()}
+
+    def all(self) -> dict[str, AdapterRef]:
+        """The stored aliases, and those that follow: `previous`, and `shadow` while a version is being judged."""
+        found = self.stored()
+        previous = self.previous()
+        if previous is not None:
+            found[PREVIOUS] = previous
+        judged = [record.version for record in self._rounds.all(self._name) if not record.state.final]
+        found.update((SHADOW, AdapterRef(self._name, version)) for version in judged if version is not None)
+        return found
+
+    def previous(self) -> AdapterRef | None:
+        """The version that `live` pointed to before; None before its second version."""
+        version = self._log.previous()
+        return None if version is None else AdapterRef(self._name, version)
+
+    def history(self, alias: str) -> list[tuple[AdapterRef, str, str]]:
+        """(version, run id, ISO time) of every move of an alias, oldest first."""
+        moves = [(move, move.to.get(alias)) for move in self._log.moves()]
+        return [
+            (AdapterRef(self._name, version), move.run_id, move.at) for move, version in moves if version is not None
+        ]
+
+    def overruled(self, round: int) -> str:
+        """Say which operator moved `head` or `live` since a round began, and why; empty when nobody did."""
+        record = self._rounds.find(self._name, round)
+        expected = self._rounds.expected(self._name, round)
+        return self._log.overruling(expected, record.version if record else None)
+
+    def move(self, to: Mapping[str, int | None], *, who: str, why: str, run_id: str = "") -> None:
+        """Move aliases together; a move that was made before an interruption is not made again."""
+        where = self._log.aliases()
+        if any(where.get(alias) != version for alias, version in to.items()):
+            self._log.append(Move(at=now(), to=dict(to), who=who, why=why, run_id=run_id))
+            reach(Point.ALIASES_MOVED)
+
+
+def check_alias(alias: str) -> None:
+    """Raise RegistryError for an alias that follows by itself, AdapterError for a word that cannot be one."""
+    if alias in (SHADOW, PREVIOUS):
+        raise RegistryError(f"{alias} cannot be moved: it follows from the rounds and from where live was")
+    if re.fullmatch(r"v\d+", alias):
+        raise AdapterError(f"{alias!r} cannot be an alias: it is the name of a version")
+    check_name(alias)

@@ -1,4 +1,4 @@
-"""The weights of all versions, each under its sha256, wherever fsspec reaches: a directory, `s3://…`, `gs://…`."""
+"""`BlobStore`: the weights of all versions, each under its sha256, in a directory or at any fsspec URL (`s3://…`)."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ class BlobStore:
     """Immutable bytes as `<url>/<sha256>`.
 
     Credentials and endpoints come from the environment, as each fsspec file system documents (for `s3://` boto's
-    variables, such as AWS_ENDPOINT_URL). Raises RegistryError for a URL of which nothing is known or installed.
+    variables, such as AWS_ENDPOINT_URL). Raises RegistryError for a URL whose file system is unknown or not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -26,11 +26,11 @@ class BlobStore:
             raise RegistryError(f"{url}: not a place for weights ({error}); for s3:// install umbel[s3]") from error
 
     def put(self, content: bytes) -> str:
-        """Store bytes, whole or not at all, and return their sha256. What is there already is written anew."""
+        """Store bytes, whole or not at all, and return their sha256. Bytes that are there already are written again."""
         digest = peft_dir.digest(content)
         local = self.path(digest)
         if local is None:
-            self._files.pipe_file(self._key(digest), content)  # an object store shows an object when it is whole
+            self._files.pipe_file(self._key(digest), content)  # an object store never shows half an object
         else:
             local.parent.mkdir(parents=True, exist_ok=True)
             peft_dir.replace_durably(local, content)
@@ -38,7 +38,7 @@ class BlobStore:
         return digest
 
     def get(self, digest: str) -> bytes:
-        """The bytes; raise RegistryError when they are missing or not those of their name."""
+        """Return the bytes; raise RegistryError when they are missing or have another sha256."""
         try:
             content: bytes = self._files.cat_file(self._key(digest))
         except FileNotFoundError as error:
@@ -51,36 +51,36 @@ class BlobStore:
         return content
 
     def digests(self) -> Iterator[str]:
-        """Every name under which something lies there, half-written ones of killed writers included."""
+        """Yield every name in the store, half-written files of killed writers included."""
         self._files.invalidate_cache()
         for key in self._files.find(self._root):
             yield str(key).rsplit("/", 1)[-1]
 
     def remove(self, digest: str) -> int:
-        """Delete what lies under a name; the number of bytes it had."""
+        """Delete a blob; return the number of bytes it had."""
         size = int(self._files.size(self._key(digest)))
         self._files.rm_file(self._key(digest))
         return size
 
     def bytes_here(self) -> int | None:
-        """How much lies on this machine's disk; None for an object store."""
+        """Return the bytes that the store takes on this machine's disk; None for an object store."""
         folder = self.path("")
         if folder is None:
             return None
         total = 0
         for file in folder.glob("*"):
-            with contextlib.suppress(FileNotFoundError):  # gc may run beside
+            with contextlib.suppress(FileNotFoundError):  # gc may remove files meanwhile
                 total += file.stat().st_size
         return total
 
     def path(self, digest: str) -> Path | None:
-        """Where a blob lies on this machine; None for one that lies elsewhere."""
+        """Return a blob's path on this machine; None in an object store."""
         protocols = self._files.protocol
         local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
         return Path(self._key(digest)) if local else None
 
     def where(self, digest: str) -> str:
-        """What a message calls a blob."""
+        """Return a blob's path or URL, for messages."""
         return str(self.path(digest) or f"{self.url.rstrip('/')}/{digest}")
 
     def _key(self, digest: str) -> str:

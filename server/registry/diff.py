@@ -1,4 +1,4 @@
-"""What is different between two versions: their manifests, and how far apart their updates of the base are."""
+"""Compare two versions: the fields of their manifests, and the distance of their updates of the base."""
 
 import math
 from dataclasses import dataclass
@@ -15,20 +15,23 @@ Factor = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """Old against new."""
+    """The difference of two versions, `old` and `new`."""
 
     fields: dict[str, tuple[Any, Any]]
     """Field of the manifest → (old, new), for those that differ."""
     modules: dict[str, float]
     """Module → ‖BA − B'A'‖ / max(‖BA‖, ‖B'A'‖), Frobenius; 0 where both are zero, 1 where only one has the module."""
     distance: float
-    """The same over all modules."""
+    """The same norm ratio over all modules together."""
     cosine: float
-    """Between the two updates as vectors; 0 when either is zero."""
+    """Cosine between the two updates as vectors; 0 when either is zero."""
 
 
 def compare(old: tuple[bytes, AdapterManifest], new: tuple[bytes, AdapterManifest]) -> Difference:
-    """Compare two versions (safetensors bytes and manifest); factors of any ranks, in whatever gauge."""
+    """Compare two versions (safetensors bytes and manifest).
+
+    The factors may differ in rank and in gauge (B M, M⁻¹ A is the same update as B A).
+    """
     before, after = old[1].model_dump(mode="json"), new[1].model_dump(mode="json")
     fields = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     one, other = (peft_dir.factors(peft_dir.decode(blob)) for blob, _ in (old, new))
@@ -56,6 +59,6 @@ def _inner(a: Factor, b: Factor, a2: Factor, b2: Factor) -> float:
 
 
 def _distance(xx: float, yy: float, xy: float) -> float:
-    """Relative to the larger; differences below 1e-7 drown in the rounding of the three products."""
+    """Return the distance relative to the larger norm; below 1e-7 it is rounding of the three products."""
     larger = max(xx, yy)
     return math.sqrt(max(0.0, xx + yy - 2 * xy) / larger) if larger else 0.0

@@ -1,4 +1,7 @@
-"""What happened, one line per event: for people through logging, for programs in `<registry>/events.jsonl`."""
+"""The events of a registry, one line each: for people through logging, for programs in `<registry>/events.jsonl`.
+
+`Events` writes the file, `EventReader` reads it, `EventTail` keeps the figures that are scraped.
+"""
 
 import json
 import logging
@@ -11,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+EVENTS = "events.jsonl"
+"""Name of the file, in the registry's directory."""
+
 log = logging.getLogger("umbel")
 
 
 class Events:
-    """Appends events; each is `{"event": "round.trained", "at": unix seconds, **fields}`."""
+    """Appends events; each is `{"event": "round.trained", "at": unix seconds, "adapter": "support", **fields}`."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -48,20 +54,20 @@ ENDS = {"round.promoted", "round.rejected", "round.failed"}
 
 @dataclass
 class LastRound:
-    """One adapter's, as far as its events go."""
+    """The last round of one adapter, as its events tell it."""
 
     number: int = 0
     ended_at: float | None = None
-    """Unix time at which one last ended."""
+    """Unix time at which a round last ended."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Part → seconds, of the last that ended."""
+    """Part of the round ("train", "transfer" …) → seconds it took in the last round that ended."""
     admitted: int = 0
-    """Sites in its version; of a failed round none."""
+    """Number of sites in the round's version; 0 after a failed round."""
     left_out: int = 0
     trained: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Site → loss summed over its tokens (nats), and the tokens."""
     probes: dict[str, dict[str, tuple[float, int]]] = field(default_factory=dict)
-    """Site → role → the same, held out."""
+    """Site → role → held-out loss summed over tokens (nats), and the tokens."""
     admitted_at: dict[str, float] = field(default_factory=dict)
     """Site → Unix time at which it was last part of a version."""
 
@@ -78,7 +84,7 @@ class LastRound:
         return {role: mean for role, mean in means.items() if mean is not None}
 
     def take(self, event: dict[str, Any]) -> None:
-        """Go on with the adapter's next event."""
+        """Update the figures with the adapter's next event."""
         kind = event["event"]
         if kind == "round.started" and event["round"] != self.number:
             self.number, self.trained, self.probes = event["round"], {}, {}
@@ -97,43 +103,51 @@ class LastRound:
                 self.admitted, self.left_out = 0, _sites(event.get("reasons", {}))
 
 
-class EventTail:
-    """Follows one events.jsonl; each line is read once."""
+class EventReader:
+    """Reads one events.jsonl and remembers its place, so that each line is returned once.
 
-    def __init__(self, path: Path) -> None:
+    A line that is still being written is left for the next call, and a line that a kill cut short is skipped.
+    `on_new_file` is called when the file turns out to be another one than before, or is gone.
+
+    >>> reader = EventReader(registry.root / EVENTS)
+    >>> earlier = reader.read()  # everything so far
+    >>> added = reader.read()  # only what was appended since
+    """
+
+    def __init__(self, path: Path, *, on_new_file: Callable[[], None] = lambda: None) -> None:
         self._path = path
+        self._on_new_file = on_new_file
         self._inode = -1
-        self._begin_anew()
+        self._offset = 0
+        """Bytes of the file that were read."""
 
-    def catch_up(self) -> None:
-        """Read what was added; everything, where the file is another one than before."""
+    def read(self) -> list[dict[str, Any]]:
+        """Return the events that were added since the last call; all of them the first time."""
+        return list(self._added())
+
+    def _added(self) -> Iterator[dict[str, Any]]:
         if not self._path.is_file():
-            return self._begin_anew()
+            self._start_over()
+            return
         with self._path.open("rb") as file:
             found = os.fstat(file.fileno())
             if found.st_ino != self._inode or found.st_size < self._offset:
-                self._begin_anew()
+                self._start_over()
             self._inode = found.st_ino
             file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):  # it is being written
                     break
                 self._offset += len(line)
-                for event in _event(line):
-                    self.counts[event["event"]] += 1
-                    self.last.setdefault(event["adapter"], LastRound()).take(event)
-        return None
+                yield from _event(line)
 
-    def _begin_anew(self) -> None:
+    def _start_over(self) -> None:
         self._offset = 0
-        self.counts: Counter[str] = Counter()
-        """Event → how often."""
-        self.last: dict[str, LastRound] = {}
-        """Adapter → its last round."""
+        self._on_new_file()
 
 
 def _event(line: bytes) -> Iterator[dict[str, Any]]:
-    """The event of a line; nothing for one that a killed writer left broken."""
+    """Yield the event of a line; nothing for a line that a killed writer left broken."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -142,8 +156,29 @@ def _event(line: bytes) -> Iterator[dict[str, Any]]:
         yield event
 
 
+class EventTail:
+    """Counts the events of one events.jsonl and keeps each adapter's last round."""
+
+    def __init__(self, path: Path) -> None:
+        self.counts: Counter[str] = Counter()
+        """Kind of event → how often it was read."""
+        self.last: dict[str, LastRound] = {}
+        """Adapter → its last round."""
+        self._reader = EventReader(path, on_new_file=self._forget)
+
+    def catch_up(self) -> None:
+        """Take in the events that were added since the last call; start over where the file is another one."""
+        for event in self._reader.read():
+            self.counts[event["event"]] += 1
+            self.last.setdefault(event["adapter"], LastRound()).take(event)
+
+    def _forget(self) -> None:
+        self.counts.clear()
+        self.last.clear()
+
+
 def _sites(reasons: dict[str, str]) -> int:
-    """How many sites reasons are given for; "*" is the round as a whole."""
+    """Count the sites that reasons are given for; "*" is the round as a whole."""
     return len(reasons.keys() - {"*"})
 
 

@@ -1,11 +1,11 @@
-"""A version as a directory for others: what peft, SGLang and vLLM load, with a model card and the checksums."""
+"""Export a version: a directory that peft, SGLang and vLLM load, with a model card and checksums."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from server.registry.registry import AdapterRegistry
-from server.registry.version_dir import SUMS
+from server.registry.version_dir import SUMS, checksums
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import ConfigError
@@ -23,20 +23,20 @@ def export(registry: AdapterRegistry, ref: AdapterRef, into: Path, *, base: str 
     if into.exists():
         raise ConfigError(f"{into} is there already; choose a new directory")
     blob, manifest = registry.read(ref)
-    files: dict[str, bytes | Path] = {
+    files: dict[str, bytes] = {
         CARD: card(manifest, base).encode(),
         CONFIG: peft_dir.encode_config(manifest, base=base or f"sha256:{manifest.base}"),
         MANIFEST: peft_dir.encode_manifest(manifest),
         WEIGHTS: blob,
     }
-    sums = "".join(f"{peft_dir.digest(content)}  {name}\n" for name, content in files.items())  # type: ignore[arg-type]
+    sums = checksums({name: peft_dir.digest(content) for name, content in files.items()})
     into.parent.mkdir(parents=True, exist_ok=True)
     peft_dir.place(into, {**files, SUMS: sums.encode()})
     return into
 
 
 def card(manifest: AdapterManifest, base: str = "") -> str:
-    """The model card, in the form of the Hugging Face hub: metadata, what it is, how to load it, how it was made."""
+    """Return the model card in the Hugging Face hub's form: metadata, description, how to load it, how it was made."""
     name = manifest.ref.engine_name
     front = [
         *([f"base_model: {json.dumps(base)}"] if base else []),
@@ -83,7 +83,7 @@ def _facts(manifest: AdapterManifest) -> list[tuple[str, str]]:
 
 
 def _own(manifest: AdapterManifest) -> str:
-    """What of a version its sites keep to themselves; empty where that is nothing."""
+    """Describe the part of a version that stays at its sites; empty where there is none."""
     if manifest.personal is None:
         return ""
     if manifest.personal.part == "B":
@@ -97,6 +97,6 @@ def _plain(values: object) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table; what a site said of itself cannot break out of its cell."""
+    """Format a Markdown table; text from a site cannot break out of its cell."""
     cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *cells])

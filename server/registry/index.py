@@ -1,6 +1,9 @@
-"""The index of a registry: an SQLite file that holds nothing that the registry's files do not, and is made from them.
+"""`VersionIndex`: the index of a registry, an SQLite file that is rebuilt from the registry's files when it is lost.
 
-It gives one writer at a time its transaction, and is the second witness of what was published.
+It gives one writer at a time its transaction, and keeps a second copy of every manifest, against which files are
+verified. Four things are in the index only, and a rebuilt one lacks them: the runs (with their plans, by which a new
+run takes over a round in training), the `head` and `live` that a round under way began with, whether a judged version
+was being promoted or discarded (it is judged again), and reasons that no event tells.
 """
 
 import sqlite3
@@ -21,7 +24,7 @@ CREATE TABLE IF NOT EXISTS versions (
 CREATE TABLE IF NOT EXISTS damaged (path TEXT PRIMARY KEY, reason TEXT NOT NULL);
 """
 _EDITION = zlib.crc32((_SCHEMA + ROUNDS_SCHEMA).encode()) >> 1
-"""Kept in SQLite's user_version: an index of other tables, or of none, is made anew."""
+"""Kept in SQLite's user_version: an index with other tables, or with none, is rebuilt."""
 
 
 class VersionIndex:
@@ -44,7 +47,7 @@ class VersionIndex:
 
     @property
     def fresh(self) -> bool:
-        """Whether the tables have to be made before anything else."""
+        """True when the tables have to be made before anything else."""
         return bool(self.database.execute("PRAGMA user_version").fetchone()[0] != _EDITION)
 
     def names(self) -> list[str]:
@@ -57,14 +60,14 @@ class VersionIndex:
         return [AdapterManifest.model_validate_json(row[0]) for row in rows]
 
     def find(self, ref: AdapterRef) -> tuple[AdapterManifest, str] | None:
-        """A version's manifest and SHA256SUMS as they were published."""
+        """Return a version's manifest and SHA256SUMS as they were published; None for one that is not listed."""
         row = self.database.execute(
             "SELECT manifest, sums FROM versions WHERE name = ? AND version = ?", (ref.name, ref.version)
         ).fetchone()
         return None if row is None else (AdapterManifest.model_validate_json(row[0]), str(row[1]))
 
     def next_version(self, name: str) -> int:
-        """One more than the highest there is, damaged ones on disk included."""
+        """Return one more than the highest version, damaged ones on disk included."""
         highest = self.database.execute("SELECT max(version) FROM versions WHERE name = ?", (name,)).fetchone()[0]
         on_disk = (int(path.name[1:]) for path in version_dir.every(self._root, name))
         return max([-1 if highest is None else int(highest), *on_disk]) + 1
@@ -75,18 +78,18 @@ class VersionIndex:
         self.database.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", row)
 
     def unlisted(self) -> list[Path]:
-        """Directories of versions that are not listed: their writer was killed before its last step."""
+        """Return the directories of versions that are not listed, as a killed publisher leaves them."""
         rows = self.database.execute("SELECT name, version FROM versions").fetchall()
         known = {version_dir.path(self._root, AdapterRef(*row)) for row in rows}
         known |= {self._root / path for path in self.damaged()}
         return [path for path in version_dir.every(self._root) if path not in known]
 
     def damaged(self) -> dict[str, str]:
-        """Path in the registry → why the version there could not be listed when the index was made."""
+        """Path in the registry → reason why the version there could not be listed when the index was built."""
         return dict(self.database.execute("SELECT path, reason FROM damaged ORDER BY path").fetchall())
 
     def take_up(self, path: Path, lineage: str) -> None:
-        """List a version that lies there; raise RegistryError when it is damaged or of another registry."""
+        """List the version in a directory; raise RegistryError when it is damaged or of another registry."""
         manifest, sums = version_dir.read_manifest(path)
         if version_dir.path(self._root, manifest.ref) != path or manifest.lineage != lineage:
             raise RegistryError(f"{path}: holds {manifest.ref} of another registry; move it out of {self._root}")
@@ -99,7 +102,10 @@ class VersionIndex:
             )  # fmt: skip
 
     def rebuild(self, lineage: str) -> list[str]:
-        """Make the tables from the files; what could not be restored, in words. Rounds that are in the index stay."""
+        """Make the tables from the files; return a line for each thing that could not be restored.
+
+        Rounds that are in the index stay as they are.
+        """
         lost: list[str] = []
         for table in ("versions", "damaged"):
             self.database.execute(f"DROP TABLE IF EXISTS {table}")

@@ -1,4 +1,4 @@
-"""Which version came of which: as a graph, and as text."""
+"""The lineage of an adapter's versions, as a graph and as text."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from umbel.adapter import AdapterManifest, AdapterRef
 
 @dataclass(frozen=True)
 class Node:
-    """One version among its kin."""
+    """One version with its parents, aliases and state."""
 
     manifest: AdapterManifest
     parents: tuple[AdapterRef, ...]
-    """The version training started from, then those of late updates; without what is not in this registry."""
+    """The version that training started from, then those of late updates; only versions of this registry."""
     pointers: tuple[str, ...]
     state: str
-    """Of its round: `promoted`, `rejected`, `published` …; empty for the untrained adapter."""
+    """State of the version's round: `promoted`, `rejected`, `published` …; empty for the untrained adapter."""
     pruned: bool
-    """Whether its weights were removed."""
+    """True when the weights were removed."""
 
     @property
     def ref(self) -> AdapterRef:
@@ -27,7 +27,7 @@ class Node:
 
 
 def graph(registry: AdapterRegistry, name: str) -> list[Node]:
-    """An adapter's versions, oldest first."""
+    """Return an adapter's versions, oldest first."""
     pointers: defaultdict[AdapterRef, list[str]] = defaultdict(list)
     for alias, ref in registry.pointers(name).items():
         pointers[ref].append(alias)
@@ -44,7 +44,7 @@ def graph(registry: AdapterRegistry, name: str) -> list[Node]:
 
 
 def ancestry(nodes: list[Node], of: set[AdapterRef]) -> list[Node]:
-    """The versions in `of` and all they came from, oldest first."""
+    """Return the versions in `of` and all their ancestors, oldest first."""
     wanted = set(of)
     for node in reversed(nodes):
         if node.ref in wanted:
@@ -53,7 +53,7 @@ def ancestry(nodes: list[Node], of: set[AdapterRef]) -> list[Node]:
 
 
 def text(nodes: list[Node]) -> str:
-    """One line per version; what came of the same version stands below it, all but the way to `head` indented."""
+    """Format one line per version; children stand below their parent, indented unless they lead to `head`."""
     children: defaultdict[AdapterRef | None, list[Node]] = defaultdict(list)
     there = {node.ref for node in nodes}
     for node in nodes:
@@ -72,7 +72,7 @@ def text(nodes: list[Node]) -> str:
 
 
 def describe(node: Node) -> str:
-    """A version in one line: round, rule, sites with their shares, who else it came from, where it stands."""
+    """Format a version: round, strategy, sites with their shares, further parents, aliases, state."""
     manifest = node.manifest
     parts = [str(node.ref)]
     if manifest.round:

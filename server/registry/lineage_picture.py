@@ -1,4 +1,4 @@
-"""The lineage of an adapter as a picture: versions from left to right, the way to `head` straight, the rest below."""
+"""Draw the lineage of an adapter: versions from left to right, the path to `head` on one line, branches below."""
 
 from pathlib import Path
 
@@ -8,12 +8,13 @@ from umbel.adapter import AdapterRef
 from umbel.errors import ConfigError
 
 COLOURS = {"promoted": "#2a7f4f", "rejected": "#b3402a", "": "#777777"}
-"""By state of the version's round; any other is still open."""
+"""State of the version's round → colour."""
 OPEN = "#c78f1b"
+"""Colour of a version whose round is not over."""
 
 
 def draw(nodes: list[Node], into: Path) -> None:
-    """Write the picture as the format that the file's name says (.svg, .png, .pdf).
+    """Write the picture in the format of the file's suffix (.svg, .png, .pdf).
 
     Raises ConfigError where matplotlib is not installed or does not know the format.
     """
@@ -51,7 +52,7 @@ def draw(nodes: list[Node], into: Path) -> None:
 
 
 def _places(nodes: list[Node]) -> dict[AdapterRef, tuple[int, int]]:
-    """Version → (column, row): one column each; row 0 is the way to `head`, a branch has its parent's row − 1."""
+    """Version → (column, row): one column each; row 0 is the path to `head`, a branch has its parent's row − 1."""
     main = {node.ref for node in ancestry(nodes, {node.ref for node in nodes if HEAD in node.pointers})}
     places: dict[AdapterRef, tuple[int, int]] = {}
     for column, node in enumerate(nodes):

@@ -1,4 +1,4 @@
-"""What the centre tells Prometheus, made from the registry and its events: `umbel registry serve`'s GET /metrics."""
+"""`CentreCollector`: the centre's Prometheus metrics, made from the registry and its events (GET /metrics)."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +12,9 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from server.registry.events import EventTail, LastRound
+from server.registry.events import EVENTS, EventTail, LastRound
 from server.registry.registry import HEAD, LIVE, AdapterRegistry
 from server.registry.round_log import RoundState
-from server.registry.round_recovery import EVENTS
 from umbel.metrics import ONE, Metric, Totals, Values, families
 
 FINAL = tuple(state for state in RoundState if state.final)
@@ -27,20 +26,20 @@ routes = APIRouter()
 
 @routes.get("/metrics")
 def metrics(request: Request) -> Response:
-    """In the format that the scraper asks for."""
+    """Answer in the format that the scraper asks for."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(request.app.state.metrics), media_type=content_type)
 
 
 def collected(root: Path) -> CollectorRegistry:
-    """What is scraped of the registry at `root`."""
+    """Return a Prometheus registry that collects the metrics of the adapter registry at `root`."""
     registry = CollectorRegistry()
     registry.register(CentreCollector(root))
     return registry
 
 
 def _each(read: Callable[[Mapping[str, Any]], float | None]) -> Callable[[Snapshot], Values]:
-    """One value per adapter that has one."""
+    """Return a reader of one value per adapter, for adapters that have it."""
 
     def values(snapshot: Snapshot) -> Values:
         found = {(name,): read(known) for name, known in snapshot["adapters"].items()}
@@ -50,7 +49,7 @@ def _each(read: Callable[[Mapping[str, Any]], float | None]) -> Callable[[Snapsh
 
 
 def _parts(read: Callable[[Mapping[str, Any]], Mapping[str, float]]) -> Callable[[Snapshot], Values]:
-    """One value per adapter and part."""
+    """Return a reader of one value per adapter and part."""
     return lambda snapshot: {
         (name, part): value for name, known in snapshot["adapters"].items() for part, value in read(known).items()
     }
@@ -91,7 +90,7 @@ METRICS = (
 
 
 class CentreCollector(Collector):
-    """The metrics of one registry, which is opened for each scrape; of its events only new ones are read."""
+    """Collects the metrics of one registry. Each scrape opens the registry and reads only new events."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

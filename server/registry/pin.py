@@ -1,4 +1,4 @@
-"""What a registry holds fast about an adapter: the base it belongs to, its layers, its dtype and its rank."""
+"""`Pin`: the base model, layers, dtype and rank that all versions of an adapter have in common."""
 
 import difflib
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ DTYPES: dict[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.float16
 
 
 class Pin(BaseModel):
-    """Adopted from the first sites that agree (trust on first use); every later site has to match it."""
+    """Adopted from the first quorum of sites (trust on first use); every later site has to match it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class Pin(BaseModel):
 
     @classmethod
     def of(cls, hello: Hello, rank: int) -> "Pin":
-        """What a site says of itself, as a pin."""
+        """Return the pin that a site's hello describes."""
         return cls(fingerprint=hello.fingerprint, shapes=hello.shapes, dtype=hello.dtype, rank=rank)
 
     @property
@@ -39,7 +39,7 @@ class Pin(BaseModel):
         return tuple(sorted({module.rsplit(".", 1)[-1] for module in self.shapes}))
 
     def require(self, hello: Hello, adapter: str) -> None:
-        """Raise BaseMismatch, AdapterError or ConfigError, with the difference, unless the site can take part."""
+        """Raise BaseMismatch, AdapterError or ConfigError, naming the difference, unless the site can take part."""
         if adapter not in hello.adapters:
             raise ConfigError(f"site {hello.site} {_instead(adapter, hello.adapters)}")
         self.fingerprint.require_same(hello.fingerprint, here="this registry", there=f"site {hello.site}")
@@ -56,9 +56,9 @@ class Pin(BaseModel):
             )
 
     def require_rank(self, hello: Hello, *, mixed: bool = False, own: int = 0) -> None:
-        """Raise AdapterError unless the site can train and serve the whole rank, or with `mixed` ranks any of it.
+        """Raise AdapterError unless the site can train and serve the whole rank; with `mixed`, any smaller rank.
 
-        `own`: what the adapter that stays at the site takes of its rank.
+        `own`: rank of the adapter that stays at the site, which takes from the site's largest rank.
         """
         needed = (1 if mixed else self.rank) + own
         if hello.max_lora_rank >= needed:
@@ -72,16 +72,11 @@ class Pin(BaseModel):
         )
 
     def initial(self, seed: int) -> Tensors:
-        """The adapter that training begins from, as peft makes it: A Kaiming-uniform (a = √5), B zero."""
+        """Return the untrained adapter of this base and rank; it changes nothing, for its B is zero."""
         generator = np.random.default_rng(seed)
-        dtype = DTYPES[self.dtype]
         tensors: Tensors = {}
         for module in sorted(self.shapes):
-            out_features, in_features = self.shapes[module]
-            bound = 1 / np.sqrt(in_features)
-            a = generator.uniform(-bound, bound, (self.rank, in_features))
-            tensors[peft_dir.key(module, "A")] = a.astype(dtype)
-            tensors[peft_dir.key(module, "B")] = np.zeros((out_features, self.rank), dtype)
+            tensors |= peft_dir.untrained(module, self.shapes[module], self.rank, DTYPES[self.dtype], generator)
         return tensors
 
 

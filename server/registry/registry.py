@@ -1,35 +1,34 @@
-"""The adapter registry: immutable versions, aliases with a history, and an index that is made from the files.
+"""`AdapterRegistry`: immutable versions, aliases with a history, and an index that is made from the files.
 
-<root>/registry.json            the registry's id, and where its weights lie
-<root>/blobs/<sha256>           weights, each once, under the name of their content; or at any other fsspec URL
+<root>/registry.json            the registry's id, and the place of its weights
+<root>/blobs/<sha256>           weights, each once, named by their content; or at any other fsspec URL
 <root>/<name>/v000012/          a version (server/registry/version_dir.py): a PEFT directory, written whole, by rename
-<root>/<name>/pin.json          what is held fast about the adapter (server/registry/pin.py)
-<root>/<name>/aliases.jsonl     where its aliases point and pointed (server/registry/alias_log.py)
-<root>/events.jsonl             what happened when (server/registry/events.py)
-<root>/nonce.key                what the nonces of its orders are made with (server/orders.py)
-<root>/registry.sqlite          the index; may be deleted, and is made anew
+<root>/<name>/pin.json          base, layers, dtype and rank of the adapter (server/registry/pin.py)
+<root>/<name>/aliases.jsonl     every move of the adapter's aliases (server/registry/alias_log.py)
+<root>/events.jsonl             the events of every run (server/registry/events.py)
+<root>/nonce.key                the key of the nonces in orders (server/orders.py)
+<root>/registry.sqlite          the index; rebuilt from the files where it is missing (server/registry/index.py)
 """
 
-import fcntl
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from server.registry import identity as registry_identity
-from server.registry import version_dir
-from server.registry.alias_log import HEAD, LIVE, PREVIOUS, SHADOW, AliasLog, Move
+from server.registry import run_lock, version_dir
+from server.registry.alias_log import HEAD, LIVE, PREVIOUS, SHADOW, Aliases, AliasLog, Move, check_alias
 from server.registry.blobs import BlobStore
 from server.registry.identity import ALIASES, IDENTITY, PIN, Identity
-from server.registry.index import INDEX, VersionIndex
+from server.registry.index import VersionIndex
 from server.registry.pin import Pin
 from server.registry.round_log import RoundState, now, transaction
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef, check_name
-from umbel.errors import AdapterError, Conflict, NotFound, RegistryError
+from umbel.errors import Conflict, NotFound, RegistryError
 from umbel.faults import Point, reach
 from umbel.messages import Submit
 from umbel.signing import PrivateKey
@@ -40,29 +39,30 @@ log = logging.getLogger("umbel")
 
 
 class AdapterRegistry:
-    """Every version there ever was, and which of them is `head` and which is `live`.
+    """All versions of a federation's adapters, and the aliases that point to them.
 
-    `create` makes a registry where there is none, with its weights at `blobs`; without it a missing one raises
-    RegistryError. An index that is missing is made from the files; `lost` says what could not be restored. What is
-    published is signed with `key`.
+    `create` makes a registry where there is none, with its weights at the fsspec URL `blobs`; without it a missing one
+    raises RegistryError. A missing index is rebuilt from the files, and `lost` names everything that could not be
+    restored. New versions are signed with `key`.
+
+    >>> registry = AdapterRegistry(Path("/srv/umbel/registry"), create=True)
+    >>> registry.begin("support", pin, seed=0)  # publishes support@v0, the untrained adapter, as `head`
+    >>> parent = registry.manifest(registry.resolve("support@head"))
+    >>> version = registry.publish("support", blob, round=1, run_id="1", parent=parent.digest)
+    >>> registry.accept("support", round=1, run_id="1", reasons={})  # moves `head` and `live` to it
+    >>> registry.point("support", {"stable": version.ref}, who="eva", why="passed the audit")
+    >>> weights, manifest = registry.read(registry.resolve("support@stable"))
     """
 
     def __init__(self, root: Path, *, create: bool = False, blobs: str = "", key: PrivateKey | None = None) -> None:
         self._key = key
-        registry_identity.require_local(root)
-        root = self.root = root.absolute()
-        if not ((root / IDENTITY).is_file() or (root / INDEX).is_file() or version_dir.every(root)):
-            if not create:
-                raise RegistryError(f"{root}: no adapter registry here; `flwr run` makes one at its `registry` setting")
-            if blobs:
-                BlobStore(blobs)  # refused before it is written down
-            root.mkdir(parents=True, exist_ok=True)
+        root = self.root = registry_identity.open_directory(root, create=create, blobs=blobs)
         self.index = VersionIndex(root)
         self._database = self.index.database
         self.rounds = self.index.rounds
         if not (root / IDENTITY).is_file():
             with transaction(self._database):
-                registry_identity.establish(root, self._database, blobs)
+                registry_identity.establish(root, blobs)
         self._identity = registry_identity.read(Identity, root / IDENTITY)
         if blobs and blobs != self._identity.blobs:
             raise Conflict(f"{root} keeps its weights at {self._identity.blobs or root / 'blobs'}, not at {blobs}")
@@ -81,24 +81,11 @@ class AdapterRegistry:
         """16 hex digits, made once per registry; part of every round key."""
         return self._identity.lineage
 
-    @contextmanager
     def exclusive(
         self, wait_s: float, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
-    ) -> Iterator[None]:
-        """Hold the registry for one run; raise RegistryError if another one does for longer than `wait_s`."""
-        deadline = clock() + wait_s
-        with (self.root / ".lock").open("w") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if clock() >= deadline:
-                        raise RegistryError(
-                            f"{self.root}: another run works on this registry; wait for it, or stop it with `flwr stop`"
-                        ) from error
-                    sleep(0.5)
-            yield
+    ) -> AbstractContextManager[None]:
+        """Hold the registry for one run; raise RegistryError if another one does for longer than `wait_s` seconds."""
+        return run_lock.exclusive(self.root, wait_s, clock, sleep)
 
     # Reading
 
@@ -111,44 +98,36 @@ class AdapterRegistry:
         return self.index.versions(name)
 
     def manifest(self, ref: AdapterRef) -> AdapterManifest:
-        """A version's manifest as it was published; raise NotFound."""
+        """A version's manifest as it was published; raise NotFound if there is no such version."""
         return self._entry(ref)[0]
 
     def aliases(self, name: str) -> dict[str, AdapterRef]:
-        """`head`, `live` once a version was promoted, and the operator's own."""
-        return {alias: AdapterRef(name, version) for alias, version in self._moves(name).aliases().items()}
+        """`head`, `live` once a version was promoted, and the operator's own; each → its version."""
+        return self._aliases(name).stored()
 
     def pointers(self, name: str) -> dict[str, AdapterRef]:
         """`aliases`, and those that follow from them: `previous`, and `shadow` while a version is being judged."""
-        found = self.aliases(name)
-        previous = self._moves(name).previous()
-        if previous is not None:
-            found[PREVIOUS] = AdapterRef(name, previous)
-        judged = [record.version for record in self.rounds.all(name) if not record.state.final]
-        found.update((SHADOW, AdapterRef(name, version)) for version in judged if version is not None)
-        return found
+        return self._aliases(name).all()
 
     def history(self, name: str, alias: str) -> list[tuple[AdapterRef, str, str]]:
         """(version, run id, ISO time) of every move of an alias, oldest first."""
-        moves = [(move, move.to.get(alias)) for move in self.moves(name)]
-        return [(AdapterRef(name, version), move.run_id, move.at) for move, version in moves if version is not None]
+        return self._aliases(name).history(alias)
 
     def moves(self, name: str) -> list[Move]:
         """Every move of an adapter's aliases, with who made it and why, oldest first."""
-        return self._moves(name).moves()
+        return self._alias_log(name).moves()
 
     def overruled(self, name: str, round: int) -> str:
-        """Which operator moved `head` or `live` since a round began, and why; empty when nobody did."""
-        record = self.rounds.find(name, round)
-        return self._moves(name).overruling(self.rounds.expected(name, round), record.version if record else None)
+        """Say which operator moved `head` or `live` since a round began, and why; empty when nobody did."""
+        return self._aliases(name).overruled(round)
 
     def pin(self, name: str) -> Pin | None:
-        """What is held fast about an adapter; None before the first quorum of sites."""
+        """Return the adapter's pin; None before the first quorum of sites."""
         path = self.root / check_name(name) / PIN
         return registry_identity.read(Pin, path) if path.is_file() else None
 
     def resolve(self, text: str) -> AdapterRef:
-        """`support@v3`, `support@live` or `support@sha256:0123abcd…` → its version; raise NotFound if there is none."""
+        """Return the version of `support@v3`, `support@live` or `support@sha256:0123abcd…`; raise NotFound."""
         name, _, alias = text.partition("@")
         known = self.versions(name)
         pointers = self.pointers(name) if known else {}
@@ -164,7 +143,7 @@ class AdapterRegistry:
         )
 
     def read(self, ref: AdapterRef) -> tuple[bytes, AdapterManifest]:
-        """A version's safetensors bytes and manifest; raise NotFound, or RegistryError when it is damaged."""
+        """Return a version's safetensors bytes and manifest; raise NotFound, or RegistryError when it is damaged."""
         manifest, sums = self._entry(ref)
         directory = self.directory(ref)
         for damage in version_dir.inspect(directory, manifest, sums):
@@ -172,11 +151,11 @@ class AdapterRegistry:
         return version_dir.read_weights(directory, manifest, self.blobs), manifest
 
     def directory(self, ref: AdapterRef) -> Path:
-        """Where a version lies; where its weights are on this machine too, loadable by peft as it is."""
+        """Return a version's directory; peft can load it as it is where the weights are on this machine."""
         return version_dir.path(self.root, ref)
 
     def verify(self, ref: AdapterRef) -> list[str]:
-        """What is wrong with a version, file by file; empty when every byte is the one that was published."""
+        """Name each damage of a version, file by file; empty when every byte is the one that was published."""
         manifest, sums = self._entry(ref)
         directory = self.directory(ref)
         damages = version_dir.inspect(directory, manifest, sums)
@@ -185,7 +164,7 @@ class AdapterRegistry:
     # Writing
 
     def begin(self, name: str, pin: Pin, seed: int) -> None:
-        """Hold `pin` fast and publish v0, the untrained adapter, as `head`; no change where that was done before.
+        """Store `pin` and publish v0, the untrained adapter, as `head`; no change where that was done before.
 
         Raises Conflict when the adapter is pinned to something else.
         """
@@ -206,12 +185,13 @@ class AdapterRegistry:
                         f"{name} in {self.root} has versions but no head: {name}/{ALIASES} is gone; restore it, or "
                         f"say where training goes on with `umbel adapter alias {name}@v{len(versions) - 1} head`"
                     )
-                self._move(name, {HEAD: 0}, who="umbel", why="the untrained adapter")
+                self._aliases(name).move({HEAD: 0}, who="umbel", why="the untrained adapter")
 
     def publish(self, name: str, blob: bytes, *, round: int, run_id: str, parent: str, **facts: Any) -> AdapterManifest:
-        """Add the version that a round made; `facts` are more fields of the manifest. Moves no alias.
+        """Add the version that a round made; `facts` are more fields of the manifest. No alias moves.
 
-        The round keeps its version: publishing it again returns the first one.
+        `blob`: safetensors bytes; `parent`: digest of the version that training started from. A round has one version:
+        publishing again returns the first. Raises RegistryError before `begin`.
         """
         with transaction(self._database):
             pin = self.pin(name)
@@ -230,7 +210,8 @@ class AdapterRegistry:
     def accept(self, name: str, round: int, run_id: str, reasons: Mapping[str, str]) -> None:
         """Close a round whose version was promoted: `head` and `live` move to it, together.
 
-        Raises Conflict when an operator moved them since the round began: that is not taken back.
+        Raises NotFound for a round without a version, and Conflict when an operator moved those aliases since the round
+        began: the operator's move stands.
         """
         with transaction(self._database):
             record = self.rounds.find(name, round)
@@ -239,38 +220,42 @@ class AdapterRegistry:
             if overruled := self.overruled(name, round):
                 raise Conflict(overruled)
             to: dict[str, int | None] = {HEAD: record.version, LIVE: record.version}
-            self._move(name, to, who="umbel", why=f"round {round} was accepted", run_id=run_id)
+            self._aliases(name).move(to, who="umbel", why=f"round {round} was accepted", run_id=run_id)
             self.rounds.record(name, round, run_id, RoundState.PROMOTED, reasons=reasons)
 
     def point(self, name: str, to: Mapping[str, AdapterRef | None], *, who: str, why: str) -> None:
-        """Move aliases together, or remove them (None); raise NotFound, or RegistryError for one that cannot move."""
+        """Move aliases together, or remove them (None).
+
+        Raises NotFound for a version or alias that is not there, AdapterError for a word that cannot be an alias, and
+        RegistryError for an alias that cannot be moved.
+        """
         with transaction(self._database):
             for alias, ref in to.items():
                 self._require_movable(name, alias, ref)
             versions = {alias: None if ref is None else ref.version for alias, ref in to.items()}
-            self._move(name, versions, who=who, why=why)
+            self._aliases(name).move(versions, who=who, why=why)
 
     def roll_back(self, name: str, *, who: str, why: str) -> AdapterRef:
-        """Point `head` and `live` to `previous`, or to v0 from the first version; doing it twice comes back.
+        """Point `head` and `live` to `previous`, or to v0 from the first version; a second call undoes the first.
 
         The sites follow before the next step of a run. Raises NotFound while nothing was ever live.
         """
-        first = self._moves(name).previous() is None and LIVE in self.aliases(name)
+        first = self._aliases(name).previous() is None and LIVE in self.aliases(name)
         previous = AdapterRef(name, 0) if first else self.resolve(f"{name}@{PREVIOUS}")
         self.point(name, {HEAD: previous, LIVE: previous}, who=who, why=why)
         return previous
 
     def sign(self, document: AdapterManifest | Submit) -> str:
-        """A signature with the registry's key; empty where it has none."""
+        """Sign a document with the registry's key; return an empty signature where there is none."""
         return signing.sign(self._key, document) if self._key else ""
 
     def reindex(self) -> list[str]:
-        """Make the index anew from the files; what could not be restored, in words."""
+        """Rebuild the index from the files; return a line for each thing that could not be restored."""
         with transaction(self._database):
             return self.index.rebuild(self.lineage)
 
     def _bring_up(self) -> None:
-        """List what lies there and is not listed: everything, or what a killed publisher had just written."""
+        """List the versions on disk that the index does not have: all, or the last one of a killed publisher."""
         if self.index.fresh:
             self.lost = self.index.rebuild(self.lineage)
             for what in self.lost:
@@ -282,7 +267,7 @@ class AdapterRegistry:
         manifest = AdapterManifest(
             name=name, version=self.index.next_version(name), digest=self.blobs.put(blob),
             base=pin.fingerprint.digest, fingerprint=pin.fingerprint, lineage=self.lineage,
-            rank=peft_dir.rank_of(peft_dir.decode(blob)),  # flora's may be above the pin's
+            rank=peft_dir.rank_of(peft_dir.decode(blob)),  # flora's rank may exceed the pin's
             target_modules=pin.target_modules, created=now(), **facts,
         )  # fmt: skip
         sums = version_dir.write(self.directory(manifest.ref), manifest, self.blobs, self.sign(manifest))
@@ -291,19 +276,8 @@ class AdapterRegistry:
         reach(Point.VERSION_LISTED)
         return manifest
 
-    def _move(self, name: str, to: dict[str, int | None], *, who: str, why: str, run_id: str = "") -> None:
-        """Append to the alias log; a move that was made before an interruption is not made again."""
-        log_of = self._moves(name)
-        if any(log_of.aliases().get(alias) != version for alias, version in to.items()):
-            log_of.append(Move(at=now(), to=to, who=who, why=why, run_id=run_id))
-            reach(Point.ALIASES_MOVED)
-
     def _require_movable(self, name: str, alias: str, ref: AdapterRef | None) -> None:
-        if alias in (SHADOW, PREVIOUS):
-            raise RegistryError(f"{alias} cannot be moved: it follows from the rounds and from where live was")
-        if re.fullmatch(r"v\d+", alias):
-            raise AdapterError(f"{alias!r} cannot be an alias: it is the name of a version")
-        check_name(alias)
+        check_alias(alias)
         if ref is None and alias not in self.aliases(name):
             raise NotFound(f"{name}@{alias} is not in {self.root}; there is {', '.join(self.aliases(name)) or 'none'}")
         if ref is None and alias in (HEAD, LIVE):
@@ -311,9 +285,12 @@ class AdapterRegistry:
         if ref is not None and (self.directory(ref) / version_dir.PRUNED).is_file():
             raise RegistryError(f"{ref} cannot be pointed at: its weights were removed")
         if ref is not None:
-            self.read(ref)  # nothing is pointed at a version that could not be had
+            self.read(ref)  # an alias never points to a version that cannot be read
 
-    def _moves(self, name: str) -> AliasLog:
+    def _aliases(self, name: str) -> Aliases:
+        return Aliases(name, self._alias_log(name), self.rounds)
+
+    def _alias_log(self, name: str) -> AliasLog:
         return AliasLog(self.root / check_name(name) / ALIASES)
 
     def _entry(self, ref: AdapterRef) -> tuple[AdapterManifest, str]:

@@ -1,4 +1,4 @@
-"""What a registry no longer needs, and its removal. Manifests stay for ever: only weights and left-overs go."""
+"""Garbage collection of a registry: plan it, and remove it. Only weights and left-overs go; manifests stay for ever."""
 
 import os
 import shutil
@@ -17,12 +17,12 @@ from umbel.faults import Point, reach
 
 @dataclass(frozen=True)
 class Garbage:
-    """What goes, or would go."""
+    """The result of a collection, or the plan of one."""
 
     versions: tuple[AdapterRef, ...]
-    """Their weights; the manifests stay, with `pruned.json` beside them."""
+    """Versions that lose their weights; their manifests stay, with `pruned.json` beside them."""
     blobs: tuple[str, ...]
-    """Names in the blob store that nothing refers to, those of `versions` included."""
+    """Names in the blob store that no version needs, those of `versions` included."""
     left_overs: tuple[Path, ...]
     """Half-written versions of killed publishers."""
     freed: int = 0
@@ -30,9 +30,10 @@ class Garbage:
 
 
 def plan(registry: AdapterRegistry, *, drop_ancestors: bool = False) -> Garbage:
-    """What no alias, no round without a verdict, and, unless `drop_ancestors`, no version they point to came from.
+    """Return what can go: weights that no alias and no open round needs, and left-overs.
 
-    Raises RegistryError while damaged versions, or aliases of versions that are gone, hide what they need.
+    Ancestors of needed versions are needed, too, unless `drop_ancestors`. Raises RegistryError while damaged versions,
+    or aliases of versions that are gone, hide what they need.
     """
     hidden = registry.index.damaged()
     if hidden:
@@ -62,7 +63,7 @@ def plan(registry: AdapterRegistry, *, drop_ancestors: bool = False) -> Garbage:
 
 
 def collect(registry: AdapterRegistry, *, who: str, why: str, drop_ancestors: bool = False) -> Garbage:
-    """Remove what `plan` says. Killed at any point, the next call goes on; publishers wait meanwhile."""
+    """Remove what `plan` returns; publishers wait meanwhile. After a kill at any point the next call goes on."""
     with transaction(registry.index.database):
         garbage = plan(registry, drop_ancestors=drop_ancestors)
         record = version_dir.Pruned(at=now(), who=who, why=why).model_dump_json().encode()
@@ -76,7 +77,7 @@ def collect(registry: AdapterRegistry, *, who: str, why: str, drop_ancestors: bo
 
 
 def _gone(registry: AdapterRegistry, ref: AdapterRef) -> bool:
-    """Whether a pruned version has lost its link to the weights, too, or a killed gc only said so."""
+    """True when a pruned version's link to its weights is gone; a killed gc may have left it."""
     return not os.path.lexists(registry.directory(ref) / peft_dir.WEIGHTS)
 
 

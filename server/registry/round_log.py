@@ -1,4 +1,8 @@
-"""What became of each round: the part of the registry's index from which an interrupted federation goes on."""
+"""`RoundLog`: the state of every round, kept in the registry's index; an interrupted federation goes on from it.
+
+The log is the record that is read and written all the time. `server/registry/round_recovery.py` is used only when the
+index is rebuilt: it fills the log from the registry's files.
+"""
 
 import json
 import sqlite3
@@ -19,15 +23,15 @@ CREATE TABLE IF NOT EXISTS expectations (name TEXT, round INTEGER, aliases TEXT 
 
 
 class RoundState(StrEnum):
-    """How far a round got. Each is recorded before what follows it is begun."""
+    """The progress of a round; a state is recorded before the next step begins."""
 
     TRAINING = "training"
     PUBLISHED = "published"  # its version is in the registry, not judged yet
-    PROMOTING = "promoting"  # accepted by a quorum; the sites are being told
-    DISCARDING = "discarding"  # not accepted; the sites are being told
+    PROMOTING = "promoting"  # accepted by a quorum; on its way to the sites
+    DISCARDING = "discarding"  # not accepted; being unloaded at the sites
     PROMOTED = "promoted"
     REJECTED = "rejected"
-    FAILED = "failed"  # no version came of it
+    FAILED = "failed"  # ended without a version
 
     @property
     def final(self) -> bool:
@@ -43,11 +47,11 @@ class RoundRecord:
     run_id: str
     state: RoundState
     version: int | None
-    """The version it made."""
+    """Number of the version that the round made."""
     reasons: dict[str, str]
-    """Site → why it was left out or judged as it did; "*" for the round as a whole."""
+    """Site → reason why it was left out, or for its verdict; "*" for the round as a whole."""
     at: str
-    """Of the last change; ISO 8601, UTC."""
+    """Time of the last change; ISO 8601, UTC."""
 
 
 class RoundLog:
@@ -57,7 +61,7 @@ class RoundLog:
         self._database = database
 
     def begin_run(self, run_id: str, name: str, plan: str) -> int:
-        """The first round of a run: a new one starts after all others, one that was interrupted keeps its own.
+        """Return the first round of a run: a new run starts after all others, an interrupted one keeps its rounds.
 
         Flower does not start a killed ServerApp again, its operator does, as a new run. A round that an earlier run
         left in training is therefore taken over, as the first of the new one, if both have the same `plan`: the sites
@@ -74,7 +78,7 @@ class RoundLog:
         return first
 
     def _take_over(self, name: str, plan: str) -> int:
-        """The round that was left in training, or else the first that nobody had."""
+        """Return the round that was left in training, or else the first number that no run has used."""
         every = self.all(name)
         left = [record for record in every if record.state is RoundState.TRAINING]
         for record in left:
@@ -97,7 +101,7 @@ class RoundLog:
         version: int | None = None,
         reasons: Mapping[str, str] | None = None,
     ) -> None:
-        """Store a round's new state; its version stays, and reasons are added to those it has."""
+        """Store a round's new state; its version stays, and new reasons are added to the earlier ones."""
         old = self.find(name, number)
         if old is not None:
             version = old.version if version is None else version
@@ -108,12 +112,12 @@ class RoundLog:
         )
 
     def expect(self, name: str, number: int, aliases: Mapping[str, int]) -> None:
-        """Keep where aliases are while a round begins: one that is elsewhere at its end was moved by an operator."""
+        """Store the aliases as a round begins; one that differs at the round's end was moved by an operator."""
         row = (name, number, json.dumps(dict(aliases)))
         self._database.execute("INSERT OR REPLACE INTO expectations VALUES (?, ?, ?)", row)
 
     def expected(self, name: str, number: int) -> dict[str, int]:
-        """Alias → version when a round began; empty where that is not known."""
+        """Return alias → version as the round began; empty where that is not known."""
         query = "SELECT aliases FROM expectations WHERE name = ? AND round = ?"
         row = self._database.execute(query, (name, number)).fetchone()
         return {} if row is None else json.loads(row[0])
@@ -130,7 +134,7 @@ class RoundLog:
 
 
 def _added(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
-    """Reasons of both, in order; said twice (after an interruption) they stand once."""
+    """Join the reasons of both; a reason that is repeated after an interruption stands once."""
     told = {
         who: f"{old[who]}; {why}" if who in old and why not in old[who] else old.get(who, why)
         for who, why in new.items()
@@ -145,7 +149,7 @@ def _record(row: tuple[str, int, str, str, int | None, str, str]) -> RoundRecord
 
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All statements of the block, or none; other writers wait."""
+    """Run all statements of the block, or none; other writers wait."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -156,5 +160,5 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def now() -> str:
-    """The time, ISO 8601, UTC."""
+    """Return the time, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,15 +1,15 @@
-"""What became of each round, told from manifests, alias moves and events: for an index that has to be made anew."""
+"""Fill the round log of a rebuilt index from manifests, alias moves and events.
 
-import json
-from collections.abc import Iterator
+`server/registry/round_log.py` is the log itself; nothing here runs while the index is whole.
+"""
+
 from pathlib import Path
-from typing import Any
 
 from server.registry.alias_log import LIVE, AliasLog
+from server.registry.events import EVENTS, EventReader
 from server.registry.round_log import RoundLog, RoundState
 from umbel.adapter import AdapterManifest
 
-EVENTS = "events.jsonl"
 _FINAL = {
     "round.promoted": RoundState.PROMOTED,
     "round.rejected": RoundState.REJECTED,
@@ -20,16 +20,16 @@ _FINAL = {
 def recover(
     rounds: RoundLog, root: Path, versions: list[AdapterManifest], known: set[tuple[str, int]]
 ) -> list[str]:  # fmt: skip
-    """Record the rounds of one adapter that are not `known`; what cannot be told, in words.
+    """Record the rounds of one adapter that are not `known`; return a line for each thing that is lost.
 
-    A version without a verdict counts as judged when a later one was published, for rounds follow one another; the
-    newest one will be judged again.
+    A version without a verdict counts as rejected when a later one was published, since rounds follow one another; the
+    newest version will be judged again.
     """
     name, lost = versions[0].name, []
     started: set[int] = set()
-    for event in _events(root / EVENTS, name):
-        number, kind = event["round"], event["event"]
-        if (name, number) in known:
+    for event in EventReader(root / EVENTS).read():
+        number, kind = event.get("round"), event["event"]
+        if event["adapter"] != name or not isinstance(number, int) or (name, number) in known:
             continue
         if kind in _FINAL:
             rounds.record(
@@ -56,16 +56,3 @@ def recover(
     if len(versions) > 1 and not known and not (root / EVENTS).is_file():
         lost.append(f"{root / EVENTS} is missing: rounds of {name} that failed, and verdicts' reasons, are not known")
     return lost
-
-
-def _events(path: Path, name: str) -> Iterator[dict[str, Any]]:
-    """The events of an adapter's rounds; a line cut short by a kill is passed over."""
-    if not path.is_file():
-        return
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and event.get("adapter") == name and isinstance(event.get("round"), int):
-            yield event

@@ -1,6 +1,6 @@
-"""One version on disk: a PEFT directory whose files are listed, with their sha256, as `sha256sum` does.
+"""One version on disk: a PEFT directory with the sha256 of each file, as `sha256sum` writes it.
 
-<root>/<name>/v000012/adapter_config.json        LoRA's settings, for peft, SGLang and vLLM
+<root>/<name>/v000012/adapter_config.json        the settings of LoRA, for peft, SGLang and vLLM
 <root>/<name>/v000012/adapter_model.safetensors  a link to the weights, where they lie on this machine
 <root>/<name>/v000012/manifest.json              everything that is known about the version
 <root>/<name>/v000012/SHA256SUMS                 of the three; `sha256sum -c` needs nothing of ours
@@ -23,7 +23,7 @@ SUMS, PRUNED, SIGNATURE = "SHA256SUMS", "pruned.json", "manifest.sig"
 
 
 class Pruned(BaseModel):
-    """That a version's weights were removed, which leaves its manifest to explain those that came of it."""
+    """Marker written when a version's weights were removed; the manifest stays for the lineage."""
 
     at: str
     """ISO 8601, UTC."""
@@ -32,12 +32,12 @@ class Pruned(BaseModel):
 
 
 def path(root: Path, ref: AdapterRef) -> Path:
-    """Where a version lies in a registry."""
+    """Return a version's directory in a registry."""
     return root / ref.name / f"v{ref.version:06d}"
 
 
 def every(root: Path, name: str = "*") -> list[Path]:
-    """The directories of all versions, listed or not, in order."""
+    """Return the directories of all versions, listed or not, in order."""
     return sorted(path for path in root.glob(f"{name}/v[0-9]*") if path.name[1:].isdigit())
 
 
@@ -46,7 +46,7 @@ def write(directory: Path, manifest: AdapterManifest, blobs: BlobStore, signatur
     config = peft_dir.encode_config(manifest, base=f"sha256:{manifest.base}")
     files: dict[str, bytes | Path] = {CONFIG: config, MANIFEST: peft_dir.encode_manifest(manifest)}
     digests = {name: peft_dir.digest(content) for name, content in files.items() if isinstance(content, bytes)}
-    sums = _sums({**digests, WEIGHTS: manifest.digest})
+    sums = checksums({**digests, WEIGHTS: manifest.digest})
     weights = blobs.path(manifest.digest)
     if weights is not None:
         # A relative link inside the registry's directory, so that the directory can be moved as a whole.
@@ -59,9 +59,9 @@ def write(directory: Path, manifest: AdapterManifest, blobs: BlobStore, signatur
 
 
 def read_manifest(directory: Path) -> tuple[AdapterManifest, str]:
-    """A version's manifest and SHA256SUMS; raise RegistryError when they are missing, damaged or not each other's.
+    """Return a version's manifest and SHA256SUMS; raise RegistryError when they are missing, damaged or do not match.
 
-    Versions of earlier releases have no SHA256SUMS: theirs is made of what lies there.
+    A SHA256SUMS that is gone is made from the other files.
     """
     try:
         content, config = (directory / MANIFEST).read_bytes(), (directory / CONFIG).read_bytes()
@@ -70,7 +70,7 @@ def read_manifest(directory: Path) -> tuple[AdapterManifest, str]:
         raise RegistryError(f"{directory}: not an adapter version ({error.strerror}: {error.filename})") from error
     except ValidationError as error:
         raise RegistryError(f"{directory / MANIFEST}: not a manifest; the file was changed or damaged") from error
-    found = _sums({CONFIG: peft_dir.digest(config), MANIFEST: peft_dir.digest(content), WEIGHTS: manifest.digest})
+    found = checksums({CONFIG: peft_dir.digest(config), MANIFEST: peft_dir.digest(content), WEIGHTS: manifest.digest})
     sums = directory / SUMS
     if sums.is_file() and sums.read_bytes() != found.encode():
         raise RegistryError(f"{directory}: {CONFIG}, {MANIFEST} or {SUMS} was changed or damaged")
@@ -78,14 +78,14 @@ def read_manifest(directory: Path) -> tuple[AdapterManifest, str]:
 
 
 def read_weights(directory: Path, manifest: AdapterManifest, blobs: BlobStore) -> bytes:
-    """A version's safetensors bytes; raise RegistryError when they are missing, damaged or were pruned."""
+    """Return a version's safetensors bytes; raise RegistryError when they are missing, damaged or were pruned."""
     if (directory / PRUNED).is_file():
         pruned = Pruned.model_validate_json((directory / PRUNED).read_bytes())
         raise RegistryError(f"{directory}: its weights were removed at {pruned.at} by {pruned.who}: {pruned.why}")
     own = directory / WEIGHTS
     if not own.is_file() or own.is_symlink():
         return blobs.get(manifest.digest)
-    content = own.read_bytes()  # of an earlier release, or copied here
+    content = own.read_bytes()  # a copy that stands in the place of the link
     if peft_dir.digest(content) != manifest.digest:
         raise RegistryError(
             f"{own}: its sha256 is not the manifest's; the file was changed or damaged; restore it from your backup"
@@ -94,11 +94,9 @@ def read_weights(directory: Path, manifest: AdapterManifest, blobs: BlobStore) -
 
 
 def inspect(directory: Path, manifest: AdapterManifest, sums: str) -> list[str]:
-    """What is wrong with a version's small files, given the manifest and SHA256SUMS that were published."""
+    """Name each damage of a version's small files, given the manifest and SHA256SUMS that were published."""
     published = {name: digest for digest, name in (line.split("  ", 1) for line in sums.splitlines())}
     expected = {CONFIG: published[CONFIG], MANIFEST: published[MANIFEST], SUMS: peft_dir.digest(sums.encode())}
-    if manifest.fingerprint is None:  # of an earlier release, which wrote no sums
-        del expected[SUMS]
     damages = []
     for name, digest in expected.items():
         file = directory / name
@@ -110,7 +108,7 @@ def inspect(directory: Path, manifest: AdapterManifest, sums: str) -> list[str]:
 
 
 def inspect_weights(directory: Path, manifest: AdapterManifest, blobs: BlobStore) -> list[str]:
-    """What is wrong with a version's weights; nothing where they were pruned."""
+    """Name each damage of a version's weights; pruned ones have none."""
     if (directory / PRUNED).is_file():
         return []
     try:
@@ -124,13 +122,13 @@ def inspect_weights(directory: Path, manifest: AdapterManifest, blobs: BlobStore
 
 
 def signature_of(directory: Path) -> str:
-    """What stands in a version's `manifest.sig`; empty for one that is not signed."""
+    """Return the content of a version's `manifest.sig`; empty for one that is not signed."""
     file = directory / SIGNATURE
     return file.read_text(errors="replace").strip() if file.is_file() else ""
 
 
 def inspect_signature(directory: Path, manifest: AdapterManifest, key: signing.PublicKey) -> list[str]:
-    """Why a version's signature is not one by `key`; empty where it is, and where there is none."""
+    """Name the fault of a signature that is not by `key`; empty where it is, and where there is no signature."""
     signature = signature_of(directory)
     try:
         if signature:
@@ -140,5 +138,6 @@ def inspect_signature(directory: Path, manifest: AdapterManifest, key: signing.P
     return []
 
 
-def _sums(digests: dict[str, str]) -> str:
+def checksums(digests: dict[str, str]) -> str:
+    """Return the content of SHA256SUMS for file name → sha256, as `sha256sum` writes it."""
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))

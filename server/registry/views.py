@@ -1,4 +1,4 @@
-"""What the command line and the REST API say of a registry, as JSON values: the same words in both."""
+"""Views of a registry as JSON values, the same for the command line and the REST API."""
 
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +14,7 @@ from umbel.signing import PublicKey
 
 
 def ls(registry: AdapterRegistry) -> list[dict[str, Any]]:
-    """Every version: its round, what became of it, who is in it, and the aliases that point to it."""
+    """List every version: its round, strategy, state and sites, and the aliases that point to it."""
     return [
         {
             "ref": str(node.ref),
@@ -32,23 +32,23 @@ def ls(registry: AdapterRegistry) -> list[dict[str, Any]]:
 
 
 def show(registry: AdapterRegistry, ref: str) -> dict[str, Any]:
-    """A version's manifest, as it was published."""
+    """Return a version's manifest, as it was published; raise NotFound."""
     return registry.manifest(registry.resolve(ref)).model_dump(mode="json")
 
 
 def diff(registry: AdapterRegistry, old: str, new: str) -> dict[str, Any]:
-    """What is different between two versions."""
+    """Compare two versions; raise NotFound, or RegistryError for a damaged one."""
     return asdict(adapter_diff.compare(registry.read(registry.resolve(old)), registry.read(registry.resolve(new))))
 
 
 def history(registry: AdapterRegistry, name: str) -> list[dict[str, Any]]:
-    """Every move of an adapter's aliases, oldest first: when, what to, who, why, and by which run."""
+    """List every move of an adapter's aliases, oldest first: time, versions, person, reason and run."""
     _require(registry, name)
     return [move.model_dump(exclude={"seal"}) for move in registry.moves(name)]
 
 
 def nodes(registry: AdapterRegistry, ref: str) -> list[lineage.Node]:
-    """An adapter's versions (`support`), or one with all it came from (`support@v3`); raise NotFound."""
+    """Return all versions of an adapter (`support`), or one with its ancestors (`support@v3`); raise NotFound."""
     name, at, _ = ref.partition("@")
     if not at:
         _require(registry, name)
@@ -57,9 +57,9 @@ def nodes(registry: AdapterRegistry, ref: str) -> list[lineage.Node]:
 
 
 def verify(registry: AdapterRegistry, ref: str | None = None, key: PublicKey | None = None) -> dict[str, Any]:
-    """How many versions were read whole, and what is wrong, file by file: in one version, or in everything.
+    """Read one version, or everything, and return the number of versions and each damage, file by file.
 
-    With `key`, a version that was signed with another one is wrong, too; those without a signature are `unsigned`.
+    With `key`, a version that was signed with another key is damaged; versions without a signature are `unsigned`.
     """
     refs = [manifest.ref for name in registry.names() for manifest in registry.versions(name)]
     every = refs if ref is None else [registry.resolve(ref)]
@@ -71,7 +71,7 @@ def verify(registry: AdapterRegistry, ref: str | None = None, key: PublicKey | N
 
 
 def gc(registry: AdapterRegistry, *, apply: bool, drop_ancestors: bool, who: str, why: str) -> dict[str, Any]:
-    """What is not needed: only named, or removed as well (`apply`)."""
+    """Name the weights and left-overs that are not needed; with `apply`, remove them."""
     garbage: Garbage = (
         retention.collect(registry, who=who, why=why, drop_ancestors=drop_ancestors)
         if apply
@@ -93,7 +93,7 @@ def _damages(registry: AdapterRegistry, ref: AdapterRef, key: PublicKey | None) 
 
 
 def _files(registry: AdapterRegistry) -> list[str]:
-    """What is wrong with pins and alias logs."""
+    """Name each damage of pins and alias logs."""
     damages = []
     for name in registry.names():
         for read in (registry.pin, registry.moves):
@@ -106,11 +106,11 @@ def _files(registry: AdapterRegistry) -> list[str]:
 
 
 def _dangling(registry: AdapterRegistry, name: str) -> list[str]:
-    """Aliases of versions that are not there any more."""
+    """Name the aliases whose versions are gone."""
     try:
         aliases = registry.aliases(name)
     except RegistryError:
-        return []  # told of already
+        return []  # `_files` names a damaged log
     there = {manifest.ref for manifest in registry.versions(name)}
     return [
         f"{registry.root}: {name}@{alias} is {ref}, which is not here; restore it from your backup, or point {alias} "

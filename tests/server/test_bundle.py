@@ -1,4 +1,4 @@
-"""What `flwr run` ships: the app, whole, and nothing of a site's."""
+"""The bundle for `flwr run` holds the whole app and no file of a site."""
 
 import subprocess
 import sys

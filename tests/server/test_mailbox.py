@@ -1,4 +1,4 @@
-"""Letters and their answers where an answer is announced and does not come: Flower's pull waits for it, nobody else."""
+"""The mailbox when an answer is announced and does not come: only Flower's pull waits for it."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ BOTH = (1, 2)
 
 
 class HalfSent(ToyGrid):
-    """Every node answers at once; what nodes in `stuck` answer is announced, and comes when `whole` is set."""
+    """Every node answers at once; answers of the nodes in `stuck` are announced, and come when `whole` is set."""
 
     def __init__(self) -> None:
         super().__init__(Clock(), {})

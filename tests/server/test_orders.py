@@ -1,4 +1,4 @@
-"""Orders and updates that are signed: what a site says counts only if it signed it, for the order that it was given."""
+"""Signed orders and updates: an update counts only if its site signed it, for the order that it was given."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_what_is_signed_with_another_key_or_for_another_site_is_left_out(world: 
 
 
 def test_the_update_of_the_last_round_is_no_update_of_this_one(world: World) -> None:
-    """Replayed whole: bytes and report of round 1, with the key and the parent that round 2 asks for."""
+    """A whole replay: bytes and report of round 1, with the key and the parent that round 2 asks for."""
     c = world.sites["c"]
     seen: list[tuple[RoundReport, bytes]] = []
     honest = c.update
@@ -202,7 +202,7 @@ def _interrupt() -> None:
 @pytest.mark.parametrize("lost", [(), ("registry.sqlite*",), ("registry.sqlite*", "events.jsonl")])
 @pytest.mark.parametrize("run_id", ["one", "two"])
 def test_an_order_is_the_same_to_the_letter_after_a_restart(world: World, run_id: str, lost: tuple[str, ...]) -> None:
-    """Or a site would refuse it as another order for the same key; also when the registry's index was lost."""
+    """A site refuses another order for the same key; the order stays the same when the registry's index was lost."""
     for site in world.sites.values():
         site.polls = 10**6
     world.clock.after(20, _interrupt)

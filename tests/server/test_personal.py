@@ -1,4 +1,4 @@
-"""Federations of which a part stays at the sites: what they are sent, and what the registry says of a version."""
+"""Federations with a personal part: the adapters that travel, and the manifests in the registry."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 
 from server.registry import export as adapter_export
 from server.registry.round_log import RoundState
-from tests.toys.federation import World, a_world, states, v
+from tests.toys.federation import World, a_world, states
+from tests.toys.registry import v
 from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.peft_dir import Tensors
@@ -25,7 +26,7 @@ def world(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def as_fedsa(step: float) -> object:
-    """What a site sends that keeps its B: A moved, B as it came."""
+    """Return the update of a site that keeps its B: A moved, B as it was received."""
 
     def hurt(tensors: Tensors) -> Tensors:
         return {

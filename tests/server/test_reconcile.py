@@ -1,4 +1,4 @@
-"""The fleet follows the registry: roll-back, catch-up, and the sites that keep their own word."""
+"""The fleet follows the registry: roll-back, catch-up, and sites that refuse a version."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +9,8 @@ from server.exchange import Exchange
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
 from server.rollout import Rollout
-from tests.toys.federation import World, a_world, states, v
+from tests.toys.federation import World, a_world, states
+from tests.toys.registry import v
 from tests.toys.site import ToySite
 from umbel.errors import NotFound
 
@@ -28,7 +29,7 @@ class Killed(BaseException):
 
 
 def reconcile(world: World, run_id: str = "two", **settings: object) -> dict:
-    """A run without rounds; what it told."""
+    """Start a run without rounds; return its event `fleet.reconciled`."""
     world.start(run_id=run_id, rounds=0, **settings)
     assert [event["event"] for event in world.events[-3:]] == ["run.started", "fleet.reconciled", "run.finished"]
     return world.events[-2]

@@ -1,4 +1,4 @@
-"""A centre that signs: what it keeps, what it sends, to whom, and what `umbel adapter verify --key` says of it."""
+"""A centre that signs: its stored versions, the versions it sends, and `umbel adapter verify --key`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +7,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from server.config import RunConfig
 from server.registry import views as registry_views
 from server.registry.registry import AdapterRegistry
-from tests.toys.federation import SETTINGS, World, a_world, v
-from tests.toys.registry import flip
-from tests.umbel.cli.test_main import refusal, umbel
+from tests.toys.command_line import refusal, umbel
+from tests.toys.federation import World, a_world
+from tests.toys.registry import flip, v
 from umbel import signing
 from umbel.errors import ConfigError
 
@@ -117,18 +116,6 @@ def test_no_key_material_is_written_anywhere(world: World, signing_key: str, cap
     assert len(written) > 10
     for form in (secret, pem, secret.hex().encode()):
         assert not any(form in content for content in written)
-
-
-@pytest.mark.parametrize(
-    ("path", "why"), [("signing.key", "signing-key: signing.key is relative"), ("~/x.key", None), ("", None)]
-)
-def test_the_keys_path_is_absolute(path: str, why: str | None) -> None:
-    settings = {**SETTINGS, "registry": "/r", "signing-key": path}
-    if why is None:
-        assert RunConfig.of(settings).signing_key == (Path(path).expanduser() if path else None)
-        return
-    with pytest.raises(ConfigError, match=why):
-        RunConfig.of(settings)
 
 
 def test_a_key_that_cannot_be_read_ends_the_run_before_it_begins(world: World, tmp_path: Path) -> None:

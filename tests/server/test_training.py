@@ -11,7 +11,8 @@ import pytest
 from server.registry.round_log import RoundState
 from strategies.adapter import Update
 from strategies.fold import RoundFold
-from tests.toys.federation import World, a_world, poison, states, v
+from tests.toys.federation import World, a_world, poison, states
+from tests.toys.registry import v
 from tests.toys.site import ToySite
 from umbel import peft_dir
 
@@ -32,7 +33,7 @@ def a_product(blob: bytes) -> dict[str, np.ndarray]:
 
 
 def late(world: World, *, until: float, name: str = "c") -> ToySite:
-    """A site whose training is not done before that many seconds from now; it judges as fast as the others."""
+    """Make a site train until `until` seconds from now; it judges as fast as the others."""
     site = world.sites[name]
     site.polls, site.shadow_polls = NEVER, 1
     world.clock.after(until, lambda: setattr(site, "polls", 0))

@@ -1,4 +1,4 @@
-"""`umbel adapter …`: what an operator asks and does at the centre's registry."""
+"""`umbel adapter …`: commands that read the centre's registry, and those that change it."""
 
 import json
 import sys
@@ -9,53 +9,71 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel.cli.console import AsJson, Name, Registry, Why, explained, part_of, reason, who
+from umbel.cli.console import AsJson, Name, Registry, Why, calls, explained, part_of, reason, who
 from umbel.signing import read_public
 
+AT = "--registry /srv/umbel/registry"
 adapter_app = typer.Typer(
-    no_args_is_help=True, help="Look into the centre's adapter registry, and move what it points to."
+    no_args_is_help=True,
+    help="Read the centre's adapter registry, and move its aliases.",
+    epilog=calls(f"umbel adapter ls {AT}", f'umbel adapter rollback support --why "worse answers" {AT}'),
 )
 
 Ref = Annotated[str, typer.Argument(help="Such as support@v3, support@live or support@sha256:0123abcd.")]
 
 
-@adapter_app.command("ls")
+@adapter_app.command("ls", epilog=calls(f"umbel adapter ls {AT}", f"umbel adapter ls --json {AT}"))
 def ls(registry: Registry, as_json: AsJson = False) -> None:
-    """Every version: its round, where it stands, and the aliases that point to it."""
+    """List every version: its round, its state, and the aliases that point to it."""
     with _opened(registry) as (opened, views):
         rows = views.ls(opened)
         print(json.dumps(rows, indent=2) if as_json else "\n".join(_line(row) for row in rows))
 
 
-@adapter_app.command("show")
+@adapter_app.command(
+    "show", epilog=calls(f"umbel adapter show support@live {AT}", f"umbel adapter show support@v3 {AT}")
+)
 def show(registry: Registry, ref: Ref) -> None:
-    """One version: parents, weights and reasons per site, truncation error per module."""
+    """Show one version: its parents, weights and reasons per site, truncation error per module."""
     with _opened(registry) as (opened, views):
         print(json.dumps(views.show(opened, ref), indent=2))
 
 
-@adapter_app.command("diff")
+@adapter_app.command(
+    "diff",
+    epilog=calls(
+        f"umbel adapter diff support@previous support@live {AT}",
+        f"umbel adapter diff support@v3 support@v4 --json {AT}",
+    ),
+)
 def diff(
     registry: Registry, old: Ref, new: Annotated[str, typer.Argument(help="The other one.")], as_json: AsJson = False
 ) -> None:
-    """Two versions: fields of the manifest that differ, and how far apart their updates of the base are."""
+    """Compare two versions: fields of the manifest that differ, and how far apart their updates of the base are."""
     with _opened(registry) as (opened, views):
         found = views.diff(opened, old, new)
         print(json.dumps(found, indent=2) if as_json else _diff_text(found))
 
 
-@adapter_app.command("alias")
+@adapter_app.command(
+    "alias",
+    epilog=calls(
+        f'umbel adapter alias support@v3 stable --why "passed the audit" {AT}', f"umbel adapter alias support {AT}"
+    ),
+)
 def alias(
     registry: Registry,
     ref: Annotated[str, typer.Argument(help="A version, such as support@v3; or support alone, to see the history.")],
-    name: Annotated[str, typer.Argument(metavar="[ALIAS]", help="What shall point to it: head, live, or a word.")] = "",
+    name: Annotated[
+        str, typer.Argument(metavar="[ALIAS]", help="The alias to point to it: head, live, or a word of yours.")
+    ] = "",
     why: Why = "",
     remove: Annotated[
         bool, typer.Option("--remove", help="Remove the alias: `umbel adapter alias support word`.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias to a version, or show every move there was. `shadow` and `previous` follow by themselves."""
+    """Point an alias to a version, or show every move it made. `shadow` and `previous` cannot be moved."""
     with _opened(registry) as (opened, views):
         adapter = ref.partition("@")[0]
         if name:
@@ -67,7 +85,10 @@ def alias(
         print(json.dumps(moves, indent=2) if as_json else "\n".join(_move(move) for move in moves))
 
 
-@adapter_app.command("rollback")
+@adapter_app.command(
+    "rollback",
+    epilog=calls(f'umbel adapter rollback support --why "worse answers" {AT}', "umbel fleet rollback --help"),
+)
 def rollback(registry: Registry, adapter: Name, why: Why = "") -> None:
     """Point head and live back to what was live before; the sites follow with the next run (`umbel fleet rollback`)."""
     with _opened(registry) as (opened, _):
@@ -81,11 +102,15 @@ def rollback(registry: Registry, adapter: Name, why: Why = "") -> None:
             print(f"{shadow} is being judged, and {then}", file=sys.stderr)
 
 
-@adapter_app.command("verify")
+@adapter_app.command(
+    "verify", epilog=calls(f"umbel adapter verify {AT}", f"umbel adapter verify support@live --key centre.pub {AT}")
+)
 def verify(
     registry: Registry,
     ref: Annotated[str, typer.Argument(help="One version; all without it.")] = "",
-    key: Annotated[Path | None, typer.Option(help="The centre's public key: is all signed with it?")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="The centre's public key; a version signed with another one is damaged.")
+    ] = None,
 ) -> None:
     """Read every byte and compare it with what was published; exit status 1, naming what differs or is unsigned."""
     with _opened(registry) as (opened, views):
@@ -101,7 +126,13 @@ def verify(
         raise typer.Exit(1)
 
 
-@adapter_app.command("export")
+@adapter_app.command(
+    "export",
+    epilog=calls(
+        f"umbel adapter export support@live out/ --base meta-llama/Llama-3.1-8B-Instruct {AT}",
+        f"umbel adapter export support@v3 out/ {AT}",
+    ),
+)
 def export(
     registry: Registry,
     ref: Ref,
@@ -115,12 +146,15 @@ def export(
         print(exporter.export(opened, opened.resolve(ref), into, base=base))
 
 
-@adapter_app.command("gc")
+@adapter_app.command("gc", epilog=calls(f"umbel adapter gc {AT}", f"umbel adapter gc --yes {AT}"))
 def gc(
     registry: Registry,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only named.")] = False,
     drop_ancestors: Annotated[
-        bool, typer.Option("--drop-ancestors", help="Also weights of which only later versions came.")
+        bool,
+        typer.Option(
+            "--drop-ancestors", help="Also remove weights that are needed only as ancestors of later versions."
+        ),
     ] = False,
     why: Why = "",
     as_json: AsJson = False,
@@ -132,13 +166,18 @@ def gc(
         print(json.dumps(found, indent=2) if as_json else _gc_text(found))
 
 
-@adapter_app.command("lineage")
+@adapter_app.command(
+    "lineage",
+    epilog=calls(
+        f"umbel adapter lineage support {AT}", f"umbel adapter lineage support@live --picture lineage.svg {AT}"
+    ),
+)
 def lineage(
     registry: Registry,
     ref: Annotated[str, typer.Argument(help="An adapter, such as support; or one version and what it came from.")],
     picture: Annotated[Path | None, typer.Option(help="Draw it into this .svg, .png or .pdf instead.")] = None,
 ) -> None:
-    """Which version came of which, and what became of each."""
+    """Show from which version each one was trained, and whether it was promoted."""
     with _opened(registry) as (opened, views):
         nodes = views.nodes(opened, ref)
         if picture is None:
@@ -152,9 +191,9 @@ def lineage(
             print(picture)
 
 
-@adapter_app.command("reindex")
+@adapter_app.command("reindex", epilog=calls(f"umbel adapter reindex {AT}", f"umbel adapter verify {AT}"))
 def reindex(registry: Registry) -> None:
-    """Make the index anew from the files, and say what could not be restored."""
+    """Rebuild the index from the files, and name everything that could not be restored."""
     with _opened(registry) as (opened, _):
         lost = opened.reindex()
         for what in lost:
@@ -167,7 +206,7 @@ def reindex(registry: Registry) -> None:
 
 @contextmanager
 def _opened(registry: Path) -> Iterator[tuple[Any, Any]]:
-    """The registry, and what is said of it."""
+    """Open a registry; yield it and the module `server.registry.views`."""
     with explained():
         with part_of("server"):
             from server.registry import views

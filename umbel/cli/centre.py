@@ -13,7 +13,7 @@ from umbel.telemetry import configure_logging
 
 
 def supernode(site_file: SiteFile, context: typer.Context) -> None:
-    """Run the site's `flower-supernode`, with the options that follow; one that got stuck is started anew."""
+    """Run the site's `flower-supernode` with the options that follow, and restart it when it gets stuck."""
     with explained():
         with part_of("server"):
             from client.flower import supernode as flower_supernode
@@ -24,7 +24,7 @@ def supernode(site_file: SiteFile, context: typer.Context) -> None:
 
 
 def bundle(into: Annotated[Path, typer.Argument(help="A new folder; `flwr run` it.")]) -> None:
-    """Copy what Flower ships into a folder of its own; `flwr run` in a checkout would walk its virtual environments."""
+    """Copy the app that Flower ships into a folder; `flwr run` in a checkout would walk its virtual environments."""
     with explained():
         if into.is_file():
             raise ConfigError(f"{into} is a file; choose a new folder")

@@ -1,4 +1,4 @@
-"""`umbel fleet …`: what all sites answer with, moved from the centre in one command."""
+"""`umbel fleet …`: commands that bring all sites to the version that is live in the registry."""
 
 import json
 import re
@@ -11,21 +11,28 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel.cli.console import Name, Registry, Why, explained, part_of, reason, who
+from umbel.cli.console import Name, Registry, Why, calls, explained, part_of, reason, who
 from umbel.errors import ConfigError, RegistryError
 
-fleet_app = typer.Typer(no_args_is_help=True, help="Have the sites answer with what the registry says is live.")
+AT = "--registry /srv/umbel/registry --app /tmp/umbel-app --federation centre"
+ROLLBACK, RECONCILE = f'umbel fleet rollback support --why "worse answers" {AT}', f"umbel fleet reconcile support {AT}"
+SIGNED = """ --run-config 'signing-key="/srv/umbel/signing.key"'"""
+fleet_app = typer.Typer(
+    no_args_is_help=True,
+    help="Have the sites answer with the version that is live in the registry.",
+    epilog=calls(ROLLBACK, RECONCILE),
+)
 
 App = Annotated[Path, typer.Option(help="The app's folder, as `umbel bundle` made it.")]
 Federation = Annotated[str, typer.Option(help="The SuperLink's name in Flower's config.toml; without it its default.")]
 RunConfig = Annotated[str, typer.Option(help="More settings of the run, such as 'signing-key=\"/srv/signing.key\"'.")]
 
 
-@fleet_app.command("rollback")
+@fleet_app.command("rollback", epilog=calls(ROLLBACK, ROLLBACK + SIGNED))
 def rollback(
     registry: Registry, adapter: Name, app: App, federation: Federation = "", why: Why = "", run_config: RunConfig = ""
 ) -> None:
-    """Point head and live back to what was live before, and bring every site there; once more would take this back."""
+    """Point head and live back to `previous`, and bring every site there; a second call undoes the first."""
     with explained():
         command, because = _command(app, federation, registry, adapter, run_config), reason(why)
         with part_of("server"):
@@ -38,11 +45,11 @@ def rollback(
             _follow(opened, adapter, command)
 
 
-@fleet_app.command("reconcile")
+@fleet_app.command("reconcile", epilog=calls(RECONCILE, RECONCILE + SIGNED))
 def reconcile(
     registry: Registry, adapter: Name, app: App, federation: Federation = "", run_config: RunConfig = ""
 ) -> None:
-    """Bring every site that is online to what is live in the registry; a site's own refusals stand."""
+    """Bring every site that is online to the version that is live; a site that has refused it keeps its own."""
     with explained():
         command = _command(app, federation, registry, adapter, run_config)
         with part_of("server"):
@@ -54,7 +61,7 @@ def reconcile(
 
 
 def _command(app: Path, federation: str, registry: Path, adapter: str, more: str) -> list[str]:
-    """A run without rounds; raises ConfigError before anything has been moved."""
+    """Return the command of a run without rounds; raise ConfigError before anything has been moved."""
     beside = Path(sys.executable).with_name("flwr")
     flwr = str(beside) if beside.is_file() else shutil.which("flwr")
     if flwr is None:
@@ -66,7 +73,7 @@ def _command(app: Path, federation: str, registry: Path, adapter: str, more: str
 
 
 def _require_superlink(flwr: str, federation: str) -> None:
-    """Raise ConfigError before anything has been moved, where a run could not even be submitted."""
+    """Raise ConfigError, before anything has been moved, unless the SuperLink answers `flwr list`."""
     asked = [flwr, "list", *[federation] * bool(federation), "--limit", "1"]
     ended = subprocess.run(asked, capture_output=True, text=True, check=False)
     if ended.returncode:
@@ -75,14 +82,16 @@ def _require_superlink(flwr: str, federation: str) -> None:
 
 
 def _follow(registry: Any, adapter: str, command: list[str]) -> None:
-    """Run it, and say what became of each site; exit status 1 when one could not be reached."""
+    """Run the command and print the outcome at each site; exit with status 1 when a site could not be reached."""
     if _busy(registry):
         print(f"{adapter}: a run is under way; it brings the sites there before its next step")
         return
-    events = registry.root / "events.jsonl"
-    before = len(_told(events))
+    from server.registry.events import EVENTS, EventReader
+
+    events = EventReader(registry.root / EVENTS)
+    events.read()  # skips the events of earlier runs
     ended = subprocess.run(command, stdout=sys.stderr, check=False)
-    told = [event for event in _told(events)[before:] if event["adapter"] == adapter]
+    told = [event for event in events.read() if event["adapter"] == adapter]
     found = next((event for event in reversed(told) if event["event"] == "fleet.reconciled"), None)
     if ended.returncode or found is None or told[-1]["event"] != "run.finished":
         raise ConfigError(
@@ -95,13 +104,8 @@ def _follow(registry: Any, adapter: str, command: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def _told(events: Path) -> list[dict[str, Any]]:
-    """The events so far; a line cut short by a kill is passed over."""
-    lines = events.read_text(errors="replace").splitlines() if events.is_file() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-
-
 def _busy(registry: Any) -> bool:
+    """Tell whether a run works on the registry now."""
     try:
         with registry.exclusive(0.0):
             return False
@@ -110,6 +114,7 @@ def _busy(registry: Any) -> bool:
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
+    """Format a `fleet.reconciled` event, one line per site."""
     live = found["live"]
     lines = [f"{site}: {live} answers, instead of {before}" for site, before in found["brought"].items()]
     lines += [f"{site}: {live} answered already" for site in found["already"]]

@@ -6,13 +6,17 @@ from typing import Annotated
 
 import typer
 
-from umbel.cli.console import Registry, explained, part_of
+from umbel.cli.console import Registry, calls, explained, part_of
 from umbel.telemetry import configure_logging
 
-registry_app = typer.Typer(no_args_is_help=True, help="Make the centre's registry, or serve it over HTTP.")
+INIT = "umbel registry init --registry /srv/umbel/registry"
+SERVE = "umbel registry serve --registry /srv/umbel/registry"
+registry_app = typer.Typer(
+    no_args_is_help=True, help="Make the centre's registry, or serve it over HTTP.", epilog=calls(INIT, SERVE)
+)
 
 
-@registry_app.command("init")
+@registry_app.command("init", epilog=calls(INIT, INIT + " --blobs s3://bucket/umbel"))
 def init(
     registry: Registry,
     blobs: Annotated[str, typer.Option(help="Where weights shall lie: a path or URL, such as s3://bucket/umbel.")] = "",
@@ -25,7 +29,7 @@ def init(
             print(f"{registry}: registry {opened.lineage}, weights at {opened.blobs.url}")
 
 
-@registry_app.command("serve")
+@registry_app.command("serve", epilog=calls(SERVE, SERVE + " --token-file /srv/umbel/token"))
 def serve(
     registry: Registry,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -9,9 +9,10 @@ import pytest
 
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
-from tests.toys.federation import World, a_world, states, v
-from tests.toys.hostile import ADAPTERS, Hostile
-from tests.toys.hostile_sites import REPLIES
+from tests.toys.federation import World, a_world, states
+from tests.toys.hostile.catalogue import ADAPTERS, Hostile
+from tests.toys.hostile.sites import REPLIES
+from tests.toys.registry import v
 from tests.toys.site import ToySite
 from umbel import peft_dir
 
@@ -23,7 +24,7 @@ def world(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def reasons(world: World, registry: AdapterRegistry) -> str:
-    """Why anybody was left out, of the aggregate or of the judgement."""
+    """Return every reason why a site was left out of the aggregate or of the judgement."""
     record = registry.rounds.find("support", 1)
     assert record is not None
     return " | ".join([*registry.manifest(v(1)).left_out.values(), *record.reasons.values()])
@@ -45,7 +46,7 @@ def goes_on_without_c(world: World, says: str) -> None:
 
 
 def honest_again(world: World) -> None:
-    """A good site of the same name right after: the next round has it."""
+    """A good site of the same name takes part in the next round."""
     world.grid.nodes.pop(3)
     with ToySite("c", world.sites["c"].socket.with_name("c2.sock")) as honest:
         world.grid.nodes[4] = honest.socket

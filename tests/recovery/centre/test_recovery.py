@@ -88,7 +88,7 @@ def ends(registry: AdapterRegistry) -> list[tuple[int, RoundState, int | None]]:
 
 
 def whole(root: Path, live: str | None) -> dict[str, list[str]]:
-    """Every version in the registry, listed or made anew from the files, is right to the byte; version → its files."""
+    """Check every version, listed or indexed again from the files, byte by byte; return version → its files."""
     registry = AdapterRegistry(root)
     versions = registry.versions("support")
     assert [registry.verify(manifest.ref) for manifest in versions] == [[] for _ in versions]

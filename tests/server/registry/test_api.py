@@ -1,4 +1,4 @@
-"""The registry over HTTP: what the command line says, free to read, closed to change without the token."""
+"""The registry over HTTP: answers like the command line's, free to read, no change without the token."""
 
 import io
 import os
@@ -16,8 +16,9 @@ from fastapi.testclient import TestClient
 
 from server.registry import views as registry_views
 from server.registry.api import read_token, registry_api
+from tests.toys.command_line import refusal
 from tests.toys.registry import begun, blob, grow
-from tests.umbel.cli.test_main import refusal
+from tests.toys.schema import answers
 from umbel.adapter import AdapterRef
 from umbel.errors import ConfigError
 
@@ -175,3 +176,14 @@ def test_it_is_served_by_the_command(root: Path) -> None:
     finally:
         server.send_signal(signal.SIGTERM)
         server.communicate()
+
+
+def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
+    registry = begun(tmp_path / "r")
+    grow(registry, "aaro")
+    registry.close()
+    asked = answers(registry_api(tmp_path / "r", TOKEN), [{}, BEARER])
+    assert len(asked) == 13, "every route"
+    registry = begun(tmp_path / "r")
+    assert str(registry.resolve("support@live")) == "support@v2"
+    registry.close()

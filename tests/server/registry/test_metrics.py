@@ -1,6 +1,5 @@
-"""What the centre tells Prometheus: a whole federation's rounds, and of its events each line once."""
+"""The centre's Prometheus metrics after a whole federation's rounds."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,8 @@ from fastapi.testclient import TestClient
 
 from client import metrics as site_metrics
 from scripts.tools.repository import REPOSITORY
-from server.registry import events
 from server.registry.api import registry_api
 from server.registry.blobs import BlobStore
-from server.registry.events import EventTail
 from server.registry.metrics import METRICS
 from tests.toys.exposition import counters, lint, samples
 from tests.toys.federation import World, a_world, poison
@@ -100,7 +97,7 @@ def test_an_object_store_is_not_counted_here(tmp_path: Path) -> None:
 
 
 def test_the_alert_rules_in_the_manual_are_over_metrics_that_exist() -> None:
-    manual = (REPOSITORY / "docs" / "operations.md").read_text()
+    manual = (REPOSITORY / "docs" / "how-to" / "scrape-metrics.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", manual, re.DOTALL)
     (group,) = yaml.safe_load(block)["groups"]
     known = {metric.name: metric.labels for metric in (*METRICS, *site_metrics.METRICS)}
@@ -119,63 +116,3 @@ def test_the_alert_rules_in_the_manual_are_over_metrics_that_exist() -> None:
             assert label in known[name], rule["alert"]
         shown = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])) - {"instance"}
         assert all(shown <= set(known[name]) for name in asked[-1:]), rule["alert"]
-
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rounds of the lines that were parsed."""
-    parsed: list[int] = []
-    real = json.loads
-
-    def counted(line: bytes) -> object:
-        event = real(line)
-        parsed.append(event["round"])
-        return event
-
-    monkeypatch.setattr(events.json, "loads", counted)
-    return parsed
-
-
-def event(number: int, kind: str = "round.failed") -> str:
-    return json.dumps({"event": kind, "at": float(number), "adapter": "support", "round": number, "reasons": {}})
-
-
-def test_each_line_is_read_once_and_a_half_written_one_when_it_is_whole(tmp_path: Path, taken: list[int]) -> None:
-    path = tmp_path / "events.jsonl"
-    tail = EventTail(path)
-    tail.catch_up()
-    path.write_text(event(1) + "\n" + event(2) + "\n" + event(3)[:20])
-    tail.catch_up()
-    tail.catch_up()
-    assert taken == [1, 2]
-    with path.open("a") as file:
-        file.write(event(3)[20:] + "\n")
-    tail.catch_up()
-    assert taken == [1, 2, 3]
-    assert tail.last["support"].ended_at == 3.0
-    assert tail.counts["round.failed"] == 3
-
-
-def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_text(event(1)[:20] + event(2) + "\n" + event(3) + "\n[1]\n")
-    tail = EventTail(path)
-    tail.catch_up()
-    assert tail.counts == {"round.failed": 1}
-
-
-def test_another_file_in_its_place_is_read_from_its_beginning(tmp_path: Path) -> None:
-    path, other = tmp_path / "events.jsonl", tmp_path / "backup"
-    path.write_text("".join(event(number) + "\n" for number in (1, 2, 3)))
-    tail = EventTail(path)
-    tail.catch_up()
-    other.write_text("".join(event(number) + "\n" for number in (1, 2, 3, 4)))
-    other.rename(path)
-    tail.catch_up()
-    assert tail.counts["round.failed"] == 4
-    path.write_text(event(1) + "\n")
-    tail.catch_up()
-    assert tail.counts["round.failed"] == 1
-    path.unlink()
-    tail.catch_up()
-    assert (tail.counts, tail.last) == ({}, {})

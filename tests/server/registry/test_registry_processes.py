@@ -1,4 +1,4 @@
-"""Several processes at one registry, and processes killed in the middle: nothing that was said to be there is lost."""
+"""Several processes at one registry, some killed in the middle: no version that was reported is lost."""
 
 import os
 import random
@@ -15,7 +15,7 @@ from umbel.adapter import AdapterRef
 
 
 def whole(root: Path) -> AdapterRegistry:
-    """The registry, after every listed version was read back."""
+    """Open the registry and read back every listed version."""
     registry = AdapterRegistry(root)
     for manifest in registry.versions("support"):
         content, read = registry.read(manifest.ref)
@@ -62,7 +62,7 @@ def test_kill_in_the_middle_of_fifty_publishes_leaves_every_listed_version_loada
 
 
 def test_killed_before_every_single_step_of_a_publish_the_next_one_goes_on(tmp_path: Path) -> None:
-    """The steps are counted, not guessed: the last process is one that outlives them all."""
+    """Kill before each step in turn, until a process outlives its last step."""
     for step in range(1, 100):
         root = tmp_path / str(step)
         begun(root).close()
@@ -86,7 +86,7 @@ def test_killed_before_every_single_step_of_a_publish_the_next_one_goes_on(tmp_p
 
 
 def test_one_registry_is_made_by_two_processes_at_once(tmp_path: Path) -> None:
-    """Both find no index and make it: of the same versions, once."""
+    """Both processes find no index and build it; each version is listed once."""
     begun(tmp_path).close()
     (tmp_path / "registry.sqlite").unlink()
     publishers = [publisher(tmp_path, first, 3) for first in (1, 101)]

@@ -1,4 +1,4 @@
-"""What gc removes, and what it never does."""
+"""Garbage collection: the weights it removes, and those that it must keep."""
 
 import shutil
 from pathlib import Path
@@ -8,13 +8,8 @@ import pytest
 from server.registry import retention
 from server.registry import views as registry_views
 from server.registry.registry import AdapterRegistry
-from tests.toys.registry import begun, blob, flip, grow, publish
-from umbel.adapter import AdapterRef
+from tests.toys.registry import begun, blob, flip, grow, publish, v
 from umbel.errors import RegistryError
-
-
-def v(version: int) -> AdapterRef:
-    return AdapterRef("support", version)
 
 
 def collect(registry: AdapterRegistry, **how: bool) -> retention.Garbage:
@@ -22,7 +17,7 @@ def collect(registry: AdapterRegistry, **how: bool) -> retention.Garbage:
 
 
 def readable(registry: AdapterRegistry) -> list[int]:
-    """The versions whose weights can be read; the others say who removed them and why."""
+    """Return the versions whose weights can be read; the others must name who removed them and why."""
     found = []
     for manifest in registry.versions("support"):
         if not (registry.directory(manifest.ref) / "pruned.json").exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.umbel.cli.test_main import refusal, umbel
+from tests.toys.command_line import refusal, umbel
 
 if not importlib.util.find_spec("flwr"):
     pytest.skip("the registry is in Flower's environment", allow_module_level=True)
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def said(command: str, root: Path, *arguments: str | Path) -> str:
-    """What a command that succeeds prints."""
+    """Return the output of a command that succeeds."""
     ended = umbel("adapter", command, "--registry", root, *arguments)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -93,25 +93,9 @@ def test_export_gc_and_reindex(root: Path, tmp_path: Path) -> None:
     assert said("reindex", root).splitlines()[-1] == "5 versions listed, 0 things not restored"
 
 
-def test_a_registry_is_made_with_its_weights_elsewhere(tmp_path: Path) -> None:
-    made = umbel("registry", "init", "--registry", tmp_path / "r", "--blobs", f"file://{tmp_path}/weights")
-    assert made.returncode == 0, made.stderr
-    grow(begun(tmp_path / "r"), "a")
-    assert len(list((tmp_path / "weights").iterdir())) == 2
-    assert said("verify", tmp_path / "r") == "2 versions read, 0 damaged files\n"
-    assert "elsewhere" in refusal("registry", "init", "--registry", tmp_path / "r", "--blobs", "s3://elsewhere")
-
-
 def test_an_alias_that_is_not_there_is_not_removed(root: Path) -> None:
     refused = refusal("adapter", "alias", "support", "nothing", "--remove", "--why", "x", "--registry", root)
     assert refused == f"support@nothing is not in {root}; there is head, live"
-
-
-def test_a_registry_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    refused = refusal("registry", "init", "--registry", "s3://bucket/umbel")
-    assert refused.endswith("`umbel registry init --registry DIR --blobs s3://bucket/prefix`")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_picture_that_cannot_be_written_says_where(root: Path, tmp_path: Path) -> None:

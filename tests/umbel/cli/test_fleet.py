@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts.tools.repository import REPOSITORY
-from tests.umbel.cli.test_main import refusal, umbel
+from tests.toys.command_line import refusal, umbel
 
 if not importlib.util.find_spec("flwr"):
     pytest.skip("the registry is in Flower's environment", allow_module_level=True)

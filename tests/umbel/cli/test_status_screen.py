@@ -1,4 +1,4 @@
-"""`umbel status` for people: one screen that says what answers, since when, why, what waits, and the way back."""
+"""`umbel status` for people: one screen with the live version, since when, why, the candidates, and the way back."""
 
 import io
 import time
@@ -34,7 +34,7 @@ def version(state: str, decision: str | None) -> dict[str, Any]:
 
 
 def status(**changes: Any) -> dict[str, Any]:
-    """A site in the middle of everything."""
+    """The status of a site at work: serving, training, with a version on trial."""
     return {
         "site": "clinic-a",
         "running": True,

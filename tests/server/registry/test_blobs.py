@@ -1,4 +1,4 @@
-"""Weights in an object store: the same registry, over S3's own protocol, spoken by moto's server."""
+"""The blob store: equal weights are kept once, here or in an object store (S3, spoken by moto's server)."""
 
 import secrets
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from server.registry import export as adapter_export
 from server.registry import retention
 from server.registry import views as registry_views
 from server.registry.registry import AdapterRegistry
-from tests.toys.registry import begun, blob, grow, publish
+from tests.toys.registry import begun, blob, grow, publish, v
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
-from umbel.errors import Conflict, RegistryError
+from umbel.errors import Conflict, NotFound, RegistryError
 
 V0, V1 = (AdapterRef("support", version) for version in (0, 1))
 
@@ -101,3 +101,16 @@ def test_a_url_of_which_nothing_is_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"nowhere://x: not a place for weights"):
         AdapterRegistry(tmp_path, create=True, blobs="nowhere://x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_weights_are_kept_once_and_a_version_is_found_by_its_content(tmp_path: Path) -> None:
+    registry = begun(tmp_path)
+    first = publish(registry, 7)
+    registry.publish("support", blob(7), round=8, run_id="r", parent="p")
+    digest = registry.manifest(first).digest
+    assert sorted(path.name for path in (tmp_path / "blobs").iterdir()) == sorted(
+        [digest, registry.manifest(v(0)).digest]
+    )
+    assert registry.resolve(f"support@sha256:{digest[:12]}") == v(2), "the newest version with this content"
+    with pytest.raises(NotFound):
+        registry.resolve(f"support@sha256:{digest[:7]}")

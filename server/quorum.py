@@ -1,0 +1,92 @@
+"""`Quorum`: waits for enough sites that agree on the base, and holds every site to what the registry pinned."""
+
+from server.config import RunConfig
+from server.exchange import Exchange
+from server.orders import Orders
+from server.registry.pin import Pin
+from server.registry.registry import HEAD, AdapterRegistry
+from strategies.strategy import LoraStrategy
+from umbel.errors import ConfigError, NotFound, UmbelError
+from umbel.messages import Hello
+
+
+class Quorum:
+    """The sites that may take part in one run.
+
+    Raises ConfigError for a run whose rank is not the registry's.
+    """
+
+    def __init__(
+        self, config: RunConfig, registry: AdapterRegistry, exchange: Exchange, orders: Orders, strategy: LoraStrategy
+    ) -> None:
+        self._config = config
+        self._name = config.adapter
+        self._registry = registry
+        self._exchange = exchange
+        self._orders = orders
+        self._strategy = strategy
+        self._require(registry.pin(self._name))
+
+    def gather(self) -> bool:
+        """Wait until a quorum of sites agrees, at most `grace-seconds`; return whether it does.
+
+        The first quorum decides what the registry pins. Raises NotFound when no site was ever there.
+        """
+        deadline = self._exchange.clock() + self._config.grace_seconds
+        pin = self._registry.pin(self._name)
+        enough = self._exchange.gather(lambda sites: self._agreed(pin, sites) is not None, deadline)
+        if not self._exchange.roster.sites and not self._registry.versions(self._name):
+            raise NotFound(
+                f"no site that serves {self._name!r} was found within {self._config.grace_seconds:g} s; are the "
+                "SuperNodes connected to this SuperLink, and is `umbel serve` running beside each? "
+                + "; ".join(f"{who}: {why}" for who, why in self._exchange.roster.troubles.items())
+            )
+        agreed = self._agreed(pin, self._exchange.roster.sites) if enough else None
+        # A registry with a pin and no head was cut off inside `begin`, which is then called again.
+        if agreed is not None and (pin is None or HEAD not in self._registry.aliases(self._name)):
+            self._registry.begin(self._name, agreed, self._config.seed)
+            self._require(agreed)
+        return enough
+
+    def shortfall(self) -> dict[str, str]:
+        """Site → why it does not take part or where it differs; "*" says how many were there."""
+        there = self._exchange.roster.sites
+        found = f"{len(there)} of {self._config.quorum} sites needed were there"
+        return {**self._exchange.roster.troubles, **_disagreements(there), "*": found}
+
+    def _agreed(self, pin: Pin | None, sites: dict[str, Hello]) -> Pin | None:
+        """Return the pin that a quorum of sites matches; before there is one, whatever a quorum has in common."""
+        pins = [pin or Pin.of(hello, self._config.rank) for hello in sites.values()]
+        return next((one for one in pins if pins.count(one) >= self._config.quorum), None)
+
+    def _require(self, pin: Pin | None) -> None:
+        """Hold the sites to the pin, or, before there is one, to being able to take part at all."""
+        training = self._config.rounds > 0
+        if training and pin is not None and pin.rank != self._config.rank:
+            raise ConfigError(
+                f"rank = {self._config.rank}, but {self._name} in {self._registry.root} has rank {pin.rank}; "
+                f"run with rank={pin.rank}, or with another registry"
+            )
+
+        personal = self._strategy.personal
+
+        def admit(hello: Hello) -> None:
+            self._orders.require_key(hello.site)
+            held = pin or Pin.of(hello, self._config.rank)
+            held.require(hello, self._name)
+            if training:
+                held.require_rank(hello, mixed=self._strategy.mixed_ranks, own=personal.rank if personal else 0)
+
+        self._exchange.roster.require(admit)
+
+
+def _disagreements(sites: dict[str, Hello]) -> dict[str, str]:
+    """Site → how its base differs from that of the first site in the order of names."""
+    reasons: dict[str, str] = {}
+    first = min(sites, default="")
+    for site, hello in sites.items():
+        try:
+            sites[first].fingerprint.require_same(hello.fingerprint, here=f"site {first}", there=f"site {site}")
+        except UmbelError as difference:
+            reasons[site] = str(difference)
+    return reasons

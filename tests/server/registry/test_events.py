@@ -1,0 +1,86 @@
+"""Reading events.jsonl: each line once, also while it is written, cut short by a kill, or replaced."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from server.registry import events
+from server.registry.events import EVENTS, EventReader, Events, EventTail
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rounds of the lines that were parsed."""
+    parsed: list[int] = []
+    real = json.loads
+
+    def counted(line: bytes) -> object:
+        event = real(line)
+        parsed.append(event["round"])
+        return event
+
+    monkeypatch.setattr(events.json, "loads", counted)
+    return parsed
+
+
+def event(number: int, kind: str = "round.failed") -> str:
+    return json.dumps({"event": kind, "at": float(number), "adapter": "support", "round": number, "reasons": {}})
+
+
+def test_each_line_is_read_once_and_a_half_written_one_when_it_is_whole(tmp_path: Path, taken: list[int]) -> None:
+    path = tmp_path / "events.jsonl"
+    tail = EventTail(path)
+    tail.catch_up()
+    path.write_text(event(1) + "\n" + event(2) + "\n" + event(3)[:20])
+    tail.catch_up()
+    tail.catch_up()
+    assert taken == [1, 2]
+    with path.open("a") as file:
+        file.write(event(3)[20:] + "\n")
+    tail.catch_up()
+    assert taken == [1, 2, 3]
+    assert tail.last["support"].ended_at == 3.0
+    assert tail.counts["round.failed"] == 3
+
+
+def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(event(1)[:20] + event(2) + "\n" + event(3) + "\n[1]\n")
+    tail = EventTail(path)
+    tail.catch_up()
+    assert tail.counts == {"round.failed": 1}
+
+
+def test_another_file_in_its_place_is_read_from_its_beginning(tmp_path: Path) -> None:
+    path, other = tmp_path / "events.jsonl", tmp_path / "backup"
+    path.write_text("".join(event(number) + "\n" for number in (1, 2, 3)))
+    tail = EventTail(path)
+    tail.catch_up()
+    other.write_text("".join(event(number) + "\n" for number in (1, 2, 3, 4)))
+    other.rename(path)
+    tail.catch_up()
+    assert tail.counts["round.failed"] == 4
+    path.write_text(event(1) + "\n")
+    tail.catch_up()
+    assert tail.counts["round.failed"] == 1
+    path.unlink()
+    tail.catch_up()
+    assert (tail.counts, tail.last) == ({}, {})
+
+
+def test_a_reader_returns_only_what_was_added_and_says_when_the_file_is_another_one(tmp_path: Path) -> None:
+    path, anew = tmp_path / EVENTS, []
+    reader = EventReader(path, on_new_file=lambda: anew.append(True))
+    assert reader.read() == []
+    events = Events(path, clock=lambda: 1.5)
+    events.emit("round.started", adapter="support", round=1, parent=None)
+    assert reader.read() == [{"event": "round.started", "at": 1.5, "adapter": "support", "round": 1}]
+    anew.clear()
+    assert reader.read() == []
+    events.emit("round.failed", adapter="support", round=1)
+    assert [event["event"] for event in reader.read()] == ["round.failed"]
+    assert not anew
+    path.unlink()
+    assert reader.read() == []
+    assert anew

@@ -1,0 +1,42 @@
+"""`umbel examples`: the operator lists, releases and forgets what users gave."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from client.data import user_examples
+from client.data.user_examples import ExampleStore
+from tests.toys.sites.user_examples import example, scrub
+from umbel.cli.main import app
+from umbel.config import SiteConfig
+from umbel.site_template import site_toml
+
+
+@pytest.fixture
+def site_file(sockets: Path) -> Path:
+    (sockets / "site.toml").write_text(site_toml() + "[examples]\nenabled = true\nquarantine_hours = 0\n")
+    (sockets / "state").mkdir()
+    return sockets / "site.toml"
+
+
+def test_the_operator_looks_releases_and_forgets(site_file: Path) -> None:
+    run = CliRunner()
+    ended = run.invoke(app, ["examples", "ls", str(site_file)])
+    assert ended.exit_code == 1
+    config = SiteConfig.load(site_file)
+    state = config.site.state_dir
+    for user in ("eva", "ada"):
+        user_examples.keep(config, example(state, user), scrub)
+    listed = run.invoke(app, ["examples", "ls", str(site_file)])
+    assert [line.split()[-2:] for line in listed.stdout.splitlines()] == [["accepted", "waiting"]] * 2
+    assert "PHONE" not in listed.stdout
+    assert "user: call <PHONE_NUMBER>" in run.invoke(app, ["examples", "ls", str(site_file), "--texts"]).stdout
+    as_json = json.loads(run.invoke(app, ["examples", "ls", str(site_file), "--json"]).stdout)
+    assert as_json[0].keys() == {"id", "at", "version", "kind", "state"}
+    assert run.invoke(app, ["examples", "release", str(site_file), "2"]).stdout.startswith("1 examples released")
+    assert run.invoke(app, ["examples", "forget", str(site_file), "--user", "ada"]).stdout.startswith(
+        "1 examples deleted"
+    )
+    assert [one.state for one in ExampleStore.of(config).all()] == ["waiting"]
