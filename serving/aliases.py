@@ -1,4 +1,4 @@
-"""The alias table: which version a name means right now. Written by the site daemon, read by the router."""
+"""`AliasTable`: maps the names in users' requests to versions. The daemon writes it, the router reads it."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -9,23 +9,43 @@ from umbel.adapter import AdapterRef
 from umbel.errors import NotFound
 from umbel.peft_dir import replace_durably
 
+BASE_LABEL = "base"
+"""The name of the base in the header `x-umbel-adapter`, in counts and in reports, where a version has `support@v12`."""
+CLASSES = {"interactive": 0, "batch": -1}
+"""Names that a request may give as `priority`, and SGLang's numbers for them: a user waits for it, or nobody does."""
+
 Alias = Literal["live", "shadow", "previous"]
 Ref = Annotated[str, AfterValidator(lambda text: str(AdapterRef.parse(text)))]
-"""`support@v12`."""
+"""A version as text, such as `support@v12`."""
 
 
 class AliasTable(BaseModel):
-    """A whole table; it is replaced, never changed, so that a promotion is one assignment."""
+    """Immutable snapshot of all aliases of a site; replaced as a whole, so that a promotion is one assignment.
+
+    >>> table = AliasTable(
+    ...     base="llama",
+    ...     adapters={"support": {"live": "support@v2", "previous": "support@v1", "shadow": "support@v3"}},
+    ...     addressable=("support@v2", "support@v1"),
+    ... )
+    >>> str(table.resolve("support"))
+    'support@v2'
+    >>> str(table.resolve("support@previous"))
+    'support@v1'
+    >>> table.resolve("llama") is None  # the base
+    True
+    >>> table.names()
+    ['llama', 'support', 'support@v2', 'support@v1', 'support@live', 'support@previous']
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     base: str
-    """What users call the base."""
+    """The name by which users ask for the base."""
     adapters: dict[str, dict[Alias, Ref | None]]
     """Adapter → alias → version; `live: None` means that the base answers until a first version is promoted."""
     addressable: tuple[Ref, ...] = ()
-    """Versions that users may ask for by number."""
+    """Versions that users may ask for by number: live and previous ones, no shadow."""
     canary: dict[str, float] = {}
     """Adapter → the share of its users (0..1) whom its shadow answers; only while the shadow is watched."""
     mirror: dict[str, float] = {}
@@ -40,14 +60,18 @@ class AliasTable(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> "AliasTable":
+        """Read a table; raise OSError or ValueError if the file is missing or damaged."""
         return cls.model_validate_json(path.read_text())
 
     def write(self, path: Path) -> None:
-        """Replace the file by atomic rename."""
+        """Replace the file by an atomic rename."""
         replace_durably(path, self.model_dump_json(indent=2).encode())
 
     def resolve(self, model: str) -> AdapterRef | None:
-        """What `model` in a user's request means: a version, or None for the base. Raises NotFound with what exists."""
+        """Return the version that `model` in a user's request stands for; None is the base.
+
+        Raises NotFound, which lists the names that exist.
+        """
         if model == self.base:
             return None
         if model in self.adapters:
@@ -60,16 +84,16 @@ class AliasTable(BaseModel):
         return AdapterRef.parse(version)
 
     def shadow(self, adapter: str) -> AdapterRef | None:
-        """The version beside the live one, if there is one."""
+        """Return the version that is loaded beside the live one, if there is one."""
         shadow = self.adapters.get(adapter, {}).get("shadow")
         return AdapterRef.parse(shadow) if shadow else None
 
     def labels(self) -> set[str]:
-        """Every version that an alias means."""
+        """Return every version that an alias points to."""
         return {version for aliases in self.adapters.values() for version in aliases.values() if version}
 
     def names(self) -> list[str]:
-        """Every `model` a user may ask for, the usual ones first."""
+        """Return every `model` a user may ask for, the usual ones first."""
         aliased = [
             f"{name}@{alias}"
             for name, aliases in self.adapters.items()
@@ -77,10 +101,3 @@ class AliasTable(BaseModel):
             if version in self.addressable
         ]
         return [self.base, *self.adapters, *self.addressable, *aliased]
-
-
-BASE_LABEL = "base"
-
-
-CLASSES = {"interactive": 0, "batch": -1}
-"""What a request may carry as `priority`, besides SGLang's numbers: whether somebody waits for it."""

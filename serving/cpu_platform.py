@@ -1,7 +1,7 @@
-"""Stock SGLang on any CPU, in plain PyTorch: an out-of-tree platform, no AMX and no `sgl_kernel` needed.
+"""`PortableCpuPlatform`: runs stock SGLang on any CPU in plain PyTorch, without AMX and without `sgl_kernel`.
 
 `activate` is an entry point of SGLang's group `sglang.srt.platforms`. An activated platform wins over every built-in
-one, so it steps aside whenever there is an accelerator or SGLang's own CPU engine is asked for.
+one, so `activate` steps aside if there is an accelerator or if SGLang's own CPU engine is asked for.
 """
 
 import functools
@@ -17,7 +17,10 @@ from sglang.srt.platforms.interface import SRTPlatform
 
 
 def activate() -> str | None:
-    """The platform's class for SGLang, or None where something better is there."""
+    """Return the name of the platform's class, or None if there is an accelerator or SGLang's own CPU engine is wanted.
+
+    As a side effect, torch ignores requests to pin memory from then on.
+    """
     if torch.accelerator.is_available() or os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         return None
     _ignore_pinning()
@@ -25,7 +28,7 @@ def activate() -> str | None:
 
 
 class PortableCpuPlatform(SRTPlatform):
-    """What SGLang asks of a device, answered for main memory."""
+    """SGLang's view of a device, for the CPU and main memory (bytes)."""
 
     _enum = PlatformEnum.OOT
     device_name = "cpu"

@@ -1,4 +1,4 @@
-"""The SGLang server of a site: one command line from the site file, and an HTTP client of the running engine."""
+"""`Engine`: starts, watches and stops a site's SGLang server; `EngineClient`: talks to it over HTTP as its admin."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,6 @@ import os
 import random
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,21 +16,24 @@ import httpx
 from serving.aliases import AliasTable
 from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIABLE
 from serving.traffic_report import TrafficReport
+from umbel import ports
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
 from umbel.errors import EngineError
 from umbel.peft_dir import replace_durably
 
 READY_POLL_S = 0.5
+"""Seconds between two questions whether a starting engine is ready."""
 PREFILL_S = 5.0
-"""How long a promotion or a roll-back may wait for the KV cache of shared prompts."""
+"""Seconds that a promotion or a roll-back may wait for the KV cache of shared prompts."""
 LOG_TAIL_LINES = 15
+"""Number of last lines of the engine's log that an error quotes."""
 MEASURED_LOADS = [(together, tokens) for tokens in (8, 32, 100) for together in (1, 1, 2, 4)]
-"""Requests at a time, and prompt tokens of each."""
+"""(requests at a time, prompt tokens of each) for each step of `EngineClient.measure`."""
 
 
 def command_line(config: SiteConfig, adapters: Mapping[AdapterRef, Path]) -> list[str]:
-    """The one SGLang command line of a site; `adapters` (live and previous) are loaded before it is ready."""
+    """Return the arguments that start a site's SGLang; it loads `adapters` (version → directory) before it is ready."""
     engine = config.engine
     flags: dict[str, Any] = {
         "config": config.site.state_dir / "engine.yaml",  # holds the key, which must not show in `ps`
@@ -65,7 +67,18 @@ def _as_arguments(flags: Mapping[str, Any]) -> list[str]:
 
 
 class Engine:
-    """One run of the SGLang server: started, watched, stopped. A new run is a new object."""
+    """One run of the SGLang server; a new run is a new object.
+
+    >>> engine = Engine(SiteConfig.load(Path("clinic-a.toml")))
+    >>> table = AliasTable(base="llama", adapters={"support": {"live": None}})
+    >>> await engine.start(table, adapters={})  # the base answers users of "support"
+    >>> ref = AdapterRef.parse("support@v1")
+    >>> await engine.client.load(ref, Path("state/adapters/support-v1"))
+    >>> table = AliasTable(base="llama", adapters={"support": {"live": str(ref)}}, addressable=(str(ref),))
+    >>> table.write(engine.config.site.state_dir / ALIASES)
+    >>> await engine.client.reload_aliases()  # from here on the version answers
+    >>> await engine.stop(drain_s=10.0)
+    """
 
     def __init__(self, config: SiteConfig) -> None:
         self.config = config
@@ -75,7 +88,11 @@ class Engine:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, table: AliasTable, adapters: Mapping[AdapterRef, Path]) -> None:
-        """Start and wait until requests are answered; raise EngineError with the end of the log if that fails."""
+        """Start SGLang and wait until it answers users.
+
+        `adapters` (version → directory) are loaded from the start; they must hold every version that `table` serves.
+        Raises EngineError if the port is taken, or, with the end of the log, if the start fails.
+        """
         require_free_port(self.config.engine.host, self.config.engine.port)
         state_dir = self.config.site.state_dir
         table.write(state_dir / ALIASES)
@@ -113,7 +130,7 @@ class Engine:
             await asyncio.sleep(READY_POLL_S)
 
     async def _require_router(self) -> None:
-        # SGLang logs a plugin that fails and goes on without it; then nothing here would be what it says.
+        # SGLang logs a plugin that fails and goes on without it: there would be no aliases and no training.
         if not await self.client.has_router():
             await self.stop(drain_s=0)
             raise self._failure("runs without umbel's router; is umbel installed in the engine's environment?")
@@ -123,12 +140,12 @@ class Engine:
         return EngineError(f"{self.config.site.name}: SGLang {what}. The end of {self.log}:\n{tail}")
 
     async def wait(self) -> int:
-        """Until the engine ends; its exit status."""
+        """Wait until the engine ends; return its exit status."""
         assert self._process is not None
         return await self._process.wait()
 
     async def stop(self, drain_s: float) -> None:
-        """Take no new requests, let open ones finish for `drain_s`, then end every process of the engine."""
+        """Take no new requests, give open ones `drain_s` seconds to finish, then end every process of the engine."""
         process = self._process
         if process is not None and process.returncode is None:
             await self.client.drain(drain_s)
@@ -138,14 +155,14 @@ class Engine:
         await self.client.close()
 
     def kill(self) -> None:
-        """End the engine's process group now."""
+        """Kill the engine's process group now."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
 class EngineClient:
-    """HTTP client of a running engine, with the admin key."""
+    """HTTP client of a running engine, with its admin key. Calls raise EngineError or httpx.HTTPError if they fail."""
 
     def __init__(self, url: str, key: str) -> None:
         self.url = url
@@ -154,17 +171,18 @@ class EngineClient:
         )
 
     async def ready(self) -> bool:
-        """Whether the engine answers users."""
+        """Return whether the engine answers users."""
         try:
             return (await self._http.get("/ready", timeout=5.0)).status_code == 200
         except httpx.HTTPError:
             return False
 
     async def has_router(self) -> bool:
+        """Return whether umbel's router is in the engine's HTTP process."""
         return (await self._http.get("/umbel/inflight")).status_code == 200
 
     async def load(self, ref: AdapterRef, directory: Path) -> None:
-        """Load a version beside the others; it answers nobody yet. Loading it twice is no change."""
+        """Load a version beside the others; it answers no user yet. Loading it twice changes nothing."""
         body = {"lora_name": ref.engine_name, "lora_path": str(directory)}
         reply = await self._http.post("/load_lora_adapter", json=body)
         if reply.status_code != 200 and "already loaded" not in reply.text:
@@ -178,7 +196,7 @@ class EngineClient:
             raise EngineError(f"{ref}: SGLang loaded it but cannot generate with it: {reply.text}")
 
     async def measure(self) -> None:
-        """Answer requests of several sizes, from which the co-trainer learns how long this engine takes for what."""
+        """Send requests of several sizes, from which the co-trainer learns this engine's latencies."""
         draw = random.Random(0)  # noqa: S311 - nothing secret
         for together, tokens in MEASURED_LOADS:
             bodies = [
@@ -191,31 +209,31 @@ class EngineClient:
             await asyncio.gather(*(self._http.post("/generate", json=body) for body in bodies))
 
     async def unload(self, ref: AdapterRef) -> None:
-        """Forget a version. SGLang answers once no request uses it any more."""
+        """Unload a version; return once no request uses it any more."""
         reply = await self._http.post("/unload_lora_adapter", json={"lora_name": ref.engine_name})
         if reply.status_code != 200 and "not exist" not in reply.text and "not loaded" not in reply.text:
             raise EngineError(f"{ref}: SGLang did not unload it: {reply.text}")
 
     async def reload_aliases(self) -> None:
-        """Make the router read `aliases.json` again: the moment of a promotion."""
+        """Make the router read `aliases.json` again; a promotion takes effect here."""
         reply = await self._http.post("/umbel/aliases")
         if reply.status_code != 200:
             raise EngineError(f"the router did not take the new alias table: {reply.text}")
 
     async def in_flight(self) -> dict[str, int]:
-        """Version → requests that are being answered with it."""
+        """Return the number of requests that each version is answering."""
         counts: dict[str, int] = (await self._http.get("/umbel/inflight")).json()
         return counts
 
     async def traffic(self) -> TrafficReport:
-        """What users, and the mirror, got of each version since the engine started."""
+        """Return the counts of each version's answers, to users and to the mirror, since the engine started."""
         reply = await self._http.get("/umbel/traffic")
         if reply.status_code != 200:
             raise EngineError(f"the router did not tell what users get: {reply.text}")
         return TrafficReport.model_validate_json(reply.content)
 
     async def prefill(self, ref: AdapterRef, most: int) -> int:
-        """Let a version compute the most used prompt beginnings, at most for PREFILL_S; how many it did."""
+        """Let a version compute the `most` most used prompt beginnings within PREFILL_S; return how many it did."""
         body = {"version": str(ref), "most": most, "seconds": PREFILL_S}
         reply = await self._http.post("/umbel/prefill", json=body, timeout=2 * PREFILL_S)
         if reply.status_code != 200:
@@ -223,32 +241,27 @@ class EngineClient:
         return int(reply.json()["prefilled"])
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new requests and wait, at most `seconds`, until the open ones have ended."""
+        """Refuse new requests and wait, at most `seconds`, for the open ones to end. A dead engine is no error."""
         try:
             await self._http.post("/umbel/drain", timeout=5.0)
             async with asyncio.timeout(seconds):
                 while await self.in_flight():
                     await asyncio.sleep(0.1)
         except (TimeoutError, httpx.HTTPError):
-            pass  # out of patience, or it is dead already: the engine is ended next either way
+            pass  # the time is up, or the engine is dead; it is ended next either way
 
     async def close(self) -> None:
+        """Close the connections to the engine."""
         await self._http.aclose()
 
 
 def require_free_port(host: str, port: int) -> None:
-    """Raise EngineError when something else listens there already."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise EngineError(
-                f"{host}:{port} cannot be used ({error.strerror}); stop what listens there or change [engine].port"
-            ) from error
+    """Raise EngineError if the engine could not listen there."""
+    if why := ports.refusal(host, port):
+        raise EngineError(f"{host}:{port} cannot be used ({why}); stop what listens there or change [engine].port")
 
 
 def _reachable(host: str) -> str:
-    """An address to reach a server that listens on `host`."""
+    """Return an address at which a server that listens on `host` can be reached, as it stands in a URL."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"[{host}]" if ":" in host else host

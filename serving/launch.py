@@ -1,7 +1,7 @@
-"""`python -m serving.launch …` is `python -m sglang.launch_server …` with two things seen to first.
+"""`python -m serving.launch …`: run `sglang.launch_server` so that it ends with its parent, and on a CPU if need be.
 
-It is ended by the kernel when its parent dies, and without an accelerator it gets the flags of `serving.cpu_platform`.
-Both are decided here, in the engine's own process, so that the daemon never has to import torch.
+The kernel kills the engine when the daemon dies. Without an accelerator, the engine gets the flags that
+`serving.cpu_platform` needs. Both happen in the engine's own process, so that the daemon never imports torch.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import sys
 import torch
 
 PR_SET_PDEATHSIG = 1
+"""The option of prctl(2) that sets the signal a process gets when its parent dies."""
 CPU_FLAGS = {
     "--device": "cpu",
     "--attention-backend": "torch_native",
@@ -20,19 +21,22 @@ CPU_FLAGS = {
     "--lora-backend": "torch_native",
     "--max-total-tokens": "20000",  # SGLang would reserve 70 % of the memory for its KV cache
 }
-"""What SGLang is started with to run on `serving.cpu_platform`; what the site file says comes first."""
+"""SGLang's flags for `serving.cpu_platform`; the site file's own flags take precedence."""
 
 
 def die_with_parent() -> None:
-    """Ask Linux to kill this process when the daemon that started it is gone, however it went."""
+    """Ask Linux to kill this process when its parent, the daemon, dies in any way.
+
+    Raises SystemExit if the parent is dead already.
+    """
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != parent:  # the parent died before prctl took effect
         sys.exit("the parent process is gone")
 
 
 def with_cpu_flags(arguments: list[str]) -> list[str]:
-    """The arguments, completed for the CPU; what is there already stays."""
+    """Return the arguments with the missing ones of `CPU_FLAGS` added."""
     missing = {flag: value for flag, value in CPU_FLAGS.items() if flag not in arguments}
     return [*arguments, *(word for pair in missing.items() for word in pair)]
 

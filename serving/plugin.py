@@ -1,6 +1,6 @@
-"""What SGLang calls in each of its processes (entry point group `sglang.srt.plugins`): registers, nothing else.
+"""`register`: put umbel into SGLang; SGLang calls it in each of its processes (entry points `sglang.srt.plugins`).
 
-Without UMBEL_RUN_DIR (a directory that the daemon prepares, see `serving.engine`) SGLang stays as it is.
+Without UMBEL_RUN_DIR (a directory that the daemon prepares, see `serving.engine`) SGLang is left as it is.
 """
 
 import multiprocessing
@@ -14,7 +14,10 @@ from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIA
 
 
 def register(cotrainer: str = "serving.cotrainer.cotrainer:CoTrainer") -> None:
-    """Put the router into the HTTP process and the co-trainer's hooks into the scheduler process."""
+    """Put the router into the HTTP process, and the co-trainer's hooks into the scheduler process.
+
+    `cotrainer` names the co-trainer's class as `module:Class`; it is imported in the scheduler process only.
+    """
     run_dir = os.environ.get(RUN_DIR_VARIABLE)
     if run_dir is None:
         return
@@ -36,7 +39,7 @@ def _register_router(run_dir: Path) -> None:
     keys = ApiKeys.read(Path(os.environ[API_KEYS_VARIABLE])) if os.environ.get(API_KEYS_VARIABLE) else None
     build_stack, routers = http_server.app.build_middleware_stack, []
 
-    def build_with_router() -> Any:  # outermost, also of the key check that SGLang adds later
+    def build_with_router() -> Any:  # around all of SGLang's own layers, the key check that it adds later too
         routers.append(Router(build_stack(), run_dir / ALIASES, admin_key, keys))
         return with_consent(routers[-1], run_dir, keys)
 

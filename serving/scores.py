@@ -1,6 +1,6 @@
-"""How an adapter (or the base) does on each example of a set: what versions are compared by, example by example.
+"""`Scores`: the result of an adapter, or of the base, on each example of a set; versions are compared by them.
 
-Scores of single examples tell of private text, so they stay at the site: only their sums are sent, shown or logged.
+Scores of single examples reveal private text, so they stay at the site: only their sums are sent, shown or logged.
 """
 
 import io
@@ -15,25 +15,26 @@ from umbel.messages import Evaluation
 from umbel.peft_dir import replace_durably
 
 RECORD = np.dtype([("loss", "<f8"), ("tokens", "<i4"), ("exact", "?")])
+"""Type of one example's record in a file of scores."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """One entry per example, in the order of the set; kept out of `repr`."""
+    """One entry for each example, in the order of the set; `repr` does not show them."""
 
     loss: npt.NDArray[np.float64] = field(repr=False)
-    """[examples], summed over the tokens of the answer (nats)."""
+    """[examples], loss summed over the tokens of the answer, in nats."""
     tokens: npt.NDArray[np.int32] = field(repr=False)
-    """[examples], tokens of the answer."""
+    """[examples], number of tokens of the answer."""
     exact: npt.NDArray[np.bool_] = field(repr=False)
-    """[examples], whether every answer token is the arg max, as greedy decoding would give it."""
+    """[examples], true if every token of the answer is the arg max, as greedy decoding would give it."""
 
     def __len__(self) -> int:
         return len(self.loss)
 
     @property
     def sums(self) -> Evaluation:
-        """What may leave the site."""
+        """The sums over all examples, which may leave the site."""
         return Evaluation(
             loss_sum=float(self.loss.sum()),
             loss_tokens=int(self.tokens.sum()),
@@ -42,7 +43,7 @@ class Scores:
         )
 
     def write(self, path: Path) -> None:
-        """As one `.npy` array of records."""
+        """Replace the file by one `.npy` array of records."""
         records = np.empty(len(self), RECORD)
         records["loss"], records["tokens"], records["exact"] = self.loss, self.tokens, self.exact
         buffer = io.BytesIO()
@@ -51,5 +52,6 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path) -> Self:
+        """Read a file that `write` wrote; raise OSError or ValueError if it is missing or damaged."""
         records = np.load(path, allow_pickle=False)
         return cls(records["loss"], records["tokens"], records["exact"])

@@ -1,34 +1,37 @@
-"""What the router counts, as it tells the daemon: `/umbel/traffic`. Counts and latencies, no contents and no names."""
+"""`TrafficReport`: the router's counts and latencies of each version, as the daemon reads them (GET /umbel/traffic)."""
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 
 
 class VersionTraffic(BaseModel):
-    """What one version has answered since the engine started."""
+    """Counts of one version's answers since the engine started."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests: NonNegativeInt = 0
-    """Answers that came to their end, and errors."""
+    """Answers that ended well, and errors."""
     errors: NonNegativeInt = 0
+    """Answers that failed by the site's fault (see `serving.router.traffic`)."""
     chunks: NonNegativeInt = 0
-    """Events of streams, each about a token."""
+    """Events of streams, each of about one token."""
     up: NonNegativeInt = 0
+    """Answers that users rate good."""
     down: NonNegativeInt = 0
+    """Answers that users rate bad."""
     streams: NonNegativeInt = 0
-    """Streams whose latency was taken: `ttft_s` and `tpot_s` are of the last ones of these."""
+    """Streams whose latency was measured; `ttft_s` and `tpot_s` hold the latest of them."""
     ttft_s: tuple[float, ...] = ()
-    """Seconds to the first chunk, of each stream."""
+    """Seconds to the first chunk, for each stream."""
     tpot_s: tuple[float, ...] = ()
-    """Mean seconds between two chunks, of each stream."""
+    """Mean seconds between two chunks, for each stream."""
 
     def since(self, earlier: "VersionTraffic") -> "VersionTraffic":
-        """What has come after `earlier`; all of it where the engine was started anew in between."""
+        """Return the counts since the report `earlier`; all of them if the engine was restarted in between."""
         if self.requests < earlier.requests or self.streams < earlier.streams:
             return self
         new = self.streams - earlier.streams
         counts = {
-            field: max(0, getattr(self, field) - getattr(earlier, field))  # a rating that was changed is taken back
+            field: max(0, getattr(self, field) - getattr(earlier, field))  # a changed rating lowers a count
             for field in ("requests", "errors", "chunks", "up", "down")
         }
         kept = {"ttft_s": self.ttft_s[-new:] if new else (), "tpot_s": self.tpot_s[-new:] if new else ()}
@@ -36,17 +39,18 @@ class VersionTraffic(BaseModel):
 
 
 class MirrorTraffic(BaseModel):
-    """What a shadow made of what the live version has answered. Sums, over the requests that both have answered."""
+    """Comparison of a shadow's answers with the live version's: sums over the requests that both answered."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     compared: NonNegativeInt = 0
+    """Requests that both answered."""
     failed: NonNegativeInt = 0
     """Replays that the shadow did not answer."""
     dropped: NonNegativeInt = 0
-    """Not replayed: a user was waiting, the queue was full, or the engine too busy."""
+    """Requests that were not replayed: a user was waiting, the queue was full, or the engine too busy."""
     agreement: NonNegativeFloat = 0.0
-    """Of the shares of equal leading words."""
+    """Sum of the shares (0..1) of equal leading words."""
     words: NonNegativeInt = 0
     live_words: NonNegativeInt = 0
     empty: NonNegativeInt = 0
@@ -55,7 +59,7 @@ class MirrorTraffic(BaseModel):
     live_refusals: NonNegativeInt = 0
 
     def since(self, earlier: "MirrorTraffic") -> "MirrorTraffic":
-        """What has come after `earlier`; all of it where the engine was started anew in between."""
+        """Return the counts since the report `earlier`; all of them if the engine was restarted in between."""
         if self.compared + self.failed < earlier.compared + earlier.failed:
             return self
         fields = type(self).model_fields
@@ -63,16 +67,18 @@ class MirrorTraffic(BaseModel):
 
 
 class TrafficReport(BaseModel):
-    """All versions, by what `x-umbel-adapter` calls them; "base" is the base."""
+    """The counts of all versions, by their name in `x-umbel-adapter`; "base" is the base."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     versions: dict[str, VersionTraffic] = {}
     mirror: dict[str, MirrorTraffic] = {}
-    """By shadow."""
+    """Shadow → its comparison with the live version."""
 
     def of(self, label: str) -> VersionTraffic:
+        """Return a version's counts, all 0 if there are none."""
         return self.versions.get(label, VersionTraffic())
 
     def mirrored(self, label: str) -> MirrorTraffic:
+        """Return a shadow's comparison, all 0 if there is none."""
         return self.mirror.get(label, MirrorTraffic())

@@ -1,20 +1,23 @@
-"""What the daemon and the co-trainer say to each other, and the daemon's end of their socket (ZeroMQ)."""
+"""Messages between the daemon and the co-trainer, and `CoTrainerClient`: the daemon's end of their ZeroMQ socket."""
 
 import asyncio
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import zmq
 import zmq.asyncio
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 
 from umbel import wire
+from umbel.config import SiteConfig
 from umbel.errors import TrainingError
 from umbel.messages import Evaluation, JobState, TrainPlan
 from umbel.peft_dir import replace_durably
 
 REPLY_TIMEOUT_S = 30.0
-"""An answer comes between two scheduler iterations; only a stuck or dead engine needs longer."""
+"""The co-trainer answers between two scheduler iterations; only a stuck or dead engine needs longer."""
+DAEMON_KEYS = {"data", "eval_data", "eval_fraction"}
+"""Keys of [training] that the daemon uses itself, to prepare the data. The co-trainer gets every other key."""
 
 
 class _Body(BaseModel):
@@ -22,36 +25,61 @@ class _Body(BaseModel):
 
 
 class CoTrainerSettings(_Body):
-    """`trainer.json` in the run directory: an engine that finds one trains, one that does not only serves."""
+    """`trainer.json` in the run directory. An engine that finds the file trains; without it an engine only serves.
+
+    No field has a default: [training] and [slo] of the site file state them, in `umbel.site_sections`.
+    """
 
     max_rank: int
+    """Largest rank of a trained adapter, that of [engine].max_lora_rank."""
     target_modules: tuple[str, ...]
+    """Linear layers that are adapted, from [engine].target_modules."""
     micro_batch: int
-    """At most this many rows per forward pass."""
+    """Maximum number of rows per forward pass."""
     seq_len: int
-    memory_mb: int | None = None
-    share_floor: float = 0.0
-    share_cap: float = 1.0
-    ttft_ms: float | None = None
-    tpot_ms: float | None = None
-    quantile: float = 0.99
-    batch_factor: float = 10.0
+    """Tokens per row."""
+    memory_mb: int | None
+    share_floor: float
+    share_cap: float
+    ttft_ms: float | None
+    tpot_ms: float | None
+    quantile: float
+    batch_factor: float
+
+    @classmethod
+    def of(cls, config: SiteConfig) -> Self:
+        """Take the settings from a site file: all of [slo], and [training] without `DAEMON_KEYS`.
+
+        Raises ValidationError for a key that stands in one of these tables and is no field here.
+        """
+        return cls(
+            max_rank=config.engine.max_lora_rank,
+            target_modules=config.engine.target_modules,
+            **config.training.model_dump(exclude=DAEMON_KEYS),
+            **config.slo.model_dump(),
+        )
 
     def write(self, run_dir: Path) -> None:
+        """Write `trainer.json`; it is on disk on return."""
         replace_durably(run_dir / "trainer.json", self.model_dump_json(indent=2).encode())
 
     @classmethod
     def read(cls, run_dir: Path) -> "CoTrainerSettings | None":
+        """Read `trainer.json`; None where there is none. Raises ValidationError for a damaged file."""
         file = run_dir / "trainer.json"
         return cls.model_validate_json(file.read_text()) if file.is_file() else None
 
 
 def socket_path(run_dir: Path) -> Path:
+    """Return the path of the co-trainer's Unix socket."""
     return run_dir / "trainer.sock"
 
 
 class TrainJob(_Body):
-    """Continue from `parent` (a PEFT directory's weights file) on `data`, write the trained adapter to `output`."""
+    """Continue from `parent` (the weights file of a PEFT directory) on `data`; write the trained adapter to `output`.
+
+    `data` is a token file (`umbel.token_file`); all paths are absolute.
+    """
 
     id: str
     plan: TrainPlan
@@ -67,11 +95,11 @@ class EvaluateJob(_Body):
     adapter: str | None
     data: str
     output: str | None = None
-    """Where the scores of each example go (see `serving.scores`); the answer only ever has their sums."""
+    """File for the scores of each example (see `serving.scores`); the answer holds only their sums."""
 
 
 class StatusQuery(_Body):
-    """Ask how the last job stands."""
+    """Ask for the state of the last job."""
 
 
 class CancelJob(_Body):
@@ -81,48 +109,51 @@ class CancelJob(_Body):
 
 
 class QuantumStats(_Body):
+    """Quanta of one kind since the engine's start."""
+
     count: NonNegativeInt = 0
     seconds: NonNegativeFloat = 0.0
     longest_s: NonNegativeFloat = 0.0
 
 
 class PreemptionStats(_Body):
-    """How training made way for requests that arrived while it ran."""
+    """Counts of requests that arrived while training ran, and the time until training made way for them."""
 
     arrivals: NonNegativeInt = 0
     """Requests that came to the engine."""
     count: NonNegativeInt = 0
-    """Grants that a request cut short: at most one per arrival."""
+    """Grants of training time that a request cut short, at most one per arrival."""
     p50_s: NonNegativeFloat = 0.0
     p99_s: NonNegativeFloat = 0.0
     longest_s: NonNegativeFloat = 0.0
-    """The quantum in whose course the request came: nothing waited longer."""
+    """Longest quantum that a request had to wait for; no request waited longer for training."""
 
 
 class SloStatus(_Body):
-    """The targets in force, and how the governor stands to them."""
+    """The latency targets in force, and the governor's margins and counts."""
 
     ttft_ms: float
     tpot_ms: float
     quantile: float
     margin_ttft: float
-    """The part of the target that the governor keeps back."""
+    """Part of the TTFT target that the governor keeps back, 0 to 1."""
     margin_tpot: float
+    """Part of the TPOT target that the governor keeps back, 0 to 1."""
     debt_s: NonNegativeFloat
-    """Training that `share_floor` ran although the targets left no room for it."""
+    """Seconds of training that `share_floor` ran although the targets left no room for it."""
     answered: NonNegativeInt = 0
     """Requests answered since there are targets."""
     met: NonNegativeInt = 0
-    """Those of them that met both."""
+    """Answered requests that met both targets."""
 
 
 class CoTrainerStatus(_Body):
-    """How the co-trainer stands; sent in answer to every message."""
+    """State of the co-trainer, sent in answer to every message."""
 
     job: str | None = None
     state: JobState = JobState.QUEUED
     error: str = ""
-    """Why the job failed, or why there is no co-training in this engine."""
+    """Reason why the job failed, or why this engine has no co-training; empty without an error."""
     steps: NonNegativeInt = 0
     examples: NonNegativeInt = 0
     loss_tokens: NonNegativeInt = 0
@@ -131,47 +162,57 @@ class CoTrainerStatus(_Body):
     share: NonNegativeFloat = 0.0
     evaluation: Evaluation | None = None
     quanta: dict[str, QuantumStats] = Field(default_factory=dict)
-    """Kind → since the engine's start."""
+    """Kind of quantum → its counts since the engine's start."""
     longest_quantum_s: NonNegativeFloat = 0.0
-    """The largest P99 of any kind and size of quantum."""
+    """Largest P99 of any kind and size of quantum."""
     pieces: dict[str, int] = Field(default_factory=dict)
-    """How large the pieces of a layer are now, in rows and tokens."""
+    """Present sizes of the pieces of a layer, in rows and tokens."""
     slo: SloStatus | None = None
-    """None until the engine's own latency is known; until then training is for idle time."""
+    """None until the engine's own latency is known; until then training runs only in idle time."""
     latency_known: bool = False
-    """Whether the engine's latency can be predicted."""
+    """True once the engine's latency can be predicted."""
     preemption: PreemptionStats = PreemptionStats()
     overlap: NonNegativeFloat = 1.0
-    """Seconds that an iteration is delayed by one second of quanta."""
+    """Seconds by which one second of quanta delays an iteration."""
     hook_calls: dict[Literal["busy", "idle"], NonNegativeInt] = Field(default_factory=dict)
+    """Calls of the scheduler's hook while the engine had work, and while it had none."""
     most_quanta_while_waiting: NonNegativeInt = 0
-    """The largest number of quanta that one hook call ran while a request waited: the bound is 1."""
+    """Largest number of quanta that one hook call ran while a request waited; the promised bound is 1."""
     shared_tensors: NonNegativeInt = 0
     """Frozen parameters of the trainer that share storage with the engine's."""
     frozen_tensors: NonNegativeInt = 0
     state_bytes: NonNegativeInt = 0
     """LoRA weights, gradients and AdamW's moments."""
     kv_tokens_given_up: NonNegativeInt = 0
-    """What `memory_mb` would hold of the KV cache."""
+    """Tokens of the KV cache that would fit into `memory_mb`."""
     memory: dict[str, NonNegativeInt] = Field(default_factory=dict)
     """Private bytes of the scheduler process at each stage of building the trainer, in order."""
 
 
 class CoTrainerClient:
-    """The daemon's end: one request, one answer."""
+    """The daemon's end of the socket: one answer to each request.
+
+    >>> client = CoTrainerClient(socket_path(run_dir))
+    >>> (await client.status()).share
+    """
 
     def __init__(self, socket_path: Path) -> None:
         self._address = f"ipc://{socket_path}"
         self._context = zmq.asyncio.Context.instance()
 
     async def start(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
-        """Give it a job; raises TrainingError when it is busy with another or cannot train at all."""
+        """Start a job. Raises TrainingError when there is no answer within REPLY_TIMEOUT_S.
+
+        A co-trainer that is busy with another job, or cannot train, says so in the returned status.
+        """
         return await self._ask(job)
 
     async def status(self, timeout_s: float = REPLY_TIMEOUT_S) -> CoTrainerStatus:
+        """Ask for the status; raise TrainingError when there is no answer within `timeout_s` seconds."""
         return await self._ask(StatusQuery(), timeout_s)
 
     async def cancel(self, job_id: str) -> CoTrainerStatus:
+        """Stop a job at its next quantum; raise TrainingError when there is no answer within REPLY_TIMEOUT_S."""
         return await self._ask(CancelJob(id=job_id))
 
     async def _ask(self, body: BaseModel, timeout_s: float = REPLY_TIMEOUT_S) -> CoTrainerStatus:

@@ -1,4 +1,4 @@
-"""`Example`, `ConsentSettings`: what the router and the daemon exchange about users' consented examples."""
+"""`Example`, `ConsentSettings`: messages between SGLang's HTTP process and the daemon about users' examples."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,30 +6,31 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SETTINGS = "consent.json"
+"""Name of the file of `ConsentSettings` in the run directory."""
 
 
 class ConsentSettings(BaseModel):
-    """`consent.json` in the run directory: without it no answer is remembered."""
+    """Contents of `consent.json`, which the daemon writes; without the file no answer is remembered."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
-    """Of the HMAC that users are known by, in hex."""
+    """Key of the HMAC that makes users' pseudonyms, in hex."""
     socket: Path
-    """The daemon's control API."""
+    """Unix socket of the daemon's control API."""
     models: tuple[str, ...]
-    """Names whose live version's answers may be kept."""
+    """Names of the models whose answers may be kept: the live versions of adapters."""
 
 
 class Example(BaseModel):
-    """What the daemon is handed: POST /examples."""
+    """One example that a user accepted or corrected: the body of POST /examples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     user: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """HMAC-SHA256 of what the request called its user."""
+    """The user's pseudonym: HMAC-SHA256 of the request's `user`, in hex."""
     messages: list[dict[Literal["role", "content"], str]]
-    """The prompt, and then the answer that was accepted, or what it should have been."""
+    """The prompt, then the accepted answer or its correction."""
     version: str
-    """Which one answered."""
+    """The version that answered, as `support@v12`."""
     kind: Literal["accepted", "corrected"]

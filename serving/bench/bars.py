@@ -1,4 +1,4 @@
-"""The bars that a run is held against, where they come from, and by how much each was met or missed."""
+"""`Bar`: the claims that a benchmark run is held against, with the paper each comes from, and the measured value."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,22 +11,22 @@ from serving.bench.results import NONE, Results, interval
 
 STEADY = ("0.3", "0.6", "0.8")
 HARVESTED = (*STEADY, "square")
-"""Conditions in which there is something to harvest."""
+"""Conditions with spare time to train in; above the capacity there is none."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One claim: `measured` against `wanted`."""
+    """One claim: the `measured` value against the `wanted` one."""
 
     claim: str
     wanted: str
     measured: str
     met: bool | None
-    """None where the run did not measure it."""
+    """None if the run did not measure it."""
 
 
 def table(results: Results) -> str:
-    """Every bar as a Markdown table."""
+    """Return all bars as a Markdown table."""
     verdict = {True: "met", False: "**missed**", None: "not measured"}
     lines = ["| claim | wanted | measured | |", "|---|---|---|---|"]
     lines += [f"| {b.claim} | {b.wanted} | {b.measured} | {verdict[b.met]} |" for b in bars(results)]
@@ -34,7 +34,7 @@ def table(results: Results) -> str:
 
 
 def bars(results: Results) -> Iterator[Bar]:
-    """In the order of the page."""
+    """Yield all bars, in the order of docs/benchmarks.md."""
     yield from _attained(results)
     yield _overload(results)
     yield from _harvest(results)

@@ -1,6 +1,6 @@
 """`umbel bench coexec`: one engine, every system, block after block; one JSON line per finished block.
 
-What has been run is not run again: with `--resume` the run goes on where it stopped.
+A block that has finished is not run again: with `--resume` the run goes on where it stopped.
 """
 
 import asyncio
@@ -21,27 +21,30 @@ from serving.bench.plan import FULL, SAME_SETTING, SMOKE, STOCK_S, SYSTEMS, Plan
 from serving.bench.rounds import FOREVER, TOKENS_PER_STEP, Rounds, publications
 from serving.bench.systems import UseSystem
 from serving.bench.trace import NO_TRACE, Arrival, Trace
-from serving.cotrainer.governor import Slo
+from serving.cotrainer.slo import Slo
 from serving.trainer_socket import CoTrainerClient, EvaluateJob
 from umbel import peft_dir
 from umbel.errors import ConfigError, TrainingError
 
 DRAIN_S = 30.0
+"""Wait for open answers after the last request of a block."""
 ALONE = Arrival(0.0, prompt=64, output=16)
-"""What is asked to compare with stock SGLang."""
+"""The request that is sent, one at a time, to compare with stock SGLang."""
 SETTLE_S = 0.2
+"""Pause after a switch of systems."""
 SATURATION = (40.0, 5.0)
-"""Requests per second, and for how long: far more than any tiny model on a core answers."""
+"""Requests per second, and seconds of them: far more than any tiny model on a core answers."""
 CAPACITY_TARGET = 0.99
+"""Share of requests within the targets up to which a rate counts as kept."""
 SEARCHED = (0.15, 0.75)
-"""Where the capacity is looked for, as parts of the saturated rate."""
+"""Bounds of the search for the capacity, as parts of the saturated rate."""
 SMOKE_CAPACITY = 0.6
-"""Of the saturated rate, where there is no time to search."""
+"""Capacity of a smoke run as a part of the saturated rate; such a run does not search."""
 
 
 @dataclass
 class Run:
-    """A run's folder, and what is in it so far."""
+    """A run of the protocol: its folder, its engine, and the blocks that have finished."""
 
     out: Path
     plan: Plan
@@ -51,9 +54,10 @@ class Run:
     blocks: list[Block] = field(default_factory=list)
     seeds: Iterator[int] = field(default_factory=itertools.count)
     versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    """Both are never used twice: no cache knows a prompt, and no engine a version's name."""
+    """Seeds and version numbers are never used twice: so no cache knows a prompt, and no engine a version's name."""
 
     async def protocol(self) -> None:
+        """Measure the setting, then run every block that has not been run."""
         setting = await self._setting()
         specs = [spec for spec in self.plan.specs() if spec.key not in {block.key for block in self.blocks}]
         for number, spec in enumerate(specs, 1):
@@ -62,6 +66,7 @@ class Run:
             self.say(f"{number} of {len(specs)}: {_line(block, setting.slo)}")
 
     async def _setting(self) -> Setting:
+        """Measure saturation, targets and capacity with inference only; read them if the run has done so before."""
         file = self.out / "setting.json"
         if file.is_file():
             return Setting(**json.loads(file.read_text()))
@@ -87,7 +92,7 @@ class Run:
         return setting
 
     async def _kept_up(self, rate: float, slo: Slo) -> bool:
-        """Whether inference only keeps its targets; asked twice before it is denied: a hiccup is not a capacity."""
+        """Return whether inference only keeps its targets; a failure is tried once more, as it may be a hiccup."""
         for start in (0.0, 0.01):
             block = await self._inference("capacity", self.trace.replay(rate, 10.0, start), 10.0)
             if attainment([block], slo) >= CAPACITY_TARGET:
@@ -174,16 +179,16 @@ class Run:
         return tuned(self.blocks, setting.slo, setting.attained).get(system, {})
 
     def _most_steps(self, spec: Spec) -> float:
-        """As many as umbel took in the same round, for whom that is the rule."""
+        """Return the most steps of a block; for `unpaced_equal`, as many as umbel took in the same round."""
         if spec.system != "unpaced_equal":
             return FOREVER
         same = ("measure", spec.condition, "ours", spec.round)
         return next((float(block.steps) for block in self.blocks if block.key == same), 0.0)
 
     async def _compare_with_stock(self, spec: Spec) -> Block:
-        """The base alone, with umbel's plugin and without, one request after the other; who is not measured is stopped.
+        """Measure the base with umbel's plugin or without, one request after the other; the other server is stopped.
 
-        A request that is alone takes the same time whenever it comes, but for what the plugin adds.
+        A request that is alone takes the same time whenever it comes, except for the time that the plugin adds.
         """
         stock = self.bed.stock
         assert stock is not None
@@ -212,6 +217,7 @@ class Run:
         )  # fmt: skip
 
     def _keep(self, block: Block) -> None:
+        """Append a block to `blocks.jsonl`, durably."""
         self.blocks.append(block)
         with (self.out / "blocks.jsonl").open("a") as file:
             file.write(block.model_dump_json() + "\n")
@@ -219,7 +225,10 @@ class Run:
             os.fsync(file.fileno())
 
     async def evaluate(self) -> None:
-        """The held-out loss of every version that was served, by the separate trainer, after all blocks."""
+        """Have the separate trainer compute the held-out loss of every version that was served, after all blocks.
+
+        Raises TrainingError if one cannot be evaluated.
+        """
         file = self.out / "quality.json"
         losses: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
         self.bed.set_nice(0)
@@ -256,7 +265,7 @@ def _line(block: Block, slo: Slo) -> str:
 def run(
     out: Path, trace_file: Path | None, *, smoke: bool, resume: bool, cache: Path, say: Callable[[str], None]
 ) -> None:
-    """The whole protocol. Raises ConfigError where something is missing, before anything is started."""
+    """Run the whole protocol into the folder `out`. Raises ConfigError before anything is started if it cannot run."""
     plan = SMOKE if smoke else FULL
     testbed.require_machine(with_priorities="partition" in plan.tuned)
     trace = Trace.read(trace_file)

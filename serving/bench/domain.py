@@ -1,7 +1,7 @@
-"""The benchmark's own small world: a Llama trained on one Markov grammar, and data of another for it to adapt to.
+"""`World`: the benchmark's base model, trained on one Markov grammar, and data of another grammar to adapt to.
 
-A grammar gives each symbol four successors with fixed odds, so the loss of a model that knows it is its entropy, 1.1
-nats, and never zero: 1 / loss stays meaningful. In the second grammar half of the symbols have other successors.
+A grammar gives each symbol four successors with fixed odds. The loss of a model that knows the grammar is its entropy,
+1.1 nats, and never zero, so 1 / loss stays meaningful. In the second grammar half of the symbols have other successors.
 """
 
 import hashlib
@@ -21,8 +21,9 @@ from umbel import peft_dir, token_file
 from umbel.base import LINEARS, linear_shapes
 
 FORMAT = 1
-"""Part of the cache key; raise it when the same recipe shall give another world."""
+"""Part of the cache key. Raise it when the same recipe shall give another world."""
 ODDS = (0.6, 0.2, 0.1, 0.1)
+"""Probabilities of a symbol's four successors."""
 PAD, END = 0, 1
 FIRST_SYMBOL = 2
 TRAIN_ROWS, HELDOUT_ROWS = 2048, 48
@@ -35,7 +36,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The base: small enough for a core, slow enough that HTTP beside it is not what is measured."""
+    """Sizes of the base: small enough for one core, slow enough that HTTP does not dominate the measured times."""
 
     hidden: int = 256
     layers: int = 4
@@ -51,12 +52,13 @@ class Recipe:
 
     @property
     def digest(self) -> str:
+        """Return the cache key."""
         return hashlib.sha256(json.dumps([FORMAT, asdict(self)]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class World:
-    """Where everything of a recipe lies."""
+    """Paths of the files made from a recipe."""
 
     model: Path
     train: Path
@@ -66,11 +68,12 @@ class World:
 
     @classmethod
     def at(cls, folder: Path) -> "World":
+        """Return the paths in a folder; the files need not exist."""
         return cls(folder / "model", folder / "train.npy", folder / "heldout.npy", folder / "initial")
 
 
 def successors(recipe: Recipe, changed: bool) -> Ints:
-    """[symbols, 4]: what may follow each symbol, in the base's grammar or (`changed`) in the one to adapt to."""
+    """Return each symbol's successors, [symbols, 4], in the base's grammar or (`changed`) in the one to adapt to."""
     rng = np.random.default_rng(recipe.seed)
     table = rng.integers(0, recipe.symbols, (2, recipe.symbols, len(ODDS)))
     kept = np.arange(recipe.symbols)[:, None] % 2 == 0
@@ -79,7 +82,7 @@ def successors(recipe: Recipe, changed: bool) -> Ints:
 
 
 def walk(table: Ints, rows: int, tokens: int, rng: np.random.Generator) -> Ints:
-    """[rows, tokens] token ids of random walks through a grammar."""
+    """Return token ids of random walks through a grammar, [rows, tokens]."""
     symbols = np.empty((rows, tokens), dtype=np.int64)
     symbols[:, 0] = rng.integers(0, len(table), rows)
     for t in range(1, tokens):
@@ -88,7 +91,7 @@ def walk(table: Ints, rows: int, tokens: int, rng: np.random.Generator) -> Ints:
 
 
 def build(cache: Path, recipe: Recipe, progress: Progress = print) -> World:
-    """Make the world of a recipe in `cache`, once: about a minute on one core."""
+    """Make the world of a recipe in `cache` if it is not there yet; that takes about a minute on one core."""
     folder = cache / f"bench-{recipe.digest}"
     if folder.is_dir():
         return World.at(folder)
@@ -125,7 +128,7 @@ def _make_initial(world: World) -> None:
 
 
 def prepare_version(directory: Path) -> Path:
-    """Make a PEFT directory that lacks only its weights; the path at which they are expected."""
+    """Make a PEFT directory without its weights; return the path at which they are expected."""
     directory.mkdir(parents=True)
     config = peft_dir.peft_config(rank=RANK, target_modules=LINEARS, base="bench")
     (directory / peft_dir.CONFIG).write_text(json.dumps(config))
@@ -169,7 +172,7 @@ def _make_base(recipe: Recipe, into: Path, progress: Progress) -> None:
 
 
 def _tokenizer(recipe: Recipe) -> Any:
-    """A word per symbol: what detokenizing costs is small beside an iteration."""
+    """Return a tokenizer with a word per symbol; detokenizing takes little time beside an iteration."""
     import tokenizers
     import transformers
 

@@ -1,4 +1,4 @@
-"""Open-loop load: arrivals fixed before the run, sent when they are due, whatever the engine does meanwhile.
+"""`Client`: open-loop load, requests fixed before the run and sent when they are due, whatever the engine does.
 
 A client that waited for answers would send less to a slow engine and so hide that it is slow (coordinated omission).
 """
@@ -19,35 +19,37 @@ from serving.bench.trace import Arrival
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request. All times are seconds after the start of the run."""
+    """The answer to a request, or its error. All times are seconds after the start of the run."""
 
     arrival: Arrival
     first: float = math.nan
+    """Time of the first token; NaN without any."""
     last: float = math.nan
     tokens: int = 0
     longest_gap: float = 0.0
-    """Between two of its tokens."""
+    """Longest time between two of its tokens."""
     version: str = ""
-    """Which adapter answered."""
+    """Adapter version that answered, from the header `x-umbel-adapter`."""
     error: str = ""
 
     @property
     def ok(self) -> bool:
+        """Return whether every token that was asked for has come."""
         return not self.error and self.tokens == self.arrival.output
 
     @property
     def ttft(self) -> float:
-        """From when it was due, so that a late client is no excuse."""
+        """Return the time from the moment it was due to its first token, so that a late client is no excuse."""
         return self.first - self.arrival.at
 
     @property
     def tpot(self) -> float:
-        """Mean seconds per token after the first; NaN for an answer of one token."""
+        """Return the mean time per token after the first; NaN for an answer of one token."""
         return (self.last - self.first) / (self.tokens - 1) if self.tokens > 1 else math.nan
 
 
 class Client:
-    """A streaming client of `/v1/completions`, as light as it can be: it shares a core with HTTP."""
+    """A streaming client of `/v1/completions`. It is light, because it shares a core with the HTTP process."""
 
     def __init__(self, url: str, model: str, symbols: int, key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -55,10 +57,10 @@ class Client:
         self._model, self._symbols = model, symbols
 
     async def run(self, workload: Sequence[Arrival], seed: int, drain_s: float, began: float) -> list[Outcome]:
-        """Send every request when it is due; wait at most `drain_s` after the last for what is still open.
+        """Send every request when it is due; wait at most `drain_s` after the last one for open answers.
 
-        The run starts at `began`, on the clock of `perf_counter`.
-        `seed` draws the prompts: those of another run are others, so that no cache knows them.
+        The run starts at `began`, on the clock of `perf_counter`. `seed` draws the prompts; another seed draws others,
+        which no cache knows.
         """
         rng = np.random.default_rng(seed)
         prompts = [rng.integers(FIRST_SYMBOL, FIRST_SYMBOL + self._symbols, a.prompt).tolist() for a in workload]
@@ -91,7 +93,7 @@ class Client:
 
 
 async def _follow(reply: aiohttp.ClientResponse, outcome: Outcome, began: float) -> Outcome:
-    """Read a stream of server-sent events to its end."""
+    """Read a stream of server-sent events to its end, and complete the outcome with its times."""
     first = last = math.nan
     longest, tokens, error = 0.0, 0, ""
     async for line in reply.content:

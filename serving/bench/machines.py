@@ -1,4 +1,4 @@
-"""What a simulated site is made of: latencies of an engine and a trainer on one device. All times are seconds."""
+"""`Machine`: the latencies of a simulated engine and trainer on one device. All times are seconds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from serving.cotrainer.predictor import Batch, Predictor
 from serving.cotrainer.quantum import Quantum
 
 P99 = 2.326
-"""Standard deviations."""
+"""Standard deviations from the mean of a normal distribution to its P99."""
 
 
 @dataclass(frozen=True)
 class TimedQuantum(Quantum):
-    """A piece of training work and how long it takes alone."""
+    """A quantum, with the seconds that it takes alone."""
 
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Latencies of an engine and a trainer on one device: linear in what is in the batch, times a random factor."""
+    """Latencies that are linear in the contents of the batch, times a random factor."""
 
     decode: tuple[float, float, float]
     """Seconds of a decode iteration: constant, per request, per token in the KV cache."""
@@ -31,25 +31,25 @@ class Machine:
     quanta: tuple[TimedQuantum, ...]
     """One optimizer step."""
     overlap: float = 1.0
-    """Seconds by which an iteration is delayed by one second of quanta beside it: 1 where they take turns."""
+    """Seconds by which one second of quanta delays an iteration: 1 where they take turns."""
     noise: float = 0.08
     """Standard deviation of the logarithm of a latency."""
     hiccup: tuple[float, float] = (0.005, 2.0)
-    """How probable it is that something takes longer, and how many times as long."""
+    """Probability that an iteration or quantum takes longer, and how many times as long it then takes."""
     turn_s: float = 1e-4
-    """A turn of the scheduler without work."""
+    """Seconds of a turn of the scheduler without work."""
     max_running: int = 32
     chunk_tokens: int = 2048
 
     def seconds(self, batch: Batch) -> float:
-        """Typical latency of an iteration without training."""
+        """Return the typical latency of an iteration without training."""
         constant, first, second = self.prefill if batch.regime == "prefill" else self.decode
         if batch.regime == "prefill":
             return constant + first * batch.new_tokens + second * batch.attended
         return constant + first * batch.requests + second * batch.cached_tokens
 
     def factors(self, seed: int) -> Iterator[float]:
-        """Random factors of latencies, without end."""
+        """Yield random factors of latencies, without end."""
         if not (self.noise or self.hiccup[0]):
             yield from repeat(1.0)
         rng = np.random.default_rng(seed)
@@ -62,7 +62,7 @@ class Machine:
 def _step(
     layers: int, forward: float, backward: float, heads: int, head: float, optimizer: float
 ) -> tuple[TimedQuantum, ...]:
-    """One step of one micro-batch, in the trainer's order of pieces."""
+    """Return the quanta of one step of one micro-batch, in the trainer's order."""
     forwards = [TimedQuantum("attention", 64, forward), TimedQuantum("mlp", 64, forward)] * layers
     backwards = [TimedQuantum("mlp_backward", 64, backward), TimedQuantum("attention_backward", 64, backward)] * layers
     return (*forwards, *[TimedQuantum("head", 64, head)] * heads, *backwards, TimedQuantum("optimizer", 0, optimizer))
@@ -88,7 +88,7 @@ PRESETS = {
 
 
 def calibrated(machine: Machine) -> Predictor:
-    """A predictor that knows each quantum, as after a real engine's calibration, and of iterations nothing yet."""
+    """Return a predictor as after a real engine's calibration: it knows each quantum, and no iteration yet."""
     predictor = Predictor()
     for quantum in machine.quanta:
         predictor.seed_quantum(quantum.kind, quantum.tokens, quantum.seconds * float(np.exp(P99 * machine.noise)))

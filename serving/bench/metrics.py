@@ -1,7 +1,7 @@
-"""What a block of the benchmark brought, and the numbers that are made of it. Pure; all times are seconds.
+"""`Block`: one run of one system in the benchmark, and the metrics that are computed from it. Pure; times are seconds.
 
-TTFT counts from when a request was due, TPOT is (last − first) / (tokens − 1), and a request that failed or was not
-answered within the drain is one that missed its targets.
+TTFT counts from the moment a request was due, TPOT is (last − first) / (tokens − 1), and a request that failed or was
+not answered within the drain has missed its targets.
 """
 
 import math
@@ -14,16 +14,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from serving.bench.load import Outcome
-from serving.cotrainer.governor import Slo
+from serving.cotrainer.slo import Slo
 from serving.trainer_socket import PreemptionStats
 
 BUSIEST_CLIENT_CORE = 0.6
-"""Above it the core of HTTP, detokenizer and load may be what was measured: the block is void."""
+"""A block is void if the client's core was busier: HTTP, detokenizer and load may then be what was measured."""
 RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
 
 
 class Request(BaseModel):
-    """A request, as it is written down. NaN is null in JSON."""
+    """A request as it is saved; null in JSON where `Outcome` has NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,6 +40,7 @@ class Request(BaseModel):
 
     @classmethod
     def of(cls, outcome: Outcome, digests: Mapping[str, str]) -> "Request":
+        """Convert an outcome; `digests` is version → digest of its weights."""
         ttft, tpot = outcome.ttft, outcome.tpot
         return cls(
             at=outcome.arrival.at,
@@ -51,6 +53,7 @@ class Request(BaseModel):
         )
 
     def met(self, slo: Slo) -> bool:
+        """Return whether it was answered within both targets."""
         return (
             not self.error
             and self.ttft is not None
@@ -66,10 +69,11 @@ class Publication(BaseModel):
 
     digest: str
     trained_at: float
-    """When its weights had been written."""
+    """Time at which its weights had been written."""
     live_at: float
+    """Time at which the alias named it."""
     first_token_at: float | None = None
-    """Of the first request that it answered."""
+    """Time of the first token of the first request that it answered."""
 
 
 class Block(BaseModel):
@@ -95,12 +99,12 @@ class Block(BaseModel):
     progress: tuple[tuple[float, int], ...] = ()
     """(seconds, steps so far)."""
     preemption: PreemptionStats | None = None
-    """Within this block; None where training is not within the engine's own loop."""
+    """Preemptions in this block; None if the system does not train in the engine's own loop."""
     longest_quantum_s: float = 0.0
     cores: tuple[float, float] = (0.0, 0.0)
     """Busy share of the engine's core and of the client's."""
     trainer_share: float = 0.0
-    """Of the engine's core, by the accounts of a trainer in a process of its own."""
+    """Share of the engine's core that a trainer in a process of its own has used."""
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -108,17 +112,18 @@ class Block(BaseModel):
 
     @property
     def void(self) -> bool:
+        """Return whether the client's core was too busy for the block to count."""
         return self.cores[1] > BUSIEST_CLIENT_CORE
 
     @property
     def training_rate(self) -> float:
-        """Tokens in applied steps per second."""
+        """Return the tokens in applied steps per second."""
         return self.tokens / self.window
 
 
 @dataclass
 class Setting:
-    """What is measured once, before any system is compared."""
+    """Load and targets of a run, measured once before any system is compared."""
 
     saturation: float
     """Requests per second of a full engine."""
@@ -127,47 +132,50 @@ class Setting:
     ttft_s: float
     tpot_s: float
     attained: float
-    """By inference only, at load 0.6, with these targets."""
+    """Attainment of inference only at load 0.6 with these targets."""
 
     @property
     def slo(self) -> Slo:
-        return Slo(self.ttft_s, self.tpot_s)
+        return Slo.usual(self.ttft_s, self.tpot_s)
 
 
 Quality = Mapping[str, float]
-"""Digest of a version → its loss on the held-out set (nats per token); "" is the initial one, which is the base."""
+"""Digest of a version → its loss on the held-out set in nats per token; "" is the initial version, the base's equal."""
 
 
 def attainment(blocks: Sequence[Block], slo: Slo) -> float:
-    """Share of requests that met both targets; 1 where there were none."""
+    """Return the share of requests that met both targets; 1 without requests."""
     met = [request.met(slo) for block in blocks for request in block.requests]
     return sum(met) / len(met) if met else 1.0
 
 
 def goodput(block: Block, slo: Slo) -> float:
-    """G_slo: requests that met both targets, per second."""
+    """Return G_slo: requests per second that met both targets."""
     return sum(request.met(slo) for request in block.requests) / block.window
 
 
 def quality_goodput(block: Block, slo: Slo, quality: Quality) -> float:
-    """G_q: each request that met its targets counts 1 / loss of the version that answered it, per second."""
+    """Return G_q: G_slo with each request weighed by 1 / loss of the version that answered it."""
     return sum(1 / quality[r.version] for r in block.requests if r.met(slo)) / block.window
 
 
 def gain_goodput(block: Block, slo: Slo, quality: Quality) -> float:
-    """G_dq: the same with how much lower that loss is than the base's, in nats: immune to the loss's scale."""
+    """Return G_dq: G_slo with each request weighed by the gain of its version over the base, in nats.
+
+    Unlike G_q it does not depend on the scale of the loss.
+    """
     gains = (max(0.0, quality[""] - quality[r.version]) for r in block.requests if r.met(slo))
     return sum(gains) / block.window
 
 
 def publish_lags(blocks: Sequence[Block]) -> list[float]:
-    """Seconds from a version's written weights to its first token for a user."""
+    """Return the seconds from each version's written weights to its first token for a user."""
     versions = [version for block in blocks for version in block.versions]
     return [v.first_token_at - v.trained_at for v in versions if v.first_token_at is not None]
 
 
 def values(blocks: Sequence[Block], name: Literal["ttft", "tpot", "longest_gap"]) -> list[float]:
-    """All latencies of one kind; a request without an answer counts as infinitely late."""
+    """Return all latencies of one kind; a failed request is infinitely late, and has no gap."""
     requests = [request for block in blocks for request in block.requests]
     if name == "longest_gap":
         return [request.longest_gap for request in requests if not request.error]
@@ -176,7 +184,7 @@ def values(blocks: Sequence[Block], name: Literal["ttft", "tpot", "longest_gap"]
 
 
 def quantile(numbers: Sequence[float], q: float) -> float:
-    """The value that a share `q` of the numbers does not exceed; NaN of none."""
+    """Return the smallest number that a share `q` of them does not exceed; NaN if there are none."""
     ordered = sorted(numbers)
     return ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)] if ordered else math.nan
 
@@ -184,7 +192,10 @@ def quantile(numbers: Sequence[float], q: float) -> float:
 def paired_ratio(
     ours: Sequence[Block], theirs: Sequence[Block], of: Callable[[Block], float]
 ) -> tuple[float, float, float]:
-    """Median over rounds of ours / theirs, and its bootstrap 95 % interval; NaN without a common round."""
+    """Return the median over rounds of ours / theirs, and the ends of its bootstrap 95 % interval.
+
+    All three are NaN if there is no common round.
+    """
     other = {block.round: of(block) for block in theirs}
     pairs = [(of(block), other[block.round]) for block in ours if block.round in other]
     ratios = np.array([mine / yours for mine, yours in pairs if yours > 0])
@@ -196,7 +207,7 @@ def paired_ratio(
 
 
 def read_blocks(out: Path) -> list[Block]:
-    """What has been run; a last line that was cut off is run again."""
+    """Read the finished blocks of a run; a last line that was cut off is removed, so that it is run again."""
     file = out / "blocks.jsonl"
     if not file.is_file():
         return []

@@ -1,4 +1,4 @@
-"""What is run, in which order: the systems and their tuning grids, the loads, the rounds."""
+"""`Plan`: the blocks of a benchmark run in their order: systems and tuning grids, loads, rounds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,36 +6,37 @@ from typing import Literal
 
 from serving.bench.metrics import Block, attainment
 from serving.bench.trace import Arrival, Trace
-from serving.cotrainer.governor import Slo
+from serving.cotrainer.slo import Slo
 
 Policy = Literal["rest", "slo", "aimd", "slo_steps", "slo_pause", "idle_steps", "stop_the_world", "unpaced"]
-"""What decides when the engine trains; `serving.bench.systems` has them."""
+"""Rule by which the engine trains; `serving.bench.systems` implements them."""
 Options = dict[str, float]
+"""Settings of a system, by name."""
 FEASIBLE = 0.99
-"""A*: the part of inference-only's attainment that must be left for a setting to count as feasible."""
+"""A setting is feasible if it keeps this part of the attainment of inference only (A*)."""
 STRICT_TTFT, STRICT_TPOT = 3.0, 2.0
-"""The strict preset, times inference-only's median at load 0.6."""
+"""Strict targets, as multiples of the medians of inference only at load 0.6."""
 SQUARE = (0.2, 1.0, 5.5)
 """Low and high load, and the period in seconds."""
 TUNING_SLICE, MEASURED_SLICE = 0.05, 0.30
-"""Where in the trace the runs begin, as a fraction of it: tuning sees nothing of what is measured."""
+"""Start of the runs in the trace, as a fraction of it: no measured request is seen in tuning."""
 START_S, SEARCH_S, PAUSE_S = 120.0, 24.0, 2.0
-"""What starting takes, each look for the capacity, and what lies between two blocks."""
+"""Estimated times of the start, of each step of the search for the capacity, and between two blocks."""
 STOCK_S = 3.0
-"""A turn beside stock SGLang: short, so that the machine is the same in both turns of a pair."""
+"""Length of a turn in a pair with stock SGLang: short, so that the machine is the same in both."""
 MICRO_BATCHES = ({"micro_batch": 1.0}, {"micro_batch": 2.0}, {"micro_batch": 4.0}, {"micro_batch": 8.0})
 
 
 @dataclass(frozen=True)
 class System:
-    """A system that is compared."""
+    """One of the compared systems."""
 
     label: str
     policy: Policy
     place: Literal["nowhere", "engine", "separate"]
-    """Where its trainer lives."""
+    """Process of its trainer."""
     grid: tuple[Options, ...] = ()
-    """What it is tuned over, four runs each; empty: it is taken as it is."""
+    """Settings that are tried in tuning; empty: it is not tuned."""
 
 
 SYSTEMS = {
@@ -62,7 +63,7 @@ SYSTEMS = {
     "ours_pause": System("umbel pausing on every prefill", "slo_pause", "engine"),
 }  # fmt: skip
 SAME_SETTING = {"unpaced_equal": "unpaced"}
-"""Whose tuned setting a system takes."""
+"""System → the system whose tuned setting it takes."""
 JOINT = ("separate", "partition", "stop", "unpaced", "idle")
 """Baselines that serve and train."""
 CORE = ("inference", "partition", "stop", "unpaced", "idle", "ours")
@@ -72,7 +73,7 @@ LOADS = ("0.3", "0.6", "0.8", "1.2")
 
 @dataclass(frozen=True)
 class Spec:
-    """A block to be run."""
+    """A block that is to be run."""
 
     phase: Literal["stock", "tune", "measure"]
     condition: str
@@ -86,7 +87,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of the protocol is run."""
+    """Extent of a run. Windows are seconds."""
 
     window: float
     tuning_window: float
@@ -94,11 +95,14 @@ class Plan:
     conditions: dict[str, tuple[str, ...]]
     """Condition → the systems that are measured under it."""
     tuned: tuple[str, ...]
+    """Systems that are tuned."""
     stock_pairs: int
+    """Pairs of turns, umbel without training and stock SGLang."""
     bisections: int
-    """Runs that the search for the capacity takes."""
+    """Steps of the search for the capacity; 0: no search."""
 
     def specs(self) -> Iterator[Spec]:
+        """Yield every block in its order."""
         for pair in range(self.stock_pairs):
             both = ("stock", "umbel_off") if pair % 2 else ("umbel_off", "stock")
             yield from (Spec("stock", "alone", server, pair) for server in both)
@@ -110,7 +114,7 @@ class Plan:
                 yield from (Spec("measure", condition, system, number) for system in interleaved(systems, number))
 
     def seconds(self) -> float:
-        """About how long it takes, starts and pauses included."""
+        """Return an estimate of the whole run, starts and pauses included."""
         specs = list(self.specs())
         windows = {"stock": STOCK_S, "tune": self.tuning_window, "measure": self.window}
         return START_S + SEARCH_S * self.bisections + sum(windows[spec.phase] + PAUSE_S for spec in specs)
@@ -138,9 +142,9 @@ SMOKE = Plan(
 
 
 def interleaved(systems: tuple[str, ...], number: int) -> tuple[str, ...]:
-    """ABBA: every second round backwards, so that what drifts with time hits all alike.
+    """Return the systems in the order of a round: every second one backwards (ABBA), so that a drift hits all alike.
 
-    The system that trains as much as umbel did comes directly after it.
+    `unpaced_equal`, which trains as much as umbel did, comes directly after umbel.
     """
     order = [system for system in (systems if number % 2 == 0 else systems[::-1]) if system != "unpaced_equal"]
     if "unpaced_equal" in systems:
@@ -149,9 +153,9 @@ def interleaved(systems: tuple[str, ...], number: int) -> tuple[str, ...]:
 
 
 def workload(trace: Trace, spec: Spec, capacity: float, saturation: float, seconds: float) -> tuple[Arrival, ...]:
-    """The arrivals of a block: the same for every system of a round, others in each round.
+    """Return the arrivals of a block: the same for every system of a round, others in each round.
 
-    A load is a part of the capacity; one above 1 is of what the engine answers at all, for that alone is overload.
+    A load is a part of the capacity; a load above 1 is a multiple of the saturated rate, as only that is overload.
     """
     slice_of = MEASURED_SLICE + 0.08 * spec.round if spec.phase == "measure" else TUNING_SLICE
     match spec.condition:
@@ -168,15 +172,18 @@ def workload(trace: Trace, spec: Spec, capacity: float, saturation: float, secon
             return trace.replay(rate, seconds, slice_of)
 
 
-def strict(block: Block, quantile: float = 0.99) -> Slo:
-    """The strict preset, from a block of inference only."""
+def strict(block: Block) -> Slo:
+    """Return strict targets, from a block of inference only."""
     ttft = sorted(request.ttft for request in block.requests if request.ttft is not None)
     tpot = sorted(request.tpot for request in block.requests if request.tpot is not None)
-    return Slo(STRICT_TTFT * ttft[len(ttft) // 2], STRICT_TPOT * tpot[len(tpot) // 2], quantile)
+    return Slo.usual(STRICT_TTFT * ttft[len(ttft) // 2], STRICT_TPOT * tpot[len(tpot) // 2])
 
 
 def tuned(blocks: list[Block], slo: Slo, reference: float) -> dict[str, Options]:
-    """System → its best setting: most training if it keeps `FEASIBLE` of `reference`, else most attainment."""
+    """Return each system's best setting: most training among the feasible ones, else the highest attainment.
+
+    `reference` is the attainment of inference only.
+    """
     best: dict[str, tuple[bool, float, Options]] = {}
     for block in blocks:
         if block.phase != "tune":

@@ -1,4 +1,4 @@
-"""Plots of a run, as SVG: latency distributions, training over time against load, goodput."""
+"""`draw`: plots of a run as SVG: latency distributions, training over time against load, goodput."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,14 @@ from serving.bench.plan import CORE, SYSTEMS
 from serving.bench.results import Results
 
 BIN_S = 1.0
+"""Seconds of a bin of the plot over time."""
 SHOWN = "0.6"
+"""Load of the latency plot."""
 MISSING = 'There are no plots: they need matplotlib, `pip install -e ".[site,plots]" -c constraints/engine.txt`.'
 
 
 def draw(results: Results, into: Path) -> list[tuple[str, Path]]:
-    """Draw what the run has blocks for; (title, file) of each plot. Needs matplotlib."""
+    """Draw every plot that the run has blocks for; return the (title, file) of each. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -81,7 +83,7 @@ def _over_time(results: Results, file: Path) -> Path | None:
 
 
 def _binned(blocks: list[Block], full: float) -> tuple[list[float], list[float]]:
-    """Middle of each bin, and mean over blocks of the steps within it, relative to `full` steps per second."""
+    """Return the middle of each bin, and the mean over blocks of the steps in it, relative to `full` per second."""
     import numpy as np
 
     edges = np.arange(0.0, blocks[0].window + 1e-9, BIN_S)

@@ -14,7 +14,7 @@ from serving.bench.metrics import (
     read_blocks,
 )
 from serving.bench.plan import FEASIBLE, SYSTEMS
-from serving.cotrainer.governor import Slo
+from serving.cotrainer.slo import Slo
 from umbel.errors import ConfigError
 
 NONE = "–"
@@ -22,13 +22,15 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Results:
-    """All blocks of a run that count, and what they are judged by."""
+    """The valid blocks of a run, its targets and the quality of its versions."""
 
     blocks: tuple[Block, ...]
     setting: Setting
     quality: Quality
     facts: dict[str, object]
+    """Contents of `run.json`: the machine and the trace."""
     void: int
+    """Number of blocks left out because the client's core was too busy."""
 
     @property
     def slo(self) -> Slo:
@@ -36,28 +38,33 @@ class Results:
 
     @property
     def conditions(self) -> list[str]:
+        """Return the measured conditions in order, without training alone."""
         return [c for c in dict.fromkeys(b.condition for b in self.blocks if b.phase == "measure") if c != "none"]
 
     def of(self, condition: str, system: str, phase: str = "measure") -> list[Block]:
+        """Return the blocks of a system under a condition."""
         return [b for b in self.blocks if (b.phase, b.condition, b.system) == (phase, condition, system)]
 
     def systems(self, condition: str) -> list[str]:
+        """Return the systems measured under a condition, in the order of `SYSTEMS`."""
         present = {b.system for b in self.blocks if b.phase == "measure" and b.condition == condition}
         return [name for name in SYSTEMS if name in present]
 
     def harvest(self, condition: str, system: str) -> tuple[float, float, float]:
-        """Training throughput relative to training alone: median over rounds, 95 % interval."""
+        """Return the training throughput relative to training alone: median over rounds, ends of the 95 % interval."""
         return paired_ratio(self.of(condition, system), self.of("none", "training"), lambda block: block.training_rate)
 
     def attained(self, condition: str, system: str) -> float:
+        """Return the attainment over all blocks."""
         return attainment(self.of(condition, system), self.slo)
 
     def feasible(self, condition: str, system: str) -> bool:
+        """Return whether the system keeps a part `FEASIBLE` of the attainment of inference only."""
         return self.attained(condition, system) >= FEASIBLE * self.attained(condition, "inference")
 
 
 def read(out: Path) -> Results:
-    """Raises ConfigError for a folder without a run."""
+    """Read a run's folder. Raises ConfigError if there is none in it."""
     files = [out / name for name in ("blocks.jsonl", "setting.json", "run.json")]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -75,5 +82,6 @@ def read(out: Path) -> Results:
 
 
 def interval(ratio: tuple[float, float, float]) -> str:
+    """Format a (median, low, high) for a table; NaN as a dash."""
     middle, low, high = ratio
     return NONE if math.isnan(middle) else f"{middle:.2f} ({low:.2f}–{high:.2f})"

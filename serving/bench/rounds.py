@@ -1,4 +1,4 @@
-"""Training as a site does it, again and again: n steps, a file, loaded and warmed, made live, the old one unloaded."""
+"""`Rounds`: training as a site does it: n steps, a file, loaded and warmed, made live, the version before unloaded."""
 
 import asyncio
 import contextlib
@@ -27,12 +27,12 @@ LEARNING_RATE = 6e-3
 POLL_S = 0.05
 FOREVER = 1e6
 TOKENS_PER_STEP = BATCH * domain.SEQ_LEN
-"""Every example is as long as any."""
+"""All examples have the same length."""
 
 
 @dataclass
 class Published:
-    """A version that was made live. `perf_counter` seconds."""
+    """A version that was made live. Times are seconds of `perf_counter`."""
 
     ref: AdapterRef
     digest: str
@@ -42,20 +42,21 @@ class Published:
 
 @dataclass
 class Rounds:
-    """Rounds of one block: from the base, in the same order of data, whoever trains."""
+    """Rounds of one block. They start from the base, and take the data in the same order for every system."""
 
     trainer: CoTrainerClient
     engine: EngineClient
     state_dir: Path
     world: domain.World
     kept: Path
-    """Folder of every adapter that was ever trained, by digest."""
+    """Folder of every adapter that was ever trained, named by digest."""
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    """Of versions: the engine never hears a name twice."""
+    """Numbers of versions; the engine never gets a name twice."""
     published: list[Published] = field(default_factory=list)
     progress: list[tuple[float, int]] = field(default_factory=list)
     """(`perf_counter`, optimizer steps so far)."""
     status: CoTrainerStatus | None = None
+    """Last status of the trainer."""
     _job: str = ""
     _before: int = 0
     _loaded: list[AdapterRef] = field(default_factory=list)
@@ -66,7 +67,7 @@ class Rounds:
         return self.progress[-1][1] if self.progress else 0
 
     async def run(self, max_steps: float = FOREVER) -> None:
-        """Round after round, until cancelled or `max_steps` are done."""
+        """Train round after round, until cancelled or `max_steps` are done. Raises TrainingError if a round fails."""
         parent = self.world.initial / peft_dir.WEIGHTS
         for number in itertools.count():
             steps = int(min(STEPS, max_steps - self._before))
@@ -91,10 +92,10 @@ class Rounds:
             parent, written_at = self._keep(weights), _written_at(weights)
             if self._publishing is not None:
                 await asyncio.shield(self._publishing)
-            self._publishing = asyncio.create_task(self._publish(ref, parent.stem, written_at))  # the next round begins
+            self._publishing = asyncio.create_task(self._publish(ref, parent.stem, written_at))
 
     async def end_window(self) -> None:
-        """The last look at how far training came, and its end."""
+        """Note the progress at the end of the window, then cancel the round and wait for a publication in progress."""
         if self._job:
             self._note(await self.trainer.status())
             await self.trainer.cancel(self._job)
@@ -102,7 +103,7 @@ class Rounds:
             await self._publishing
 
     async def clear(self) -> None:
-        """The initial adapter answers again, and nothing else is in the engine."""
+        """Make the initial adapter live again, and unload all others."""
         await self._make_live(AdapterRef(ADAPTER, 0))
         for ref in self._loaded:
             await self.engine.unload(ref)
@@ -116,6 +117,7 @@ class Rounds:
         self.progress.append((time.perf_counter(), steps))
 
     def _keep(self, weights: Path) -> Path:
+        """Link trained weights into the folder of all adapters; return the link."""
         kept = self.kept / f"{peft_dir.digest(weights.read_bytes())}.safetensors"
         with contextlib.suppress(FileExistsError):  # another block has trained the very same
             os.link(weights, kept)
@@ -139,7 +141,7 @@ class Rounds:
 
 
 def publications(published: list[Published], began: float, firsts: dict[str, float]) -> tuple[Publication, ...]:
-    """In seconds of the block; `firsts` is version → when it gave its first token to a user."""
+    """Convert the times to seconds of the block; `firsts` is version → time of its first token for a user."""
     return tuple(
         Publication(
             digest=version.digest,
@@ -152,5 +154,5 @@ def publications(published: list[Published], began: float, firsts: dict[str, flo
 
 
 def _written_at(path: Path) -> float:
-    """When a file was written, on the clock of `perf_counter`."""
+    """Return the time at which a file was written, on the clock of `perf_counter`."""
     return path.stat().st_mtime - time.time() + time.perf_counter()

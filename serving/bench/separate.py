@@ -1,7 +1,7 @@
 """`python -m serving.bench.separate RUN_DIR MODEL CORE`: a trainer in a process of its own, with a copy of the base.
 
-It is umbel's trainer and speaks umbel's protocol on RUN_DIR's socket; what it lacks is the engine. When it runs is up
-to the operating system.
+It is umbel's trainer and speaks umbel's protocol on RUN_DIR's socket, but there is no engine: the operating system
+decides when it runs.
 """
 
 import os
@@ -21,14 +21,17 @@ from umbel.errors import TrainingError
 
 
 def cotrainer(run_dir: Path, model: Path) -> CoTrainer:
-    """A co-trainer beside no engine: it is always idle, and never rests."""
+    """Make a co-trainer without an engine: it is always idle, and never rests.
+
+    Raises TrainingError if RUN_DIR has no settings.
+    """
     settings = CoTrainerSettings.read(run_dir)
     if settings is None:
         raise TrainingError(f"{run_dir}: no trainer.json here; whoever starts this process writes it first")
     made = CoTrainer(settings, run_dir)
     made.governor = Unpaced()
     made.idle_poller = zmq.Poller()
-    made.idle_poller.register(made.socket, zmq.POLLIN)
+    made.idle_poller.register(made.commands.socket, zmq.POLLIN)
     made.trainer = LoraTrainer(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         max_rank=settings.max_rank,
@@ -41,6 +44,7 @@ def cotrainer(run_dir: Path, model: Path) -> CoTrainer:
 
 
 def main() -> None:
+    """Train whatever the benchmark asks for, until the process is killed."""
     die_with_parent()
     os.sched_setaffinity(0, {int(sys.argv[3])})
     torch.set_num_threads(1)

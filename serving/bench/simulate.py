@@ -1,4 +1,4 @@
-"""`umbel bench simulate`: hours of load on simulated sites in seconds, to see what training they have room for."""
+"""`umbel bench simulate`: simulate hours of load on sites within seconds, to see how much training fits beside it."""
 
 import json
 import math
@@ -11,7 +11,8 @@ import numpy as np
 from serving.bench.machines import PRESETS, Machine, calibrated
 from serving.bench.trace import CORE, NO_TRACE, Arrival, Scale, Trace
 from serving.bench.virtual import Outcome, Simulation
-from serving.cotrainer.governor import Slo, SloGovernor
+from serving.cotrainer.governor import SloGovernor
+from serving.cotrainer.slo import Slo
 from umbel.errors import ConfigError
 
 SCALES = {"cpu": CORE, "gpu": Scale()}
@@ -21,7 +22,7 @@ HEADINGS = ("site", "requests", "in time", "without training", "TTFT P50/P95/P99
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One site with training, and the same requests without. Percentiles are P50, P95 and P99 in seconds."""
+    """One site with training, and the same requests without it. Percentiles are P50, P95 and P99 in seconds."""
 
     requests: int
     attainment: tuple[float, float, float]
@@ -38,11 +39,14 @@ class SiteReport:
 
 
 def strict_slo(machine: Machine, arrivals: Sequence[Arrival], seconds: float) -> Slo:
-    """Three times the median TTFT and twice the median TPOT of inference alone."""
+    """Return three times the median TTFT and twice the median TPOT of inference alone.
+
+    Raises ConfigError for a load without a request of two tokens.
+    """
     alone = Simulation(machine, arrivals).run(seconds)
     if not alone.tpot:
         raise ConfigError("the load has no request with two tokens to take targets from; give --slo or a higher --rate")
-    return Slo(ttft_s=3 * float(np.median(alone.ttft)), tpot_s=2 * float(np.median(alone.tpot)))
+    return Slo.usual(ttft_s=3 * float(np.median(alone.ttft)), tpot_s=2 * float(np.median(alone.tpot)))
 
 
 def simulate_site(
@@ -51,11 +55,11 @@ def simulate_site(
     seconds: float,
     slo: Slo,
     *,
-    share_floor: float = 0.0,
-    share_cap: float = 1.0,
+    share_floor: float,
+    share_cap: float,
     seed: int = 0,
 ) -> SiteReport:
-    """`seconds` of load, with training and without."""
+    """Simulate `seconds` of load with training and without."""
     alone = Simulation(machine, arrivals, seed=seed).run(seconds)
     predictor = calibrated(machine)
     governor = SloGovernor(slo, predictor, share_floor=share_floor, share_cap=share_cap)
@@ -76,9 +80,10 @@ def simulate_command(
     seed: int = 0,
     out: Path | None = None,
 ) -> str:
-    """A table of `sites` sites that see the trace from different hours on; `out` is a JSON file.
+    """Simulate `sites` sites that see the trace from different hours on; return a table, and write `out` as JSON.
 
-    `slo` is "ttft_ms,tpot_ms"; without it the targets are strict ones, from inference alone. Raises ConfigError.
+    `slo` is "ttft_ms,tpot_ms"; without it the targets are strict ones, from inference alone. Raises ConfigError for a
+    value out of its range, a trace that cannot be read, and a file that cannot be written.
     """
     if preset not in PRESETS:
         raise ConfigError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
@@ -88,7 +93,7 @@ def simulate_command(
         raise ConfigError(f"--seed {seed}: it must be 0 or more")
     if not (0 <= share_floor <= share_cap <= 1 and share_cap > 0):
         raise ConfigError("shares must be 0 ≤ share_floor ≤ share_cap ≤ 1, and the cap more than 0")
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # said before hours are simulated
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # refused before hours are simulated
         raise ConfigError(f"--out {out}: cannot be written; name a file in a folder that is there")
     machine, requests, seconds = PRESETS[preset], Trace.read(trace, SCALES[preset]), hours * 3600
     load = [tuple(requests.around(rate, seconds, site / sites)) for site in range(sites)]
@@ -112,14 +117,14 @@ def simulate_command(
 
 
 def parse_slo(text: str) -> Slo:
-    """Targets in milliseconds: "ttft,tpot"."""
+    """Read "ttft,tpot" in milliseconds. Raises ConfigError for anything else."""
     try:
         ttft_ms, tpot_ms = (float(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(f"--slo {text!r}: expected two numbers of milliseconds, such as 500,50") from error
     if not (0 < ttft_ms < float("inf") and 0 < tpot_ms < float("inf")):
         raise ConfigError(f"--slo {text!r}: targets must be finite and more than 0")
-    return Slo(ttft_ms / 1e3, tpot_ms / 1e3)
+    return Slo.usual(ttft_ms / 1e3, tpot_ms / 1e3)
 
 
 def _report(both: Outcome, alone: Outcome, slo: Slo, slo_debt_s: float) -> SiteReport:

@@ -1,7 +1,7 @@
-"""The systems that are compared, in one engine: what trains, when, and in how large pieces is switched at run time.
+"""`BenchCoTrainer`: all compared systems in one engine, switched at run time by another governor and other pieces.
 
-Registered as SGLang plugin `umbel_bench` in place of `umbel`; what is not about choosing a system is umbel's own
-co-trainer, unchanged. A trainer in a process of its own (`serving.bench.separate`) is one more place, not more code.
+It is registered as SGLang plugin `umbel_bench` in place of `umbel`. All the rest is umbel's own co-trainer, unchanged,
+and so is the trainer in a process of its own (`serving.bench.separate`).
 """
 
 import copy
@@ -19,21 +19,23 @@ from pydantic import BaseModel, ConfigDict
 from serving import plugin
 from serving.bench.plan import Policy
 from serving.cotrainer.cotrainer import CoTrainer, clock
-from serving.cotrainer.governor import Finished, Governor, Load, Slo, SloGovernor
+from serving.cotrainer.governor import Finished, Governor, Load, SloGovernor
 from serving.cotrainer.predictor import Batch, Predictor
 from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.slo import Slo
 from serving.trainer_socket import CoTrainerSettings, StatusQuery
 from umbel import wire
 
 AIMD_STEP = 0.02
-"""Of S_tpot, added to the seconds per iteration by each request in time; one that is late halves them."""
+"""Part of S_tpot that each request in time adds to the seconds per iteration; a late one halves them."""
 NAP_S = 1e-3
+"""Sleep of the unpaced thread after which another one has had the lock."""
 SHORTEST_S = 1e-6
-"""No quantum is announced as shorter: none fits into a budget of nothing."""
+"""Shortest predicted quantum, so that none fits into a budget of 0 s."""
 
 
 class UseSystem(BaseModel):
-    """Tell the engine which system it is from now on."""
+    """Message that turns the engine into another system."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,15 +43,15 @@ class UseSystem(BaseModel):
     ttft_s: float = 1.0
     tpot_s: float = 1.0
     micro_batch: int = 8
-    """Rows per forward pass, where no governor chooses the pieces."""
+    """Rows per forward pass, for policies that do not choose the pieces themselves."""
     idle_s: float = 0.0
-    """`idle_steps`: how long nobody must have been served before a step begins."""
+    """`idle_steps`: seconds without users before a step begins."""
     period_s: float = 1.0
-    """`stop_the_world`: from one stop to the next."""
+    """`stop_the_world`: seconds from one stop to the next."""
     steps: int = 1
     """`stop_the_world`: optimizer steps per stop."""
     disturbed: bool = False
-    """Another process trains on the engine's core: nothing is to be learnt of the engine's latencies."""
+    """True while another process trains on the engine's core: the latencies are not to be learnt then."""
 
 
 def register() -> None:
@@ -64,36 +66,41 @@ class BenchCoTrainer(CoTrainer):
         super().__init__(settings, run_dir)
         self.system = UseSystem(policy="rest")
         self._known = self.predictor
-        """What umbel's own predictor knows; baselines get a copy, so that they teach it nothing."""
+        """Umbel's own predictor; baselines get a copy, so that they teach it nothing."""
         self._learnt: dict[str, Governor] = {}
         """Umbel's governors, which keep their margins from block to block as they do from day to day."""
         self._training = threading.Lock()
+        """Held by whichever thread runs a quantum or changes the job."""
         self._wanted = False
+        """True while the scheduler's thread waits for the lock."""
         self._unpaced = threading.Event()
-        """The thread sleeps while it is not set: one that looked again and again would slow the engine down."""
+        """Set while the unpaced thread trains. It sleeps otherwise: polling would slow the engine down."""
         self.governor = Closed()
 
     def build(self, served: torch.nn.Module, model_path: str) -> None:
+        """Make the trainer, and start the thread of `unpaced`."""
         super().build(served, model_path)
         threading.Thread(target=self._train_unpaced, daemon=True).start()
 
-    def _obey(self, payload: bytes) -> None:
+    def obey(self, payload: bytes) -> None:
+        """Carry out a message, `UseSystem` included, while the unpaced thread is between two quanta."""
         kind, _ = wire.unpack(payload)
         if kind == StatusQuery.__name__:
-            super()._obey(payload)
+            super().obey(payload)
             return
         self._wanted = True
-        with self._training:  # the thread, if it trains, is between two quanta
+        with self._training:
             self._wanted = False
             if kind == UseSystem.__name__:
                 self._use(wire.unpack_model(payload, UseSystem))
             else:
-                super()._obey(payload)
+                super().obey(payload)
 
     def _use(self, system: UseSystem) -> None:
+        """Become another system: set its predictor, governor and targets, and count requests from zero."""
         self.system = system
         (self._unpaced.set if system.policy == "unpaced" else self._unpaced.clear)()
-        slo = Slo(system.ttft_s, system.tpot_s)
+        slo = Slo.usual(system.ttft_s, system.tpot_s)
         umbels = system.policy in ("slo", "slo_pause") or (system.policy == "rest" and not system.disturbed)
         if umbels:
             self.predictor = self._known
@@ -101,56 +108,57 @@ class BenchCoTrainer(CoTrainer):
             self.predictor = StepPredictor(self._known)
         else:
             self.predictor = copy.deepcopy(self._known)
-        self.tuning.aim(slo)
+        self.tuning.retarget(slo)
         self.governor = self._learnt.get(system.policy) or governor_of(system, slo, self.predictor)
         self.governor.slo = None if isinstance(self.governor, Closed) else slo
         if umbels and system.policy != "rest":
             self._learnt[system.policy] = self.governor
-        self.preemptions.clear()
-        self.preempted = self.observer.arrivals = self.most_while_waiting = 0
+        self.counts.forget_requests()
+        self.observer.arrivals = 0
 
-    def _tune(self, now: float, idle: bool = False) -> None:
+    def tune(self, now: float, idle: bool = False) -> None:
+        """Choose pieces as umbel does, or take whole sub-blocks for the other policies."""
         if self.system.policy in ("slo", "slo_pause", "aimd"):
-            super()._tune(now, idle)
+            super().tune(now, idle)
             return
         assert self.trainer is not None
         self.trainer.pieces = whole(self.system.micro_batch, self.settings.seq_len)
 
-    def _advance(self) -> bool:
-        """A quantum, or where the system knows none, whole optimizer steps."""
-        job = self._runnable()
+    def advance(self) -> bool:
+        """Run a quantum; whole optimizer steps for policies that do not interrupt them."""
+        job = self.runnable()
         if not isinstance(self.predictor, StepPredictor) or job is None:
-            return super()._advance()
+            return super().advance()
         count = self.system.steps if self.system.policy == "stop_the_world" else 1
         began, until = clock(), job.progress.steps + count
         goes_on = True
         while goes_on and job.progress.steps < until:
-            goes_on = super()._advance()
-        self._last_quantum_s = clock() - began
-        self.predictor.observe_step(self._last_quantum_s)
+            goes_on = super().advance()
+        self.counts.last_quantum_s = clock() - began
+        self.predictor.observe_step(self.counts.last_quantum_s)
         return goes_on
 
     def _train_unpaced(self) -> None:
-        """The thread of `unpaced`: quantum after quantum, whatever the engine does."""
+        """Run quantum after quantum, whatever the engine does: the body of the unpaced thread."""
         while self._unpaced.wait():
             with self._training:
-                ran = self._unpaced.is_set() and super()._advance()
+                ran = self._unpaced.is_set() and super().advance()
             if not ran or self._wanted:  # a lock is not fair: give it away
                 time.sleep(NAP_S)
 
 
 def whole(micro_batch: int, seq_len: int) -> Pieces:
-    """No piece below a sub-block of a layer: what takes least time in sum."""
+    """Return pieces that cut no sub-block: the least time in sum."""
     return Pieces.whole(micro_batch, seq_len)
 
 
 def governor_of(system: UseSystem, slo: Slo, predictor: Predictor) -> Governor:
-    """Who decides when a system trains."""
+    """Return the governor that implements a policy."""
     match system.policy:
         case "slo" | "slo_steps":
-            return SloGovernor(slo, predictor)
+            return SloGovernor(slo, predictor, share_floor=0.0, share_cap=1.0)
         case "slo_pause":
-            return PausedByPrefill(slo, predictor)
+            return PausedByPrefill(slo, predictor, share_floor=0.0, share_cap=1.0)
         case "aimd":
             return Aimd(slo)
         case "idle_steps":
@@ -162,7 +170,7 @@ def governor_of(system: UseSystem, slo: Slo, predictor: Predictor) -> Governor:
 
 
 class StepPredictor(Predictor):
-    """Knows the engine as another does, and of training only how long a whole optimizer step takes."""
+    """Predicts iterations as another predictor does, and takes a whole optimizer step for one quantum."""
 
     def __init__(self, known: Predictor) -> None:
         super().__init__()
@@ -170,6 +178,7 @@ class StepPredictor(Predictor):
         self._steps: deque[float] = deque(maxlen=64)
 
     def observe_step(self, seconds: float) -> None:
+        """Learn from a step that took `seconds`."""
         self._steps.append(seconds)
 
     def observe_quantum(self, quantum: Any, seconds: float) -> None:
@@ -183,7 +192,7 @@ class StepPredictor(Predictor):
 
 
 class Closed:
-    """Nothing is trained by the engine's own loop. Base of the governors below."""
+    """Never trains in the engine's own loop. Base of the governors below."""
 
     slo: Slo | None = None
 
@@ -201,14 +210,14 @@ class Closed:
 
 
 class Unpaced(Closed):
-    """Always: for a trainer in a process of its own, whose pace the operating system sets."""
+    """Always trains: for a trainer in a process of its own, whose pace the operating system sets."""
 
     def wait(self, now: float) -> float:
         return 0.0
 
 
 class WhenIdle(Closed):
-    """Only while nobody has been served for `delay` seconds."""
+    """Trains only while nobody has been served for `delay` seconds."""
 
     def __init__(self, delay: float) -> None:
         self._delay, self._busy_at = delay, -math.inf
@@ -222,13 +231,13 @@ class WhenIdle(Closed):
 
 
 class EverySoOften(Closed):
-    """Every `period` seconds, whoever waits."""
+    """Trains every `period` seconds, even if requests wait."""
 
     def __init__(self, period: float, predictor: Predictor) -> None:
         self._period, self._predictor, self._due = period, predictor, 0.0
 
     def budget(self, load: Load, now: float) -> float:
-        return self._predictor.longest_quantum() if now >= self._due else 0.0  # one stop fits in, and no second
+        return self._predictor.longest_quantum() if now >= self._due else 0.0  # room for one stop, and no second one
 
     def wait(self, now: float) -> float:
         return max(0.0, self._due - now)
@@ -239,7 +248,7 @@ class EverySoOften(Closed):
 
 
 class Aimd(Closed):
-    """Without a predictor: seconds per iteration, more after each request in time, half after one that was late."""
+    """Trains some seconds per iteration, without a predictor: more after a request in time, half after a late one."""
 
     def __init__(self, slo: Slo) -> None:
         self.slo: Slo | None = slo
@@ -257,7 +266,7 @@ class Aimd(Closed):
 
 
 class PausedByPrefill(SloGovernor):
-    """Umbel's governor, but never while a request waits for its first token."""
+    """Trains as umbel does, but never while a request waits for its first token."""
 
     def budget(self, load: Load, now: float) -> float:
         allowed = super().budget(load, now)

@@ -1,4 +1,7 @@
-"""Two cores: the engine's scheduler and whoever trains on the first; HTTP, detokenizer and load on the second."""
+"""`Testbed`: the processes of a benchmark run on two cores.
+
+The engine's scheduler and the separate trainer share the first core; HTTP, detokenizer and load share the second.
+"""
 
 import asyncio
 import os
@@ -26,9 +29,9 @@ from serving.engine import Engine, command_line
 from serving.run_dir import RUN_DIR_VARIABLE
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from umbel.adapter import AdapterRef
-from umbel.base import LINEARS
 from umbel.config import SiteConfig
 from umbel.errors import ConfigError, EngineError
+from umbel.site_template import Tables, site_toml
 
 ENGINE_CORE, CLIENT_CORE = 0, 1
 INITIAL = AdapterRef(ADAPTER, 0)
@@ -38,27 +41,14 @@ START_S = 300.0
 ANY_NICE = 20
 """RLIMIT_NICE with which a process may go back to nice 0."""
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
-_SITE = """
-[site]
-name = "bench"
-state_dir = "state"
-[model]
-path = "{model}"
-[[adapter]]
-name = "bench"
-[engine]
-port = {port}
-dtype = "float32"
-max_lora_rank = {rank}
-[engine.extra_args]
-max_total_tokens = 20000
-max_running_requests = {running}
-[engine.env]
-OMP_NUM_THREADS = "1"
-SGLANG_PLUGINS = "umbel_bench,umbel_cpu"
-[training]
-data = "none"
-"""
+"""1 if the kernel groups processes by session for its scheduling (Linux)."""
+_SITE: Tables = {
+    "adapter": [{"name": ADAPTER}],
+    "engine": {"dtype": "float32", "max_lora_rank": domain.RANK},
+    "engine.extra_args": {"max_total_tokens": 20000, "max_running_requests": MAX_RUNNING},
+    "engine.env": {"OMP_NUM_THREADS": "1", "SGLANG_PLUGINS": "umbel_bench,umbel_cpu"},
+    "training": {"micro_batch": MICRO_BATCH, "seq_len": domain.SEQ_LEN},
+}
 
 
 class BenchEngine(Engine):
@@ -70,6 +60,7 @@ class BenchEngine(Engine):
         return self._process.pid
 
     def pause(self) -> None:
+        """Stop all its processes until `go_on`."""
         os.killpg(self.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -77,22 +68,24 @@ class BenchEngine(Engine):
 
 
 class BenchTrainerClient(CoTrainerClient):
+    """A client of `serving.bench.systems.BenchCoTrainer`."""
+
     async def use(self, system: UseSystem) -> None:
-        """Switch the engine to another system."""
+        """Switch the engine to another system. Raises EngineError if it refuses."""
         status = await self._ask(system)
-        if status.job is None and status.error:  # else the error is that of the last job
+        if status.job is None and status.error:  # with a job, the error would be the job's
             raise EngineError(f"the engine cannot be {system.policy}: {status.error}")
 
 
 @dataclass
 class Testbed:
-    """Everything that runs, started once: systems are switched, processes are not."""
+    """All processes of a run. They are started once; systems are switched inside them."""
 
     world: domain.World
     folder: Path
     engine: BenchEngine
     trainer: BenchTrainerClient
-    """The one inside the engine."""
+    """Client of the trainer inside the engine."""
     separate: CoTrainerClient
     separate_process: psutil.Process
     client: Client
@@ -101,7 +94,7 @@ class Testbed:
     nice: int = 0
 
     def set_nice(self, nice: int) -> None:
-        """Of the separate trainer. Where the kernel groups processes by session, the group's weight is what counts."""
+        """Set the priority of the separate trainer, and of its session if the kernel groups processes by session."""
         if nice == self.nice:
             return
         self.nice = nice
@@ -112,22 +105,15 @@ class Testbed:
 
 
 def site_config(folder: Path, world: domain.World) -> SiteConfig:
-    """The site file of the benchmark's engine, written and read back."""
+    """Write the site file of the benchmark's engine, and read it."""
     (folder / "state").mkdir(parents=True, exist_ok=True)
     file = folder / "site.toml"
-    file.write_text(_SITE.format(model=world.model, port=_free_port(), rank=domain.RANK, running=MAX_RUNNING))
+    file.write_text(site_toml(_SITE, name="bench", model=world.model, port=_free_port(), data="none"))
     return SiteConfig.load(file)
 
 
-def write_settings(run_dir: Path) -> None:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    CoTrainerSettings(
-        max_rank=domain.RANK, target_modules=LINEARS, micro_batch=MICRO_BATCH, seq_len=domain.SEQ_LEN
-    ).write(run_dir)
-
-
 def require_machine(with_priorities: bool) -> None:
-    """Raise ConfigError where the benchmark's two cores are not to be had."""
+    """Raise ConfigError if the two cores, or the right to change priorities, are not there."""
     if not {ENGINE_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
         raise ConfigError(f"cores {ENGINE_CORE} and {CLIENT_CORE} are needed; this process may not use both")
     if with_priorities and os.geteuid() != 0 and resource.getrlimit(resource.RLIMIT_NICE)[0] < ANY_NICE:
@@ -135,18 +121,20 @@ def require_machine(with_priorities: bool) -> None:
 
 
 async def start(folder: Path, world: domain.World, symbols: int, with_stock: bool) -> Testbed:
-    """Start engine, separate trainer and, if asked for, a stock server; stop what was started if one fails."""
+    """Start engine, separate trainer and, if asked for, a stock server. If one fails, stop the others and raise."""
     config = site_config(folder, world)
-    write_settings(config.site.state_dir)
-    write_settings(folder / "separate")
+    for run_dir in (config.site.state_dir, folder / "separate"):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        CoTrainerSettings.of(config).write(run_dir)
     engine = BenchEngine(config)
     stock = StockServer(config, world, engine.key) if with_stock else None
     process: asyncio.subprocess.Process | None = None
     try:
         process = await _start_separate(folder / "separate", world.model)
         table = AliasTable(base="base", adapters={ADAPTER: {"live": str(INITIAL)}})
-        starting = [engine.start(table, {INITIAL: world.initial})]  # which writes the key down first
-        await asyncio.gather(*starting, *([stock.start()] if stock else []))
+        # The engine comes first: it writes the file with the key that both read.
+        starting = [engine.start(table, {INITIAL: world.initial}), *([stock.start()] if stock else [])]
+        await asyncio.gather(*starting)
         pin(engine.pid)
         if stock:
             pin(stock.pid)
@@ -170,6 +158,7 @@ async def start(folder: Path, world: domain.World, symbols: int, with_stock: boo
 
 
 async def stop(testbed: Testbed) -> None:
+    """End all processes."""
     await testbed.client.close()
     testbed.separate_process.kill()
     if testbed.stock is not None:
@@ -178,7 +167,7 @@ async def stop(testbed: Testbed) -> None:
 
 
 async def _start_separate(run_dir: Path, model: Path) -> asyncio.subprocess.Process:
-    """In a session of its own, as the engine is: the kernel then weighs one against the other."""
+    """Start the separate trainer in a session of its own, like the engine: the kernel weighs their sessions."""
     arguments = ["-m", "serving.bench.separate", str(run_dir), str(model), str(ENGINE_CORE)]
     with (run_dir / "trainer.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
@@ -188,9 +177,9 @@ async def _start_separate(run_dir: Path, model: Path) -> asyncio.subprocess.Proc
 
 
 class StockServer:
-    """SGLang without umbel: the CPU platform's plugin only. It is stopped (SIGSTOP) whenever it is not measured.
+    """SGLang without umbel, with the plugin of the CPU platform only. It is stopped (SIGSTOP) while not measured.
 
-    Its arguments are those of umbel's engine, the key that users must have included: umbel's router adds it for them.
+    It has the arguments of umbel's engine, the API key included; its client sends that key, which umbel's router adds.
     """
 
     def __init__(self, config: SiteConfig, world: domain.World, key: str) -> None:
@@ -208,6 +197,7 @@ class StockServer:
         return self._process.pid
 
     async def start(self) -> None:
+        """Start it and wait until it answers. Raises EngineError if it ends, TimeoutError after `START_S`."""
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SGLANG_PLUGINS": "umbel_cpu"}
         environment.pop(RUN_DIR_VARIABLE, None)
         with self._log.open("ab") as log:
@@ -240,7 +230,7 @@ async def _answers(http: httpx.AsyncClient) -> bool:
 
 
 def pin(root: int) -> None:
-    """The scheduler of a server on the engine's core, all its other processes on the client's."""
+    """Pin the scheduler of a server to the engine's core, all its other processes to the client's."""
     process = psutil.Process(root)
     for each in (process, *process.children(recursive=True)):
         is_scheduler = " ".join(each.cmdline()).startswith("sglang::scheduler")
@@ -248,13 +238,13 @@ def pin(root: int) -> None:
 
 
 def _pin_threads(pid: int, core: int) -> None:
-    for thread in Path(f"/proc/{pid}/task").iterdir():  # a process's affinity is that of its first thread only
+    for thread in Path(f"/proc/{pid}/task").iterdir():  # the affinity of a process is that of its first thread only
         os.sched_setaffinity(int(thread.name), {core})
 
 
 @contextmanager
 def core_use() -> Iterator[list[float]]:
-    """Fills a list with the busy share of each core in the meantime."""
+    """Measure the busy share of each core; the list is filled when the context is left."""
     before, use = psutil.cpu_times(percpu=True), list[float]()
     yield use
     use += [_busy(old, new) for old, new in zip(before, psutil.cpu_times(percpu=True), strict=True)]
@@ -274,7 +264,7 @@ def _free_port() -> int:
 
 
 def describe() -> dict[str, str]:
-    """The machine and the releases that figures belong to."""
+    """Return the machine and the releases that the figures belong to."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     versions = {name: metadata.version(name) for name in ("umbel", "sglang", "torch", "transformers")}

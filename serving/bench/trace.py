@@ -1,4 +1,7 @@
-"""Arrivals: from a trace of requests, or fitted to one. They are fixed before a run, so that systems compare."""
+"""`Trace`: arrivals from a trace of requests, or from distributions fitted to one.
+
+They are fixed before a run, so that every system gets the same ones.
+"""
 
 import csv
 import math
@@ -13,6 +16,7 @@ import numpy.typing as npt
 from umbel.errors import ConfigError
 
 BURST_CV = 4.0
+"""Coefficient of variation of the gaps between bursty arrivals."""
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 NO_TRACE = "no trace was given: lengths are drawn from log-normal distributions fitted to the Azure conversation trace"
 FITTED = ((1020.0, 0.77), (129.0, 0.93))
@@ -21,19 +25,20 @@ FITTED = ((1020.0, 0.77), (129.0, 0.93))
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request as a trace has it."""
+    """A request of a trace."""
 
     at: float
     """Seconds after the start of the run."""
     prompt: int
+    """Tokens of the prompt."""
     output: int
-    """Tokens."""
+    """Tokens of the answer."""
     interactive: bool = True
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A trace's lengths are divided by `divisor` and then cut off: a tiny model on a core is that much slower."""
+    """Lengths are divided by `divisor`, then cut off at `prompt` and `output`: for machines slower than the trace's."""
 
     divisor: int = 1
     prompt: int = 1 << 20
@@ -41,10 +46,11 @@ class Scale:
 
 
 CORE = Scale(16, prompt=256, output=32)
+"""For a tiny model on one core."""
 
 
 class Trace:
-    """Requests of a trace file, or lengths fitted to one, as material for workloads."""
+    """Times and lengths from which workloads are drawn; `lengths` are (prompt, output) tokens, scaled."""
 
     def __init__(
         self, seconds: npt.NDArray[np.float64], prompts: Sequence[int], outputs: Sequence[int], scale: Scale = CORE
@@ -57,7 +63,7 @@ class Trace:
 
     @classmethod
     def read(cls, path: Path | None, scale: Scale = CORE) -> "Trace":
-        """Read a CSV in the format of the Azure LLM inference traces, or `fitted` without one; raise ConfigError."""
+        """Read a CSV in the format of the Azure LLM inference traces; None: use `fitted`. Raises ConfigError."""
         if path is None:
             return cls.fitted(scale)
         try:
@@ -74,15 +80,15 @@ class Trace:
 
     @classmethod
     def fitted(cls, scale: Scale = CORE, requests: int = 20_000) -> "Trace":
-        """Poisson arrivals and log-normal lengths, for want of a trace."""
+        """Draw Poisson arrivals and log-normal lengths, for want of a trace."""
         rng = np.random.default_rng(0)
         prompts, outputs = (rng.lognormal(math.log(median), sigma, requests).astype(int) for median, sigma in FITTED)
         return cls(np.cumsum(rng.exponential(1.0, requests)), prompts.tolist(), outputs.tolist(), scale)
 
     def around(self, rate: float, seconds: float, start: float = 0.0) -> Iterator[Arrival]:
-        """The trace at a mean of `rate` requests per second, from the fraction `start` of it on, round and round."""
+        """Yield the trace at a mean of `rate` requests per second, from its fraction `start` on, round and round."""
         count = len(self.lengths)
-        span = (self.seconds[-1] - self.seconds[0]) * count / (count - 1)  # the last request has a gap after it, too
+        span = (self.seconds[-1] - self.seconds[0]) * count / (count - 1)  # a gap follows the last request as well
         squeeze = count / span / rate
         first = int(start * count) % count
         begin = self.seconds[first]
@@ -93,7 +99,10 @@ class Trace:
             yield Arrival(at, *self.lengths[n % count])
 
     def replay(self, rate: float, seconds: float, start: float) -> tuple[Arrival, ...]:
-        """`rate · seconds` consecutive requests from the fraction `start` of the trace on, fitted into `seconds`."""
+        """Return `rate · seconds` consecutive requests from the trace's fraction `start` on, fitted into `seconds`.
+
+        Raises ConfigError if the trace is shorter.
+        """
         count = max(1, round(rate * seconds))
         first = int(start * len(self.lengths)) % max(1, len(self.lengths) - count - 1)
         if first + count >= len(self.lengths):
@@ -103,16 +112,17 @@ class Trace:
         return tuple(Arrival(float(times[n]), *self.lengths[first + n]) for n in range(count))
 
     def poisson(self, rate: float, seconds: float, seed: int) -> tuple[Arrival, ...]:
+        """Draw a Poisson process of `rate` requests per second."""
         return self.gamma(rate, seconds, seed, cv=1.0)
 
     def gamma(self, rate: float, seconds: float, seed: int, cv: float = BURST_CV) -> tuple[Arrival, ...]:
-        """Inter-arrival times with a coefficient of variation of `cv`: above 1 they come in bursts."""
+        """Draw inter-arrival times with a coefficient of variation of `cv`; above 1 they come in bursts."""
         rng = np.random.default_rng(seed)
         gaps = rng.gamma(cv**-2, cv**2 / rate, max(64, math.ceil(4 * rate * seconds)))
         return self._with_lengths([float(at) for at in np.cumsum(gaps) if at < seconds], rng)
 
     def square(self, low: float, high: float, seconds: float, period: float, seed: int) -> tuple[Arrival, ...]:
-        """Poisson at the rate `low` in the first half of each period and `high` in the second."""
+        """Draw a Poisson process at the rate `low` in the first half of each period and `high` in the second."""
         rng = np.random.default_rng(seed)
         times = np.sort(rng.uniform(0, seconds, rng.poisson(high * seconds)))
         kept = [float(at) for at in times if at % period >= period / 2 or rng.uniform() < low / high]

@@ -1,8 +1,8 @@
-"""A site without a machine: the real governor and predictor on a virtual clock, over an engine of fitted latencies.
+"""`Simulation`: the real governor and predictor on a virtual clock, over an engine of fitted latencies.
 
 The engine batches continuously, as SGLang's scheduler does: requests that wait are prefilled first, in chunks, up to a
 number of running requests; else all running requests decode one token. Between two iterations training runs by the
-co-trainer's rule, and while the engine is idle it runs a quantum at a time until a request comes. A request that
+co-trainer's rule; while the engine is idle, quanta run one at a time until a request comes. A request that
 arrives during training is seen by the engine only when the quantum has ended, and batched an iteration later if the
 engine was busy: SGLang reads its sockets once per turn. All times are seconds.
 """
@@ -14,13 +14,14 @@ from itertools import cycle
 
 from serving.bench.machines import Machine, calibrated
 from serving.bench.trace import Arrival
-from serving.cotrainer.governor import Finished, Governor, Load, Slo, Stream, Waiting
+from serving.cotrainer.governor import Finished, Governor, Load, Stream, Waiting
 from serving.cotrainer.predictor import Batch, Predictor
+from serving.cotrainer.slo import Slo
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A request and how long it took."""
+    """A request and the latencies of its answer."""
 
     arrival: Arrival
     ttft: float
@@ -28,28 +29,28 @@ class Answered:
     """None for an answer of one token."""
 
     def in_time(self, slo: Slo) -> tuple[bool, bool]:
-        """To the first token; per later token."""
+        """Return whether the first token, and the later ones, were in time."""
         factor = slo.factor(self.arrival.interactive)
         return self.ttft <= slo.ttft_s * factor, self.tpot is None or self.tpot <= slo.tpot_s * factor
 
 
 @dataclass
 class Outcome:
-    """What happened at one site."""
+    """Results of one simulated site."""
 
     answered: list[Answered] = field(default_factory=list)
     seconds: float = 0.0
     trained_s: float = 0.0
     steps: float = 0.0
     longest_training: float = 0.0
-    """Between two iterations of a busy engine."""
+    """Longest training between two iterations of a busy engine."""
     preemption_s: list[float] = field(default_factory=list)
-    """For each request that arrived while a quantum ran: how long until it had ended."""
+    """For each request that arrived while a quantum ran, the time until that quantum ended."""
     preemptions: int = 0
     """Times that training stopped because a request had come."""
 
     def attainment(self, slo: Slo) -> tuple[float, float, float]:
-        """Shares of the requests in time: TTFT, TPOT, both."""
+        """Return the shares of requests in time: TTFT, TPOT, both; 1 without requests."""
         met = [request.in_time(slo) for request in self.answered]
         count = max(len(met), 1)
         first, later, both = sum(f for f, _ in met), sum(t for _, t in met), sum(f and t for f, t in met)
@@ -65,6 +66,7 @@ class Outcome:
 
     @property
     def share(self) -> float:
+        """Return the share of the time in which quanta ran."""
         return self.trained_s / self.seconds if self.seconds else 0.0
 
 
@@ -72,18 +74,18 @@ class Outcome:
 class _Request:
     arrival: Arrival
     trained_at_arrival: float
-    """The trainer's busy seconds when it came."""
+    """Seconds of training so far when it came."""
     computed: int = 0
-    """Prompt tokens."""
+    """Prompt tokens computed so far."""
     tokens: int = 0
-    """After the first."""
+    """Tokens after the first."""
     first_token: float = 0.0
     trained_at_first: float = 0.0
     last_token: float = 0.0
 
 
 class Simulation:
-    """One site."""
+    """One simulated site."""
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class Simulation:
         *,
         seed: int = 0,
     ) -> None:
-        """Without a governor nothing is trained."""
+        """Prepare a run over `arrivals`; without a governor nothing is trained."""
         self.machine = machine
         self.governor = governor
         self.predictor = predictor or calibrated(machine)
@@ -110,7 +112,7 @@ class Simulation:
         self._noise = machine.factors(seed)
 
     def run(self, seconds: float) -> Outcome:
-        """Until all that arrives has been answered, and for `seconds` at least."""
+        """Run for at least `seconds`, and until every request has been answered."""
         while self.now < seconds or self._arrivals or self._waiting or self._running:
             self._receive()
             if self._waiting or self._running:
@@ -125,17 +127,17 @@ class Simulation:
     def _receive(self) -> None:
         while self._arrivals and self._arrivals[0].at <= self.now:
             arrival = self._arrivals.popleft()
-            during = max(0.0, self._quantum_ended - arrival.at)  # it came during the last quantum
+            during = max(0.0, self._quantum_ended - arrival.at)  # if it came while the last quantum ran
             self._waiting.append(_Request(arrival, self.outcome.trained_s - during))
 
     def _arrived(self) -> bool:
         return bool(self._arrivals) and self._arrivals[0].at <= self.now
 
     def _idle(self, until: float) -> None:
-        """Train, or sleep, until then or until a request comes."""
+        """Train or sleep until the time `until`, at which the next request comes or the run ends."""
         if self.governor is None:
             self.now = max(self.now, until)
-        free = False  # whether a quantum was not followed by a rest
+        free = False  # True if no rest followed the last quantum
         while self.governor is not None and self.now < until:
             rest = self.governor.wait(self.now)
             if rest > 0:
@@ -149,7 +151,7 @@ class Simulation:
             self.outcome.preemptions += 1
 
     def _between_iterations(self) -> float:
-        """The co-trainer's rule; seconds of quanta."""
+        """Run quanta by the co-trainer's rule; return their seconds."""
         if self.governor is None:
             return 0.0
         left = self.governor.budget(self._load(), self.now)
@@ -185,7 +187,7 @@ class Simulation:
         return seconds
 
     def _step(self) -> None:
-        """A whole optimizer step at once: as many quanta, during which nothing can come."""
+        """Run a whole optimizer step at once, for speed: only while no request can come before its end."""
         assert self.governor is not None
         self.now += self._step_s
         self.outcome.trained_s += self._step_s
@@ -209,7 +211,7 @@ class Simulation:
             kv = sum(r.arrival.prompt + 1 + r.tokens for r in self._running)
             batch = Batch("decode", len(self._running), cached_tokens=kv)
         alone = self.machine.seconds(batch) * next(self._noise) + self.machine.turn_s
-        # Beside each other, the trainer has had its seconds already: give back what both did at once.
+        # The clock has counted the training in full: subtract the time in which both ran at once.
         shared = min((1 - self.machine.overlap) * trained, alone)
         self.now += alone - shared
         self.predictor.observe(batch, alone + trained - shared, trained)

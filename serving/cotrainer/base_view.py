@@ -1,4 +1,4 @@
-"""SGLang's module tree → a Hugging Face module tree whose frozen parameters are views of the very same storage.
+"""`view_of`: a Hugging Face model whose frozen parameters are views of SGLang's weights, of the very same storage.
 
 SGLang fuses q, k, v and gate, up by rows, so each Hugging Face weight is a contiguous row range of a fused one. The
 model is built on the meta device and its parameters replaced by those views: nothing is copied, nothing is allocated.
@@ -20,12 +20,13 @@ FUSED = {
     "gate_proj": "gate_up_proj",
     "up_proj": "gate_up_proj",
 }
+"""Hugging Face's module → SGLang's module that holds its rows."""
 
 
 def view_of(served: torch.nn.Module, model_path: str) -> PreTrainedModel:
-    """A Hugging Face causal LM over the parameters of `served`, SGLang's model of the same directory.
+    """Return a Hugging Face causal LM over the parameters of `served`, SGLang's model of the same directory.
 
-    Raises UnsupportedModel, by name, for a family, a layout or a weight that cannot be viewed.
+    Raises UnsupportedModel, with the name, for a family, a layout or a weight that cannot be viewed.
     """
     config = AutoConfig.from_pretrained(model_path)
     if config.model_type not in FAMILIES:
@@ -40,7 +41,7 @@ def view_of(served: torch.nn.Module, model_path: str) -> PreTrainedModel:
         setattr(model.get_submodule(module), leaf, torch.nn.Parameter(view, requires_grad=False))
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    # Buffers of rotary embeddings are computed, not stored: the only thing made anew, a few hundred numbers.
+    # Buffers of rotary embeddings are computed and not stored, so they are made anew: a few hundred numbers.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(embedding.device)
     _require_no_meta(model)
     return cast(PreTrainedModel, model.eval())
@@ -49,7 +50,7 @@ def view_of(served: torch.nn.Module, model_path: str) -> PreTrainedModel:
 def _source(
     name: str, shape: torch.Size, weights: Mapping[str, torch.Tensor], config: PretrainedConfig
 ) -> torch.Tensor:
-    """The rows of SGLang's parameter that are Hugging Face's parameter `name`."""
+    """Return the rows of SGLang's parameter that are Hugging Face's parameter `name`."""
     part = next((part for part in FUSED if f".{part}." in name), None)
     if part is not None:
         rows = _rows(config)[part]
@@ -67,6 +68,7 @@ def _source(
 
 
 def _rows(config: PretrainedConfig) -> dict[str, slice]:
+    """Return the rows of each part in its fused weight."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     inner = config.intermediate_size

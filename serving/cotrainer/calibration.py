@@ -1,7 +1,10 @@
-"""How large pieces of training may be: each kind of quantum timed on a ladder of sizes, and the choice that follows.
+"""`Calibration`: the measured time and memory of quanta, and the largest pieces that stay within a limit of both.
 
-Calibration runs before the engine is ready, so its largest micro-batch also brings the memory that training will need.
-A size that does not fit into memory is a data point, as in SLO-Guard: the rung above which nothing is tried.
+Words: a *rung* is one size of micro-batch (rows × tokens, with or without recomputing activations) and its memory; the
+*ladder* is the list of rungs, climbed from the smallest; to *rehearse* a rung is to take one optimizer step of that
+size on made-up tokens (`LoraTrainer.rehearse`). A rung that does not fit into memory is a result, as in SLO-Guard:
+nothing above it is tried. Calibration runs before the engine is ready, so its largest rung also allocates the memory
+that training will need.
 """
 
 import hashlib
@@ -28,11 +31,11 @@ from umbel.errors import TrainingError
 from umbel.peft_dir import replace_durably
 
 PIECES = 1
-"""Raised whenever what a quantum computes changes, so that what was timed before is timed again."""
+"""Version of the quanta. Raise it when the work of one changes, so that every machine measures anew."""
 SMALLEST = 16
-"""Tokens of the smallest size that is timed; below it, a piece is all overhead."""
+"""Tokens of the smallest size that is timed; a smaller piece is all overhead."""
 REPEATS = 3
-"""Of each kind and size, after one that is not timed; the longest of so few stands for their P99."""
+"""Timed runs of each rung, after one that is not timed; the longest of so few stands for the P99."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +46,17 @@ class Calibration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
+    """`calibration_key` of the conditions under which it was measured."""
     seconds: dict[str, dict[int, float]]
-    """Kind → tokens → P99."""
+    """Kind → tokens → P99 in seconds."""
     peak_bytes: dict[int, int]
-    """Rows of a micro-batch that fit → the most memory that training takes with them, factors and moments included."""
+    """Rows of each micro-batch that fits → peak memory of training with it, LoRA factors and moments included."""
     recompute: bool = False
-    """Whether activations of not even one row can be kept, so that everything here was measured without them."""
+    """True if the activations of not even one row fit, so that all of this was measured with recomputing them."""
 
     @classmethod
     def load(cls, path: Path, key: str) -> "Calibration | None":
-        """What was saved with the same key; None where there is nothing of use."""
+        """Read a saved calibration; None if there is none, or it has another key."""
         try:
             found = cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):  # the first start, another release, a damaged file: it is measured again
@@ -60,11 +64,12 @@ class Calibration(BaseModel):
         return found if found.key == key else None
 
     def save(self, path: Path) -> None:
+        """Write it durably, in place of an earlier one."""
         replace_durably(path, self.model_dump_json(indent=2).encode())
 
 
-def key(model_path: str, trainer: LoraTrainer) -> str:
-    """What the speed of a trainer's quanta depends on: hardware, threads, model, adapter, releases."""
+def calibration_key(model_path: str, trainer: LoraTrainer) -> str:
+    """Return a digest of everything that the speed of quanta depends on: hardware, threads, model, sizes, releases."""
     device = trainer.device
     parts: dict[str, Any] = {
         "pieces": PIECES,
@@ -85,11 +90,13 @@ def calibrate(
 ) -> Calibration:
     """Time each kind of quantum on `lane`, from `SMALLEST` tokens of one row up to micro-batches of `rows`.
 
-    A rung for which memory or `budget_s` does not suffice is left out, with all above it. The smallest micro-batch is
-    run in any case; raises TrainingError where it does not fit even without keeping activations. Leaves the trainer
-    with the largest pieces that do, its factors zero. The caller knows the `key`.
+    A rung for which memory or `budget_s` does not suffice is left out, with all above it; the smallest micro-batch is
+    run in any case. Leaves the trainer with the largest pieces that fit, its factors zero. The result's `key` is empty;
+    the caller fills it in.
+
+    Raises TrainingError if the smallest micro-batch does not fit even with recomputing activations.
     """
-    lane = lane or CpuLane(time.thread_time)  # whoever else has the core now is no part of a quantum
+    lane = lane or CpuLane(time.thread_time)  # time in which other threads have the core does not count
     for recompute in (False, True):
         found = _climb(trainer, sorted(rows), recompute, budget_s, max_bytes, lane)
         if found.peak_bytes:
@@ -104,10 +111,10 @@ def calibrate(
     )
 
 
-def choose(calibration: Calibration, seq_len: int, longest_s: float, max_bytes: int | None) -> Pieces:
-    """The largest pieces of which each takes at most `longest_s` by its P99, the smallest where none does.
+def choose_pieces(calibration: Calibration, seq_len: int, longest_s: float, max_bytes: int | None) -> Pieces:
+    """Return the largest pieces of which each takes at most `longest_s` by its P99, in a micro-batch of `max_bytes`.
 
-    `longest` says how long those take.
+    Where none is fast enough, the smallest are returned; `longest_quantum` says how long those take.
     """
     fitting = [rows for rows, peak in calibration.peak_bytes.items() if max_bytes is None or peak <= max_bytes]
     micro_batch = max(fitting, default=min(calibration.peak_bytes))
@@ -121,8 +128,8 @@ def choose(calibration: Calibration, seq_len: int, longest_s: float, max_bytes: 
     return replace(pieces, attention_rows=min(pieces.attention_rows, micro_batch))
 
 
-def longest(calibration: Calibration, pieces: Pieces, seq_len: int) -> float:
-    """P99 in seconds of the longest quantum that these pieces bring."""
+def longest_quantum(calibration: Calibration, pieces: Pieces, seq_len: int) -> float:
+    """Return the P99 in seconds of the longest quantum that a step in these pieces has."""
     sizes = {
         "attention": pieces.attention_rows * seq_len, "mlp": pieces.mlp_tokens, "head": pieces.head_tokens,
     }  # fmt: skip
@@ -135,7 +142,7 @@ def longest(calibration: Calibration, pieces: Pieces, seq_len: int) -> float:
 
 
 def _largest(calibration: Calibration, kind: str, longest_s: float) -> int:
-    """Tokens of the largest timed size of which neither forward nor backward takes longer; the smallest if all do."""
+    """Return the largest size in tokens whose forward and backward each take at most `longest_s`, else the smallest."""
     forward = calibration.seconds[kind]
     backward = calibration.seconds.get(f"{kind}_backward", {})
     fitting = [tokens for tokens, s in forward.items() if max(s, backward.get(tokens, 0.0)) <= longest_s]
@@ -145,7 +152,10 @@ def _largest(calibration: Calibration, kind: str, longest_s: float) -> int:
 def _climb(
     trainer: LoraTrainer, rows: list[int], recompute: bool, budget_s: float, max_bytes: int | None, lane: Lane
 ) -> Calibration:
-    """Measure whole micro-batches, the smallest first, then parts of a row, the largest first."""
+    """Measure whole micro-batches, the smallest first, then parts of a row, the largest first.
+
+    The result has no `peak_bytes` if not even the smallest micro-batch fits.
+    """
     seconds: dict[str, dict[int, float]] = {}
     peak_bytes: dict[int, int] = {}
     until = time.perf_counter() + budget_s
@@ -154,7 +164,7 @@ def _climb(
         if peak_bytes and time.perf_counter() + expected_s > until - budget_s / 3:
             break  # the last third is for the parts of a row
         if max_bytes is not None and expected_bytes > max_bytes:
-            break  # what is tried and does not fit may end the engine
+            break  # a try that does not fit may end the engine
         began = time.perf_counter()
         trainer.pieces = replace(Pieces.whole(batch, trainer.seq_len), recompute=recompute)
         peak = _measure(trainer, batch, trainer.seq_len, lane, seconds, until)
@@ -173,7 +183,7 @@ def _climb(
 
 
 def _parts_of_row(seq_len: int) -> list[int]:
-    """Powers of two below a whole row, falling."""
+    """Return the powers of two below a whole row, the largest first."""
     sizes = [1 << power for power in range(seq_len.bit_length() + 1)]
     return [size for size in reversed(sizes) if SMALLEST <= size < seq_len]
 
@@ -181,9 +191,9 @@ def _parts_of_row(seq_len: int) -> list[int]:
 def _measure(
     trainer: LoraTrainer, rows: int, tokens: int, lane: Lane, seconds: dict[str, dict[int, float]], until: float
 ) -> int | None:
-    """Add the longest quanta of such a micro-batch to `seconds`; return what training takes at its peak, in bytes.
+    """Add the longest quanta of a rung to `seconds`; return the peak memory of training with it, in bytes.
 
-    None, and nothing added, where memory does not suffice.
+    Returns None, and adds nothing, if memory does not suffice.
     """
     try:
         with PeakBytes(trainer.model) as peak:
@@ -203,7 +213,7 @@ def _measure(
 
 
 def _time_the_rest(trainer: LoraTrainer, lane: Lane, seconds: dict[str, dict[int, float]]) -> None:
-    """Add the quanta that no training step has; those of an evaluation are a training step's without their graph."""
+    """Add the quanta that no training step has; those of an evaluation take at most as long as in a training step."""
     for quanta in (trainer.copy_out(1, {}, trainer.model.dtype), trainer.load(None)):
         _keep_longest(quanta, lane, seconds)
     for kind in ("attention", "mlp", "head"):
@@ -211,13 +221,14 @@ def _time_the_rest(trainer: LoraTrainer, lane: Lane, seconds: dict[str, dict[int
 
 
 def _keep_longest(quanta: Quanta, lane: Lane, seconds: dict[str, dict[int, float]]) -> None:
+    """Run all quanta, and raise the times in `seconds` to the longest of each kind and size."""
     for quantum, took in _timed(quanta, lane):
         sizes = seconds.setdefault(quantum.kind, {})
         sizes[quantum.tokens] = max(sizes.get(quantum.tokens, 0.0), took)
 
 
 def _timed(quanta: Quanta, lane: Lane) -> Iterator[tuple[Quantum, float]]:
-    """Run them all on the lane; each with the seconds it took."""
+    """Run all quanta on the lane; yield each with the seconds that it took."""
     launched: deque[Quantum] = deque()
     announced = lane.run(lambda: next(quanta, None))
     _drain(lane, 1)  # the first `next` only announces
@@ -229,7 +240,7 @@ def _timed(quanta: Quanta, lane: Lane) -> Iterator[tuple[Quantum, float]]:
 
 
 def _drain(lane: Lane, outstanding: int) -> list[float]:
-    """Wait, before the engine serves, until what was launched has ended."""
+    """Wait until `outstanding` quanta have ended; return their seconds. Only before the engine serves."""
     ended: list[float] = []
     while len(ended) < outstanding:
         ended += lane.elapsed()
@@ -237,7 +248,7 @@ def _drain(lane: Lane, outstanding: int) -> list[float]:
 
 
 def _processor() -> str:
-    """Its model name (Linux), else what the platform says."""
+    """Return the processor's model name (Linux), or the one that Python's `platform` knows."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,92 +1,79 @@
-"""The co-trainer: the scheduler's iterations on one side, the trainer's quanta on the other, the daemon between.
+"""`CoTrainer`: trains LoRA adapters between the iterations of SGLang's scheduler, one job and one quantum at a time.
 
-It runs on the scheduler's only thread, so there is no lock, and the longest that serving can be held up is one quantum.
+Everything runs on the scheduler's only thread, so there is no lock, and serving is held up by one quantum at most.
+`hooks.py` calls it before each iteration and in place of an idle engine's sleep; the daemon sends commands by a socket.
 """
 
 import logging
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import zmq
 
+from serving.cotrainer.commands import CommandSocket, read_command
+from serving.cotrainer.counts import Counts
 from serving.cotrainer.governor import Governor, Load, SloGovernor
 from serving.cotrainer.job import Job
 from serving.cotrainer.lane import CpuLane, CudaLane, Lane
-from serving.cotrainer.memory import give_back, private_bytes
+from serving.cotrainer.memory import Footprint, give_back, kv_bytes_per_token
 from serving.cotrainer.observer import Observer
 from serving.cotrainer.quantum import Pieces, Quantum
 from serving.cotrainer.trainer import LoraTrainer
 from serving.cotrainer.tuning import Tuning
-from serving.trainer_socket import (
-    CancelJob,
-    CoTrainerSettings,
-    CoTrainerStatus,
-    EvaluateJob,
-    PreemptionStats,
-    QuantumStats,
-    SloStatus,
-    StatusQuery,
-    TrainJob,
-    socket_path,
-)
-from umbel import wire
-from umbel.errors import TrainingError, UmbelError, WireError
+from serving.trainer_socket import CancelJob, CoTrainerSettings, CoTrainerStatus, EvaluateJob, SloStatus, TrainJob
+from umbel.errors import TrainingError, UmbelError
 from umbel.messages import JobState
 
 HOUSEKEEPING_S = 1.0
-"""SGLang's idle loop sleeps at most this long between two rounds of its housekeeping; so do we."""
-JOBS = {body.__name__: body for body in (TrainJob, EvaluateJob, StatusQuery, CancelJob)}
+"""Longest time in the idle hook: SGLang's idle loop sleeps at most this long between two rounds of its housekeeping."""
 
-clock = time.perf_counter  # SGLang's, too
+clock = time.perf_counter  # the clock that SGLang uses
 logger = logging.getLogger(__name__)
 
 
 class CoTrainer:
-    """One job at a time, a quantum at a time."""
+    """Runs one job inside the engine, in the time that the governor allows.
+
+    A subclass may override `obey`, `tune` and `advance`; the benchmark's baselines do.
+    """
 
     def __init__(self, settings: CoTrainerSettings, run_dir: Path) -> None:
         self.settings = settings
+        self.commands = CommandSocket(run_dir)
         self.tuning = Tuning(settings, run_dir)
         self.predictor = self.tuning.predictor
         self.governor: Governor = SloGovernor(
             None, self.predictor, share_floor=settings.share_floor, share_cap=settings.share_cap
         )
         self.observer = Observer()
+        self.counts = Counts()
+        self.footprint = Footprint()
         self.lane: Lane = CpuLane()
-        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-        address = socket_path(run_dir)
-        address.unlink(missing_ok=True)
-        self.socket.bind(f"ipc://{address}")
         self.idle_poller: Any = None
+        """The scheduler's own poller, with the command socket registered; set by whoever makes the co-trainer."""
         self.trainer: LoraTrainer | None = None
+        """None until `build` has succeeded; `unavailable` says why."""
         self.unavailable = "the co-trainer is still being built"
-        self.shared = 0
-        self.memory: dict[str, int] = {}
-        self.kv_tokens_given_up = 0
         self.job: Job | None = None
-        self.stats: dict[str, QuantumStats] = {}
-        self.hook_calls: dict[Literal["busy", "idle"], int] = {"busy": 0, "idle": 0}
-        self.most_while_waiting = 0
-        self.preemptions: deque[float] = deque(maxlen=4096)
-        self.preempted = 0
-        self._last_quantum_s = 0.0
-        self._cut_short: float | None = None
-        """The quantum in whose course something arrived."""
+        """The last job, whether it still runs or has ended."""
         self._in_flight: deque[Quantum] = deque()
 
     def build(self, served: torch.nn.Module, model_path: str) -> None:
-        """Make the trainer over views of the served weights and time its quanta, so that no memory is missing later."""
+        """Make the trainer over views of the served weights and time its quanta, so that no memory is missing later.
+
+        Raises UnsupportedModel for a model that cannot be viewed, TrainingError where a frozen parameter is not the
+        engine's own or memory does not suffice.
+        """
         from serving.cotrainer.base_view import view_of
 
-        self.unavailable = "the co-trainer could not be built"  # unless we get to the end
+        self.unavailable = "the co-trainer could not be built"  # the reason until the build has succeeded
+        footprint, settings = self.footprint, self.settings
         give_back()
-        self.memory["before"] = private_bytes()
+        footprint.measure("before")
         model = view_of(served, model_path)
-        self.memory["view"] = private_bytes()
-        settings = self.settings
+        footprint.measure("view")
         trainer = LoraTrainer(
             model,
             max_rank=settings.max_rank,
@@ -95,94 +82,81 @@ class CoTrainer:
             pieces=Pieces.whole(settings.micro_batch, settings.seq_len),
         )
         engine_storages = {weight.untyped_storage().data_ptr() for weight in served.parameters()}
-        self.shared = sum(w.untyped_storage().data_ptr() in engine_storages for w in trainer.frozen.values())
-        if self.shared != len(trainer.frozen):
-            raise TrainingError(f"only {self.shared} of {len(trainer.frozen)} frozen parameters are the engine's own")
+        shared = sum(w.untyped_storage().data_ptr() in engine_storages for w in trainer.frozen.values())
+        footprint.shared_tensors = shared
+        if shared != len(trainer.frozen):
+            raise TrainingError(f"only {shared} of {len(trainer.frozen)} frozen parameters are the engine's own")
         if model.device.type == "cuda":
             self.lane = CudaLane(model.device)
-        self.memory["lora"] = private_bytes()
+        footprint.measure("lora")
         self.tuning.calibrate(trainer, model_path, self.lane)
         self.governor.slo = self.tuning.slo
-        self.memory["calibration"] = private_bytes()
+        footprint.measure("calibration")
         give_back()
-        self.memory["after"] = private_bytes()
+        footprint.measure("after")
         per_token = kv_bytes_per_token(model.config, model.dtype.itemsize)
-        self.kv_tokens_given_up = ((settings.memory_mb or 0) << 20) // per_token
+        footprint.kv_tokens_given_up = ((settings.memory_mb or 0) << 20) // per_token
         self.trainer, self.unavailable = trainer, ""
         logger.info(
             "co-trainer ready: %d tensors shared with the engine, %d bytes of its own; %s MB kept for training, "
-            "%d tokens of KV cache", self.shared, trainer.state_bytes, settings.memory_mb or 0, self.kv_tokens_given_up,
+            "%d tokens of KV cache", shared, trainer.state_bytes, settings.memory_mb or 0, footprint.kv_tokens_given_up,
         )  # fmt: skip
 
     def between_iterations(self, scheduler: Any) -> None:
-        """What the governor allows, and while a request waits never more than one quantum."""
+        """Before an iteration: learn from the last one, and run the quanta that the governor allows.
+
+        While a request waits, never more than one.
+        """
         now = clock()
-        self._serve_socket()
+        self._serve_commands()
         arrivals = self.observer.arrivals
         load, iteration, finished = self.observer.look(scheduler, now)
-        self._note_preemption(self.observer.arrivals > arrivals)
+        self.counts.settle(self.observer.arrivals > arrivals)
         if iteration is not None:
             self.predictor.observe(iteration.batch, iteration.seconds, iteration.trained)
             self.governor.iterated(iteration.batch, iteration.seconds - iteration.trained)
         for request in finished:
             self.governor.finished(request)
-        if load.idle or self._runnable() is None:
+        if load.idle or self.runnable() is None:
             return
-        self.hook_calls["busy"] += 1
-        self._tune(now)
+        self.counts.hook_calls["busy"] += 1
+        self.tune(now)
         self._train_within(self.governor.budget(load, now), load)
 
     def instead_of_sleep(self) -> bool:
-        """Quanta until a request comes; False when there is nothing to train and the scheduler may sleep."""
-        self._serve_socket()
-        if self._runnable() is None:
+        """Run quanta until a request comes; return False if there is no job and the scheduler may sleep."""
+        self._serve_commands()
+        if self.runnable() is None:
             return False
-        self.hook_calls["idle"] += 1
-        self._tune(clock(), idle=True)
+        self.counts.hook_calls["idle"] += 1
+        self.tune(clock(), idle=True)
         until = clock() + HOUSEKEEPING_S
         ran = False
-        while self._runnable() is not None and clock() < until:
+        while self.runnable() is not None and clock() < until:
             if self._requests_arrived(min(HOUSEKEEPING_S, self.governor.wait(clock()))):
-                self._cut_short = self._last_quantum_s if ran else None
+                self.counts.stopped(by_arrival=ran)
                 return True
             self.observer.nothing_came(clock())
-            self._serve_socket()
-            ran = self.governor.wait(clock()) <= 0 and self._runnable() is not None
+            self._serve_commands()
+            ran = self.governor.wait(clock()) <= 0 and self.runnable() is not None
             if ran:
-                self._advance()
+                self.advance()
         return True
 
     def fail(self, error: Exception) -> None:
-        """Let the job go and say why."""
+        """End the job, or note that none will ever run, with the reason."""
         if self.trainer is None:
             self.unavailable = f"{self.unavailable}: {error}"
         if self.job is not None:
             self.job.finish(JobState.FAILED, str(error) or type(error).__name__)
 
-    def _train_within(self, budget: float, load: Load) -> None:
-        """Quanta that fit into `budget` seconds by their P99, until a request arrives."""
-        ran = 0
-        while (job := self._runnable()) is not None and job.next is not None:
-            # Of a kind of quantum never seen nothing is known, and it may still not run while the gate is closed.
-            if budget <= 0 or self.predictor.quantum_high(job.next) > budget or not self.lane.ready():
-                return
-            arrived = self._requests_arrived(0)
-            if ran and (load.waiting or arrived):
-                self._cut_short = self._last_quantum_s if arrived else None
-                return
-            if not self._advance():
-                return
-            ran += 1
-            budget -= self._last_quantum_s
-            if load.waiting or arrived:
-                self.most_while_waiting = max(self.most_while_waiting, ran)
-
-    def _runnable(self) -> Job | None:
+    def runnable(self) -> Job | None:
+        """Return the job if it still has quanta to run."""
         return self.job if self.job is not None and self.job.quanta is not None else None
 
-    def _advance(self) -> bool:
-        """Advance the job by one quantum; False when it has ended."""
-        job = self._runnable()
+    def advance(self) -> bool:
+        """Advance the job by one quantum; return False if it has ended. May be overridden."""
+        job = self.runnable()
         if job is None or job.next is None:
             return False
         quantum = job.next
@@ -199,82 +173,50 @@ class CoTrainer:
             return False
         return True
 
-    def _count(self, job: Job, quantum: Quantum, seconds: float) -> None:
-        self._last_quantum_s = seconds
-        self.predictor.observe_quantum(quantum, seconds)
-        self.governor.ran(seconds, clock())
-        self.observer.trained += seconds
-        job.busy_s += seconds
-        known = self.stats.get(quantum.kind, QuantumStats())
-        self.stats[quantum.kind] = QuantumStats(
-            count=known.count + 1, seconds=known.seconds + seconds, longest_s=max(known.longest_s, seconds)
-        )
+    def obey(self, payload: bytes) -> None:
+        """Carry out one message of the daemon's. May be overridden.
 
-    def _note_preemption(self, requests_came: bool) -> None:
-        """Training was cut short by what lay on the scheduler's socket: a request, or only a message."""
-        if self._cut_short is not None and requests_came:
-            self.preempted += 1
-            self.preemptions.append(self._cut_short)
-        self._cut_short = None
-
-    def _requests_arrived(self, timeout_s: float) -> bool:
-        """Whether a request lies on one of the scheduler's sockets, waiting at most `timeout_s` for one."""
-        events = self.idle_poller.poll(timeout_s * 1000)
-        return any(socket is not self.socket for socket, _ in events)
-
-    def _serve_socket(self) -> None:
-        if not int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN:
-            return
-        sender, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
-        error = ""
-        try:
-            self._obey(b"".join(frames))
-        except UmbelError as refusal:
-            error = str(refusal)
-        self.socket.send_multipart([sender, wire.pack_model(self._status(error))], zmq.NOBLOCK)
-
-    def _obey(self, payload: bytes) -> None:
-        kind, _ = wire.unpack(payload)
-        if kind not in JOBS:
-            raise WireError(f"unknown message {kind!r}")
-        message = wire.unpack_model(payload, JOBS[kind])
-        if isinstance(message, CancelJob) and self.job is not None and self.job.id == message.id:
+        Raises WireError for one that is not understood, TrainingError for a job that cannot be started.
+        """
+        command = read_command(payload)
+        if isinstance(command, CancelJob) and self.job is not None and self.job.id == command.id:
             self.job.finish(JobState.CANCELLED, "cancelled")
-        if not isinstance(message, TrainJob | EvaluateJob):
+        if not isinstance(command, TrainJob | EvaluateJob):
             return
         if self.trainer is None:
             raise TrainingError(self.unavailable)
-        if self._runnable() is not None and self.job is not None and self.job.id != message.id:
+        if self.runnable() is not None and self.job is not None and self.job.id != command.id:
             raise TrainingError(f"busy with job {self.job.id}")
-        if self.job is None or self.job.id != message.id:
+        if self.job is None or self.job.id != command.id:
             self.tuning.save()
-            self._tune(clock())
-            self.job = Job(message, self.trainer)
+            self.tune(clock())
+            self.job = Job(command, self.trainer)
 
-    def _tune(self, now: float, idle: bool = False) -> None:
-        """Targets once they are known, and pieces that fit them with the engine as busy as it is."""
+    def tune(self, now: float, idle: bool = False) -> None:
+        """Set the targets once they are known, and the pieces that fit them. May be overridden."""
         assert self.trainer is not None
         if self.tuning.resize(self.trainer, now):
             self.governor.slo = self.tuning.slo
         self.trainer.pieces = (self.tuning.idle_pieces if idle else self.tuning.pieces) or self.trainer.pieces
 
-    def _status(self, error: str) -> CoTrainerStatus:
+    def status(self, error: str = "") -> CoTrainerStatus:
+        """Return the state of the co-trainer and its job; with `error`, the refusal of a message instead of the job."""
         trainer, job = self.trainer, self.job
         common: dict[str, Any] = {
-            "quanta": self.stats,
+            "quanta": self.counts.quanta,
             "longest_quantum_s": self.predictor.longest_quantum(),
             "pieces": {name: int(size) for name, size in vars(trainer.pieces).items()} if trainer else {},
             "slo": _slo_status(self.governor),
             "latency_known": self.predictor.ready,
-            "preemption": self._preemption(),
+            "preemption": self.counts.preemption(self.observer.arrivals),
             "overlap": self.predictor.overlap,
-            "hook_calls": self.hook_calls,
-            "most_quanta_while_waiting": self.most_while_waiting,
-            "shared_tensors": self.shared,
+            "hook_calls": self.counts.hook_calls,
+            "most_quanta_while_waiting": self.counts.most_while_waiting,
+            "shared_tensors": self.footprint.shared_tensors,
             "frozen_tensors": len(trainer.frozen) if trainer else 0,
             "state_bytes": trainer.state_bytes if trainer else 0,
-            "kv_tokens_given_up": self.kv_tokens_given_up,
-            "memory": self.memory,
+            "kv_tokens_given_up": self.footprint.kv_tokens_given_up,
+            "memory": self.footprint.private,
         }
         if job is None or error:
             return CoTrainerStatus(error=error or self.unavailable, **common)
@@ -292,18 +234,52 @@ class CoTrainer:
             **common,
         )
 
-    def _preemption(self) -> PreemptionStats:
-        waits = sorted(self.preemptions) or [0.0]
-        return PreemptionStats(
-            arrivals=self.observer.arrivals,
-            count=self.preempted,
-            p50_s=waits[len(waits) // 2],
-            p99_s=waits[int(len(waits) * 0.99)],
-            longest_s=waits[-1],
-        )
+    def _train_within(self, budget: float, load: Load) -> None:
+        """Run quanta that fit into `budget` seconds by their P99, until a request arrives."""
+        ran = 0
+        while (job := self.runnable()) is not None and job.next is not None:
+            # A kind of quantum never seen counts as 0 s; it may still not run while the gate is closed.
+            if budget <= 0 or self.predictor.quantum_high(job.next) > budget or not self.lane.ready():
+                return
+            arrived = self._requests_arrived(0)
+            if ran and (load.waiting or arrived):
+                self.counts.stopped(by_arrival=arrived)
+                return
+            if not self.advance():
+                return
+            ran += 1
+            budget -= self.counts.last_quantum_s
+            if load.waiting or arrived:
+                self.counts.most_while_waiting = max(self.counts.most_while_waiting, ran)
+
+    def _count(self, job: Job, quantum: Quantum, seconds: float) -> None:
+        """Book the seconds of a quantum that has ended."""
+        self.counts.ran(quantum.kind, seconds)
+        self.predictor.observe_quantum(quantum, seconds)
+        self.governor.ran(seconds, clock())
+        self.observer.trained += seconds
+        job.busy_s += seconds
+
+    def _requests_arrived(self, timeout_s: float) -> bool:
+        """Wait at most `timeout_s` for a request on one of the scheduler's sockets; return whether there is one."""
+        events = self.idle_poller.poll(timeout_s * 1000)
+        return any(socket is not self.commands.socket for socket, _ in events)
+
+    def _serve_commands(self) -> None:
+        """Carry out and answer at most one message of the daemon's."""
+        message = self.commands.receive()
+        if message is None:
+            return
+        error = ""
+        try:
+            self.obey(message.payload)
+        except UmbelError as refusal:
+            error = str(refusal)
+        self.commands.reply(message, self.status(error))
 
 
 def _slo_status(governor: Governor) -> SloStatus | None:
+    """Return the targets and margins of an SloGovernor; None for another, and before there are targets."""
     slo = governor.slo
     if slo is None or not isinstance(governor, SloGovernor):
         return None
@@ -317,9 +293,3 @@ def _slo_status(governor: Governor) -> SloStatus | None:
         answered=governor.answered,
         met=governor.met,
     )
-
-
-def kv_bytes_per_token(config: Any, itemsize: int) -> int:
-    """Keys and values of one token in every layer."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * itemsize)

@@ -1,14 +1,14 @@
-"""How much training fits before the next iteration without breaking a latency target. Pure: time is an argument.
+"""`SloGovernor`: decides how many seconds of training fit before the next iteration without breaking a latency target.
 
-The decision is taken once per scheduler iteration, as in MACE (arXiv 2510.03283), from the slack of the tightest
-request:
+Pure: time is an argument. The decision is taken once per scheduler iteration, as in MACE (arXiv 2510.03283), from the
+slack of the tightest request:
 
     TPOT slack of a stream with n tokens after its first, t seconds ago:  (n + 1) · S_tpot · (1 − m) − t − T − reserve
     TTFT slack of a request that waits since a:                           S_ttft · (1 − m) − (now − a) − T_prefill
 
 T is the predicted iteration without training. The first line is a token bucket in seconds, one per stream, that fills
-by S_tpot − T with each token; a mean over a request is what its user was promised, so what was not used stays his. The
-margins m are integral controllers on the share of requests that met their target but for training.
+by S_tpot − T with each token: the target is a mean over the request, so time that early tokens saved is there for later
+ones. The margins m are integral controllers on the share of requests that would have met their target without training.
 """
 
 import math
@@ -17,42 +17,28 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from serving.cotrainer.predictor import Batch, Predictor
+from serving.cotrainer.slo import Slo
 
 THETA = 0.1
-"""The part of a waiting request's TTFT slack that may be spent at a time: others may come and wait as well."""
+"""Share of a waiting request's TTFT slack that may be spent at a time: others may come and wait as well."""
 MARGIN = (0.02, 0.9)
+"""Smallest and largest margin."""
 MARGIN_START = 0.3
-"""Careful at first: a margin that is learnt from late requests costs late requests."""
+"""Margin at the start: a large one, because learning a margin from late requests costs late requests."""
 MARGIN_STEP = 0.1
-"""Added to a margin by each request that training made late; taken back in steps that balance at the allowed share."""
+"""Added to a margin by each request that training made late; the steps back balance it at the allowed share."""
 INDIRECT = 3.0
-"""Seconds by which a second of training may have delayed a request: one that lives longer meets more prefills."""
+"""Seconds by which one second of training may delay a request: a request that lives longer meets more prefills."""
 CLEAN_EVERY = 64
-"""Decode iterations after which one runs without training, so that the predictor sees one."""
+"""One in so many decode iterations runs without training, so that the predictor sees the engine alone."""
 PREFILL_HORIZON = 8
 """Iterations within which a prefill is expected to interrupt a stream."""
 RATE = 0.05
-"""Of the moving averages."""
+"""Weight of a new value in the moving averages."""
 FLOOR_WINDOW_S = 60.0
-"""How long training that `share_floor` promised may be made up for."""
+"""Training that `share_floor` promises is made up for at most this much later."""
 LONGEST_ITERATION_S = 1.0
-ACCELERATOR_QUANTUM_S = 2e-3
-IDLE_PART = 0.1
-"""Of S_ttft: what a quantum of an idle engine may take."""
-
-
-@dataclass(frozen=True)
-class Slo:
-    """Targets: `quantile` of all requests within `ttft_s` to the first token and a mean of `tpot_s` per later one."""
-
-    ttft_s: float
-    tpot_s: float
-    quantile: float = 0.99
-    batch_factor: float = 10.0
-    """How many times as long a request of the batch class may take."""
-
-    def factor(self, interactive: bool) -> float:
-        return 1.0 if interactive else self.batch_factor
+"""A longer time between two iterations passed without a job, and no training is owed for it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +46,7 @@ class Stream:
     """A request that is being decoded."""
 
     first_token: float
-    """When its first token was there."""
+    """Time of its first token."""
     tokens: int
     """Tokens after the first."""
     context: int
@@ -74,13 +60,13 @@ class Waiting:
 
     arrival: float
     prompt_tokens: int
-    """What is still to be computed of its prompt."""
+    """Prompt tokens that are still to be computed."""
     interactive: bool = True
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the engine has to do, before one iteration."""
+    """Requests that the engine has to work on, seen before one iteration."""
 
     streams: tuple[Stream, ...] = ()
     waiting: tuple[Waiting, ...] = ()
@@ -91,12 +77,12 @@ class Load:
 
     @property
     def decode(self) -> Batch:
-        """The decode iteration of the streams."""
+        """Return the decode iteration of the streams."""
         return Batch("decode", len(self.streams), cached_tokens=sum(stream.context for stream in self.streams))
 
     @property
     def prefill(self) -> Batch:
-        """The prefill of all that wait, as if none of it were cached."""
+        """Return the prefill of all waiting requests, as if none of their tokens were cached."""
         tokens = [request.prompt_tokens for request in self.waiting]
         return Batch("prefill", len(tokens), sum(tokens), sum(count * count // 2 for count in tokens))
 
@@ -117,42 +103,52 @@ class Finished:
 
 
 class Governor(Protocol):
-    """What the co-trainer asks, and tells."""
+    """A rule for when to train. The co-trainer asks the first two methods and reports to the others."""
 
     slo: Slo | None
 
     def budget(self, load: Load, now: float) -> float:
-        """Seconds of quanta that may run before the next iteration of a busy engine."""
+        """Return the seconds of quanta that may run before the next iteration of a busy engine."""
 
     def wait(self, now: float) -> float:
-        """Seconds until an idle engine may run its next quantum."""
+        """Return the seconds until an idle engine may run its next quantum."""
 
     def ran(self, seconds: float, now: float) -> None:
-        """A quantum has just ended."""
+        """Note a quantum that has just ended."""
 
     def iterated(self, batch: Batch, seconds: float) -> None:
-        """An iteration has just ended."""
+        """Note an iteration that has just ended, without the seconds of training in it."""
 
     def finished(self, request: Finished) -> None:
-        """A request has been answered."""
+        """Note a request that has been answered."""
 
 
 class SloGovernor:
-    """All the training that the targets leave room for, never more than `share_cap` of the time.
+    """Allows all the training that the targets leave room for, at most a share `share_cap` of the time.
 
-    `share_floor` of it runs even where it breaks the targets: `slo_debt_s` says for how many seconds it did. Without
-    targets, or before the predictor knows the engine, it trains only while nobody is served.
+    A share `share_floor` of the time is trained even where that breaks the targets; `slo_debt_s` counts those seconds.
+    Without targets, or before the predictor knows the engine, training is allowed only while nobody is served.
+
+    Every method takes the time in seconds, on any clock that does not jump:
+
+        >>> governor = SloGovernor(Slo.usual(0.4, 0.05), Predictor(), share_floor=0.0, share_cap=0.5)
+        >>> governor.wait(now=10.0)  # idle: the next quantum may run at once
+        0.0
+        >>> governor.ran(0.02, now=10.02)  # it took 20 ms, and half of the time is to stay free
+        >>> round(governor.wait(now=10.02), 3)
+        0.02
+        >>> governor.budget(Load(waiting=(Waiting(arrival=10.0, prompt_tokens=64),)), now=10.1)  # engine not yet known
+        0.0
     """
 
-    def __init__(
-        self, slo: Slo | None, predictor: Predictor, *, share_floor: float = 0.0, share_cap: float = 1.0
-    ) -> None:
+    def __init__(self, slo: Slo | None, predictor: Predictor, *, share_floor: float, share_cap: float) -> None:
         self.slo = slo
         self.predictor = predictor
         self.share_floor = share_floor
         self.margin_ttft = self.margin_tpot = MARGIN_START
         self.slo_debt_s = 0.0
         self.answered = self.met = 0
+        """Requests answered since there are targets, and those of them that met both."""
         self._rest = 1 / share_cap - 1
         self._ready_at = -math.inf
         self._owed = 0.0
@@ -164,13 +160,13 @@ class SloGovernor:
         self._prefill_rate = 0.0
 
     def budget(self, load: Load, now: float) -> float:
-        """Seconds of quanta that may run before the next iteration of a busy engine."""
+        """Return the seconds of quanta that may run before the next iteration of a busy engine."""
         self._accrue(now)
         self._on_debt = False
-        if not now >= self._ready_at:  # nor if one of them is NaN
+        if not now >= self._ready_at:  # also true if one of them is NaN
             return 0.0
         slack = self._slack(load, now)
-        slack = slack if math.isfinite(slack) else 0.0  # a dead input closes
+        slack = slack if math.isfinite(slack) else 0.0  # NaN from a broken input: no training
         longest = self.predictor.longest_quantum()
         if self._owed > 0 and slack < longest:
             self._on_debt = True
@@ -178,20 +174,20 @@ class SloGovernor:
         return max(0.0, slack)
 
     def wait(self, now: float) -> float:
-        """Seconds until an idle engine may run its next quantum."""
+        """Return the seconds until an idle engine may run its next quantum; infinity if the clock is NaN."""
         self._closed = False
         rest = self._ready_at - now
         return math.inf if math.isnan(rest) else max(0.0, rest)
 
     def ran(self, seconds: float, now: float) -> None:
-        """A quantum has just ended: after t seconds none follows for t · (1/share_cap − 1)."""
-        self._ready_at = max(self._ready_at, now - seconds) + seconds * (1 + self._rest)  # a burst adds up
+        """Note a quantum that has just ended; after t seconds none follows for t · (1/share_cap − 1) seconds."""
+        self._ready_at = max(self._ready_at, now - seconds) + seconds * (1 + self._rest)  # quanta in a row add up
         self._owed = max(self._owed - seconds, -FLOOR_WINDOW_S * self.share_floor)
         if self._on_debt:
             self.slo_debt_s += seconds
 
     def iterated(self, batch: Batch, seconds: float) -> None:
-        """Learn how often a prefill comes between two tokens of a stream, and how long it takes."""
+        """Learn how often a prefill comes between two tokens of a stream, and the seconds that it takes."""
         prefill = batch.regime == "prefill"
         self._prefill_rate += RATE * (prefill - self._prefill_rate)
         if prefill:
@@ -219,12 +215,12 @@ class SloGovernor:
         return min(max(margin + MARGIN_STEP * (late - allowed), MARGIN[0]), MARGIN[1])
 
     def _slack(self, load: Load, now: float) -> float:
-        """Seconds that can be spent now, by the tightest request; negative or zero is none."""
+        """Return the seconds that the tightest request leaves to be spent now; 0 or less: none."""
         if load.idle:
             return self._burst()
         if self.slo is None or not self.predictor.ready:
             return 0.0
-        # Once closed it stays so until nobody waits: at most one close for each arrival (Valve's bounded rate).
+        # Once closed, the gate stays closed until nobody waits: at most one close per arrival (Valve's bounded rate).
         self._closed = self._closed and bool(load.waiting)
         if self._closed or (self._decodes % CLEAN_EVERY == 0 and not load.waiting):
             return 0.0
@@ -254,51 +250,29 @@ class SloGovernor:
         )
 
     def _reserve(self) -> float:
-        """What a stream keeps for a prefill that is likely to come between two of its tokens."""
+        """Return the seconds that a stream keeps for a prefill that is likely to come between two of its tokens."""
         return self._prefill_s * min(1.0, self._prefill_rate * PREFILL_HORIZON)
 
     def _burst(self) -> float:
-        """The longest pause between two iterations: a stream that saved up must not be spent on one long stall."""
+        """Return the longest pause between two iterations: saved-up slack must not be spent on one long stall."""
         tpot = self.slo.tpot_s if self.slo is not None else 0.0
         return self.predictor.longest_quantum() + 0.5 * tpot
 
     def _accrue(self, now: float) -> None:
-        """Time passes: training is owed `share_floor` of it."""
+        """Add `share_floor` of the time since the last call to the seconds of training that are owed."""
         if self._owed_at is not None:
-            passed = min(max(0.0, now - self._owed_at), LONGEST_ITERATION_S)  # more is time without a job
+            passed = min(max(0.0, now - self._owed_at), LONGEST_ITERATION_S)
             owed = self._owed + self.share_floor * passed
             self._owed = min(owed, FLOOR_WINDOW_S * self.share_floor)
         self._owed_at = now
 
 
-def quantum_target(slo: Slo, predictor: Predictor, accelerator: bool) -> float:
-    """Q*: the longest that a quantum should be, by its P99.
-
-    On a CPU half of what an iteration leaves of S_tpot; an accelerator interleaves finer.
-    """
-    if accelerator:
-        return min(ACCELERATOR_QUANTUM_S, 0.1 * slo.tpot_s)
-    return max(0.5 * (slo.tpot_s - predictor.typical("decode")), 0.05 * slo.tpot_s)
-
-
-def idle_quantum_target(slo: Slo, busy: float) -> float:
-    """Q* while nobody is served: then all that a quantum can delay is the first token of who comes next."""
-    return max(busy, IDLE_PART * slo.ttft_s)
-
-
-def default_slo(predictor: Predictor, quantile: float = 0.99) -> Slo | None:
-    """Targets for a site that set none: twice the measured time per token, three times that to the first."""
-    if not predictor.ready:
-        return None
-    decode, prefill = predictor.typical("decode"), predictor.typical("prefill")
-    return Slo(ttft_s=3 * (prefill + decode), tpot_s=2 * decode, quantile=quantile)
-
-
 def _made_late(seconds: float, trained: float, target: float) -> bool:
+    """Return whether a request was late, and would not have been without the training that ran meanwhile."""
     return seconds > target >= seconds - INDIRECT * trained
 
 
 def _least(values: Iterable[float]) -> float:
-    """The smallest, or NaN if one is: min() alone would pass over it."""
+    """Return the smallest value, or NaN if one of them is NaN: min() alone would pass over it."""
     found = tuple(values)
     return math.nan if any(map(math.isnan, found)) else min(found, default=math.inf)

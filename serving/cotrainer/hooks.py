@@ -1,4 +1,7 @@
-"""What `serving.plugin` registers on SGLang's Scheduler. A failure in here costs the training, never the engine."""
+"""`Hooks`: calls the co-trainer from SGLang's Scheduler. A failure in here costs the training, never the engine.
+
+`serving.plugin` registers them.
+"""
 
 import logging
 import time
@@ -15,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 class Hooks:
-    """The scheduler's four moments. Without `trainer.json` the engine only serves."""
+    """Four moments of the scheduler. Without `trainer.json` in the run directory the engine only serves."""
 
     def __init__(self, run_dir: Path, cotrainer_type: type[CoTrainer] = CoTrainer) -> None:
         self.run_dir = run_dir
         self.cotrainer_type = cotrainer_type
         self.cotrainer: CoTrainer | None = None
-        self._told = ""
+        self._logged = ""
 
     def after_init(self, result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """AFTER `Scheduler.__init__`: build and calibrate the trainer, before the engine reports ready."""
@@ -30,7 +33,7 @@ class Hooks:
             if settings is None:
                 return
             cotrainer = self.cotrainer_type(settings, self.run_dir)
-            scheduler.idle_sleeper.poller.register(cotrainer.socket, zmq.POLLIN)
+            scheduler.idle_sleeper.poller.register(cotrainer.commands.socket, zmq.POLLIN)
             cotrainer.idle_poller = scheduler.idle_sleeper.poller
             self.cotrainer = cotrainer
             cotrainer.build(scheduler.tp_worker.model_runner.model, scheduler.server_args.model_path)
@@ -47,7 +50,7 @@ class Hooks:
             self._give_up(error)
 
     def before_batch(self, scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
-        """BEFORE `Scheduler.run_batch`: what the iteration computes."""
+        """BEFORE `Scheduler.run_batch`: note the batch of the iteration."""
         if self.cotrainer is None:
             return
         try:
@@ -56,7 +59,7 @@ class Hooks:
             self._give_up(error)
 
     def around_sleep(self, sleep: Callable[..., None], scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        """AROUND `Scheduler.maybe_sleep_on_idle`, the only place where an idle scheduler sleeps."""
+        """AROUND `Scheduler.maybe_sleep_on_idle`, the only place where an idle scheduler sleeps: train instead."""
         try:
             trained = self.cotrainer is not None and self.cotrainer.instead_of_sleep()
         except Exception as error:
@@ -68,15 +71,19 @@ class Hooks:
                 self.cotrainer.observer.nothing_came(time.perf_counter())
 
     def _give_up(self, error: Exception) -> None:
-        if repr(error) != self._told:  # it may come with every iteration
-            self._told = repr(error)
+        """End the job and let the engine serve on."""
+        if repr(error) != self._logged:  # the same error may come with every iteration
+            self._logged = repr(error)
             logger.exception("co-training failed; serving goes on")
         if self.cotrainer is not None:
             self.cotrainer.fail(error)
 
 
 def reserve_memory(available_bytes: int, run_dir: Path) -> int:
-    """What is left for the KV cache, which SGLang sizes before the trainer is built: `memory_mb` less."""
+    """Return the bytes left for the KV cache once `memory_mb` is kept for the trainer.
+
+    SGLang sizes the cache before the trainer is built.
+    """
     settings = CoTrainerSettings.read(run_dir)
     if settings is None or settings.memory_mb is None:
         return available_bytes

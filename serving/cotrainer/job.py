@@ -1,4 +1,4 @@
-"""One training or evaluation job in the engine: its generator of quanta, and what it has brought so far."""
+"""`Job`: one training or evaluation in the engine, run a quantum at a time, with its results so far."""
 
 import logging
 import threading
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Job:
-    """A job's generator and what it has brought so far."""
+    """A generator of quanta for an order of the daemon's, and its results."""
 
     def __init__(self, order: TrainJob | EvaluateJob, trainer: LoraTrainer) -> None:
         self.id = order.id
@@ -33,24 +33,27 @@ class Job:
         self.evaluations: list[Scores] = []
         self.trained: Factors = {}
         self.busy_s = 0.0
+        """Seconds of its quanta so far."""
         self._began, self._ended = time.monotonic(), 0.0
         self.quanta: Quanta | None = (
             self._evaluate(order, trainer) if isinstance(order, EvaluateJob) else self._train(order, trainer)
         )
-        self.next: Quantum | None = Quantum("open")  # its files
-        """What `advance` will do; None at the end."""
+        """None once no quantum will run any more."""
+        self.next: Quantum | None = Quantum("open")
+        """The quantum that `advance` will run; None at the end."""
 
     @property
     def seconds(self) -> float:
+        """Return the time since the job began; once it has ended, the time that it took."""
         return (self._ended or time.monotonic()) - self._began
 
     def advance(self) -> None:
-        """Do what was announced. Raises UmbelError when the job cannot go on."""
+        """Run the announced quantum. Raises UmbelError if the job cannot go on."""
         assert self.quanta is not None
         self.next = next(self.quanta, None)
 
     def finish(self, state: JobState, error: str = "") -> None:
-        """Let the generator go; a job that has ended keeps the way it ended."""
+        """Close the generator and set the final state; a job that has already ended keeps its own."""
         if self.quanta is not None:
             self.quanta.close()
             self.quanta, self._ended = None, time.monotonic()
@@ -58,13 +61,14 @@ class Job:
             self.error, self.state = error, state
 
     def end(self) -> None:
-        """The generator is through: what it brought is now written by a thread, from buffers of its own."""
+        """Have the results of a finished generator written by a thread, which sets the final state."""
         if self.order.output is None:
             return self.finish(JobState.DONE)
         self.quanta, self._ended = None, time.monotonic()
         return threading.Thread(target=self._write, args=(Path(self.order.output),), daemon=True).start()
 
     def _train(self, order: TrainJob, trainer: LoraTrainer) -> Quanta:
+        # Files are opened by the first quantum, "open": a missing one fails the job, not the message that started it.
         yield from trainer.train(
             order.plan, read_factors(Path(order.parent)), TokenFile.open(Path(order.data)), self.progress
         )
@@ -80,7 +84,7 @@ class Job:
                 self.evaluations[0].write(path)
             else:
                 self._write_adapter(path)
-        except Exception as error:  # a thread has nobody to raise to
+        except Exception as error:  # nobody catches what a thread raises
             logger.exception("what job %s brought could not be written to %s", self.id, path)
             self.finish(JobState.FAILED, f"{path}: {error}")
         self.finish(JobState.DONE)
@@ -94,7 +98,7 @@ class Job:
 
 
 def read_factors(weights: Path) -> ReadFactors:
-    """Read one module at a time, so that loading an adapter is many small quanta."""
+    """Open a weights file and return a function that reads one module, so that loading is many small quanta."""
     file: Any = safetensors.safe_open(weights, framework="pt")
 
     def read(module: str) -> tuple[torch.Tensor, torch.Tensor]:

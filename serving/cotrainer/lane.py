@@ -1,9 +1,9 @@
-"""Where quanta run: at once on a CPU, on a stream of their own beside the engine's on a CUDA device.
+"""`CpuLane`, `CudaLane`: run quanta at once on a CPU, or on a stream beside the engine's on a CUDA device.
 
-On CUDA a quantum is launched, not awaited. At most two are outstanding; whether one has ended is asked of its event,
-never waited for, so neither the engine's stream nor the scheduler's thread ever stands still for training. SGLang's
-streams have the lowest priority there is, so a training stream cannot be below them; what bounds its share of the
-device is a green context, which owns a fixed number of multiprocessors (SMs).
+On CUDA a quantum is launched and not waited for. At most two are outstanding, and their events are only queried, so
+neither the engine's stream nor the scheduler's thread ever stands still for training. SGLang's streams have the lowest
+priority there is, so a training stream cannot be below them; its share of the device is bounded by a green context,
+which owns a fixed number of multiprocessors (SMs).
 """
 
 import time
@@ -18,27 +18,27 @@ import torch
 T = TypeVar("T")
 
 OUTSTANDING = 2
-"""One that runs, and one behind it, so that the device does not wait for the scheduler's next iteration."""
+"""Quanta launched at a time: one runs, one is behind it, so that the device need not wait for the next hook call."""
 
 
 class Lane(Protocol):
-    """Where quanta run, one after the other."""
+    """A place in which quanta run one after the other."""
 
     def run(self, work: Callable[[], T]) -> T:
-        """Do one quantum's work, or launch it; only when `ready`."""
+        """Do the work of one quantum, or launch it; return its result. Call it only when `ready`."""
 
     def ready(self) -> bool:
-        """Whether another quantum may be launched."""
+        """Return whether another quantum may be launched."""
 
     def elapsed(self) -> list[float]:
-        """Seconds of the quanta that have ended since the last call, in the order in which they ran.
+        """Return the seconds of the quanta that have ended since the last call, in the order in which they ran.
 
-        One that raised is not among them.
+        A quantum that raised is left out.
         """
 
 
 class CpuLane:
-    """Runs quanta at once."""
+    """Runs each quantum at once, on the calling thread."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -59,26 +59,27 @@ class CpuLane:
 
 
 class Event(Protocol):
-    """The part of `torch.cuda.Event` that is used."""
+    """The methods of `torch.cuda.Event` that are used."""
 
     def record(self, stream: Any = None) -> None: ...
 
     def query(self) -> bool: ...
 
     def elapsed_time(self, end_event: Any) -> float:
-        """Milliseconds."""
+        """Return the milliseconds from this event to `end_event`."""
 
 
 class Device(Protocol):
-    """The part of CUDA that a lane needs."""
+    """The calls of CUDA that a lane needs; tests replace them."""
 
     def stream(self, sms: int | None) -> Any:
-        """A new stream; with `sms`, in a green context of about so many multiprocessors."""
+        """Make a stream; with `sms`, in a green context of about so many multiprocessors."""
 
-    def event(self) -> Event: ...
+    def event(self) -> Event:
+        """Make an event that takes the time."""
 
     def on(self, stream: Any) -> AbstractContextManager[Any]:
-        """Launch on that stream."""
+        """Return a context in which work is launched on that stream."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,10 @@ class _Span:
 
 
 class CudaLane:
-    """Launches quanta on a stream of its own, in order, whichever partition of the device each of them runs in.
+    """Launches quanta in order, on a stream of its own for each partition of the device.
 
-    `sms` may be assigned before any quantum: how many multiprocessors it may use, None for all. A stream is made for
-    each number that occurs and kept; memory that torch caches belongs to a stream, so few numbers should occur.
+    `sms` may be assigned before any quantum: the number of multiprocessors that it may use, None for all. A stream is
+    made and kept for each number that occurs; memory that torch caches belongs to a stream, so few should occur.
     """
 
     def __init__(self, device: torch.device, cuda: Device | None = None, sms: int | None = None) -> None:
@@ -124,7 +125,7 @@ class CudaLane:
         return ended
 
     def _stream(self) -> Any:
-        """The partition's stream, made to wait, on the device, for the last quantum of the one before."""
+        """Return the stream of the current partition; on a change it waits, on the device, for the last quantum."""
         if self.sms not in self._streams:
             self._streams[self.sms] = self._cuda.stream(self.sms)
         stream = self._streams[self.sms]
@@ -135,6 +136,7 @@ class CudaLane:
         return stream
 
     def _collect(self) -> None:
+        """Move quanta that have ended from the running ones to the elapsed times."""
         while self._running and self._running[0].ended.query():
             span = self._running.popleft()
             self._elapsed.append(span.began.elapsed_time(span.ended) / 1000)
@@ -142,7 +144,7 @@ class CudaLane:
 
 
 class Cuda:
-    """The real device."""
+    """The calls of a real CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -156,9 +158,9 @@ class Cuda:
 
             index = torch.cuda.current_device() if self._device.index is None else self._device.index
             context = GreenContext(num_sms=sms, device_id=index)
-            self._contexts.append(context)  # a green context takes its streams with it
+            self._contexts.append(context)  # its streams end with it
             made = context.Stream()
-        made.wait_stream(torch.cuda.current_stream(self._device))  # what was written before is there
+        made.wait_stream(torch.cuda.current_stream(self._device))  # sees all that was written before
         return made
 
     def event(self) -> Event:
@@ -170,7 +172,7 @@ class Cuda:
 
 
 class Readback:
-    """A copy of a tensor, started now and read later; on a CPU there is nothing to wait for."""
+    """A copy of a tensor to the host, started now and read later. A tensor of the CPU is not copied."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -181,12 +183,8 @@ class Readback:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
-    @property
-    def on_device(self) -> bool:
-        return self._event is not None
-
     def read(self) -> torch.Tensor:
-        """The values, on the host; waits for this one copy, which has long ended where it is asked for a step later."""
+        """Return the values on the host. Waits for the copy alone, which has long ended a step later."""
         if self._event is not None:
             self._event.synchronize()
         return self._host

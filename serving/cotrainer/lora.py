@@ -1,7 +1,8 @@
-"""The LoRA factors of one layer, their gradients and AdamW's moments, in flat buffers made once.
+"""`LayerFactors`: LoRA factors of one layer, with gradients and AdamW's moments, in flat buffers allocated once.
 
-All A lie in one buffer and all B in another, one after the other; each factor of the model is a view. So what is done
-to all of them, a norm, an optimizer step, a reset, is one operation, and no gradient is ever allocated while serving.
+All A of the layer lie in one buffer and all B in another, and each factor of the model is a view. So a norm, an
+optimizer step or a reset is one operation, and no gradient is ever allocated while serving. Shapes as in
+`serving.cotrainer.pieces`.
 """
 
 from collections.abc import Callable
@@ -16,12 +17,13 @@ from serving.cotrainer.pieces import Block
 
 Factor = Literal["A", "B"]
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
-"""Module path → (A [R, in], B [out, R])."""
+"""Module path → (A [R, I], B [O, R])."""
 ReadFactors = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+"""Function from a module path to its (A [R, I], B [O, R])."""
 
 
 class LayerFactors:
-    """Adapted modules of one layer. Every method leaves grad mode as it was."""
+    """Factors of the adapted modules of one layer. Every method leaves grad mode as it was."""
 
     def __init__(self, layer: torch.nn.Module, prefix: str) -> None:
         self.pairs: dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]] = {
@@ -32,7 +34,8 @@ class LayerFactors:
             for name, module in layer.named_modules()
             if isinstance(module, LoraLayer)
         }
-        # fp32 master copies, whatever the base computes in.
+        """Module path → (A, B), padded to the largest rank."""
+        # The factors are kept in fp32, whatever dtype the base computes in.
         self._flat: dict[Factor, torch.nn.Parameter] = {
             "A": _flattened([a for a, _ in self.pairs.values()]),
             "B": _flattened([b for _, b in self.pairs.values()]),
@@ -44,16 +47,17 @@ class LayerFactors:
         self.train_only("AB")
 
     def adapts(self, block: Block) -> bool:
-        """Whether a module of this sub-block is adapted."""
+        """Return whether a module of this sub-block is adapted."""
         part = ".self_attn." if block == "attention" else ".mlp."
         return any(part in module for module in self.pairs)
 
     @property
     def elements(self) -> int:
+        """Return the number of elements of all factors."""
         return sum(flat.numel() for flat in self._flat.values())
 
     def train_only(self, factors: Literal["AB", "A", "B"]) -> None:
-        """Have gradients computed for these factors only."""
+        """Let autograd compute gradients for these factors only."""
         self._trained = tuple(factor for factor in self._flat if factor in factors)
         for number, factor in enumerate(self._flat):
             trained = factor in self._trained
@@ -66,7 +70,10 @@ class LayerFactors:
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def load(self, source: ReadFactors | None, *, remember: bool = False) -> None:
-        """Fill the factors (None: with zeros), forget gradients and moments; `remember` them as the parent's."""
+        """Fill the factors from `source` (None: with zeros); set gradients and moments to zero.
+
+        `remember` keeps a copy, to which FedProx pulls.
+        """
         for module, (a_ri, b_or) in self.pairs.items():
             a_ri.zero_()
             b_or.zero_()
@@ -82,13 +89,13 @@ class LayerFactors:
         self._parents = {factor: self._flat[factor].detach().clone() for factor in self._flat} if remember else {}
 
     def start_copy(self) -> dict[Factor, Readback]:
-        """Begin to bring the factors to the host."""
+        """Start copying the factors to the host."""
         return {factor: Readback(flat) for factor, flat in self._flat.items()}
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def end_copy(self, copies: dict[Factor, Readback], rank: int, into: Factors, dtype: torch.dtype) -> None:
-        """Put the first `rank` rows of A and columns of B into `into`, in memory of their own."""
+        """Put copies of the first `rank` rows of A and columns of B into `into`, in `dtype`."""
         views = [
             _views(copies[factor].read(), [pair[number] for pair in self.pairs.values()])
             for number, factor in enumerate(self._flat)
@@ -97,14 +104,17 @@ class LayerFactors:
             into[module] = (a_ri[:rank].to(dtype, copy=True), b_or[:, :rank].to(dtype, copy=True).contiguous())
 
     def norm(self, proximal: float) -> torch.Tensor:
-        """Of the trained gradients, after FedProx's pull to the parent, μ · (w − w_parent), is added to them."""
+        """Add the FedProx term μ · (w − w_parent) to the gradients **in place**, then return their L2 norm, 0-d.
+
+        `proximal` is μ (arXiv 1812.06127); with 0 the gradients stay as they are.
+        """
         if proximal:
             for factor in self._trained:
                 self._gradients[factor].add_(self._flat[factor].detach() - self._parents[factor], alpha=proximal)
         return _norm_of([torch.linalg.vector_norm(self._gradients[factor]) for factor in self._trained])
 
     def step(self, scale: torch.Tensor, rate: float, weight_decay: float) -> None:
-        """One AdamW step with gradients times `scale`, which are zero afterwards."""
+        """Take one AdamW step with the gradients times `scale`, a 0-d tensor, then set the gradients to zero."""
         for factor in self._trained:
             self._gradients[factor].mul_(scale)
         self.optimizer.param_groups[0].update(lr=rate, weight_decay=weight_decay)
@@ -114,7 +124,7 @@ class LayerFactors:
 
 
 def clip_scale(norms: list[torch.Tensor], clip_norm: float) -> torch.Tensor:
-    """The factor that `torch.nn.utils.clip_grad_norm_` would apply."""
+    """Return the 0-d factor that `torch.nn.utils.clip_grad_norm_` would apply, from the norm of each layer."""
     return torch.clamp(clip_norm / (_norm_of(norms) + 1e-6), max=1.0)
 
 
@@ -124,7 +134,7 @@ def _norm_of(norms: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _flattened(weights: list[torch.nn.Parameter]) -> torch.nn.Parameter:
-    """One buffer of which `weights` become views."""
+    """Copy `weights` into one fp32 buffer and make them views of it."""
     flat = torch.cat([weight.detach().float().flatten() for weight in weights])
     for weight, view in zip(weights, _views(flat, weights), strict=True):
         weight.data = view

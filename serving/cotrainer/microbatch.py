@@ -1,6 +1,6 @@
-"""Rows of a token file on the trainer's device, and which of their tokens carry a loss.
+"""`MicroBatch`: rows of a token file on the trainer's device, with the tokens of them that carry a loss.
 
-Shapes: B rows, T tokens of the longest, M answer tokens.
+Shapes as in `serving.cotrainer.pieces`; T is the length of the longest row.
 """
 
 from collections.abc import Iterator
@@ -13,18 +13,21 @@ from umbel.token_file import NO_LOSS, TokenFile
 
 @dataclass(frozen=True)
 class Answers:
-    """The tokens of a micro-batch that carry a loss: position t predicts token t + 1. All tensors are [M]."""
+    """Tokens of a micro-batch that carry a loss; position t predicts token t + 1. All tensors are [M]."""
 
     index: torch.Tensor
-    """Where they are predicted, in the micro-batch flattened to [B · T]."""
+    """Positions that predict them, in the micro-batch flattened to [N]."""
     rows: torch.Tensor
+    """Row of the micro-batch that each one belongs to."""
     targets: torch.Tensor
+    """Their token ids."""
 
     @property
     def count(self) -> int:
         return len(self.index)
 
     def part(self, at: int, size: int) -> "Answers":
+        """Return at most `size` of them, from number `at` on."""
         if size >= self.count:
             return self
         some = slice(at, at + size)
@@ -33,15 +36,16 @@ class Answers:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """ids: [B, T], cut to the longest row; causal attention never looks at the padding behind it."""
+    """Rows that are computed together."""
 
     ids: torch.Tensor
+    """[B, T], cut to the longest row; causal attention never looks at the padding behind a shorter one."""
     answers: Answers
 
     @classmethod
-    @torch.inference_mode(mode=False)  # what it makes is used in backward passes
+    @torch.inference_mode(mode=False)  # its tensors are used in backward passes
     def of(cls, data: TokenFile, rows: list[int], device: torch.device) -> "MicroBatch":
-        """Read rows of `data`. What depends on their content is computed before they are sent: no device waits."""
+        """Read rows of `data`. Sizes that depend on their content are computed on the host: no device is waited for."""
         longest = int(data.lengths[rows].max())
         labels = torch.as_tensor(data.labels[rows, :longest])
         row, position = (labels[:, 1:] != NO_LOSS).nonzero(as_tuple=True)
@@ -54,12 +58,12 @@ class MicroBatch:
 
 
 def epochs(rows: int, seed: int) -> Iterator[int]:
-    """Row numbers, each epoch in a new order of its own generator."""
+    """Yield row numbers without end, each epoch in a new order, from a generator of its own."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(rows, generator=generator).tolist()
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on `device`; from pinned memory the copy needs no wait."""
+    """Copy a tensor of the host to `device`; from pinned memory the host does not wait for the copy."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

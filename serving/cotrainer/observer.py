@@ -1,7 +1,7 @@
-"""What SGLang's scheduler has to do and has done, in the governor's terms. Reads the scheduler, changes nothing.
+"""`Observer`: reads SGLang's scheduler and describes its requests in the governor's terms. It changes nothing.
 
-Every look happens on the scheduler's thread before an iteration. A request's arrival is taken as the last moment at
-which it was surely not there: SGLang notes it only when it reads its socket, which may be a quantum later.
+Every look happens on the scheduler's thread before an iteration. A request is taken to arrive at the last moment at
+which it was certainly not there: SGLang notes it only when it reads its socket, which may be a quantum later.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,11 @@ from serving.cotrainer.predictor import Batch
 
 @dataclass
 class _Request:
-    """A request on its way through the scheduler; seconds on the clock, and of training until then."""
+    """A request that is not yet answered. Times are seconds on the co-trainer's clock."""
 
     arrival: float
     trained: float
+    """Seconds of training until its arrival; once it has a first token, until that."""
     interactive: bool
     first_token: float = 0.0
     trained_before_first: float = 0.0
@@ -26,7 +27,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class Iteration:
-    """The iteration that has just ended: `seconds` with the `trained` seconds of quanta before it."""
+    """An iteration that has ended; `seconds` includes the `trained` seconds of quanta that ran before it."""
 
     batch: Batch
     seconds: float
@@ -38,8 +39,9 @@ class Observer:
 
     def __init__(self) -> None:
         self.trained = 0.0
-        """Seconds of quanta so far."""
+        """Seconds of quanta so far; the co-trainer adds to it."""
         self.arrivals = 0
+        """Requests seen so far."""
         self._requests: dict[str, _Request] = {}
         self._empty_at = 0.0
         self._trained_when_empty = 0.0
@@ -48,15 +50,15 @@ class Observer:
         self._batch: Batch | None = None
 
     def nothing_came(self, now: float) -> None:
-        """The scheduler's socket was empty just now."""
+        """Note that the scheduler's socket was empty at `now`."""
         self._empty_at, self._trained_when_empty = now, self.trained
 
     def starts(self, batch: Any) -> None:
-        """The scheduler is about to run a batch."""
+        """Note the batch that the scheduler is about to run."""
         self._batch = batch_of(batch)
 
     def look(self, scheduler: Any, now: float) -> tuple[Load, Iteration | None, list[Finished]]:
-        """The load before the next iteration, the iteration that has just ended, and what it finished."""
+        """Return the load before the next iteration, the iteration that has ended, and the requests it finished."""
         iteration = None
         if self._batch is not None:
             trained = self.trained - self._trained_at_look
@@ -66,12 +68,12 @@ class Observer:
         waiting = [
             self._wait(req, known)
             for req in _unfinished(scheduler.waiting_queue)
-            if not req.output_ids  # one that was retracted has its first token
+            if not req.output_ids  # one that was retracted already has its first token
         ]
         streams, finished = [], []
         for req in _in_batches(scheduler):
             if req.finished() and req.rid not in known:
-                continue  # SGLang drops it with its next decode; it was told of already
+                continue  # reported at an earlier look; SGLang drops it with its next decode
             if not req.output_ids:  # a long prompt, computed in chunks
                 waiting.append(self._wait(req, known))
                 continue
@@ -86,10 +88,12 @@ class Observer:
         return Load(tuple(streams), tuple(waiting)), iteration, finished
 
     def _wait(self, req: Any, known: dict[str, _Request]) -> Waiting:
+        """Follow a request that has no token yet."""
         request = self._follow(req, known)
         return Waiting(request.arrival, len(req.origin_input_ids), request.interactive)
 
     def _began(self, req: Any, known: dict[str, _Request], now: float) -> _Request:
+        """Follow a request that has tokens, and note the time of its first one."""
         request = self._follow(req, known)
         if not request.first_token:
             request.first_token = now
@@ -98,6 +102,7 @@ class Observer:
         return request
 
     def _follow(self, req: Any, known: dict[str, _Request]) -> _Request:
+        """Return the record of a request; a new one if it was not `known` at the last look."""
         request = known.get(req.rid)
         if request is None:
             self.arrivals += 1
@@ -108,7 +113,7 @@ class Observer:
 
 
 def batch_of(batch: Any) -> Batch:
-    """The features of SGLang's ScheduleBatch before it runs."""
+    """Return the features of SGLang's ScheduleBatch; call it before the batch runs, which changes its lists."""
     if batch.forward_mode.is_extend():
         new, cached = batch.extend_lens or [], batch.prefix_lens or []
         attended = sum(count * (count // 2 + before) for count, before in zip(new, cached, strict=True))
@@ -118,7 +123,7 @@ def batch_of(batch: Any) -> Batch:
 
 
 def _in_batches(scheduler: Any) -> Iterable[Any]:
-    """Every request that has been computed on: decoding, just prefilled, or in chunks."""
+    """Return every request that has been computed on: decoding, just prefilled, or prefilled in chunks."""
     seen: dict[str, Any] = {}
     for batch in (scheduler.running_batch, scheduler.last_batch):
         for req in () if batch is None else batch.reqs:
@@ -133,7 +138,7 @@ def _unfinished(reqs: Iterable[Any]) -> Iterable[Any]:
 
 
 def _finished(req: Any, request: _Request, now: float, trained: float) -> list[Finished]:
-    """How a request was answered; nothing for one that its user gave up."""
+    """Return the latencies of an answered request in a list; an empty list for one that its user aborted."""
     if type(req.finished_reason).__name__ == "FINISH_ABORT":
         return []
     tokens = len(req.output_ids) - 1

@@ -1,11 +1,14 @@
-"""A training step in pieces: the sub-blocks of a layer and the head, forward and backward, announced before they run.
+"""`SubBlock`, `head`: a training step cut into pieces of layers and of the head, each announced before it runs.
 
-A decoder layer has two sub-blocks that end in a sum with their own input: attention, whose rows do not see each other,
-and the MLP, whose tokens do not. So attention can be cut into groups of rows and the MLP into runs of tokens, and the
-gradients of the parts add up to those of the whole. Each piece runs forward on a detached input and is differentiated
-alone; the gradient is handed from piece to piece.
+A decoder layer has two sub-blocks that end in a sum with their own input: attention, in which no row sees another, and
+the MLP, in which no token sees another. So attention can be cut into groups of rows and the MLP into runs of tokens,
+and the gradients of the parts add up to those of the whole. Each piece runs forward on a detached input and is
+differentiated alone; the gradient is handed from piece to piece.
 
-Shapes: B micro-batch rows, T tokens, H hidden, V vocabulary, N = B · T, M answer tokens in a head piece.
+Notation of this folder: the suffix of a tensor's name gives its shape, a letter per dimension (`hidden_bth` is
+[B, T, H], `scores_b2` is [B, 2]). B micro-batch rows, T tokens of a row, N = B · T, H hidden, V vocabulary, M answer
+tokens, E examples of an evaluation, R rank, I inputs and O outputs of a linear layer. A name without a suffix may have
+any shape.
 """
 
 from collections.abc import Callable, Generator
@@ -20,31 +23,33 @@ from serving.cotrainer.microbatch import Answers
 from serving.cotrainer.quantum import Quanta, Quantum
 
 Block = Literal["attention", "mlp"]
-
-
 Whole = Generator[Quantum, None, torch.Tensor]
-"""Quanta that bring one tensor."""
+"""Quanta that return one tensor at their end."""
 
 
 @dataclass
 class SubBlock:
-    """Attention or the MLP of one layer over one micro-batch, cut along the first dimension of its input."""
+    """Attention or the MLP of one layer over one micro-batch, cut along the first dimension of its input.
+
+    Attention takes and returns [B, T, H], the MLP [N, H].
+    """
 
     kind: Block
     run: Callable[[torch.Tensor], torch.Tensor]
     size: int
     """Rows (attention) or tokens (MLP) of a piece."""
     width: int
-    """Tokens of each of them."""
+    """Tokens in a row (attention: T) or in a token (MLP: 1)."""
     needs_input_gradient: bool = False
-    """Whether anything below is trained."""
+    """True if a factor of a sub-block below is trained."""
     differentiated: bool = False
-    """Whether anything below or within is trained."""
+    """True if a factor of this sub-block or of one below is trained."""
     recompute: bool = False
+    """Keep only the inputs, and run forward again in `backward`."""
     _tape: list[tuple[torch.Tensor, torch.Tensor | None]] = field(default_factory=list)
 
     def forward(self, whole: torch.Tensor) -> Whole:
-        """The sub-block's output, without a graph; the pieces' graphs are kept for `backward`."""
+        """Return the output, detached; the graphs of the pieces are kept for `backward`."""
         keep = self.differentiated and not self.recompute
         result = whole
         for at in range(0, len(whole), self.size):
@@ -59,7 +64,10 @@ class SubBlock:
         return result
 
     def backward(self, gradient: torch.Tensor) -> Whole:
-        """Add to the factors' gradients; return that of the input in place of the output's, if it is needed."""
+        """Add to the gradients of the factors; return the gradient of the input, written over that of the output.
+
+        If no sub-block below needs it, the gradient of the output is returned unchanged.
+        """
         single = len(self._tape) == 1
         while self._tape:
             inner, outer = self._tape[-1]
@@ -74,7 +82,7 @@ class SubBlock:
         return gradient
 
     def evaluate(self, whole: torch.Tensor) -> Whole:
-        """The sub-block's output, when nothing will be differentiated."""
+        """Return the output without keeping anything for a backward pass."""
         result = whole
         for at in range(0, len(whole), self.size):
             count = min(self.size, len(whole) - at)
@@ -85,14 +93,14 @@ class SubBlock:
 
 
 def attention(layer: Any, rotary: tuple[torch.Tensor, torch.Tensor], hidden_bth: torch.Tensor) -> torch.Tensor:
-    """The first half of a decoder layer, on some rows. Without a mask, sdpa attends causally."""
+    """Run the first half of a decoder layer on some rows. Without a mask, sdpa attends causally."""
     normed = layer.input_layernorm(hidden_bth)
     output: torch.Tensor = layer.self_attn(hidden_states=normed, position_embeddings=rotary, attention_mask=None)[0]
     return hidden_bth + output
 
 
 def mlp(layer: Any, hidden_nh: torch.Tensor) -> torch.Tensor:
-    """The second half of a decoder layer, on some tokens."""
+    """Run the second half of a decoder layer on some tokens."""
     output: torch.Tensor = layer.mlp(layer.post_attention_layernorm(hidden_nh))
     return hidden_nh + output
 
@@ -105,11 +113,11 @@ def head(
     scale: torch.Tensor,
     loss_sum: torch.Tensor,
 ) -> Whole:
-    """Final norm, logits and loss of the answer tokens, `size` at a time, forward and backward in the same piece.
+    """Compute final norm, logits and loss of the answer tokens, `size` at a time, forward and backward in one piece.
 
-    Adds their losses to `loss_sum`; returns the gradient of `scale` times what was added, [N, H].
+    Adds their losses to `loss_sum` in place; returns the gradient of `scale` times that sum, [N, H].
     """
-    gradient = hidden_nh
+    gradient_nh = hidden_nh
     for at in range(0, answers.count, size):
         part = answers.part(at, size)
         yield Quantum("head", part.count)
@@ -118,16 +126,16 @@ def head(
             summed = F.cross_entropy(_logits(model, inner_mh), part.targets, reduction="sum")
             torch.autograd.backward(summed, scale)
             assert inner_mh.grad is not None
-            gradient = torch.zeros_like(hidden_nh) if at == 0 else gradient
-            gradient.index_copy_(0, part.index, inner_mh.grad)
+            gradient_nh = torch.zeros_like(hidden_nh) if at == 0 else gradient_nh
+            gradient_nh.index_copy_(0, part.index, inner_mh.grad)
             loss_sum += summed.detach()
-    return gradient
+    return gradient_nh
 
 
 def evaluate_head(
     model: PreTrainedModel, hidden_nh: torch.Tensor, answers: Answers, size: int, scores_b2: torch.Tensor
 ) -> Quanta:
-    """Add each row's (loss, wrong answer tokens) to `scores_b2` [B, 2]."""
+    """Add each row's loss and number of wrong answer tokens to `scores_b2` in place, `size` tokens at a time."""
     for at in range(0, answers.count, size):
         part = answers.part(at, size)
         yield Quantum("evaluate_head", part.count)
@@ -139,12 +147,12 @@ def evaluate_head(
 
 
 def _logits(model: PreTrainedModel, hidden_mh: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model.lm_head(model.model.norm(hidden_mh))
-    return logits.float()
+    logits_mv: torch.Tensor = model.lm_head(model.model.norm(hidden_mh))
+    return logits_mv.float()
 
 
 def _placed(part: torch.Tensor, at: int, result: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """`part` as the whole result where it covers it, else written into a result that the first part makes."""
+    """Write `part` at `at` into the result, which the first part allocates; a part that is the whole is the result."""
     if len(part) == len(whole):
         return part
     result = torch.empty_like(whole) if at == 0 else result

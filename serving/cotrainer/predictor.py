@@ -1,9 +1,9 @@
-"""How long an iteration will take: alone, from what is in the batch; beside training, from the quanta that run with it.
+"""`Predictor`: latencies of iterations and quanta, learnt while the engine serves.
 
-Two stages, as in Harli (arXiv 2511.11729). The first is a linear model per regime, prefill and decode, fitted online
-and only from iterations without training: else it would learn the interference as if it were the engine's own. The
-second is how much of a quantum's time an iteration feels: all of it on a CPU, less where both run at once on a GPU.
-Pure: no clock, no torch. All times are seconds.
+It has two stages, as in Harli (arXiv 2511.11729). The first is a linear model of the batch per regime, prefill and
+decode, fitted online and only from iterations without training: otherwise it would take the interference for the
+engine's own latency. The second is the overlap, the part of a quantum's time by which an iteration is delayed: all of
+it on a CPU, less where both run at once on a GPU. Pure: no clock, no torch. All times are seconds.
 """
 
 from collections import Counter, deque
@@ -18,48 +18,53 @@ from scipy.optimize import nnls
 from serving.cotrainer.quantum import Quantum
 
 HISTORY = 512
-"""Iterations per regime that a fit looks back on."""
+"""Latest iterations per regime that a fit uses."""
 REFIT_EVERY = 32
+"""Iterations of a regime between two fits."""
 HIGH = 0.95
-"""Quantile of observed / expected that `high` multiplies with: a margin must be relative to be one."""
+"""Quantile of observed / expected latencies that `Predictor.high` multiplies with."""
 QUANTUM_HISTORY = 128
+"""Latest quanta per kind and size over which their P99 is taken."""
 OVERLAP_RATE = 0.05
+"""Weight of a new value in the moving average of the overlap."""
 
 Regime = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one iteration computes."""
+    """The work of one iteration, in the numbers that its latency depends on."""
 
     regime: Regime
     requests: int
     new_tokens: int = 0
     """Prefill: prompt tokens computed now."""
     attended: int = 0
-    """Prefill: Σ over requests of new · (new / 2 + cached), the pairs that attention looks at."""
+    """Prefill: pairs of tokens that attention computes, Σ over requests of new · (new / 2 + cached)."""
     cached_tokens: int = 0
     """Tokens in the KV cache that the batch reads: prefixes in prefill, whole contexts in decode."""
 
     def features(self) -> tuple[float, ...]:
+        """Return the inputs of the regime's linear model, a constant 1 first."""
         if self.regime == "prefill":
             return 1.0, float(self.new_tokens), float(self.attended), float(self.cached_tokens)
         return 1.0, float(self.requests), float(self.cached_tokens)
 
 
 class PredictorState(BaseModel):
-    """What is kept from one start of an engine to the next, for the same hardware, model and engine version."""
+    """Fitted models as they are saved between two starts of an engine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str = ""
+    """`calibration_key` of the conditions under which they were fitted."""
     coefficients: dict[Regime, tuple[float, ...]] = {}
     high: dict[Regime, float] = {}
     typical: dict[Regime, float] = {}
 
 
 class Predictor:
-    """Iteration and quantum latencies, learnt while serving."""
+    """Learns from every iteration and quantum, and predicts the next one."""
 
     def __init__(self) -> None:
         self._models: dict[Regime, _Regime] = {"prefill": _Regime(8), "decode": _Regime(16)}
@@ -69,10 +74,11 @@ class Predictor:
         self._planned: float | None = None
         self._in_use: set[tuple[str, int]] = set()
         self.overlap = 1.0
-        """How many seconds an iteration is delayed by one second of quanta beside it; 1 where they take turns."""
+        """Seconds by which one second of quanta delays an iteration; 1 where they take turns."""
 
     @property
     def state(self) -> PredictorState:
+        """Return the models fitted so far."""
         known = {regime: model for regime, model in self._models.items() if model.coefficients is not None}
         return PredictorState(
             coefficients={regime: model.coefficients for regime, model in known.items() if model.coefficients},
@@ -81,7 +87,7 @@ class Predictor:
         )
 
     def resume(self, state: PredictorState) -> None:
-        """Go on from what an earlier engine has learnt."""
+        """Start from the models that an earlier engine has learnt."""
         for regime, coefficients in state.coefficients.items():
             model = self._models[regime]
             model.coefficients = coefficients
@@ -89,11 +95,11 @@ class Predictor:
 
     @property
     def ready(self) -> bool:
-        """Whether both regimes are known."""
+        """Return whether prefill and decode can both be predicted."""
         return all(model.coefficients is not None for model in self._models.values())
 
     def observe(self, batch: Batch, seconds: float, trained: float = 0.0) -> None:
-        """An iteration took `seconds`, the quanta that ran with it, `trained` seconds of them, included."""
+        """Learn from an iteration that took `seconds`, in which `trained` seconds of quanta are included."""
         model = self._models[batch.regime]
         if trained <= 0:
             model.observe(batch, seconds)
@@ -102,65 +108,67 @@ class Predictor:
             self.overlap += OVERLAP_RATE * (min(max(felt, 0.0), 2.0) - self.overlap)
 
     def expected(self, batch: Batch) -> float:
-        """An iteration's typical latency without training; 0 while nothing is known."""
+        """Return the typical latency of an iteration without training; 0 while its regime is unknown."""
         return self._models[batch.regime].expected(batch)
 
     def high(self, batch: Batch) -> float:
-        """The latency without training that an iteration stays under in `HIGH` of all cases."""
+        """Return the latency without training that a share `HIGH` of such iterations stays under."""
         model = self._models[batch.regime]
         return model.expected(batch) * model.ratio_high
 
     def typical(self, regime: Regime) -> float:
-        """Median latency of the last iterations without training; 0 while there were none."""
+        """Return the median latency of the last iterations without training; 0 before the first fit."""
         return self._models[regime].typical
 
     def seed_quantum(self, kind: str, tokens: int, seconds: float) -> None:
-        """What a calibration says of a quantum; observations replace it as they come."""
+        """Set a quantum's P99 from a calibration; observations replace it as they come."""
         key = (kind, _size(tokens))
         self._quantum_high[key] = max(seconds, self._quantum_high.get(key, 0.0))
 
     def observe_quantum(self, quantum: Quantum, seconds: float) -> None:
+        """Learn from a quantum that took `seconds`."""
         key = (quantum.kind, _size(quantum.tokens))
         self._in_use.add(key)
         seen = self._quanta.setdefault(key, deque(maxlen=QUANTUM_HISTORY))
         seen.append(seconds)
         self._seen[key] += 1
-        # A new longest counts at once; what is forgotten may wait for the next look.
+        # A new longest one counts at once; a shorter P99 may wait for every sixteenth look.
         if seconds > self._quantum_high.get(key, 0.0) or self._seen[key] % 16 == 0:
             self._quantum_high[key] = float(np.quantile(seen, 0.99, method="higher"))
 
     def quantum_high(self, quantum: Quantum) -> float:
-        """P99 of the quanta like this one; the longest of its kind where this size was never seen."""
+        """Return the P99 of quanta like this one; the longest of its kind if the size is new, 0 if the kind is."""
         key = (quantum.kind, _size(quantum.tokens))
         if key in self._quantum_high:
             return self._quantum_high[key]
         return max((high for (kind, _), high in self._quantum_high.items() if kind == quantum.kind), default=0.0)
 
     def plan_quanta(self, longest: float) -> None:
-        """From now on quanta are cut otherwise, the longest of them expected to take `longest`."""
+        """Note that pieces have another size from now on, of which the longest is expected to take `longest`."""
         self._planned = longest
         self._in_use.clear()
 
     def longest_quantum(self) -> float:
-        """The largest P99 of the quanta that are in use: all known ones, before any were planned."""
+        """Return the largest P99 of quanta seen since `plan_quanta`; before that call, of all known ones."""
         if self._planned is None:
             return max(self._quantum_high.values(), default=0.0)
         return max((self._quantum_high[key] for key in self._in_use), default=self._planned)
 
 
 def _size(tokens: int) -> int:
-    """The next power of two: rows have any length, and what is learnt of one should serve its neighbours."""
+    """Round up to a power of two, so that the measurements of one length serve its neighbours as well."""
     return 1 << (tokens - 1).bit_length() if tokens > 0 else 0
 
 
 class _Regime:
-    """Latency of one kind of iteration: non-negative least squares on relative errors, and their quantile."""
+    """Latency model of prefill or decode: non-negative least squares on relative errors, and their quantile."""
 
     def __init__(self, enough: int) -> None:
         self.enough = enough
-        """Iterations without training before it is known; until then nothing is trained while users wait."""
+        """Iterations before the first fit; until then nothing is trained while users are served."""
         self.coefficients: tuple[float, ...] | None = None
         self.ratio_high = 1.0
+        """Quantile `HIGH` of observed / expected."""
         self.typical = 0.0
         self._features: deque[tuple[float, ...]] = deque(maxlen=HISTORY)
         self._seconds: deque[float] = deque(maxlen=HISTORY)
@@ -182,7 +190,7 @@ class _Regime:
     def _fit(self) -> None:
         rows: npt.NDArray[np.float64] = np.array(self._features)
         seconds: npt.NDArray[np.float64] = np.array(self._seconds)
-        # Divided by what was observed, so that short and long iterations count alike.
+        # Rows are divided by the observed seconds, so that short and long iterations count alike.
         weights, _ = nnls(rows / seconds[:, None], np.ones(len(seconds)))
         ratios = seconds / np.maximum(rows @ weights, 1e-9)
         self.coefficients = tuple(float(weight) for weight in weights)

@@ -12,31 +12,34 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Quantum:
-    """A piece of work that cannot be interrupted."""
+    """A piece of training work that cannot be interrupted once it runs."""
 
     kind: Kind
     tokens: int = 0
-    """How many it computes; 0 where it works on the factors of one layer instead."""
+    """Tokens that it computes; 0 for work on the factors of one layer."""
 
 
 Quanta = Generator[Quantum, None, None]
-"""Announces each quantum before it runs: `next` does what was announced last and returns what comes then. The first
-`next` only announces."""
+"""Generator that announces each quantum before it runs it.
+
+Each `next` runs the quantum announced last and announces the following one; the first `next` only announces.
+"""
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """The largest pieces that a training step is cut into."""
+    """Sizes that a training step is cut into; no piece is larger."""
 
     micro_batch: int
     """Rows whose activations are held at a time."""
     attention_rows: int
+    """Rows of a piece of attention, which cannot be cut within a row."""
     mlp_tokens: int
     head_tokens: int
     recompute: bool = False
-    """Keep only the inputs of the sub-blocks, and compute forward again in the backward piece."""
+    """Keep only the inputs of sub-blocks, and compute forward again in the backward piece: less memory, more time."""
 
     @classmethod
     def whole(cls, micro_batch: int, seq_len: int) -> "Pieces":
-        """Nothing below a sub-block is cut."""
+        """Return sizes with which every sub-block runs over the whole micro-batch in one piece."""
         return cls(micro_batch, micro_batch, micro_batch * seq_len, micro_batch * seq_len)

@@ -1,11 +1,9 @@
-"""LoRA training and evaluation as generators of quanta: the smallest pieces that cannot be interrupted.
+"""`LoraTrainer`: LoRA training and evaluation as generators of quanta, the pieces of work that cannot be interrupted.
 
-Whoever drives a generator decides when the next quantum runs: the scheduler hooks, between two iterations of a busy
-engine, or a plain `for` loop. Gradients are those of an ordinary backward pass (see `serving.pieces`). At every yield
-grad mode is as it was, and no random number is ever drawn from torch's global generator. On a CUDA device no quantum
-waits for the device: what the host must know of a step comes back during the next one.
-
-Shapes: B micro-batch rows, T tokens, H hidden, R rank.
+The caller of `next` decides when the next quantum runs: the co-trainer, between two iterations of a busy engine, or a
+plain `for` loop. Gradients are those of an ordinary backward pass (see `serving.cotrainer.pieces`, also for the
+notation of shapes). At every yield grad mode is as it was, and no random number is ever drawn from torch's global
+generator. On a CUDA device no quantum waits for the device: the host reads the loss of a step during the next one.
 """
 
 import math
@@ -21,15 +19,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import PreTrainedModel
 
 from serving.cotrainer.lane import Readback
-from serving.cotrainer.lora import Factors as Factors
-from serving.cotrainer.lora import LayerFactors, clip_scale
-from serving.cotrainer.lora import ReadFactors as ReadFactors
+from serving.cotrainer.lora import Factors, LayerFactors, ReadFactors, clip_scale
 from serving.cotrainer.microbatch import MicroBatch, epochs
 from serving.cotrainer.pieces import Block, SubBlock, attention, evaluate_head, head, mlp
-from serving.cotrainer.quantum import Kind as Kind
-from serving.cotrainer.quantum import Pieces as Pieces
-from serving.cotrainer.quantum import Quanta as Quanta
-from serving.cotrainer.quantum import Quantum as Quantum
+from serving.cotrainer.quantum import Pieces, Quanta, Quantum
 from serving.scores import Scores
 from umbel.errors import TrainingError
 from umbel.messages import TrainPlan
@@ -38,19 +31,21 @@ from umbel.token_file import NO_LOSS, TokenFile
 
 @dataclass
 class Progress:
-    """What a training job has done so far; read by whoever reports on it."""
+    """Work of a training job so far. The trainer adds to it after each step; others read it."""
 
     steps: int = 0
     examples: int = 0
     tokens: int = 0
-    """In the rows of those steps, without padding."""
+    """Tokens in the rows of those steps, without padding."""
     loss_tokens: int = 0
+    """Tokens in them that carry a loss."""
     loss_sum: float = 0.0
+    """Sum of the losses of those, in nats."""
 
 
 @dataclass(frozen=True)
 class _Applied:
-    """An optimizer step whose loss is on its way."""
+    """An optimizer step that was applied, its loss on its way to the host."""
 
     step: int
     examples: int
@@ -59,6 +54,7 @@ class _Applied:
     loss: Readback
 
     def book(self, progress: Progress) -> None:
+        """Add the step to `progress`. Raises TrainingError for a loss that is not finite."""
         loss = float(self.loss.read())
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {self.step}; lower the learning rate")
@@ -72,14 +68,28 @@ class _Applied:
 class LoraTrainer:
     """Trains one adapter at a time over a frozen causal LM.
 
-    The buffers hold `max_rank`; an adapter of a lower rank lies in their first rows, the rest is zero and stays zero:
-    a pair of zero row and zero column gets no gradient, so the padding never changes the result. `pieces` may be
-    assigned at any time: an optimizer step reads `micro_batch` when it begins, a micro-batch the rest.
+    Outside an engine a `for` loop runs the quanta; `plan` is a TrainPlan, `data` a TokenFile, and `parent` returns the
+    factors of the adapter to continue from (see `job.read_factors`):
+
+        trainer = LoraTrainer(
+            model, max_rank=8, target_modules=("q_proj", "v_proj"), seq_len=128, pieces=Pieces.whole(4, 128)
+        )
+        progress = Progress()
+        for quantum in trainer.train(plan, parent, data, progress):
+            print(quantum.kind, quantum.tokens)  # announced; it runs when the loop asks for the next one
+        trained: Factors = {}
+        for quantum in trainer.copy_out(plan.rank, trained, torch.float32):
+            pass
+
+    The buffers hold `max_rank`. An adapter of a lower rank lies in their first rows; the rest is zero and stays zero,
+    because a pair of zero row and zero column gets no gradient. `pieces` may be assigned at any time: an optimizer step
+    reads `micro_batch` when it begins, each of its micro-batches reads the other sizes.
     """
 
     def __init__(
         self, model: PreTrainedModel, *, max_rank: int, target_modules: tuple[str, ...], seq_len: int, pieces: Pieces
     ) -> None:
+        """Put LoRA layers into `model` and freeze the rest. Raises TrainingError if `seq_len` exceeds its window."""
         self.model = model
         self.seq_len, self.pieces = seq_len, pieces
         window = (
@@ -99,26 +109,21 @@ class LoraTrainer:
 
     @property
     def state_bytes(self) -> int:
-        """Memory of LoRA weights, gradients and AdamW's two moments."""
+        """Return the bytes of LoRA weights, gradients and AdamW's two moments."""
         return 4 * sum(factors.elements * 4 for factors in self.factors)
 
-    @property
-    def optimizers(self) -> list[torch.optim.AdamW]:
-        """One per layer."""
-        return [factors.optimizer for factors in self.factors]
-
     def warm_up(self) -> None:
-        """Take a step on the largest micro-batch there can be, then forget it: memory is there before users come."""
+        """Take a step on the largest micro-batch, then set all to zero, so that memory is there before users come."""
         for _ in self.rehearse(self.pieces.micro_batch, self.seq_len):
             pass
         for _ in self.load(None):
             pass
 
     def rehearse(self, rows: int, tokens: int) -> Quanta:
-        """One optimizer step on `rows` times `tokens` of which all carry a loss; the factors are not the same after."""
+        """Take one optimizer step on `rows` × `tokens` made-up tokens, all with a loss. It changes the factors."""
         ids = np.zeros((rows, tokens), np.int32)
         data = TokenFile(Path("rehearsal"), ids, ids, np.full(rows, tokens, np.int32))
-        plan = TrainPlan(rank=1, steps=1, seconds=1.0, batch_size=rows)  # one step takes as long as it takes
+        plan = TrainPlan(rank=1, steps=1, seconds=1.0, batch_size=rows)  # `_step` has no deadline
         yield from self._step(plan, 0, data, list(range(rows)), [])
 
     def train(
@@ -129,7 +134,11 @@ class LoraTrainer:
         progress: Progress,
         clock: Callable[[], float] = time.monotonic,
     ) -> Quanta:
-        """Continue from `parent` (None: from zero) for `plan.steps` optimizer steps or `plan.seconds`."""
+        """Continue from `parent` (None: zeros, through which no gradient flows) for `plan.steps` or `plan.seconds`.
+
+        Rows are drawn without replacement, epoch after epoch, in the order that `plan.seed` gives. Raises TrainingError
+        if the loss of a step is not finite.
+        """
         deadline = clock() + plan.seconds
         for factors in self.factors:
             factors.train_only(plan.factors)
@@ -147,16 +156,19 @@ class LoraTrainer:
             late.book(progress)
 
     def load(self, source: ReadFactors | None, *, remember: bool = False) -> Quanta:
-        """Fill the buffers with an adapter and forget gradients and AdamW's moments, a layer per quantum."""
+        """Fill the buffers with an adapter (None: zeros), gradients and moments with zero, a layer per quantum.
+
+        `remember` keeps the adapter as the parent of FedProx's term.
+        """
         for factors in self.factors:
             yield Quantum("load")
             factors.load(source, remember=remember)
 
     def copy_out(self, rank: int, into: Factors, dtype: torch.dtype) -> Quanta:
-        """Copy the adapter's first `rank` rows into `into`, on the CPU, a layer per quantum."""
+        """Copy the first `rank` rows of A and columns of B into `into`, on the CPU, a layer per quantum."""
         copies = []
         for factors in self.factors:
-            if self.device.type == "cuda":  # all are on their way before the first is read
+            if self.device.type == "cuda":  # start all copies before the first is read
                 yield Quantum("copy_out")
             copies.append(factors.start_copy())
         for factors, copy in zip(self.factors, copies, strict=True):
@@ -164,7 +176,7 @@ class LoraTrainer:
             factors.end_copy(copy, rank, into, dtype)
 
     def evaluate(self, source: ReadFactors | None, data: TokenFile, results: list[Scores]) -> Quanta:
-        """Append to `results` how an adapter (None: the base) does on each example of `data`, teacher-forced."""
+        """Append to `results` the scores of an adapter (None: the base) on each example of `data`, teacher-forced."""
         yield from self.load(source)
         with torch.inference_mode(False):
             scores_e2 = torch.zeros(len(data), 2, dtype=torch.float64, device=self.device)
@@ -174,10 +186,10 @@ class LoraTrainer:
             pieces = self.pieces
             rows = list(range(at, min(at + pieces.micro_batch, len(data))))
             batch = MicroBatch.of(data, rows, self.device)
-            hidden_bth, blocks = self._begin(batch, pieces)
+            hidden, blocks = self._begin(batch, pieces)
             for block in blocks:
-                hidden_bth = yield from block.evaluate(_shaped(hidden_bth, batch, block))
-            hidden_nh = hidden_bth.view(-1, hidden_bth.shape[-1])
+                hidden = yield from block.evaluate(_shaped(hidden, batch, block))
+            hidden_nh = hidden.view(-1, hidden.shape[-1])
             with torch.inference_mode(False):
                 scores_b2 = scores_e2[at : at + len(rows)]
             yield from evaluate_head(self.model, hidden_nh, batch.answers, pieces.head_tokens, scores_b2)
@@ -187,7 +199,7 @@ class LoraTrainer:
         results.append(Scores(loss_e, tokens_e, wrong_e == 0))
 
     def _step(self, plan: TrainPlan, step: int, data: TokenFile, rows: list[int], applied: list[_Applied]) -> Quanta:
-        """One optimizer step: gradients accumulated over micro-batches, clipped by their global norm, AdamW."""
+        """Take an optimizer step: add up gradients of micro-batches, clip them by their global norm, run AdamW."""
         size = self.pieces.micro_batch
         micro_batches = [MicroBatch.of(data, rows[at : at + size], self.device) for at in range(0, len(rows), size)]
         loss_tokens = sum(batch.answers.count for batch in micro_batches)
@@ -208,7 +220,10 @@ class LoraTrainer:
         applied.append(_Applied(step, len(rows), tokens, loss_tokens, Readback(loss)))
 
     def _accumulate(self, batch: MicroBatch, scale: torch.Tensor, loss: torch.Tensor) -> Quanta:
-        """Forward and backward of one micro-batch; its loss is a sum over answer tokens, times `scale`."""
+        """Run forward and backward on one micro-batch; its loss is the sum over answer tokens times `scale`, 0-d.
+
+        The unscaled sum is added to `loss`, 0-d, in place.
+        """
         pieces = self.pieces
         hidden, blocks = self._begin(batch, pieces)
         for block in blocks:
@@ -221,7 +236,7 @@ class LoraTrainer:
                 gradient = yield from block.backward(_shaped(gradient, batch, block))
 
     def _begin(self, batch: MicroBatch, pieces: Pieces) -> tuple[torch.Tensor, list[SubBlock]]:
-        """The embedded tokens [B, T, H], and the sub-blocks they go through."""
+        """Return the embedded tokens [B, T, H], and the sub-blocks that they go through."""
         tokens = batch.ids.shape[1]
         with torch.inference_mode(False), torch.no_grad():
             hidden_bth = self.model.model.embed_tokens(batch.ids)
@@ -243,11 +258,12 @@ class LoraTrainer:
 
 
 def _shaped(hidden: torch.Tensor, batch: MicroBatch, block: SubBlock) -> torch.Tensor:
-    """[B, T, H] for attention, [B · T, H] for the MLP."""
+    """View hidden states as `block` takes them: [B, T, H] for attention, [N, H] for the MLP."""
     return hidden.view(-1, hidden.shape[-1]) if block.kind == "mlp" else hidden.view(*batch.ids.shape, -1)
 
 
 def _learning_rate(plan: TrainPlan, step: int) -> float:
+    """Return the rate of a step: linear warm-up, then constant or half a cosine."""
     if step < plan.warmup_steps:
         return plan.learning_rate * (step + 1) / plan.warmup_steps
     if plan.schedule == "constant":

@@ -1,4 +1,4 @@
-"""What is known of this engine's speed, kept from start to start, and the sizes and targets that follow from it."""
+"""`Tuning`: the measured speed of one engine, kept from start to start, with the targets and piece sizes it implies."""
 
 import logging
 import math
@@ -7,54 +7,64 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from serving.cotrainer import calibration as sizing
-from serving.cotrainer.governor import Slo, default_slo, idle_quantum_target, quantum_target
+from serving.cotrainer.calibration import (
+    Calibration,
+    calibrate,
+    calibration_key,
+    choose_pieces,
+    longest_quantum,
+)
 from serving.cotrainer.lane import Lane
 from serving.cotrainer.predictor import Predictor, PredictorState
 from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.slo import Slo, default_slo, idle_quantum_target, quantum_target
 from serving.cotrainer.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings
 from umbel.peft_dir import replace_durably
 
 CALIBRATION_S = 3.0
+"""Time budget of a calibration."""
 RESIZE_S = 5.0
-"""Between two looks at whether pieces still have the right size for how busy the engine is."""
+"""Between two checks whether the pieces still have the right size for how busy the engine is."""
 
 logger = logging.getLogger(__name__)
 
 
 class Tuning:
-    """Latencies of iterations and quanta of one engine on one machine."""
+    """Latencies of iterations and quanta of one engine on one machine, in two files of its run directory."""
 
     def __init__(self, settings: CoTrainerSettings, run_dir: Path) -> None:
         self.predictor = Predictor()
         self.slo: Slo | None = None
-        """The targets: those of the site file, or what follows from the engine's own latency once that is known."""
+        """The targets of the site file, completed from the engine's own latency; None until that is known."""
         self.pieces: Pieces | None = None
-        """While users are served; None until the targets are known."""
+        """Pieces for a busy engine; None until the targets are known."""
         self.idle_pieces: Pieces | None = None
+        """Pieces while nobody is served; None until the targets are known."""
         self._settings = settings
         self._calibration_file = run_dir / "calibration.json"
         self._latency_file = run_dir / "latency.json"
-        self._calibration: sizing.Calibration | None = None
+        self._calibration: Calibration | None = None
         self._key = ""
         self._resized_at: float | None = None
 
     def calibrate(self, trainer: LoraTrainer, model_path: str, lane: Lane) -> None:
-        """Time each quantum on a ladder of sizes, or find what was timed; the largest batch is run either way."""
+        """Time the trainer's quanta, or read what an earlier start measured under the same conditions.
+
+        A step on the largest micro-batch is run either way, so that its memory is there before users come. Raises
+        TrainingError where not even the smallest one fits into memory.
+        """
         settings = self._settings
-        self._key = sizing.key(model_path, trainer)
-        self._calibration = sizing.Calibration.load(self._calibration_file, self._key)
+        self._key = calibration_key(model_path, trainer)
+        self._calibration = Calibration.load(self._calibration_file, self._key)
         if self._calibration is None:
             rows = [1 << power for power in range(settings.micro_batch.bit_length())]
             rows = sorted({*rows, settings.micro_batch})
-            self._calibration = sizing.calibrate(
-                trainer, rows, budget_s=CALIBRATION_S, max_bytes=self._max_bytes, lane=lane
-            )
+            self._calibration = calibrate(trainer, rows, budget_s=CALIBRATION_S, max_bytes=self._max_bytes, lane=lane)
             self._calibration = self._calibration.model_copy(update={"key": self._key})
             self._calibration.save(self._calibration_file)
         else:
-            trainer.pieces = sizing.choose(self._calibration, settings.seq_len, math.inf, self._max_bytes)
+            trainer.pieces = choose_pieces(self._calibration, settings.seq_len, math.inf, self._max_bytes)
             lane.run(trainer.warm_up)
             lane.elapsed()
         for kind, sizes in self._calibration.seconds.items():
@@ -63,12 +73,18 @@ class Tuning:
         self.predictor.resume(self._remembered())
         self.slo = self._targets()
 
-    def aim(self, slo: Slo) -> None:
-        """Other targets than before, from now on."""
+    def retarget(self, slo: Slo) -> None:
+        """Replace the targets, and have pieces chosen anew at the next `resize`.
+
+        Only the benchmark does so, which switches targets while an engine runs; a site's targets never change.
+        """
         self.slo, self._resized_at = slo, None
 
     def resize(self, trainer: LoraTrainer, now: float) -> bool:
-        """Choose the largest pieces that the targets allow now; False while there is nothing to choose anew."""
+        """Choose the largest pieces that the targets allow; return False if it is not yet time, or not yet possible.
+
+        `now` is in seconds on the co-trainer's clock.
+        """
         if self._calibration is None or (self._resized_at is not None and now - self._resized_at < RESIZE_S):
             return False
         self.slo = self.slo or self._targets()
@@ -81,14 +97,15 @@ class Tuning:
         self.pieces = self._choose(self._calibration, target)
         self.idle_pieces = self._choose(self._calibration, idle_quantum_target(self.slo, target))
         if self.pieces != before:
-            self.predictor.plan_quanta(sizing.longest(self._calibration, self.pieces, self._settings.seq_len))
+            longest = longest_quantum(self._calibration, self.pieces, self._settings.seq_len)
+            self.predictor.plan_quanta(longest)
         return True
 
-    def _choose(self, calibration: sizing.Calibration, longest_s: float) -> Pieces:
-        return sizing.choose(calibration, self._settings.seq_len, longest_s, self._max_bytes)
+    def _choose(self, calibration: Calibration, longest_s: float) -> Pieces:
+        return choose_pieces(calibration, self._settings.seq_len, longest_s, self._max_bytes)
 
     def save(self) -> None:
-        """Write down what was learnt of iterations, from a thread: a disk is nothing to wait for between two tokens."""
+        """Write the learnt latencies to disk, from a thread: between two tokens nothing may wait for a disk."""
         state = self.predictor.state.model_copy(update={"key": self._key})
         if self.predictor.ready:
             content = state.model_dump_json().encode()
@@ -99,6 +116,7 @@ class Tuning:
         return None if self._settings.memory_mb is None else self._settings.memory_mb << 20
 
     def _remembered(self) -> PredictorState:
+        """Return the latencies that an earlier start saved under the same conditions; an empty state without any."""
         try:
             state = PredictorState.model_validate_json(self._latency_file.read_bytes())
         except (OSError, ValidationError):  # the first start, or a damaged file: it is learnt again
@@ -106,7 +124,7 @@ class Tuning:
         return state if state.key == self._key else PredictorState()
 
     def _targets(self) -> Slo | None:
-        """The site's targets, completed by the defaults; None while those cannot be known."""
+        """Return the site's targets, completed by the defaults; None while a default is needed and not yet known."""
         settings = self._settings
         measured = default_slo(self.predictor)
         if settings.ttft_ms is not None and settings.tpot_ms is not None:

@@ -1,4 +1,4 @@
-"""Users' API keys: who may talk to the router, where the site file names a file of keys."""
+"""`ApiKeys`: decides if a request has one of the users' API keys, where `[engine].api_keys` names a file of them."""
 
 import secrets
 from collections.abc import Iterable
@@ -8,21 +8,21 @@ from umbel import secret_file
 
 
 class ApiKeys:
-    """The keys of one run of the engine: what is added to the file holds from the next start on."""
+    """The keys of one run of the engine; a key that is added to the file holds from the next start on."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._keys = [key.encode() for key in keys]
 
     @classmethod
     def read(cls, path: Path) -> "ApiKeys":
-        """Raise ConfigError for a file that holds none, or that others can read."""
+        """Read a file of keys; raise ConfigError if it holds none or if others can read it."""
         return cls(secret_file.read_keys(path))
 
     def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a request has one of the keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`."""
+        """Return whether a request has one of the keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`."""
         known = False
         for given in _given(headers):
-            for key in self._keys:  # all of them, whichever fits: the time tells nothing
+            for key in self._keys:  # compare with all, so that the time it takes does not tell which one fits
                 known |= secrets.compare_digest(given, key)
         return known
 

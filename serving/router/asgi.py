@@ -1,4 +1,7 @@
-"""ASGI by hand, as far as the router needs it: bodies read and given once more, JSON answers, requests of its own."""
+"""Types and functions for raw ASGI: read and replay bodies, rewrite headers, answer in JSON, send internal requests.
+
+The router is plain ASGI without a framework, because every answer of SGLang passes through it.
+"""
 
 import asyncio
 import json
@@ -12,12 +15,14 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 
-OF_ONE_REQUEST = frozenset({"headers", "query_string", "path", "raw_path", "method", "path_params", "extensions"})
-"""What a scope says of its own request; all else is the server's, and the same for every one."""
+MAX_BODY_BYTES = 64 << 20
+"""Limit on the body of a user's request; longer ones are answered with 413."""
+REQUEST_KEYS = frozenset({"headers", "query_string", "path", "raw_path", "method", "path_params", "extensions"})
+"""Keys of a scope that describe one request; all others describe the server and are the same for every request."""
 
 
 async def read_body(receive: Receive, most: int) -> bytes | None:
-    """The whole body, or None when it is over `most` bytes."""
+    """Read the whole body; return None as soon as it is over `most` bytes."""
     body, more = bytearray(), True
     while more:
         message = await receive()
@@ -29,7 +34,7 @@ async def read_body(receive: Receive, most: int) -> bytes | None:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """Give the body that was read once more, then whatever comes (a disconnect)."""
+    """Return a `receive` that gives a body that was read already, then what the client sends next (a disconnect)."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
@@ -39,23 +44,25 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 def with_length(scope: Scope, length: int) -> Scope:
+    """Return the request with another content length (bytes)."""
     others = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
     return {**scope, "headers": [*others, (b"content-length", str(length).encode())]}
 
 
 def without_keys(scope: Scope) -> Scope:
-    """A request without its key, which is nobody's business behind the router."""
+    """Return the request without the user's key, which nothing behind the router may see."""
     kept = [(name, value) for name, value in scope["headers"] if name not in (b"authorization", b"x-api-key")]
     return {**scope, "headers": kept}
 
 
 def with_key(scope: Scope, key: str) -> Scope:
-    """With the engine's own key, in place of any that the user sent."""
+    """Return the request with the engine's own key in place of the user's."""
     others = without_keys(scope)["headers"]
     return {**scope, "headers": [*others, (b"authorization", b"Bearer " + key.encode())]}
 
 
 async def reply(send: Send, status: int, body: object, headers: Headers = ()) -> None:
+    """Answer with JSON."""
     content = json.dumps(body).encode()
     common = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*common, *headers]})
@@ -65,11 +72,12 @@ async def reply(send: Send, status: int, body: object, headers: Headers = ()) ->
 async def error(
     send: Send, status: int, message: str, kind: str, param: str | None = None, code: str | None = None
 ) -> None:
-    """An error as OpenAI's clients expect it."""
+    """Answer with an error in the form that OpenAI's clients expect."""
     await reply(send, status, {"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
 async def not_ready(send: Send) -> None:
+    """Answer 503 and ask the client to try again."""
     body = {
         "error": {
             "message": "The site is starting or stopping; try again.",
@@ -82,9 +90,12 @@ async def not_ready(send: Send) -> None:
 
 
 async def post(app: ASGIApp, scope: Scope, path: str, body: dict[str, Any], key: str) -> tuple[int, bytes]:
-    """A request of our own to `app`, as its server would bring it: status and body. `scope` is of any request to it."""
+    """Send a request of the router's own to `app`; return status and body.
+
+    `scope` is taken from any request to `app`: it says what the server is, and the rest is replaced.
+    """
     content, status, answer = json.dumps(body).encode(), 500, bytearray()
-    servers = {name: value for name, value in scope.items() if name not in OF_ONE_REQUEST}
+    servers = {name: value for name, value in scope.items() if name not in REQUEST_KEYS}
     headers = [(b"content-type", b"application/json")]
     asked: Scope = {
         **servers, "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": headers,
@@ -101,6 +112,3 @@ async def post(app: ASGIApp, scope: Scope, path: str, body: dict[str, Any], key:
 
     await app(with_length(with_key(asked, key), len(content)), replay(content, nobody_leaves), collect)
     return status, bytes(answer)
-
-
-MAX_BODY_BYTES = 64 << 20

@@ -1,7 +1,7 @@
-"""Who is answered by the shadow while it is watched: a share of the users, and each of them always.
+"""`version_for`: choose the version of a request; while a shadow is watched, it answers a fixed share of the users.
 
-A user's place in 0..1 is a hash of the adapter's name and of what tells users apart. The version is left out of it on
-purpose: the same users go first with every new version, and none of them is sent back and forth.
+A user's place in 0..1 is a hash of the adapter's name and of the user's id. The version is left out on purpose: the
+same users go first with every new version, and no user is sent back and forth between two versions.
 """
 
 import hashlib
@@ -12,15 +12,16 @@ from serving.aliases import AliasTable
 from umbel.adapter import AdapterRef
 
 USER_FIELDS = ("safety_identifier", "user")
+"""Fields of a body that identify its user; the first one that is set counts."""
 USER_HEADER = b"x-umbel-user"
 
 
 def version_for(
     table: AliasTable, model: str, request: Mapping[str, Any], headers: Iterable[tuple[bytes, bytes]]
 ) -> AdapterRef | None:
-    """What answers this request: a version, or None for the base. Raises NotFound as `AliasTable.resolve`.
+    """Return the version that answers this request; None is the base. Raises NotFound as `AliasTable.resolve` does.
 
-    Only who asks for an adapter by its plain name can be in its canary: `support@live` and `support@v12` are choices.
+    Only a request for an adapter's plain name can be in its canary: `support@live` and `support@v12` ask for a version.
     """
     ref = table.resolve(model)
     share = table.canary.get(model, 0.0)
@@ -31,7 +32,10 @@ def version_for(
 
 
 def user_of(request: Mapping[str, Any], headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """What tells this user from others: the body's field, the header, or how the conversation began."""
+    """Return an id of the user: a field of the body, the header, or else the first thing said in the conversation.
+
+    None if there is none of these.
+    """
     for field in USER_FIELDS:
         if isinstance(request.get(field), str) and request[field]:
             return str(request[field])
@@ -47,6 +51,6 @@ def user_of(request: Mapping[str, Any], headers: Iterable[tuple[bytes, bytes]]) 
 
 
 def place(adapter: str, user: str) -> float:
-    """Where a user stands in 0..1; the same for every version of an adapter."""
+    """Return a user's place in 0..1, which is the same for every version of an adapter."""
     digest = hashlib.sha256(f"{adapter}\0{user}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

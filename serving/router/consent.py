@@ -1,10 +1,11 @@
-"""Answers that their users agreed to have trained on: seen on their way out, kept only when accepted or corrected.
+"""`Consent`: remembers answers whose users agree to training, and hands them to the daemon once users accept them.
 
-    POST /v1/chat/completions   x-umbel-consent: train, and a `user`   → remembered for a while, in memory only
+    POST /v1/chat/completions   x-umbel-consent: train, and a `user`   → remembered for an hour, in memory only
     POST /v1/examples           x-umbel-consent: train                 → handed to the site's daemon
          {"id": "<of the answer>", "accept": true}  or  {"id": …, "correction": "<what it should have said>"}
 
-Outermost of the HTTP process, around the router. A request without the header passes as if this were not there.
+With `[examples]`, this is the outermost layer of SGLang's HTTP process: Consent → Router → SGLang. Without, the router
+is the outermost. A request without the header passes unchanged.
 """
 
 import hashlib
@@ -27,17 +28,18 @@ from serving.user_example import SETTINGS, ConsentSettings, Example
 
 CHAT, EXAMPLES = "/v1/chat/completions", "/v1/examples"
 HEADER, CONSENT = b"x-umbel-consent", b"train"
-REMEMBERED = 1000
-"""Answers that can still be accepted: the last ones,"""
-REMEMBERED_S = 3600.0
-"""and none that is older."""
+MAX_ANSWERS = 1000
+"""Number of latest answers that can still be accepted."""
+ANSWER_TTL_S = 3600.0
+"""Seconds after which an answer can no longer be accepted."""
 MAX_BYTES = 1 << 20
-"""Of an answer with its prompt; longer ones are not for training."""
+"""Limit on a request's body, and on an answer's; longer ones are not remembered."""
 DAEMON_TIMEOUT_S = 30.0
+"""Seconds that the daemon may take to scrub and store an example."""
 
 
 class Offer(BaseModel):
-    """What a user says of an answer: the body of POST /v1/examples."""
+    """The body of POST /v1/examples: a user accepts an answer, or corrects it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,14 +56,18 @@ class Offer(BaseModel):
 
 @dataclass(frozen=True)
 class _Answer:
-    """One that can be accepted; kept out of every log by never being formatted."""
+    """An answer that can still be accepted. It is never formatted, which keeps it out of every log."""
 
     example: Example
     at: float
 
 
 class Consent:
-    """Pure-ASGI middleware around the router, to which whoever has none of the users' `keys` is left."""
+    """ASGI middleware around the router.
+
+    Users' `keys` are checked here as well as in the router: /v1/examples never reaches the router, and without
+    `[examples]` only the router is there. A request without a valid key is left to the router, which refuses it.
+    """
 
     def __init__(
         self,
@@ -112,9 +118,9 @@ class Consent:
         self._forget_old()
 
     def _forget_old(self) -> None:
-        oldest = self._clock() - REMEMBERED_S
+        oldest = self._clock() - ANSWER_TTL_S
         while self._answers and (
-            len(self._answers) > REMEMBERED or next(iter(self._answers.values())).at < oldest
+            len(self._answers) > MAX_ANSWERS or next(iter(self._answers.values())).at < oldest
         ):  # fmt: skip
             self._answers.popitem(last=False)
 
@@ -122,7 +128,7 @@ class Consent:
         body = await asgi.read_body(receive, MAX_BODY_BYTES)
         try:
             offer = Offer.model_validate_json(body or b"")
-        except ValidationError as error:  # its own text would quote the correction
+        except ValidationError as error:  # the text of the error itself would quote the correction
             said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors())
             return await asgi.error(send, 400, said, "invalid_request_error")
         self._forget_old()
@@ -145,7 +151,7 @@ class Consent:
         return await asgi.error(send, status, said, "server_error" if status == 503 else "invalid_request_error")
 
     async def _hand_over(self, example: Example) -> tuple[int, str]:
-        """The daemon's status, and what it says to a refusal."""
+        """Send an example to the daemon; return its status, and its reason if it refuses."""
         transport = self._daemon or httpx.AsyncHTTPTransport(uds=str(self._settings.socket))
         try:
             async with httpx.AsyncClient(transport=transport, timeout=DAEMON_TIMEOUT_S) as client:
@@ -157,7 +163,7 @@ class Consent:
 
 
 class _Seen:
-    """Passes an answer on and sees what it says."""
+    """A `send` that passes an answer on unchanged and keeps a copy of it."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -177,7 +183,7 @@ class _Seen:
         await self._send(message)
 
     def answer(self) -> tuple[str, str] | None:
-        """Its id and text; None unless it is one choice of text that came to its own end."""
+        """Return the answer's id and text; None unless it is one choice, of text only, that was not cut short."""
         if self._status != 200 or len(self._body) > MAX_BYTES:
             return None
         try:
@@ -195,25 +201,28 @@ class _Seen:
 
 
 def with_consent(app: ASGIApp, run_dir: Path, keys: ApiKeys | None = None) -> ASGIApp:
-    """Around `app` where the daemon left its settings; `app` itself where it did not."""
+    """Wrap `app` in a `Consent` if the daemon left settings for it in `run_dir`; else return `app` itself."""
     file = run_dir / SETTINGS
     return Consent(app, ConsentSettings.model_validate_json(file.read_text()), keys=keys) if file.is_file() else app
 
 
 def _events(stream: bytes) -> list[dict[str, Any]]:
-    """The chunks of a server-sent stream."""
+    """Return the chunks of a server-sent stream."""
     data = [line[5:].strip() for line in stream.splitlines() if line.startswith(b"data:")]
     return [json.loads(chunk) for chunk in data if chunk != b"[DONE]"]
 
 
 def _suitable(body: bytes, models: tuple[str, ...]) -> dict[str, Any] | None:
-    """The request, if its answer can be an example: the live version of an adapter, texts only, one choice, a user."""
+    """Return the request if its answer can become an example, else None.
+
+    It must name a user and the live version of an adapter, and ask for one choice, with texts only and no tools.
+    """
     if len(body) > MAX_BYTES:
         return None
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
-        return None  # the router says so
+        return None  # the router refuses it
     if not isinstance(asked, dict) or asked.get("model") not in models or asked.get("n", 1) not in (1, None):
         return None
     messages = asked.get("messages")

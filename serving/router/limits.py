@@ -1,4 +1,4 @@
-"""What of a user's request is refused before SGLang sees it: what would cost the engine far more than the user."""
+"""`refusal`: refuse requests that would cost the engine far more than the user, or that reach for others' data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from serving.aliases import CLASSES
 
 MOST = {"n": 128, "best_of": 128, "top_logprobs": 20, "logprobs": 20}
-"""OpenAI's own limits, or above them. SGLang makes `n` copies of a request at once."""
+"""Field → its highest value: OpenAI's own limits or higher ones. SGLang makes `n` copies of a request at once."""
 MOST_PROMPTS = 256
-"""In one request of `/v1/completions`."""
+"""Highest number of prompts in one request."""
 NOT_FOR_USERS = (
     "custom_logit_processor", "session_params", "bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank",
     "data_parallel_rank", "rid", "previous_response_id", "background",
 )  # fmt: skip
-"""Pickled code, other users' sessions and requests, other machines, and which worker answers: SGLang's, no user's."""
+"""Fields that run pickled code, reach other users' sessions and requests or other machines, or choose a worker."""
 
 
 def refusal(request: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(why, which field) a request is refused; None for one that may go on."""
+    """Return (reason, field) if a request is refused; None if it may go on."""
     for field in NOT_FOR_USERS:
         if request.get(field) not in (None, False):
             return f"'{field}' cannot be chosen here; leave it out.", field
@@ -37,5 +37,5 @@ def refusal(request: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _texts(prompt: object) -> int:
-    """How many prompts there are: a list of numbers is one."""
+    """Count the texts in a prompt; token ids are not counted, as a list of them is one prompt."""
     return sum(not isinstance(part, int) for part in prompt) if isinstance(prompt, list) else 1

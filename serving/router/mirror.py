@@ -1,11 +1,11 @@
-"""Requests that the live version has answered, given to the shadow once more: users neither see that nor wait for it.
+"""`Mirror`: replays a share of the live version's requests on the shadow; users neither see that nor wait for it.
 
-Two answers are compared by their leading words: the share of the longer one's words up to the first difference. Greedy
-decoding that has once taken another word answers another text from there on, so what follows says nothing; and this is
-linear in the length, where an edit distance would hold up the event loop that users' answers pass through. Sampled
-answers (temperature above 0) differ anyway: their agreement is a lower bound.
+Two answers are compared by their leading words: the share of the longer one's words up to the first difference. Once
+greedy decoding has taken another word, the rest of the text is another one, so a comparison beyond it says nothing.
+The comparison is linear in the length; an edit distance would hold up the event loop that users' answers pass through.
+Sampled answers (temperature above 0) differ anyway: their agreement is a lower bound.
 
-Contents are in memory until they are compared, and nowhere else: not in a log, not in a report, not on disk.
+Contents are in memory until they are compared. They are never logged, reported or written to disk.
 """
 
 import asyncio
@@ -26,42 +26,44 @@ from umbel.errors import EngineError
 MIRRORED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Routes whose answers can be compared."""
 QUEUE = 32
-"""Requests that wait to be replayed; more are dropped."""
+"""Highest number of requests that wait to be replayed; more are dropped."""
 MAX_ANSWER_BYTES = 1 << 20
-"""An answer that is longer, as it was sent, is not mirrored."""
+"""Longer answers (bytes as sent) are not mirrored."""
 TIMEOUT_S = 120.0
-"""Of one replay; far above what an answer takes, far below what would keep a shadow from being unloaded."""
+"""Seconds that one replay may take: far more than an answer needs, and short enough not to delay an unload."""
 DROPPED_FIELDS = ("stream_options", "rid", "priority", "best_of")
+"""Fields of a request that its replay leaves out."""
 REFUSALS = (
     "i'm sorry", "i am sorry", "i can't", "i cannot", "i can not", "i won't", "i will not", "i'm unable", "i am unable",
     "i'm not able", "i am not able", "as an ai",
 )  # fmt: skip
-"""How a refusal begins, within its first words. A few English phrases, so this is for comparing, not for counting."""
+"""Phrases at the beginning of a refusal. A few English ones serve to compare two versions, not to count refusals."""
 BEGINNING = 60
-"""Characters in which a refusal shows."""
+"""Number of first characters in which a phrase of a refusal is looked for."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Mirrored:
-    """A request that was answered, and is to be answered once more."""
+    """A request that the live version answered, to be replayed on the shadow."""
 
     ref: AdapterRef
-    """The shadow."""
+    """The shadow that replays it."""
     path: str
     scope: Scope
     request: Mapping[str, Any]
     chunks: list[bytes]
+    """The live version's answer, as it was sent."""
     streamed: bool
 
 
 Replay = Callable[[AdapterRef, Scope, str, dict[str, Any]], Awaitable[bytes | None]]
-"""A version's answer to a request, as JSON; None when there is none. Raises EngineError when the engine is busy."""
+"""Returns a version's answer to a request, as JSON, or None if it fails; raises EngineError if the engine is busy."""
 
 
 class Mirror:
-    """Replays requests one after the other, whenever no user waits for a first token."""
+    """Replays requests one after the other, and only while no user waits for a first token."""
 
     def __init__(self, replay: Replay, may_replay: Callable[[AdapterRef], bool]) -> None:
         self._replay, self._may_replay = replay, may_replay
@@ -71,12 +73,12 @@ class Mirror:
         self._work: asyncio.Task[None] | None = None
 
     def watch(self, answer: Answer, path: str, share: float) -> None:
-        """Keep what is sent of an answer that may be mirrored; its share of them is."""
+        """Record this answer for a replay with probability `share`, if its route can be mirrored."""
         if share and path in MIRRORED and random.random() < share:  # noqa: S311 - nothing secret
             answer.keep(MAX_ANSWER_BYTES)
 
     def offer(self, answer: Answer, ref: AdapterRef | None, scope: Scope, request: Mapping[str, Any]) -> None:
-        """An answer has ended; replay its request later if it was kept, is whole, and there is room."""
+        """Queue the request of an answer that has ended, if the answer was recorded, is whole, and there is room."""
         if answer.kept is None or ref is None or not answer.whole:
             return
         if len(self._queue) >= QUEUE:
@@ -87,15 +89,16 @@ class Mirror:
             self._work = asyncio.create_task(self._replay_all(), name="mirror")
 
     def report(self) -> dict[str, MirrorTraffic]:
+        """Return the sums of each shadow."""
         return {label: MirrorTraffic(**sums, agreement=self._agreement[label]) for label, sums in self._sums.items()}
 
     def forget_all_but(self, labels: set[str]) -> None:
-        """Drop the sums of versions that are gone."""
+        """Drop the sums of all versions but these."""
         self._sums = {label: sums for label, sums in self._sums.items() if label in labels}
         self._agreement = defaultdict(float, {label: self._agreement[label] for label in self._sums})
 
     def stop(self) -> None:
-        """Replay nothing any more."""
+        """Drop what waits, and cancel the replay that runs."""
         self._queue.clear()
         if self._work is not None:
             self._work.cancel()
@@ -110,9 +113,9 @@ class Mirror:
                 async with asyncio.timeout(TIMEOUT_S):
                     answer = await self._replay(mirrored.ref, mirrored.scope, mirrored.path, _once_more(mirrored))
             except (TimeoutError, EngineError):
-                self._add(mirrored.ref, dropped=1)  # the engine is busy, which no version is to blame for
+                self._add(mirrored.ref, dropped=1)  # the engine is busy, which is no fault of the version
                 continue
-            except Exception as error:  # whatever a replay meets, the next one is tried; a message may hold contents
+            except Exception as error:  # only its type is logged: the message may hold contents
                 logger.warning("mirror.failed ref=%s %s", mirrored.ref, type(error).__name__)
                 answer = None
             if answer is None:
@@ -136,7 +139,7 @@ class Mirror:
 
 
 def agreement(live: list[str], shadow: list[str]) -> float:
-    """The share of the longer answer's words up to the first difference; 1 for two that are empty."""
+    """Return the share (0..1) of the longer answer's words before the first difference; 1 for two empty answers."""
     longest = max(len(live), len(shadow))
     if not longest:
         return 1.0
@@ -145,19 +148,19 @@ def agreement(live: list[str], shadow: list[str]) -> float:
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer begins as a refusal does."""
+    """Return whether an answer begins like a refusal."""
     beginning = answer.strip()[:BEGINNING].lower().replace("’", "'")
     return any(phrase in beginning for phrase in REFUSALS)
 
 
 def _texts(mirrored: Mirrored, answer: bytes) -> tuple[str | None, str | None]:
-    """What the live version said, and the shadow."""
+    """Return the texts of the live version's answer and of the shadow's."""
     live = said_in_stream(mirrored.chunks) if mirrored.streamed else said(b"".join(mirrored.chunks))
     return live, said(answer)
 
 
 def said(body: bytes) -> str | None:
-    """The text of an answer in one piece, tool calls included; None when it is none."""
+    """Return the text of an answer in one piece, tool calls included; None if it is not an answer."""
     try:
         return _first_choice(json.loads(body))
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -165,7 +168,7 @@ def said(body: bytes) -> str | None:
 
 
 def said_in_stream(chunks: Iterable[bytes]) -> str | None:
-    """The text of a streamed answer; None when it is none."""
+    """Return the text of a streamed answer; None if it is not an answer."""
     parts = []
     try:
         for line in b"".join(chunks).splitlines():
@@ -179,7 +182,7 @@ def said_in_stream(chunks: Iterable[bytes]) -> str | None:
 
 
 def _first_choice(answer: Mapping[str, Any]) -> str:
-    """What the first of an answer's choices, or of an event's, says."""
+    """Return the text of the first choice of an answer or of an event."""
     choices = [choice for choice in answer["choices"] if not choice.get("index")]
     if not choices:
         return ""
@@ -190,6 +193,6 @@ def _first_choice(answer: Mapping[str, Any]) -> str:
 
 
 def _once_more(mirrored: Mirrored) -> dict[str, Any]:
-    """The request as it was, its temperature and max_tokens too; one answer, in one piece."""
+    """Return the request unchanged (temperature and max_tokens too), but for one answer, in one piece."""
     kept = {field: value for field, value in mirrored.request.items() if field not in DROPPED_FIELDS}
     return {**kept, "stream": False, "n": 1}

@@ -1,7 +1,7 @@
-"""How many conversations begin: the system messages and tools that most requests of an adapter share.
+"""`Prefixes`: counts the beginnings (system messages and tools) that requests of an adapter share, in memory only.
 
-Before another version answers, it is given the most used ones, so that the first user after a promotion finds them in
-the KV cache: it belongs to one version, and a new one has none. Kept in memory only.
+Each version has a KV cache of its own, and a new version's is empty. Before a version answers users, it computes the
+most used beginnings, so that the first users after a promotion do not wait for that.
 """
 
 import json
@@ -9,26 +9,27 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-REMEMBERED = 256
-"""Beginnings that are counted for an adapter: the latest ones."""
+MAX_BEGINNINGS = 256
+"""Number of latest beginnings that are counted for each adapter."""
 MAX_BYTES = 256 << 10
-"""A beginning that is longer is not kept."""
+"""Longer beginnings are not counted."""
 INSTRUCTIONS = ("system", "developer")
+"""Roles of messages that stand before the conversation."""
 RENDERED = ("tools", "chat_template_kwargs")
-"""What chat templates write before the conversation, besides its first messages."""
+"""Fields that chat templates write before the conversation, besides its first messages."""
 AFTER = {"role": "user", "content": "."}
-"""Templates want a user's turn; what is shared ends before it."""
+"""Stands for the user's first message, which templates require; the shared beginning ends before it."""
 
 
 class Prefixes:
-    """Counts beginnings of conversations, for each adapter by itself."""
+    """Counts beginnings of conversations, separately for each adapter."""
 
-    def __init__(self, most: int = REMEMBERED) -> None:
+    def __init__(self, most: int = MAX_BEGINNINGS) -> None:
         self._most = most
         self._counts: dict[str, OrderedDict[str, int]] = {}
 
     def count(self, adapter: str, request: Mapping[str, Any]) -> None:
-        """Note how a chat begins; what is no chat, or begins with nothing that others share, is not counted."""
+        """Count the beginning of a chat; a request that is no chat, or has no shared beginning, is not counted."""
         beginning = beginning_of(request)
         if beginning is None:
             return
@@ -39,7 +40,7 @@ class Prefixes:
             counts.popitem(last=False)
 
     def top(self, adapter: str, most: int) -> list[dict[str, Any]]:
-        """The most used beginnings that more than one request had, as bodies of chats of one token."""
+        """Return the most used beginnings that more than one request had, as bodies of chats of one token."""
         shared = [(count, text) for text, count in self._counts.get(adapter, {}).items() if count > 1]
         shared.sort(key=lambda each: -each[0])
         found = [json.loads(text) for _, text in shared[:most]]
@@ -47,7 +48,7 @@ class Prefixes:
 
 
 def beginning_of(request: Mapping[str, Any]) -> str | None:
-    """What a chat may share with others, as JSON; None where there is nothing, or it is too long."""
+    """Return the beginning that a chat may share with others, as JSON; None if there is none or it is too long."""
     messages = request.get("messages")
     if not isinstance(messages, list):
         return None

@@ -1,8 +1,8 @@
-"""Alias → version, inside SGLang's HTTP process: every request is pinned to one version and keeps it to its last token.
+"""`Router`: pins each request to one version, to its last token, and lets only users' routes reach SGLang.
 
-The middleware never rewrites `model`, as SGLang's endpoints each read it differently. It resolves the alias, pins the
-version in a context variable, and one hook on `TokenizerManager.generate_request` applies the pin for every endpoint.
-It also is the wall around the engine: routes that users need answer, all others are 404 without the admin key.
+The router never rewrites `model`, as SGLang's endpoints each read it differently. It resolves the alias and pins the
+version in a context variable; one hook on `TokenizerManager.generate_request`, `apply_pin`, applies it for every
+endpoint. Routes that users need answer; all others are 404 without the admin key.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -36,39 +36,52 @@ from umbel.errors import EngineError, NotFound
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 """Routes that answer users with tokens."""
 OPEN = frozenset({"/health", "/health_generate", "/ready"})
-"""Routes that answer GET for anybody; those of users need a key, where there are keys."""
+"""Routes that answer GET without a key, also where users have API keys."""
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
 UNAUTHORIZED = "An API key of this site is needed: 'Authorization: Bearer KEY', or 'x-api-key: KEY'."
 BUSY = (429, 503)
-"""What SGLang answers when it takes no more requests."""
+"""Statuses with which SGLang refuses a request because it has too many."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Pin:
-    """The version that answers one request: decided once, before SGLang sees the request."""
+class PinnedVersion:
+    """The version that answers one request, chosen once, before SGLang sees the request."""
 
     engine_name: str | None
+    """The version's name inside SGLang (`support-v12`); None is the base."""
     label: str
+    """The version's name for users and counts (`support@v12`, `base`)."""
     applied: bool = False
+    """True once the tokenizer manager has taken the request with this version."""
+
+    @classmethod
+    def of(cls, ref: AdapterRef | None) -> Self:
+        """Pin a version; None is the base."""
+        return cls(ref.engine_name, str(ref)) if ref else cls(None, BASE_LABEL)
 
 
-_pin: ContextVar[Pin | None] = ContextVar("umbel_pin", default=None)
+_pinned: ContextVar[PinnedVersion | None] = ContextVar("umbel_pinned_version", default=None)
+"""The version of the request that this task, or the task it came from, answers."""
 
 
 def apply_pin(manager: Any, obj: Any, request: Any = None, *args: Any, **kwargs: Any) -> None:
-    """BEFORE `TokenizerManager.generate_request`: the pinned version, whatever the body asked for."""
-    pin = _pin.get()
-    if pin is None:  # the daemon's own request, or SGLang's warm-up
+    """Set the pinned version, whatever the body asked for: a hook BEFORE `TokenizerManager.generate_request`."""
+    pinned = _pinned.get()
+    if pinned is None:  # the daemon's own request, or SGLang's warm-up
         return
-    obj.lora_path = pin.engine_name
+    obj.lora_path = pinned.engine_name
     obj.extra_key = None  # part of the KV cache's key: a client must not choose it (sglang#24638)
-    pin.applied = True
+    pinned.applied = True
 
 
 class Router:
-    """Pure-ASGI middleware around SGLang's whole application."""
+    """ASGI middleware around SGLang's whole application; with `[examples]`, a `Consent` is around it.
+
+    `table_file` holds the alias table, which POST /umbel/aliases reads anew; until it is there, users are answered 503.
+    `admin_key` opens every route and is SGLang's own key. Where there are `keys`, users need one of them.
+    """
 
     def __init__(self, app: ASGIApp, table_file: Path, admin_key: str, keys: ApiKeys | None = None) -> None:
         self.app = app
@@ -131,21 +144,21 @@ class Router:
         if isinstance(request.get("priority"), str):
             body = json.dumps({**request, "priority": CLASSES[request["priority"]]}).encode()
             scope = asgi.with_length(scope, len(body))
-        pin = Pin(ref.engine_name, str(ref)) if ref else Pin(None, BASE_LABEL)
-        _pin.set(pin)
+        pinned = PinnedVersion.of(ref)
+        _pinned.set(pinned)
         if scope["path"] == CHAT and model in self.table.adapters:
             self.prefixes.count(model, request)
         shadow = self.table.shadow(model)
-        self.in_flight[pin.label] += 1
+        self.in_flight[pinned.label] += 1
         try:
-            with self.traffic.answer(pin.label) as answer:
+            with self.traffic.answer(pinned.label) as answer:
                 if ref != shadow:
                     self.mirror.watch(answer, scope["path"], self.table.mirror.get(model, 0.0))
                 # SGLang itself answers nobody without the key: if this router were ever missing, nothing would be open.
                 inner = asgi.with_key(scope, self.admin_key)
-                await self.app(inner, answer.receive(asgi.replay(body, receive)), _tagged(answer.send(send), pin))
+                await self.app(inner, answer.receive(asgi.replay(body, receive)), _tagged(answer.send(send), pinned))
         finally:
-            self.in_flight[pin.label] -= 1
+            self.in_flight[pinned.label] -= 1
         return self.mirror.offer(answer, shadow, scope, request)
 
     async def _rate(self, receive: Receive, send: Send) -> None:
@@ -161,24 +174,24 @@ class Router:
         return await asgi.reply(send, 200, {**given.model_dump(), "umbel_adapter": label})
 
     async def _answer_aside(self, ref: AdapterRef, scope: Scope, path: str, body: dict[str, Any]) -> bytes | None:
-        """What a version answers to a request that no user has made, at the priority of those nobody waits for.
+        """Have a version answer a request of the router's own, at the lowest priority.
 
-        None where it has no answer; raises EngineError where the engine takes no more requests now.
+        Returns None if it gives no answer; raises EngineError if the engine takes no more requests now.
         """
-        pin = Pin(ref.engine_name, str(ref))
-        _pin.set(pin)  # of this task, which is no user's
-        self.in_flight[pin.label] += 1
+        pinned = PinnedVersion.of(ref)
+        _pinned.set(pinned)  # this task serves no user
+        self.in_flight[pinned.label] += 1
         try:
             patient = {**body, "priority": CLASSES["batch"]}
             status, answer = await asgi.post(self.app, scope, path, patient, self.admin_key)
         finally:
-            self.in_flight[pin.label] -= 1
+            self.in_flight[pinned.label] -= 1
         if status in BUSY:
             raise EngineError(f"{ref}: the engine takes no more requests now ({status})")
-        return answer if status == 200 and pin.applied else None
+        return answer if status == 200 and pinned.applied else None
 
     def _may_mirror(self, shadow: AdapterRef) -> bool:
-        """Whether it is still watched, and nobody waits."""
+        """Return whether the shadow is still mirrored and no user waits."""
         if self.table is None or self.table.shadow(shadow.name) != shadow or shadow.name not in self.table.mirror:
             return False
         return not self.traffic.waiting and not self.draining
@@ -198,7 +211,7 @@ class Router:
 
     async def _reload(self, send: Send) -> None:
         try:
-            self.table = AliasTable.read(self.table_file)  # the promotion: one assignment
+            self.table = AliasTable.read(self.table_file)  # a promotion is this one assignment
         except (OSError, ValueError) as error:  # ValidationError and UnicodeDecodeError are ValueErrors
             logger.exception("alias table %s cannot be read; the old one stays", self.table_file)
             return await asgi.error(send, 500, f"{self.table_file}: {error}", "server_error")
@@ -207,11 +220,11 @@ class Router:
         return await asgi.reply(send, 200, self.table.model_dump(mode="json"))
 
     async def _prefill(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a version that will answer soon compute how most conversations begin."""
+        """Let a version that will soon answer users compute the most used beginnings of conversations."""
         body = await asgi.read_body(receive, MAX_BODY_BYTES)
         asked = json.loads(body or b"{}")
         ref, done = AdapterRef.parse(asked["version"]), 0
-        with contextlib.suppress(TimeoutError, EngineError):  # out of time, or of room
+        with contextlib.suppress(TimeoutError, EngineError):  # the time is up, or the engine is full
             async with asyncio.timeout(asked["seconds"]):
                 for beginning in self.prefixes.top(ref.name, asked["most"]):
                     answer = await self._answer_aside(ref, scope, CHAT, {**beginning, "model": ref.name})
@@ -243,6 +256,7 @@ class Router:
 
 
 def _card(table: AliasTable, name: str) -> dict[str, Any]:
+    """Return a model's entry in the answer of /v1/models."""
     ref = table.resolve(name)
     version = str(ref) if ref else BASE_LABEL
     parent = None if name == table.base else table.base
@@ -252,21 +266,21 @@ def _card(table: AliasTable, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tagged(send: Send, pin: Pin) -> Send:
-    """Name the version in `x-umbel-adapter`, from what was applied.
+def _tagged(send: Send, pinned: PinnedVersion) -> Send:
+    """Wrap `send`, so that the header `x-umbel-adapter` names the version that was applied.
 
-    Some streams begin with an event of their own before anything is generated, so what comes first is held back until
-    the pin was applied or the response ends.
+    Some streams begin with an event before anything is generated. So messages are held back until the version has been
+    applied or the response ends.
     """
     held: list[Message] = []
 
     async def tagged(message: Message) -> None:
         held.append(message)
         ended = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if not (pin.applied or ended):
+        if not (pinned.applied or ended):
             return
-        if pin.applied and held[0]["type"] == "http.response.start":
-            held[0]["headers"] = [*held[0].get("headers", []), (b"x-umbel-adapter", pin.label.encode())]
+        if pinned.applied and held[0]["type"] == "http.response.start":
+            held[0]["headers"] = [*held[0].get("headers", []), (b"x-umbel-adapter", pinned.label.encode())]
         while held:
             await send(held.pop(0))
 

@@ -1,7 +1,7 @@
-"""What users get of each version, counted as it passes: errors, latencies, ratings. No contents, and nobody's name.
+"""`Traffic`: counts errors, latencies and ratings of each version's answers as they pass; no contents, no names.
 
-An error is the site's: a status of 500 or above, an exception, a stream that breaks off or says that it failed. What a
-client got wrong (4xx) or left before its end is no evidence against a version, and is not counted at all.
+Errors are the site's own: a status of 500 or above, an exception, a stream that breaks off or says that it failed. A
+client's mistake (4xx), or an answer that its client did not wait for, is no evidence against a version and not counted.
 """
 
 import asyncio
@@ -18,14 +18,15 @@ from serving.router.feedback import Rating, Ratings
 from serving.traffic_report import VersionTraffic
 
 KEPT = 512
-"""Latencies that are kept of a version: the last ones."""
+"""Number of latest latencies that are kept for each version."""
 ID_WITHIN_BYTES = 4096
+"""An answer's id is looked for in so many of its first bytes."""
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
 _FAILED = re.compile(rb'data: \{"error"')
 
 
 class Answer:
-    """One answer on its way to a user; a context manager around the call that gives it."""
+    """Follows one answer on its way to a user; a context manager around the call that produces it."""
 
     def __init__(self, tally: "_Tally", traffic: "Traffic") -> None:
         self._tally, self._traffic = tally, traffic
@@ -36,24 +37,25 @@ class Answer:
         self._streamed = self._failed = self._left = self._ended = self._heard = False
         self._status = 0
         self.kept: list[bytes] | None = None
-        """What was sent, where somebody wants to know and it is not too much."""
+        """The bytes sent so far, if `keep` was called and they are not too many."""
         self._room = 0
 
     @property
     def whole(self) -> bool:
-        """Whether it came to a good end."""
+        """True if the answer ended without an error."""
         return self._ended and self._status == 200 and not self._failed
 
     @property
     def streamed(self) -> bool:
+        """True if the answer is a stream of events."""
         return self._streamed
 
     def keep(self, most: int) -> None:
-        """Keep what is sent, up to so many bytes."""
+        """Keep what is sent, up to `most` bytes."""
         self.kept, self._room = [], most
 
     def receive(self, receive: Receive) -> Receive:
-        """What comes from the client, watched for his leaving."""
+        """Wrap `receive`, so that a client that disconnects is noticed."""
 
         async def watched() -> Message:
             message = await receive()
@@ -63,7 +65,7 @@ class Answer:
         return watched
 
     def send(self, send: Send) -> Send:
-        """What goes to the client, watched."""
+        """Wrap `send`, so that status, times and failures are noticed."""
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -121,23 +123,23 @@ class Answer:
 
 
 class Traffic:
-    """The counts of every version that has answered since the engine started."""
+    """Counts the answers of every version since the engine started."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.ratings = Ratings()
         self.waiting = 0
-        """Users who have been sent nothing yet."""
+        """Number of users who have been sent nothing yet."""
         self._tallies: dict[str, _Tally] = {}
 
     def answer(self, label: str) -> Answer:
-        """Follow an answer that `label` gives."""
+        """Return a context manager that follows one answer of version `label`."""
         return Answer(self._tally(label), self)
 
     def rate(self, answer: str, rating: Rating) -> str:
-        """Count what a user thinks of an answer, instead of what he thought before; the version that gave it.
+        """Count a user's rating of an answer in place of the one before; return the version that gave the answer.
 
-        Raises NotFound for an answer that is not known, or not any more.
+        Raises NotFound for an answer that is unknown or forgotten.
         """
         label, before = self.ratings.rate(answer, rating)
         tally = self._tally(label)
@@ -147,10 +149,11 @@ class Traffic:
         return label
 
     def forget_all_but(self, labels: set[str]) -> None:
-        """Drop the counts of versions that nobody can be answered by any more."""
+        """Drop the counts of all versions but these."""
         self._tallies = {label: tally for label, tally in self._tallies.items() if label in labels}
 
     def report(self) -> dict[str, VersionTraffic]:
+        """Return the counts of each version."""
         return {label: tally.report() for label, tally in self._tallies.items()}
 
     def _tally(self, label: str) -> "_Tally":
@@ -158,7 +161,7 @@ class Traffic:
 
 
 class _Tally:
-    """What is counted of one version."""
+    """The counts of one version."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -180,11 +183,11 @@ class _Tally:
 
 
 def _is_failure(event: bytes) -> bool:
-    """Whether an event of a stream says that the server failed; a mistake of the client is told in the same way."""
+    """Return whether an event of a stream reports a failure of the server, not a client's mistake (a code of 4xx)."""
     if not _FAILED.match(event):
         return False
     try:
         code = json.loads(event.removeprefix(b"data: "))["error"].get("code")
-    except (ValueError, AttributeError):  # not what SGLang writes: what it means cannot be known
+    except (ValueError, AttributeError):  # not the form that SGLang writes, so it counts as a failure
         return True
     return not (isinstance(code, int) and 400 <= code < 500)

@@ -1,4 +1,4 @@
-"""What `umbel.base` reads from config.json, checked against the models that transformers makes of it."""
+"""Shapes that `umbel.base` reads from config.json are those of the models that transformers makes of it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `umbel adapter export` writes is what peft and SGLang load; the registry needs nothing of Flower for it."""
+"""An adapter that `umbel adapter export` has written loads in peft and SGLang, without Flower in the environment."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ print(json.dumps([config.r, config.lora_alpha, sorted(config.target_modules)]))
 
 
 def model() -> torch.nn.Module:
-    """A tree of linear layers under the paths of SHAPES."""
+    """Make a tree of linear layers under the paths of SHAPES."""
     root = torch.nn.Module()
     root.prepare_inputs_for_generation = None  # peft asks a CAUSAL_LM for it
     for path, (out, inner) in SHAPES.items():
@@ -40,7 +40,7 @@ def model() -> torch.nn.Module:
 
 
 def exported(tmp_path: Path) -> tuple[Path, Path, peft_dir.Tensors]:
-    """A version as an export, and where it lies in the registry; and its tensors."""
+    """Publish a version; return its export, its directory in the registry, and its tensors."""
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(size=array.shape).astype(np.float32) for name, array in PIN.initial(0).items()}
     registry = begun(tmp_path / "r")

@@ -1,4 +1,4 @@
-"""What the centre publishes is, to peft, the mean of what peft itself makes of the sites' adapters."""
+"""Peft computes from the published adapter the mean of the weight changes that it computes from the sites' adapters."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The real trainer on a join of what a site received and what is its own: it knows of no parts, and both learn."""
+"""The real trainer trains an adapter joined from a shared and a personal part; both parts learn."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def trainer(tiny_llama: Path) -> LoraTrainer:
 
 
 def untrained(model: Path) -> peft_dir.Tensors:
-    """What a site receives in the first round: A drawn, B zero."""
+    """Make the adapter that a site receives in the first round: A drawn, B zero."""
     generator = np.random.default_rng(1)
     tensors: peft_dir.Tensors = {}
     for module, (out, inner) in linear_shapes(model, LINEARS).items():

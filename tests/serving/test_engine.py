@@ -1,43 +1,26 @@
-"""How SGLang is started: one command line, a port that is free, and the flags of a machine without accelerator."""
+"""A start of SGLang: its command line, a free port, its key, a failure; and the client of a running engine."""
 
 import argparse
+import asyncio
 import contextlib
-import os
+import json
 import re
-import signal
 import socket
-import subprocess
-import sys
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
+import httpx
 import pytest
 
-from serving.engine import Engine, command_line, require_free_port
-from serving.launch import CPU_FLAGS, with_cpu_flags
+from serving import engine as engine_module
+from serving.aliases import AliasTable
+from serving.engine import Engine, EngineClient, command_line, require_free_port
+from serving.launch import with_cpu_flags
+from serving.run_dir import ADMIN_KEY, ALIASES
+from tests.toys.serving.engine_flags import config, words
+from tests.toys.serving.router import TABLE
 from umbel.adapter import AdapterRef
-from umbel.config import SiteConfig
 from umbel.errors import EngineError
-
-
-def config(folder: Path, extra: dict[str, Any] | None = None, **engine: Any) -> SiteConfig:
-    return SiteConfig(
-        site={"name": "clinic-a", "state_dir": folder / "state"},
-        model={"path": folder / "base", "served_name": "tiny"},
-        adapter=[{"name": "support"}],
-        engine={"port": 30000, "extra_args": extra or {}, **engine},
-        training={"data": folder / "train.jsonl"},
-    )
-
-
-def words(line: list[str], flag: str) -> list[str]:
-    """What follows a flag, up to the next one."""
-    assert line.count(flag) == 1, (flag, line)
-    rest = line[line.index(flag) + 1 :]
-    return rest[: next((at for at, word in enumerate(rest) if word.startswith("--")), len(rest))]
 
 
 def test_the_command_line_says_what_the_site_file_says(tmp_path: Path) -> None:
@@ -139,30 +122,97 @@ def test_each_run_of_the_engine_has_a_key_of_its_own(tmp_path: Path) -> None:
     assert all(re.fullmatch("[0-9a-f]{64}", key) for key in keys), "argparse takes it for no flag"
 
 
-@pytest.mark.parametrize("flag", CPU_FLAGS)
-def test_what_the_operator_has_set_stays_on_the_cpu(flag: str) -> None:
-    given = ["--port", "1", flag, "theirs"]
-    completed = with_cpu_flags(given)
-    assert completed[: len(given)] == given
-    assert words(completed, flag) == ["theirs"]
-    assert {other: words(completed, other) for other in CPU_FLAGS if other != flag} == {
-        other: [value] for other, value in CPU_FLAGS.items() if other != flag
-    }
-    assert with_cpu_flags(completed) == completed
+def test_an_engine_that_ends_while_it_starts_says_so_with_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import os; print('run dir:', os.environ['UMBEL_RUN_DIR'], flush=True); raise SystemExit(3)"
+    monkeypatch.setattr(engine_module, "command_line", lambda *_: ["-c", script])
+    monkeypatch.setattr(engine_module, "READY_POLL_S", 0.01)
+    with listening("127.0.0.1") as port:
+        pass
+    state = tmp_path / "state"
+    state.mkdir()
+    engine = Engine(config(tmp_path, port=port))
+
+    async def main() -> None:
+        with pytest.raises(EngineError, match=f"SGLang ended while starting.*\nrun dir: {re.escape(str(state))}"):
+            await engine.start(TABLE, {})
+        assert await engine.wait() == 3
+        await engine.stop(drain_s=0)
+
+    asyncio.run(main())
+    assert AliasTable.read(state / ALIASES) == TABLE
+    for secret in (ADMIN_KEY, "engine.yaml"):
+        assert engine.key in (state / secret).read_text()
 
 
-def test_the_engine_ends_when_its_parent_is_killed() -> None:
-    child = "from serving.launch import die_with_parent; die_with_parent(); print('ready', flush=True); input()"
-    parent = textwrap.dedent(f"""
-        import subprocess, sys
-        child = subprocess.Popen([sys.executable, "-c", {child!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        child.stdout.readline()
-        print(child.pid, flush=True)
-        input()
-    """)
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", parent], **pipes) as process:
-        assert process.stdout is not None
-        engine = psutil.Process(int(process.stdout.readline()))
-        os.kill(process.pid, signal.SIGKILL)
-        assert psutil.wait_procs([engine], timeout=30)[1] == []
+def asked(story: Callable[[EngineClient], Awaitable[None]], answer: Callable[[httpx.Request], httpx.Response]) -> None:
+    """Let a client talk to an engine that answers like this."""
+
+    async def main() -> None:
+        client = EngineClient("http://engine", "key")
+        client._http = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://engine")
+        await story(client)
+        await client.close()
+
+    asyncio.run(main())
+
+
+REF = AdapterRef("support", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [("support-v2 is already loaded", None), ("support-v2 does not exist", None), ("out of memory", "out of memory")],
+)
+def test_a_refusal_is_an_error_unless_there_is_nothing_to_do(tmp_path: Path, text: str, refused: str | None) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert json.loads(request.content)["lora_name"] == "support-v2"
+        return httpx.Response(400, text=text)
+
+    async def story(client: EngineClient) -> None:
+        loading, unloading = client.load(REF, tmp_path), client.unload(REF)
+        for call, fits in ((loading, "already loaded" in text), (unloading, "not exist" in text)):
+            with contextlib.nullcontext() if fits else pytest.raises(EngineError, match=f"support@v2: .*{text}"):
+                await call
+
+    asked(story, answer)
+
+
+def test_a_dead_engine_is_not_ready_and_needs_no_draining() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    async def story(client: EngineClient) -> None:
+        assert not await client.ready()
+        await client.drain(10.0)
+
+    asked(story, answer)
+
+
+def test_draining_waits_for_open_requests_and_not_for_ever() -> None:
+    open_requests = [{"support@v2": 2}, {"support@v2": 1}, {}]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/umbel/drain":
+            return httpx.Response(200, json={})
+        return httpx.Response(200, json=open_requests.pop(0) if len(open_requests) > 1 else open_requests[0])
+
+    async def story(client: EngineClient) -> None:
+        await client.drain(60.0)
+        assert open_requests == [{}]
+        open_requests[:] = [{"support@v2": 1}]
+        await client.drain(0.05)
+
+    asked(story, answer)
+
+
+def test_measuring_sends_requests_of_every_size_together() -> None:
+    sizes: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sizes.append(len(json.loads(request.content)["input_ids"]))
+        return httpx.Response(200, json={})
+
+    asked(EngineClient.measure, answer)
+    assert sizes == [tokens for together, tokens in engine_module.MEASURED_LOADS for _ in range(together)]

@@ -1,19 +1,15 @@
-"""The systems that are compared: who trains when, in pieces of which size, switched in a running engine."""
+"""Each compared system trains when its policy says so, in pieces of its size, switched in a running engine."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from serving.bench.separate import cotrainer as separate_cotrainer
 from serving.bench.systems import (
     Aimd,
-    BenchCoTrainer,
     Closed,
     EverySoOften,
     PausedByPrefill,
@@ -22,16 +18,19 @@ from serving.bench.systems import (
     WhenIdle,
     governor_of,
 )
-from serving.cotrainer.governor import Finished, Load, Slo, SloGovernor, Stream, Waiting
-from serving.cotrainer.hooks import Hooks
-from serving.cotrainer.job import Job
+from serving.cotrainer.governor import Finished, Load, SloGovernor, Stream, Waiting
 from serving.cotrainer.predictor import Batch, Predictor
-from tests.toys import scheduler as toy_scheduler
-from tests.toys.scheduler import MICRO_BATCH, ToyScheduler
+from serving.cotrainer.slo import Slo
+from tests.toys.scheduler import Make, ToyScheduler
+from tests.toys.serving.bench_scheduler import bench_schedulers
 from umbel.messages import JobState
 
-SLO = Slo(ttft_s=0.1, tpot_s=0.02)
+SLO = Slo.usual(ttft_s=0.1, tpot_s=0.02)
+
+
 PATIENCE_S = 60.0
+
+
 BUSY = Load(streams=(Stream(first_token=0.0, tokens=5, context=20),))
 
 
@@ -94,7 +93,8 @@ def test_aimd_adds_after_each_request_in_time_and_halves_after_one_that_was_late
 
 
 def test_pausing_on_every_prefill_differs_only_while_a_request_waits() -> None:
-    umbels, paused = SloGovernor(SLO, known()), PausedByPrefill(SLO, known())
+    shares = {"share_floor": 0.0, "share_cap": 1.0}
+    umbels, paused = SloGovernor(SLO, known(), **shares), PausedByPrefill(SLO, known(), **shares)
     for governor in (umbels, paused):
         governor.iterated(Batch("decode", 1), 0.005)
     waiting = Load(waiting=(Waiting(arrival=0.0, prompt_tokens=8),))
@@ -107,29 +107,11 @@ def test_who_trains_elsewhere_gets_nothing_of_the_engines_loop(kind: Any) -> Non
     assert type(governor_of(UseSystem(policy=kind), SLO, known())) is Closed
 
 
-Make = Callable[[], ToyScheduler]
-
-
 @pytest.fixture
 def make(sockets: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """A toy engine with the benchmark's co-trainer in it."""
-    monkeypatch.setattr(toy_scheduler, "Hooks", lambda run_dir: Hooks(run_dir, BenchCoTrainer))
-    made: list[ToyScheduler] = []
-
-    def build() -> ToyScheduler:
-        made.append(ToyScheduler(sockets, tiny_llama))
-        return made[-1]
-
-    yield build
-    for scheduler in made:
-        if bench(scheduler).system.policy == "unpaced":
-            scheduler.tell(UseSystem(policy="rest"))
-        scheduler.close()
-
-
-def bench(scheduler: ToyScheduler) -> BenchCoTrainer:
-    assert isinstance(scheduler.cotrainer, BenchCoTrainer)
-    return scheduler.cotrainer
+    with bench_schedulers(sockets, tiny_llama, monkeypatch) as build:
+        yield build
 
 
 def steps(scheduler: ToyScheduler) -> int:
@@ -190,25 +172,3 @@ def test_baselines_teach_umbels_predictor_nothing(make: Make) -> None:
     for kind in ("rest", "slo", "slo_pause"):
         scheduler.tell(UseSystem(policy=kind))  # type: ignore[arg-type]
         assert scheduler.cotrainer.predictor is umbels, kind
-
-
-def test_a_separate_process_trains_the_very_same_adapter(make: Make, tiny_llama: Path, tmp_path: Path) -> None:
-    scheduler = make()
-    scheduler.tell(UseSystem(policy="idle_steps", micro_batch=MICRO_BATCH))
-    scheduler.tell(scheduler.train_job())
-    assert scheduler.finish().state is JobState.DONE
-    other = separate_cotrainer(scheduler.run_dir, tiny_llama)  # takes the socket over
-    try:
-        order = scheduler.train_job("apart")
-        assert other.trainer is not None
-        other.job = Job(order, other.trainer)
-        while other.instead_of_sleep():
-            pass
-        while not other.job.state.final:
-            time.sleep(0.01)
-    finally:
-        other.socket.close(0)
-    apart, inside = (load_file(scheduler.run_dir / f"{name}.safetensors") for name in ("apart", "job"))
-    assert apart.keys() == inside.keys()
-    for name, weight in inside.items():
-        torch.testing.assert_close(apart[name], weight)

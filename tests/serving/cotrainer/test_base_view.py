@@ -9,7 +9,7 @@ import transformers
 from serving.cotrainer.base_view import view_of
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer
-from tests.toys.scheduler import fused, put
+from tests.toys.serving.served_model import fused, put
 from umbel.base import LINEARS
 from umbel.errors import UnsupportedModel
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import transformers
 
-from serving.cotrainer import calibration as sizing
+from serving.cotrainer import calibration
 from serving.cotrainer.calibration import Calibration
 from serving.cotrainer.lane import CpuLane
-from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.quantum import Pieces, Quanta
 from serving.cotrainer.trainer import LoraTrainer
 from umbel.base import LINEARS
 from umbel.errors import TrainingError
@@ -27,7 +27,7 @@ def trainer(tiny_llama: Path) -> LoraTrainer:
 
 
 def test_every_kind_is_timed_on_the_whole_ladder(trainer: LoraTrainer) -> None:
-    found = sizing.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=None)
+    found = calibration.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=None)
     sizes = {16, 32, SEQ_LEN, 2 * SEQ_LEN, 4 * SEQ_LEN}
     for kind in ("attention", "mlp", "mlp_backward", "attention_backward", "evaluate_attention", "evaluate_mlp"):
         assert found.seconds[kind].keys() == sizes
@@ -42,14 +42,14 @@ def test_the_longest_of_at_least_three_counts_and_the_first_does_not(trainer: Lo
     """A clock by which the n-th piece of work takes n seconds: what is kept is the last of each size."""
     readings = (float(at * (at + 1) // 2) for number in itertools.count(1) for at in (number - 1, number))
     lane = CpuLane(clock=lambda: next(readings))
-    found = sizing.calibrate(trainer, [1], budget_s=ENOUGH_S, max_bytes=None, lane=lane)
+    found = calibration.calibrate(trainer, [1], budget_s=ENOUGH_S, max_bytes=None, lane=lane)
     per_step = 1 + 5 * len(trainer.layers) + 1  # the announcement, a layer's five kinds, the head
-    assert found.seconds["optimizer"][0] == 3 * (1 + sizing.REPEATS) * per_step
-    assert found.seconds["head"][SEQ_LEN - 1] == sizing.REPEATS * per_step + 1 + 2 * len(trainer.layers) + 1
+    assert found.seconds["optimizer"][0] == 3 * (1 + calibration.REPEATS) * per_step
+    assert found.seconds["head"][SEQ_LEN - 1] == calibration.REPEATS * per_step + 1 + 2 * len(trainer.layers) + 1
 
 
 def test_the_trainer_is_as_new_afterwards(trainer: LoraTrainer) -> None:
-    sizing.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=None)
+    calibration.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=None)
     assert trainer.pieces == Pieces.whole(4, SEQ_LEN)
     for factors in trainer.factors:
         assert not any(weight.any() or weight.grad.any() for pair in factors.pairs.values() for weight in pair)
@@ -57,50 +57,50 @@ def test_the_trainer_is_as_new_afterwards(trainer: LoraTrainer) -> None:
 
 
 def test_time_that_is_up_leaves_the_smallest_micro_batch(trainer: LoraTrainer) -> None:
-    found = sizing.calibrate(trainer, ROWS, budget_s=0.0, max_bytes=None)
+    found = calibration.calibrate(trainer, ROWS, budget_s=0.0, max_bytes=None)
     assert list(found.peak_bytes) == [1]
     assert found.seconds["mlp"].keys() == {SEQ_LEN}
     assert trainer.pieces.micro_batch == 1
 
 
 def test_rungs_above_the_memory_limit_are_not_used(trainer: LoraTrainer) -> None:
-    every = sizing.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=None).peak_bytes
-    limited = sizing.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=(every[2] + every[4]) // 2)
+    every = calibration.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=None).peak_bytes
+    limited = calibration.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=(every[2] + every[4]) // 2)
     assert limited.peak_bytes == {1: every[1], 2: every[2]}
     assert not limited.recompute
 
 
 def test_without_room_for_one_row_activations_are_recomputed(trainer: LoraTrainer) -> None:
-    needed = sizing.calibrate(trainer, [1], budget_s=ENOUGH_S, max_bytes=None).peak_bytes[1]
-    found = sizing.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=needed - 1)
+    needed = calibration.calibrate(trainer, [1], budget_s=ENOUGH_S, max_bytes=None).peak_bytes[1]
+    found = calibration.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=needed - 1)
     assert found.recompute
     assert found.peak_bytes[1] < needed
     assert trainer.pieces.recompute
     with pytest.raises(TrainingError, match="memory_mb"):
-        sizing.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=1)
+        calibration.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=1)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("you tried: not enough memory")])
 def test_out_of_memory_is_a_data_point(trainer: LoraTrainer, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     rehearse = trainer.rehearse
 
-    def scarce(rows: int, tokens: int) -> sizing.Quanta:
+    def scarce(rows: int, tokens: int) -> Quanta:
         yield from rehearse(min(rows, 2), tokens)
         if rows > 2:
             raise error
 
     monkeypatch.setattr(trainer, "rehearse", scarce)
-    assert list(sizing.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=None).peak_bytes) == [1, 2]
+    assert list(calibration.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=None).peak_bytes) == [1, 2]
 
 
 def test_any_other_error_is_not(trainer: LoraTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(rows: int, tokens: int) -> sizing.Quanta:
+    def broken(rows: int, tokens: int) -> Quanta:
         raise RuntimeError("a bug")
         yield
 
     monkeypatch.setattr(trainer, "rehearse", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        sizing.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=None)
+        calibration.calibrate(trainer, ROWS, budget_s=ENOUGH_S, max_bytes=None)
 
 
 def made(scale: float = 1.0) -> Calibration:
@@ -114,7 +114,7 @@ def made(scale: float = 1.0) -> Calibration:
 
 @pytest.mark.parametrize("longest_s", [0.032, 0.1, 0.128, 0.3, 0.6])
 def test_pieces_are_the_largest_that_are_fast_enough(longest_s: float) -> None:
-    pieces = sizing.choose(made(), 64, longest_s, None)
+    pieces = calibration.choose_pieces(made(), 64, longest_s, None)
     backward = max(size for size in (16, 32, 64, 128, 256) if 2 * size / 1000 <= longest_s)
     assert pieces.micro_batch == 4
     assert pieces.mlp_tokens == backward, "the backward piece is the longer one"
@@ -123,14 +123,14 @@ def test_pieces_are_the_largest_that_are_fast_enough(longest_s: float) -> None:
 
 
 def test_where_nothing_is_fast_enough_the_smallest_is_chosen_and_can_be_told() -> None:
-    pieces = sizing.choose(made(), 64, 0.001, None)
+    pieces = calibration.choose_pieces(made(), 64, 0.001, None)
     assert (pieces.attention_rows, pieces.mlp_tokens, pieces.head_tokens) == (1, 16, 16)
-    assert sizing.longest(made(), pieces, 64) == pytest.approx(0.128), "one row backward"
+    assert calibration.longest_quantum(made(), pieces, 64) == pytest.approx(0.128), "one row backward"
 
 
 def test_memory_bounds_the_micro_batch() -> None:
-    assert sizing.choose(made(), 64, 1.0, 250) == Pieces(2, 2, 256, 256)
-    assert sizing.choose(made(), 64, 1.0, 50).micro_batch == 1
+    assert calibration.choose_pieces(made(), 64, 1.0, 250) == Pieces(2, 2, 256, 256)
+    assert calibration.choose_pieces(made(), 64, 1.0, 50).micro_batch == 1
 
 
 def test_what_was_saved_is_found_by_its_key_only(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_what_was_saved_is_found_by_its_key_only(tmp_path: Path) -> None:
 
 
 def test_the_key_knows_what_the_speed_depends_on(tiny_llama: Path, tiny_qwen2: Path, trainer: LoraTrainer) -> None:
-    known = sizing.key(str(tiny_llama), trainer)
-    assert sizing.key(str(tiny_llama), trainer) == known
-    assert sizing.key(str(tiny_qwen2), trainer) != known
+    known = calibration.calibration_key(str(tiny_llama), trainer)
+    assert calibration.calibration_key(str(tiny_llama), trainer) == known
+    assert calibration.calibration_key(str(tiny_qwen2), trainer) != known
     trainer.seq_len += 1
-    assert sizing.key(str(tiny_llama), trainer) != known
+    assert calibration.calibration_key(str(tiny_llama), trainer) != known

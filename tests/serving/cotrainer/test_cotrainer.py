@@ -1,6 +1,6 @@
-"""By counting, no hook call does more than one quantum of training while a request waits."""
+"""By counting, no hook call runs more than one quantum while a request waits; jobs start and end as told."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from serving.cotrainer import cotrainer
-from tests.toys.scheduler import ToyScheduler
+from serving.trainer_socket import CancelJob, StatusQuery
+from tests.toys.scheduler import Make, schedulers
+from tests.toys.serving.served_model import fused
 from umbel.messages import JobState
 
 QUANTUM_WORK = [[], ["attention"], ["mlp"], ["head"], ["step"]]
-"""What torch may do in one quantum: half a layer forward, head and loss, an optimizer step; or none of these."""
-Make = Callable[..., ToyScheduler]
+"""Work of torch that one quantum may contain: half a layer forward, head and loss, an optimizer step, or none."""
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +25,8 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(sockets: Path, tiny_llama: Path) -> Iterator[Make]:
-    made: list[ToyScheduler] = []
-
-    def build(**settings: Any) -> ToyScheduler:
-        made.append(ToyScheduler(sockets, tiny_llama, **settings))
-        return made[-1]
-
-    yield build
-    for scheduler in made:
-        scheduler.close()
+    with schedulers(sockets, tiny_llama) as build:
+        yield build
 
 
 def backwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -62,7 +56,7 @@ def test_no_hook_call_runs_more_than_one_quantum_while_a_request_waits(
         assert len(passes) - passed <= 1
     assert set(ran) == {0, 1}, "0 only in the call that opens the job's files"
     assert len(ran) == len(scheduler.labels) + 1
-    assert scheduler.cotrainer.most_while_waiting == 1
+    assert scheduler.cotrainer.counts.most_while_waiting == 1
     labels = {
         "train": {"load", "attention", "mlp", "head", "mlp_backward", "attention_backward", "optimizer", "copy_out"},
         "evaluate": {"load", "evaluate_attention", "evaluate_mlp", "evaluate_head"},
@@ -79,7 +73,7 @@ def test_a_busy_engine_on_which_nobody_waits_runs_what_fits_into_the_budget(make
     scheduler.load(running=2)
     scheduler.open_files()
     assert [len(scheduler.busy()) for _ in range(5)] == [per_iteration] * 5
-    assert scheduler.cotrainer.most_while_waiting == 0
+    assert scheduler.cotrainer.counts.most_while_waiting == 0
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -105,7 +99,7 @@ def test_a_request_that_arrives_between_quanta_ends_the_hook_call(make: Make, at
     assert [len(scheduler.busy()) for _ in range(3)] == [1, 1, 1], "it still lies there"
     scheduler.take()
     assert len(scheduler.busy()) == 4
-    assert scheduler.cotrainer.most_while_waiting == 1
+    assert scheduler.cotrainer.counts.most_while_waiting == 1
 
 
 @pytest.mark.parametrize("at", [1, 2, 7])
@@ -168,15 +162,43 @@ def test_an_engine_without_a_job_sleeps_as_always(make: Make) -> None:
     assert scheduler.sleeps > 1
 
 
-def test_the_counts_that_are_reported_are_those_that_were_counted(make: Make) -> None:
+def test_a_cancelled_job_runs_no_further_and_another_is_left_alone(make: Make) -> None:
     scheduler = make()
-    assert scheduler.cotrainer.stats == {}, "the calibration is not counted"
     scheduler.tell(scheduler.train_job())
     scheduler.load(running=1)
-    for _ in range(5):
-        scheduler.busy()
-    status = scheduler.finish()
-    counted = {kind: scheduler.labels.count(kind) for kind in scheduler.labels}
-    assert {kind: stats.count for kind, stats in status.quanta.items()} == {"open": 1, **counted}
-    assert status.hook_calls["busy"] == 5
-    assert status.shared_tensors == status.frozen_tensors > 0
+    scheduler.busy()
+    assert scheduler.tell(CancelJob(id="another")).state is JobState.RUNNING
+    assert scheduler.tell(CancelJob(id="job")).state is JobState.CANCELLED
+    assert (scheduler.busy(), scheduler.idle()) == ([], [])
+    assert scheduler.tell(CancelJob(id="job")).state is JobState.CANCELLED, "twice is no change"
+    assert not (scheduler.run_dir / "job.safetensors").exists()
+    scheduler.tell(scheduler.train_job("next"))
+    assert scheduler.finish().state is JobState.DONE
+
+
+def test_starting_the_same_job_again_is_no_change_and_another_is_refused(make: Make) -> None:
+    scheduler = make()
+    order = scheduler.train_job()
+    scheduler.tell(order)
+    job = scheduler.cotrainer.job
+    scheduler.load(running=1)
+    scheduler.busy()
+    assert scheduler.tell(order).state is JobState.RUNNING
+    refused = scheduler.tell(scheduler.train_job("other"))
+    assert (refused.job, refused.error) == (None, "busy with job job")
+    assert scheduler.cotrainer.job is job
+    assert scheduler.finish().job == "job"
+    assert scheduler.tell(order).state is JobState.DONE, "also when it has ended"
+
+
+def test_where_there_is_no_cotraining_every_start_is_refused_with_the_reason(make: Make, tiny_llama: Path) -> None:
+    served = fused(tiny_llama)
+    del served.get_submodule("model.norm").weight
+    scheduler = make(served=served)
+    for order in (scheduler.train_job("a"), scheduler.evaluate_job("b"), StatusQuery(), scheduler.train_job("c")):
+        status = scheduler.tell(order)
+        assert (status.job, status.frozen_tensors) == (None, 0)
+        assert status.error.startswith("the co-trainer could not be built: model.norm.weight: the engine has no such")
+    scheduler.load(running=1)
+    assert scheduler.busy() == []
+    assert (scheduler.idle(), scheduler.sleeps) == ([], 1), "the engine serves, and sleeps, as if there were none"

@@ -1,35 +1,17 @@
 """The governor's arithmetic, on an engine whose latencies are known exactly."""
 
+import doctest
 import math
 
 import pytest
 
-from serving.cotrainer.governor import (
-    MARGIN,
-    Finished,
-    Load,
-    Slo,
-    SloGovernor,
-    Stream,
-    Waiting,
-    default_slo,
-    quantum_target,
-)
+from serving.cotrainer import governor as governor_module
+from serving.cotrainer.governor import MARGIN, Finished, Load, SloGovernor, Stream, Waiting
 from serving.cotrainer.predictor import Batch, Predictor
+from serving.cotrainer.slo import Slo
+from tests.toys.serving.latencies import DECODE_S, PREFILL_S, QUANTUM_S, SLO, known
 
-DECODE_S, PREFILL_S, QUANTUM_S = 0.010, 0.020, 0.004
-SLO = Slo(ttft_s=0.2, tpot_s=0.03)
 DECODE, PREFILL = Batch("decode", 1, cached_tokens=10), Batch("prefill", 1, 10, 50)
-
-
-def known() -> Predictor:
-    """Every decode takes 10 ms, every prefill 20 ms, every quantum 4 ms."""
-    predictor = Predictor()
-    predictor.seed_quantum("mlp", 64, QUANTUM_S)
-    for _ in range(32):
-        predictor.observe(Batch("decode", 0), DECODE_S)
-        predictor.observe(Batch("prefill", 0), PREFILL_S)
-    return predictor
 
 
 def governor(slo: Slo | None = SLO, share_floor: float = 0.0, share_cap: float = 1.0) -> SloGovernor:
@@ -110,14 +92,14 @@ def test_now_and_then_an_iteration_runs_without_training() -> None:
 
 @pytest.mark.parametrize("trained", [0.0, 0.5])
 def test_only_lateness_by_training_widens_a_margin(trained: float) -> None:
-    made = SloGovernor(SLO, known())
+    made = SloGovernor(SLO, known(), share_floor=0.0, share_cap=1.0)
     ttft, tpot = made.margin_ttft, made.margin_tpot
     made.finished(Finished(0.5, 0.1, tokens=5, trained_before_first=trained, trained_after_first=trained))
     assert (made.margin_ttft > ttft, made.margin_tpot > tpot) == (trained > 0, trained > 0)
 
 
 def test_margins_stay_in_their_range() -> None:
-    made = SloGovernor(SLO, known())
+    made = SloGovernor(SLO, known(), share_floor=0.0, share_cap=1.0)
     for _ in range(50):
         made.finished(Finished(0.3, 0.04, tokens=5, trained_before_first=0.2, trained_after_first=0.1))
     assert (made.margin_ttft, made.margin_tpot) == (MARGIN[1], MARGIN[1])
@@ -127,7 +109,7 @@ def test_margins_stay_in_their_range() -> None:
 
 
 def test_an_answer_of_one_token_says_nothing_of_tpot() -> None:
-    made = SloGovernor(SLO, known())
+    made = SloGovernor(SLO, known(), share_floor=0.0, share_cap=1.0)
     before = made.margin_tpot
     made.finished(Finished(0.1, None, tokens=0))
     assert made.margin_tpot == before
@@ -164,6 +146,8 @@ def test_training_within_the_targets_is_no_debt() -> None:
 
 
 NAN = math.nan
+
+
 DEAD = {
     "clock": (streaming(9), NAN),
     "clock_idle": (Load(), NAN),
@@ -188,24 +172,9 @@ def test_a_dead_clock_closes_an_idle_engine() -> None:
 @pytest.mark.parametrize("load", [streaming(9), waiting(0.1)])
 def test_without_targets_or_knowledge_nothing_is_trained_beside_users(load: Load) -> None:
     assert governor(slo=None).budget(load, 0.1) == 0.0
-    unknowing = SloGovernor(SLO, Predictor())
+    unknowing = SloGovernor(SLO, Predictor(), share_floor=0.0, share_cap=1.0)
     assert unknowing.budget(load, 0.1) == 0.0
     assert (governor(slo=None).wait(0.1), unknowing.wait(0.1)) == (0.0, 0.0)
-
-
-def test_quanta_are_shorter_than_what_an_iteration_leaves() -> None:
-    predictor = known()
-    assert quantum_target(SLO, predictor, accelerator=False) == pytest.approx(0.5 * (0.03 - DECODE_S))
-    assert quantum_target(Slo(1.0, DECODE_S), predictor, accelerator=False) == pytest.approx(0.05 * DECODE_S)
-    assert quantum_target(SLO, predictor, accelerator=True) == 2e-3
-    assert quantum_target(Slo(1.0, 0.01), predictor, accelerator=True) == pytest.approx(1e-3)
-
-
-def test_default_targets_are_multiples_of_what_was_measured() -> None:
-    slo = default_slo(known())
-    assert slo is not None
-    assert (slo.ttft_s, slo.tpot_s) == (pytest.approx(3 * (PREFILL_S + DECODE_S)), pytest.approx(2 * DECODE_S))
-    assert default_slo(Predictor()) is None
 
 
 def test_requests_that_met_both_targets_are_counted() -> None:
@@ -219,3 +188,8 @@ def test_requests_that_met_both_targets_are_counted() -> None:
     unknown = governor(slo=None)
     unknown.finished(in_time)
     assert (unknown.answered, unknown.met) == (0, 0)
+
+
+def test_the_example_of_the_docstring_is_true() -> None:
+    assert doctest.testmod(governor_module).failed == 0
+    assert doctest.testmod(governor_module).attempted > 0

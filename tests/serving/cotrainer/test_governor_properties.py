@@ -1,4 +1,4 @@
-"""What the governor guarantees, on 10⁵ random loads: violations are counted, and there must be none.
+"""The governor's guarantees on 10⁵ random loads: violations are counted, and there must be none.
 
 The machine is exact: its latencies are what the predictor says, and training and iterations take turns. So each bound
 holds for each request, not for most of them.
@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.bench.machines import Machine, Quantum
+from serving.bench.machines import Machine, TimedQuantum
 from serving.bench.trace import Arrival
 from serving.bench.virtual import Answered, Simulation
-from serving.cotrainer.governor import MARGIN, Load, Slo, SloGovernor
+from serving.cotrainer.governor import MARGIN, Load, SloGovernor
 from serving.cotrainer.predictor import Batch, Predictor, PredictorState
+from serving.cotrainer.slo import Slo
 
 PATTERNS = 100_000
 CLOSE = 1e-9
@@ -23,7 +24,7 @@ CLOSE = 1e-9
 
 
 def exact(machine: Machine) -> Predictor:
-    """Knows the machine's own coefficients."""
+    """Make a predictor that knows the machine's own coefficients."""
     predictor = Predictor()
     decode, prefill = machine.seconds(Batch("decode", 1)), machine.seconds(Batch("prefill", 1, 1))
     predictor.resume(
@@ -74,7 +75,7 @@ def random_pattern(rng: random.Random) -> Pattern:
     """One to four requests in a tenth of a second, short answers, quanta of 1 to 6 ms, loose to hopeless targets."""
     decode = (rng.uniform(2e-3, 1e-2), rng.uniform(0, 1e-3), 0.0)
     prefill = (rng.uniform(2e-3, 1e-2), rng.uniform(0, 2e-4), 0.0)
-    quanta = tuple(Quantum(kind, 64, rng.uniform(1e-3, 6e-3)) for kind in ("mlp", "head", "optimizer"))
+    quanta = tuple(TimedQuantum(kind, 64, rng.uniform(1e-3, 6e-3)) for kind in ("mlp", "head", "optimizer"))
     machine = Machine(
         decode, prefill, quanta, noise=0.0, hiccup=(0.0, 1.0), turn_s=0.0, max_running=rng.choice((1, 2, 32))
     )
@@ -82,13 +83,13 @@ def random_pattern(rng: random.Random) -> Pattern:
     arrivals = tuple(
         Arrival(at, rng.randint(1, 200), rng.randint(1, 6), interactive=rng.random() < 0.8) for at in times
     )
-    slo = Slo(rng.uniform(0.01, 0.2), decode[0] * rng.uniform(0.8, 4.0))
+    slo = Slo.usual(rng.uniform(0.01, 0.2), decode[0] * rng.uniform(0.8, 4.0))
     share_cap = rng.choice((1.0, 1.0, rng.uniform(0.1, 1.0)))
     return Pattern(machine, arrivals, slo, share_cap, seconds=rng.choice((0.0, 0.12)))
 
 
 def violations(pattern: Pattern) -> list[str]:
-    """The guarantees that do not hold, by name."""
+    """Return the guarantees that do not hold, by name."""
     machine, slo = pattern.machine, pattern.slo
     predictor = exact(machine)
     governor = Watched(slo, predictor, share_cap=pattern.share_cap, share_floor=pattern.share_floor)
@@ -115,7 +116,7 @@ def violations(pattern: Pattern) -> list[str]:
 
 
 def _too_slow(request: Answered, pattern: Pattern) -> bool:
-    """Whether its tokens took longer than they were promised and the other requests' prefills took."""
+    """Return whether its tokens took longer than was promised, plus the prefills of all other requests."""
     machine, arrivals = pattern.machine, pattern.arrivals
     slowest = machine.seconds(Batch("decode", min(machine.max_running, len(arrivals))))
     promised = pattern.slo.tpot_s * pattern.slo.factor(request.arrival.interactive) * (1 - MARGIN[0])
@@ -156,13 +157,18 @@ def test_alone_a_stream_is_in_time_whenever_inference_alone_is(rng: random.Rando
 
 
 def overloaded(share_floor: float) -> tuple[float, float]:
-    """Share and debt of training while more comes than the engine can answer, after idle training is over."""
+    """Simulate more requests than the engine can answer; return the share of training, and its debt per second."""
     machine = Machine(
-        (8e-3, 1e-3, 0.0), (8e-3, 2e-4, 0.0), (Quantum("mlp", 64, 4e-3),), noise=0.0, hiccup=(0.0, 1.0), max_running=8
+        (8e-3, 1e-3, 0.0),
+        (8e-3, 2e-4, 0.0),
+        (TimedQuantum("mlp", 64, 4e-3),),
+        noise=0.0,
+        hiccup=(0.0, 1.0),
+        max_running=8,
     )
     arrivals = tuple(Arrival(n / 60, 64, 16) for n in range(600))
     predictor = exact(machine)
-    governor = SloGovernor(Slo(0.1, 0.02), predictor, share_floor=share_floor)
+    governor = SloGovernor(Slo.usual(0.1, 0.02), predictor, share_floor=share_floor, share_cap=1.0)
     outcome = Simulation(machine, arrivals, governor, predictor).run(1.0)
     assert outcome.seconds > 1.2 * arrivals[-1].at
     return outcome.share, governor.slo_debt_s / outcome.seconds

@@ -4,8 +4,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
+import torch
 
-from serving.cotrainer.lane import OUTSTANDING, CpuLane, CudaLane
+from serving.cotrainer.lane import OUTSTANDING, CpuLane, CudaLane, Readback
 
 
 class ToyEvent:
@@ -139,3 +140,10 @@ def test_on_a_cpu_quanta_run_at_once() -> None:
     assert lane.ready()
     assert lane.elapsed() == [2.5, 0.25]
     assert lane.elapsed() == []
+
+
+def test_a_readback_on_a_cpu_is_the_tensor_itself() -> None:
+    values = torch.ones(3, requires_grad=True)
+    read = Readback(values).read()
+    assert read.data_ptr() == values.data_ptr()
+    assert not read.requires_grad

@@ -1,4 +1,4 @@
-"""What the governor is told of the scheduler: arrivals, first tokens, iterations, and how each request was answered."""
+"""The observer reports arrivals, first tokens, iterations, and the latencies of each answered request."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The predictor: what it learns of an engine that is linear, and what it must not learn."""
+"""The predictor learns an engine whose latency is linear, and does not learn the delays by training."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_a_linear_engine_is_learnt_exactly(batch: Batch, seconds: float) -> None
 
 
 def test_high_is_a_relative_quantile() -> None:
-    """As many of the iterations stay under it as its quantile says, whether they are short or long."""
+    """The stated share of iterations stays under it, whether they are short or long."""
     predictor, rng = taught(noise=0.2), np.random.default_rng(1)
     for make in ((1, 10), (15, 4000)):
         batch, seconds = decode(*make)

@@ -1,4 +1,4 @@
-"""Answers whose users agreed: remembered only with the header, handed over only when accepted, and never altered."""
+"""Consent: answers are remembered only with the header, handed over only when accepted, and passed on unchanged."""
 
 import asyncio
 import hashlib
@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from serving.router import consent
+from serving.router.asgi import Receive, Scope, Send
 from serving.router.consent import CHAT, EXAMPLES, Consent, with_consent
-from serving.router.router import Receive, Scope, Send
 from serving.user_example import SETTINGS, ConsentSettings
 
 KEY = "ab" * 32
@@ -27,7 +27,7 @@ ANSWER: dict[str, Any] = {
 
 
 class Inner:
-    """Stands for the router: it says what a test tells it to."""
+    """Stands for the router; tests choose its answers."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -203,13 +203,13 @@ def test_what_the_daemon_refuses_can_be_offered_again(site: Site) -> None:
 
 
 def test_only_the_last_answers_are_remembered_and_not_for_long(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consent, "REMEMBERED", 2)
+    monkeypatch.setattr(consent, "MAX_ANSWERS", 2)
     for number in (1, 2, 3):
         site.inner.chunks = [json.dumps({**ANSWER, "id": str(number)}).encode()]
         site.ask()
     assert site.accept("1").status_code == 404
     assert site.accept("2").status_code == 200
-    site.now += consent.REMEMBERED_S + 1
+    site.now += consent.ANSWER_TTL_S + 1
     assert site.accept("3").status_code == 404
 
 

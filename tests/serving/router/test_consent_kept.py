@@ -15,11 +15,12 @@ from client.control import control_api
 from client.data import user_examples
 from client.data.user_examples import ExampleStore
 from client.site import Site
+from serving.router.asgi import Receive, Scope, Send
 from serving.router.consent import CHAT, EXAMPLES, Consent
-from serving.router.router import Receive, Router, Scope, Send, apply_pin
+from serving.router.router import Router, apply_pin
 from serving.user_example import SETTINGS, ConsentSettings, Example
-from tests.serving.router.test_router import KEY, TABLE
 from tests.toys.engine import site_config
+from tests.toys.serving.router import KEY, TABLE
 from umbel.config import SiteConfig
 from umbel.site_sections import ExamplesSection
 
@@ -40,13 +41,13 @@ async def sglang(scope: Scope, receive: Receive, send: Send) -> None:
 def config(tmp_path: Path) -> SiteConfig:
     TABLE.write(tmp_path / "aliases.json")
     section = ExamplesSection(enabled=True, quarantine_hours=0, per_user=1)
-    config = site_config(tmp_path).model_copy(update={"live": section})
+    config = site_config(tmp_path).model_copy(update={"examples": section})
     user_examples.prepare(config)
     return config
 
 
 def users(config: SiteConfig, scrub: Any = str.upper) -> httpx.AsyncClient:
-    """A user's client of a site with the real router and control API."""
+    """Return a user's client of a site with the real router and control API."""
     site: Any = SimpleNamespace(config=config, scrub=scrub)
     site.keep = partial(Site.keep, site)
     state = config.site.state_dir

@@ -1,4 +1,4 @@
-"""What users think of an answer is counted for the version that gave it, whatever has been promoted since."""
+"""Ratings are counted for the version that gave the answer, whatever has been promoted since."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Requests that the shadow is given once more: which, how, when not; and what is made of its answers."""
+"""The mirror: requests that are replayed on the shadow and requests that are not, and the comparison of the answers."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def run(folder: Path, story: Callable[[Site, httpx.AsyncClient], Awaitable[None]
 
 
 async def replayed(site: Site) -> MirrorTraffic:
-    """What is known once nothing is left to replay."""
+    """Wait until nothing is left to replay; return the shadow's comparison."""
     while (work := site.router.mirror._work) is not None and not work.done():
         await asyncio.gather(work, return_exceptions=True)
     return site.router.mirror.report().get("support@v3", MirrorTraffic())

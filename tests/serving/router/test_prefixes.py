@@ -1,4 +1,4 @@
-"""How conversations begin: the most used beginnings are computed by a version before it answers users."""
+"""Beginnings of conversations: they are counted, and a version computes the most used ones before it answers users."""
 
 import asyncio
 from pathlib import Path

@@ -1,92 +1,13 @@
 """The router around a small application that treats a pinned request as SGLang's TokenizerManager would."""
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import httpx
 import pytest
 
-from serving.aliases import AliasTable
-from serving.router.asgi import MAX_BODY_BYTES, Message, Receive, Scope, Send
 from serving.router.router import GENERATING, Router, apply_pin
-
-KEY = "0123abcd" * 8
-ADMIN = {"authorization": f"Bearer {KEY}"}
-TABLE = AliasTable(
-    base="tiny",
-    adapters={"support": {"live": "support@v2", "previous": "support@v1", "shadow": "support@v3"}},
-    addressable=("support@v2", "support@v1"),
-)
-CHAT = "/v1/chat/completions"
-
-
-class Inner:
-    """Answers every route; on generating ones, what the pin made of the request."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-        self.headers: dict[bytes, bytes] = {}
-        self.body: dict[str, Any] = {}
-        self.before: Callable[[Receive, Send], Awaitable[None]] | None = None
-        """What happens before the tokenizer manager is called."""
-        self.after: Callable[[], Awaitable[None]] | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.paths.append(scope["path"])
-        self.headers = dict(scope["headers"])
-        if scope["path"] not in GENERATING:
-            return await answer(send, {"path": scope["path"]})
-        if self.before is not None:
-            await self.before(receive, send)
-        raw = (await receive())["body"]
-        assert int(self.headers.get(b"content-length", len(raw))) == len(raw)
-        self.body = body = json.loads(raw)
-        asked = SimpleNamespace(lora_path=body.get("lora_path"), extra_key=body.get("extra_key"))
-        if body.get("max_tokens") != 0:  # an invalid request never reaches the tokenizer manager
-            apply_pin(None, asked, None)
-        if self.after is not None:
-            await self.after()
-        await answer(send, {**vars(asked), "model": body["model"]}, status=200 if body.get("max_tokens") != 0 else 400)
-        return None
-
-
-async def answer(send: Send, body: object, status: int = 200) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": []})
-    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
-
-
-@pytest.fixture
-def table_file(tmp_path: Path) -> Path:
-    TABLE.write(tmp_path / "aliases.json")
-    return tmp_path / "aliases.json"
-
-
-@pytest.fixture
-def inner() -> Inner:
-    return Inner()
-
-
-@pytest.fixture
-def router(inner: Inner, table_file: Path) -> Router:
-    return Router(inner, table_file, KEY)
-
-
-def ask(router: Router, method: str, path: str, **request: Any) -> httpx.Response:
-    """One request, in a task of its own as under uvicorn."""
-
-    async def asked() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(router), base_url="http://site") as client:
-            return await client.request(method, path, **request)
-
-    return asyncio.run(asked())
-
-
-def generate(router: Router, model: object, path: str = CHAT, **body: Any) -> httpx.Response:
-    return ask(router, "POST", path, json={"model": model, **body})
+from tests.toys.serving.router import ADMIN, CHAT, KEY, TABLE, Inner, ask, call, generate
 
 
 @pytest.mark.parametrize(
@@ -177,15 +98,6 @@ def test_a_body_that_names_no_model_is_400(router: Router, inner: Inner, body: b
     assert inner.paths == []
 
 
-def test_a_body_over_the_limit_is_413_before_it_is_read_to_its_end(router: Router, inner: Inner) -> None:
-    chunk: Message = {"type": "http.request", "body": b" " * (MAX_BODY_BYTES // 4), "more_body": True}
-    messages = [chunk] * 100
-    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
-    sent = asyncio.run(call(router, scope, messages))
-    assert (sent[0]["status"], len(messages)) == (413, 95), "five of a hundred chunks were read"
-    assert inner.paths == []
-
-
 def test_without_a_table_there_is_nobody_to_answer(inner: Inner, tmp_path: Path) -> None:
     router = Router(inner, tmp_path / "aliases.json", KEY)
     for reply in (generate(router, "tiny"), ask(router, "GET", "/v1/models"), ask(router, "GET", "/ready")):
@@ -228,30 +140,9 @@ def test_models_lists_what_can_be_asked_for(router: Router) -> None:
     assert ask(router, "DELETE", "/v1/models/support").status_code == 405
 
 
-async def call(router: Router, scope: Scope, messages: list[Message]) -> list[Message]:
-    """One raw ASGI call; what was sent. `messages` are taken from its beginning."""
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return messages.pop(0) if messages else {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await router(scope, receive, send)
-    return sent
-
-
 @pytest.mark.parametrize(("given", "number"), [("interactive", 0), ("batch", -1), (7, 7)])
 def test_a_priority_by_name_reaches_sglang_as_its_number(
     router: Router, inner: Inner, given: object, number: int
 ) -> None:
     assert generate(router, "support", priority=given).status_code == 200
     assert inner.body["priority"] == number
-
-
-def test_an_unknown_priority_is_refused(router: Router, inner: Inner) -> None:
-    reply = generate(router, "support", priority="urgent")
-    assert reply.status_code == 400
-    assert reply.json()["error"]["message"] == "'priority' is 'urgent'; use 'interactive', 'batch', or a number."
-    assert inner.paths == []

@@ -1,4 +1,4 @@
-"""Requests that are under way in the router: streams, promotions in their middle, errors, clients that go away."""
+"""Requests on their way through the router: streams, promotions in between, errors, clients that go away."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ def event(text: bytes, more: bool = True) -> Message:
 
 
 def pinned() -> str | None:
-    """What the tokenizer manager would generate with now."""
+    """Return the version that the tokenizer manager would generate with now."""
     asked = SimpleNamespace(lora_path="asked for", extra_key="asked for")
     apply_pin(None, asked)
     return asked.lora_path
@@ -111,7 +111,7 @@ def test_an_answer_that_was_never_generated_is_sent_without_a_version(tmp_path: 
 
 
 def test_a_promotion_does_not_touch_a_request_that_runs(tmp_path: Path) -> None:
-    """Also not one that calls the engine several times, as /v1/responses does with its tools."""
+    """A request may call the engine several times, as /v1/responses does with its tools."""
     used: list[str | None] = []
     first, second = list[Message](), list[Message]()
 

@@ -1,4 +1,4 @@
-"""What the router counts of each version: good ends, the site's errors, latencies; not what is a client's own doing."""
+"""Counts of each version's answers: good ends, the site's errors, latencies; a client's own mistakes do not count."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,6 @@ import pytest
 
 from serving.router.asgi import Message, Receive, Send
 from serving.router.traffic import KEPT, Traffic
-from serving.traffic_report import MirrorTraffic, VersionTraffic
 
 Body = Callable[[Receive, Send], Coroutine[Any, Any, None]]
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -30,7 +29,7 @@ def part(body: bytes, more: bool = True) -> Message:
 
 
 def answered(traffic: Traffic, body: Body, *messages: Message) -> list[Message]:
-    """One answer; what the client was sent."""
+    """Follow one answer; return the messages that the client was sent."""
     sent: list[Message] = []
     coming = list(messages)
 
@@ -149,19 +148,3 @@ async def _nowhere(message: Message) -> None: ...
 async def _send_all(send: Send, *messages: Message) -> None:
     for message in messages:
         await send(message)
-
-
-def test_what_came_since_is_a_difference_and_after_a_new_start_all_of_it() -> None:
-    earlier = VersionTraffic(requests=5, errors=1, chunks=9, up=2, down=1, streams=2, ttft_s=(1, 2), tpot_s=(1, 2))
-    later = VersionTraffic(
-        requests=9, errors=1, chunks=20, up=1, down=2, streams=4, ttft_s=(1, 2, 3, 4), tpot_s=(1, 2, 3, 4)
-    )
-    assert later.since(earlier) == VersionTraffic(
-        requests=4, errors=0, chunks=11, up=0, down=1, streams=2, ttft_s=(3, 4), tpot_s=(3, 4)
-    )
-    assert later.since(later) == VersionTraffic()
-    assert later.since(VersionTraffic()) == later
-    assert earlier.since(later) == earlier, "a router that was started anew counts from nothing"
-    assert MirrorTraffic(compared=5, agreement=4.5).since(MirrorTraffic(compared=2, agreement=2.0)) == MirrorTraffic(
-        compared=3, agreement=2.5
-    )

@@ -1,0 +1,66 @@
+"""`Slo`: latency targets of a site, their defaults, and the lengths of quanta that follow from them.
+
+Pure; all times are seconds. S_ttft and S_tpot are `Slo.ttft_s` and `Slo.tpot_s`.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from serving.cotrainer.predictor import Predictor
+from umbel.site_sections import SloSection
+
+ACCELERATOR_QUANTUM_S = 2e-3
+"""Longest quantum on an accelerator, whatever the targets."""
+IDLE_PART = 0.1
+"""Share of S_ttft that a quantum of an idle engine may take."""
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Targets: a share `quantile` of requests within `ttft_s` to the first token and `tpot_s` per later one."""
+
+    ttft_s: float
+    tpot_s: float
+    """Mean over the later tokens of a request."""
+    quantile: float
+    batch_factor: float
+    """Requests of the batch class may take this many times as long."""
+
+    @classmethod
+    def usual(cls, ttft_s: float, tpot_s: float) -> Self:
+        """Return targets with the `quantile` and `batch_factor` that a site file has by default."""
+        usual = SloSection()
+        return cls(ttft_s, tpot_s, usual.quantile, usual.batch_factor)
+
+    def factor(self, interactive: bool) -> float:
+        """Return the number that both targets are multiplied with for a request of this class."""
+        return 1.0 if interactive else self.batch_factor
+
+
+def quantum_target(slo: Slo, predictor: Predictor, accelerator: bool) -> float:
+    """Return Q*, the P99 in seconds that quanta should not exceed while users are served.
+
+    On a CPU it is half of the time that a decode iteration leaves of S_tpot; an accelerator interleaves finer.
+    """
+    if accelerator:
+        return min(ACCELERATOR_QUANTUM_S, 0.1 * slo.tpot_s)
+    return max(0.5 * (slo.tpot_s - predictor.typical("decode")), 0.05 * slo.tpot_s)
+
+
+def idle_quantum_target(slo: Slo, busy: float) -> float:
+    """Return Q* while nobody is served, `busy` being Q* while users are.
+
+    It may be longer: a quantum of an idle engine can delay only the first token of the next request.
+    """
+    return max(busy, IDLE_PART * slo.ttft_s)
+
+
+def default_slo(predictor: Predictor) -> Slo | None:
+    """Return targets for a site that set none: twice the median decode iteration, three times prefill plus decode.
+
+    None until `predictor` knows both.
+    """
+    if not predictor.ready:
+        return None
+    decode, prefill = predictor.typical("decode"), predictor.typical("prefill")
+    return Slo.usual(ttft_s=3 * (prefill + decode), tpot_s=2 * decode)

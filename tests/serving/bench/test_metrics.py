@@ -1,0 +1,75 @@
+"""Metrics of blocks: attainment, goodput, latencies, publish lags, paired ratios."""
+
+import math
+
+import pytest
+
+from serving.bench.metrics import (
+    Publication,
+    Request,
+    attainment,
+    gain_goodput,
+    goodput,
+    paired_ratio,
+    publish_lags,
+    quality_goodput,
+    quantile,
+    values,
+)
+from tests.toys.serving.blocks import SLO, block, request
+
+
+@pytest.mark.parametrize(
+    ("one", "met"),
+    [
+        (request(), True),
+        (request(ttft=0.1, tpot=0.02), True),
+        (request(ttft=0.11), False),
+        (request(tpot=0.021), False),
+        (request(tpot=None), True),
+        (request(ttft=None, tpot=None, error="no answer within the drain"), False),
+        (request(error="3 of 5 tokens"), False),
+    ],
+)
+def test_a_request_is_met_when_it_is_answered_in_time(one: Request, met: bool) -> None:
+    assert one.met(SLO) is met
+    assert goodput(block("ours", one), SLO) == met / 10
+
+
+def test_attainment_is_over_all_requests_of_all_blocks() -> None:
+    assert attainment([block("ours", request(), request(ttft=9.0)), block("ours", request(), request())], SLO) == 0.75
+
+
+def test_a_failed_request_is_infinitely_late_in_the_quantiles() -> None:
+    one = block("ours", *[request()] * 18, *[request(None, None, error="503")] * 2)
+    assert quantile(values([one], "ttft"), 0.90) == 0.05
+    assert math.isinf(quantile(values([one], "ttft"), 0.95))
+
+
+def test_quality_counts_for_the_version_that_answered_and_only_in_time() -> None:
+    quality = {"": 4.0, "better": 2.0, "worse": 5.0}
+    one = block(
+        "ours", request(), request(version="better"), request(version="worse"), request(ttft=9.0, version="better")
+    )
+    assert quality_goodput(one, SLO, quality) == pytest.approx((1 / 4 + 1 / 2 + 1 / 5) / 10)
+    assert gain_goodput(one, SLO, quality) == pytest.approx(2.0 / 10)
+
+
+def test_a_publish_lag_ends_with_the_first_token_for_a_user() -> None:
+    served = Publication(digest="a", trained_at=1.0, live_at=1.5, first_token_at=1.75)
+    never = Publication(digest="b", trained_at=2.0, live_at=2.5)
+    assert publish_lags([block("ours", versions=(served, never))]) == [0.75]
+
+
+def test_ratios_are_paired_by_round() -> None:
+    ours = [block("ours", round=n, tokens=tokens) for n, tokens in enumerate([100, 300, 20, 7])]
+    theirs = [block("training", round=n, tokens=tokens) for n, tokens in enumerate([200, 100, 10])]
+    middle, low, high = paired_ratio(ours, theirs, lambda one: one.training_rate)
+    assert middle == 2.0, "the median of 0.5, 3 and 2; the round without a partner does not count"
+    assert (low, high) == (0.5, 3.0)
+    assert math.isnan(paired_ratio(ours, [], lambda one: one.training_rate)[0])
+
+
+def test_a_block_in_which_the_clients_core_was_too_busy_is_void() -> None:
+    assert block("ours", cores=(1.0, 0.61)).void
+    assert not block("ours", cores=(1.0, 0.59)).void

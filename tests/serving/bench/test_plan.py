@@ -1,0 +1,65 @@
+"""The protocol: targets, tuning, the order of blocks, and the arrivals of each."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from serving.bench.metrics import (
+    Block,
+)
+from serving.bench.plan import FULL, SYSTEMS, Spec, interleaved, strict, tuned, workload
+from serving.bench.trace import Trace
+from tests.toys.serving.blocks import SLO, block, request
+
+
+def test_the_strict_preset_is_a_multiple_of_the_medians() -> None:
+    one = block("inference", request(0.01, 0.001), request(0.02, 0.002), request(0.9, None), phase="preset")
+    assert (strict(one).ttft_s, strict(one).tpot_s) == pytest.approx((0.06, 0.004))
+
+
+def tuning(setting: float, attained: int, tokens: int) -> Block:
+    answers = [request()] * attained + [request(ttft=9.0)] * (100 - attained)
+    return block("partition", *answers, phase="tune", options={"nice": setting}, tokens=tokens)
+
+
+def test_the_setting_that_trains_most_within_the_targets_is_taken() -> None:
+    runs = [tuning(5, 90, 900), tuning(10, 99, 500), tuning(15, 100, 300)]
+    assert tuned(runs, SLO, reference=1.0) == {"partition": {"nice": 10}}
+
+
+def test_where_no_setting_keeps_the_targets_the_one_that_comes_nearest_is_taken() -> None:
+    assert tuned([tuning(5, 70, 900), tuning(19, 80, 100)], SLO, reference=1.0) == {"partition": {"nice": 19}}
+
+
+def test_rounds_run_forth_and_back_and_equal_tokens_come_after_ours() -> None:
+    systems = ("inference", "ours", "idle", "unpaced_equal")
+    assert interleaved(systems, 0) == ("inference", "ours", "unpaced_equal", "idle")
+    assert interleaved(systems, 1) == ("idle", "ours", "unpaced_equal", "inference")
+
+
+def test_the_protocol_fits_into_42_minutes_and_tunes_every_baseline_alike() -> None:
+    assert FULL.seconds() <= 42 * 60
+    assert {len(SYSTEMS[system].grid) for system in FULL.tuned} == {4}
+    keys = [spec.key for spec in FULL.specs()]
+    assert len(keys) == len(set(keys)), "a block is found again by its key"
+
+
+def test_all_systems_of_a_round_see_the_same_arrivals_and_tuning_sees_others() -> None:
+    trace = Trace.fitted()
+
+    def arrivals(phase: Any, condition: str, system: str, number: int) -> Any:
+        return workload(trace, Spec(phase, condition, system, number), capacity=10.0, saturation=20.0, seconds=5.0)
+
+    for condition in ("0.6", "square"):
+        assert arrivals("measure", condition, "ours", 1) == arrivals("measure", condition, "idle", 1)
+        assert arrivals("measure", condition, "ours", 1) != arrivals("measure", condition, "ours", 2)
+    assert arrivals("tune", "0.6", "idle", 0) == arrivals("tune", "0.6", "stop", 3)
+    assert arrivals("tune", "0.6", "idle", 1) != arrivals("measure", "0.6", "idle", 1)
+    assert arrivals("measure", "none", "training", 0) == ()
+
+
+def test_a_system_of_the_plan_is_one_of_the_table() -> None:
+    named = {system for systems in FULL.conditions.values() for system in systems}
+    assert named | {"training"} == set(SYSTEMS)
+    assert replace(FULL, rounds=0).seconds() < FULL.seconds()

@@ -1,0 +1,37 @@
+"""Pieces that are whole cut nothing: one quantum for each sub-block, forward and backward."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from serving.cotrainer.quantum import Pieces, Quantum
+from tests.toys.serving.peft_loop import build
+
+ROWS, TOKENS = 3, 20
+
+
+def test_whole_pieces_are_one_quantum_per_sub_block(tiny_llama: Path) -> None:
+    trainer = build(tiny_llama, Pieces.whole(ROWS, TOKENS))
+    layers, quanta = len(trainer.layers), list(trainer.rehearse(ROWS, TOKENS))
+    assert Counter(quantum.kind for quantum in quanta) == {
+        "attention": layers, "mlp": layers, "head": 1, "mlp_backward": layers, "attention_backward": layers,
+        "optimizer": layers,
+    }  # fmt: skip
+    sizes = {quantum.kind: quantum.tokens for quantum in quanta}
+    assert sizes.pop("head") == ROWS * (TOKENS - 1), "the first token of a row is not predicted"
+    assert sizes.pop("optimizer") == 0, "it works on factors, not on tokens"
+    assert set(sizes.values()) == {ROWS * TOKENS}
+
+
+@pytest.mark.parametrize(("rows", "seq_len"), [(1, 16), (8, 128)])
+def test_whole_pieces_are_as_large_as_the_micro_batch(rows: int, seq_len: int) -> None:
+    pieces = Pieces.whole(rows, seq_len)
+    assert (pieces.micro_batch, pieces.attention_rows) == (rows, rows)
+    assert pieces.mlp_tokens == pieces.head_tokens == rows * seq_len
+    assert not pieces.recompute
+
+
+def test_a_quantum_is_known_by_kind_and_size() -> None:
+    assert Quantum("mlp", 64) == Quantum("mlp", 64) != Quantum("mlp", 32)
+    assert Quantum("load").tokens == 0

@@ -1,0 +1,104 @@
+"""The speed of an engine is measured once and kept; pieces and targets follow from it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.cotrainer import tuning as tuning_module
+from serving.cotrainer.lane import CpuLane
+from serving.cotrainer.slo import Slo
+from serving.cotrainer.trainer import LoraTrainer
+from serving.cotrainer.tuning import RESIZE_S, Tuning
+from tests.toys.scheduler import trainer_settings
+from tests.toys.serving.latencies import DECODE_S, PREFILL_S, known
+from tests.toys.serving.peft_loop import MICRO_BATCH, SEQ_LEN, WHOLE, build
+
+Tuned = Callable[..., Tuning]
+
+
+@pytest.fixture(scope="module")
+def trainer(tiny_llama: Path) -> LoraTrainer:
+    return build(tiny_llama, WHOLE)
+
+
+@pytest.fixture
+def tuned(trainer: LoraTrainer, tiny_llama: Path, tmp_path: Path) -> Tuned:
+    """Make a tuning that has calibrated; each one is another start of the same engine."""
+
+    def start(**changes: Any) -> Tuning:
+        trainer.pieces = WHOLE
+        made = Tuning(trainer_settings(micro_batch=MICRO_BATCH, seq_len=SEQ_LEN, **changes), tmp_path)
+        made.calibrate(trainer, str(tiny_llama), CpuLane())
+        return made
+
+    return start
+
+
+def test_a_second_start_measures_nothing(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tuned()
+    monkeypatch.setattr(tuning_module, "calibrate", None)
+    second = tuned()
+    assert second.predictor.longest_quantum() == first.predictor.longest_quantum() > 0
+
+
+def test_another_engine_measures_anew(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned()
+    monkeypatch.setattr(tuning_module, "calibration_key", lambda model, trainer: "another")
+    monkeypatch.setattr(tuning_module, "calibrate", None)
+    with pytest.raises(TypeError):
+        tuned()
+
+
+def test_targets_of_the_site_file_are_known_at_once(tuned: Tuned) -> None:
+    slo = tuned(ttft_ms=200.0, tpot_ms=30.0, quantile=0.9, batch_factor=4.0).slo
+    assert slo == Slo(0.2, 0.03, 0.9, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ttft_s", "tpot_s"),
+    [({}, 3 * (PREFILL_S + DECODE_S), 2 * DECODE_S), ({"ttft_ms": 200.0}, 0.2, 2 * DECODE_S)],
+)
+def test_missing_targets_follow_once_the_engine_is_known(
+    tuned: Tuned, trainer: LoraTrainer, settings: dict[str, float], ttft_s: float, tpot_s: float
+) -> None:
+    tuning = tuned(**settings)
+    assert (tuning.slo, tuning.pieces) == (None, None)
+    assert not tuning.resize(trainer, now=0.0)
+    tuning.predictor.resume(known().state)
+    assert tuning.resize(trainer, now=0.0)
+    assert tuning.slo is not None
+    assert (tuning.slo.ttft_s, tuning.slo.tpot_s) == (pytest.approx(ttft_s), pytest.approx(tpot_s))
+
+
+def test_pieces_are_chosen_anew_after_a_while_or_for_other_targets(tuned: Tuned, trainer: LoraTrainer) -> None:
+    tuning = tuned(ttft_ms=1e6, tpot_ms=1e6)
+    assert tuning.resize(trainer, now=10.0)
+    assert tuning.pieces is not None
+    loose = tuning.pieces
+    assert not tuning.resize(trainer, now=10.0 + RESIZE_S / 2)
+    assert tuning.resize(trainer, now=10.0 + RESIZE_S)
+    tuning.retarget(Slo.usual(1e-6, 1e-6))
+    assert tuning.resize(trainer, now=10.1 + RESIZE_S)
+    assert tuning.pieces.mlp_tokens < loose.mlp_tokens == MICRO_BATCH * SEQ_LEN
+    assert tuning.idle_pieces == tuning.pieces
+
+
+def test_latencies_are_kept_for_the_next_start_of_the_same_engine(
+    tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = tuned()
+    tuning.save()
+    assert not (tmp_path / "latency.json").exists(), "nothing is known yet"
+    tuning.predictor.resume(known().state)
+    tuning.save()
+    until = time.monotonic() + 20
+    while not (tmp_path / "latency.json").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert tuned().predictor.typical("decode") == DECODE_S
+    monkeypatch.setattr(tuning_module, "calibration_key", lambda model, trainer: "another")
+    assert not tuned().predictor.ready
+    (tmp_path / "latency.json").write_text("{")
+    assert not tuned().predictor.ready

@@ -1,0 +1,56 @@
+"""The alias table: names that users may ask for, versions that they mean, and tables that cannot be."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from serving.aliases import AliasTable
+from tests.toys.serving.router import TABLE
+from umbel.adapter import AdapterRef
+from umbel.errors import NotFound
+
+
+@pytest.mark.parametrize("field", ["canary", "mirror"])
+def test_a_table_with_a_share_and_no_shadow_cannot_be(field: str) -> None:
+    for adapters in ({"support": {"live": None, "shadow": None}}, {}):
+        with pytest.raises(ValidationError, match="and no shadow"):
+            AliasTable.model_validate({"base": "tiny", "adapters": adapters, field: {"support": 0.1}})
+
+
+@pytest.mark.parametrize("name", TABLE.names())
+def test_every_name_that_is_listed_means_something(name: str) -> None:
+    found = TABLE.resolve(name)
+    assert (found is None) == (name == TABLE.base)
+    assert found is None or str(found) in TABLE.addressable
+
+
+@pytest.mark.parametrize("name", ["support@v3", "support@shadow", "support@", "triage", "tiny@live", ""])
+def test_a_name_that_is_not_listed_is_not_found_and_the_listed_ones_are_named(name: str) -> None:
+    assert name not in TABLE.names()
+    with pytest.raises(NotFound, match="Available: tiny, support, support@v2, support@v1"):
+        TABLE.resolve(name)
+
+
+def test_the_base_answers_until_a_first_version_is_live() -> None:
+    first = AliasTable(base="tiny", adapters={"support": {"live": None, "shadow": "support@v1"}})
+    assert first.resolve("support") is None
+    assert first.shadow("support") == AdapterRef("support", 1)
+    assert first.names() == ["tiny", "support"]
+    assert (first.labels(), first.shadow("triage")) == ({"support@v1"}, None)
+
+
+def test_a_table_is_read_as_it_was_written_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "aliases.json"
+    TABLE.write(file)
+    assert AliasTable.read(file) == TABLE
+    assert [path.name for path in tmp_path.iterdir()] == [file.name], "replaced by rename, and nothing is left"
+    file.write_text(file.read_text()[:-5])
+    with pytest.raises(ValueError, match="AliasTable"):
+        AliasTable.read(file)
+
+
+@pytest.mark.parametrize("version", ["support", "support@", "support@3", "../x@v1"])
+def test_what_is_no_version_cannot_stand_in_a_table(version: str) -> None:
+    with pytest.raises(ValidationError):
+        AliasTable(base="tiny", adapters={"support": {"live": version}})

@@ -1,0 +1,58 @@
+"""The engine's own process: it ends with the daemon, and a machine without an accelerator gets its flags."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import psutil
+import pytest
+
+from serving.launch import CPU_FLAGS, with_cpu_flags
+from tests.toys.serving.engine_flags import words
+
+
+@pytest.mark.parametrize("flag", CPU_FLAGS)
+def test_what_the_operator_has_set_stays_on_the_cpu(flag: str) -> None:
+    given = ["--port", "1", flag, "theirs"]
+    completed = with_cpu_flags(given)
+    assert completed[: len(given)] == given
+    assert words(completed, flag) == ["theirs"]
+    assert {other: words(completed, other) for other in CPU_FLAGS if other != flag} == {
+        other: [value] for other, value in CPU_FLAGS.items() if other != flag
+    }
+    assert with_cpu_flags(completed) == completed
+
+
+def test_the_engine_ends_when_its_parent_is_killed() -> None:
+    child = "from serving.launch import die_with_parent; die_with_parent(); print('ready', flush=True); input()"
+    parent = textwrap.dedent(f"""
+        import subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", {child!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child.stdout.readline()
+        print(child.pid, flush=True)
+        input()
+    """)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", parent], **pipes) as process:
+        assert process.stdout is not None
+        engine = psutil.Process(int(process.stdout.readline()))
+        os.kill(process.pid, signal.SIGKILL)
+        assert psutil.wait_procs([engine], timeout=30)[1] == []
+
+
+def test_an_engine_whose_parent_is_dead_already_does_not_start() -> None:
+    """The parent dies between the two questions for it, so that the kernel's signal would never come."""
+    script = textwrap.dedent("""
+        import os
+        from serving import launch
+        parents = iter([4711, 1])
+        os.getppid = lambda: next(parents)
+        launch.die_with_parent()
+        print("started")
+    """)
+    ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "the parent process is gone" in ended.stderr

@@ -1,0 +1,150 @@
+"""SGLang's plugin: nothing without a run directory, and in each process of SGLang only that process's part.
+
+Toys stand for SGLang's modules here. tests/e2e starts the real one, which needs every hook.
+"""
+
+import multiprocessing
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serving import plugin
+from serving.cotrainer.hooks import Hooks
+from serving.router.consent import Consent
+from serving.router.router import Router, apply_pin
+from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIABLE
+from serving.user_example import SETTINGS, ConsentSettings
+from tests.toys.serving.router import KEY, TABLE, Inner
+
+ROUTERS_HOOKS = {
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request": "before",
+    "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses._known_model_names": "after",
+    "sglang.srt.entrypoints.engine._server_args_for_logging": "after",
+}
+SCHEDULERS_HOOKS = {
+    "sglang.srt.managers.scheduler.Scheduler.__init__": "after",
+    "sglang.srt.managers.scheduler.Scheduler.get_next_batch_to_run": "before",
+    "sglang.srt.managers.scheduler.Scheduler.run_batch": "before",
+    "sglang.srt.managers.scheduler.Scheduler.maybe_sleep_on_idle": "around",
+    "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes": "after",
+}
+
+
+class ToySglang:
+    """SGLang's application and its registry of hooks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.hooks: dict[str, tuple[Any, str]] = {}
+        self.inner = Inner()
+        self.app = SimpleNamespace(build_middleware_stack=self.build)
+        self._monkeypatch = monkeypatch
+        kinds = SimpleNamespace(BEFORE="before", AFTER="after", AROUND="around")
+        registry = SimpleNamespace(register=lambda target, hook, kind: self.hooks.update({target: (hook, kind)}))
+        for package in ("sglang", "sglang.srt", "sglang.srt.plugins"):
+            self.module(package)
+        self.module("sglang.srt.plugins.hook_registry", HookRegistry=registry, HookType=kinds)
+        self.module("sglang.srt.entrypoints", http_server=SimpleNamespace(app=self.app))
+        monkeypatch.delitem(sys.modules, "sglang.srt.managers.scheduler", raising=False)
+
+    def module(self, name: str, **contents: Any) -> None:
+        made = ModuleType(name)
+        vars(made).update(contents)
+        self._monkeypatch.setitem(sys.modules, name, made)
+
+    def build(self) -> Inner:
+        return self.inner
+
+    def kinds(self) -> dict[str, str]:
+        return {target: kind for target, (_, kind) in self.hooks.items()}
+
+
+@pytest.fixture
+def sglang(monkeypatch: pytest.MonkeyPatch) -> ToySglang:
+    return ToySglang(monkeypatch)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / ADMIN_KEY).write_text(KEY)
+    TABLE.write(tmp_path / ALIASES)
+    monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(API_KEYS_VARIABLE, "")
+    return tmp_path
+
+
+def in_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=1))
+
+
+def test_without_a_run_directory_sglang_stays_as_it_is(sglang: ToySglang, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(RUN_DIR_VARIABLE, raising=False)
+    sglang.module("sglang.srt.managers.scheduler")
+    for in_child in (False, True):
+        if in_child:
+            in_a_child_process(monkeypatch)
+        plugin.register()
+        assert sglang.hooks == {}
+        assert sglang.app.build_middleware_stack == sglang.build
+
+
+def test_the_http_process_gets_the_router_around_all_of_sglang(sglang: ToySglang, run_dir: Path) -> None:
+    plugin.register()
+    assert sglang.kinds() == ROUTERS_HOOKS
+    assert sglang.hooks[next(iter(ROUTERS_HOOKS))][0] is apply_pin
+    router = sglang.app.build_middleware_stack()
+    assert isinstance(router, Router)
+    assert (router.app, router.table, router.admin_key, router.keys) == (sglang.inner, TABLE, KEY, None)
+
+
+def test_consent_is_around_the_router_where_the_daemon_wants_it(sglang: ToySglang, run_dir: Path) -> None:
+    settings = ConsentSettings(key="ab" * 32, socket=run_dir / "site.sock", models=("support",))
+    (run_dir / SETTINGS).write_text(settings.model_dump_json())
+    plugin.register()
+    consent = sglang.app.build_middleware_stack()
+    assert isinstance(consent, Consent)
+    assert isinstance(consent._app, Router)
+
+
+def test_users_keys_are_read_where_the_site_file_names_them(
+    sglang: ToySglang, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = run_dir / "keys"
+    file.write_text("sk-" + "a" * 40)
+    file.chmod(0o600)
+    monkeypatch.setenv(API_KEYS_VARIABLE, str(file))
+    plugin.register()
+    router: Any = sglang.app.build_middleware_stack()
+    assert router.keys.admit([(b"x-api-key", b"sk-" + b"a" * 40)])
+
+
+def test_sglang_knows_the_names_of_the_table_and_logs_no_key(sglang: ToySglang, run_dir: Path) -> None:
+    plugin.register()
+    _, (known_names, _), (redact, _) = sglang.hooks.values()
+    assert known_names({"tiny"}) == {"tiny"}, "before the application is built"
+    sglang.app.build_middleware_stack()
+    assert known_names({"another"}) == {"another", *TABLE.names()}
+    logged = redact({"api_key": KEY, "admin_api_key": KEY, "port": 30000})
+    assert logged == {"api_key": "…", "admin_api_key": "…", "port": 30000}
+
+
+def test_the_scheduler_process_gets_the_cotrainers_hooks(
+    sglang: ToySglang, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_child_process(monkeypatch)
+    sglang.module("sglang.srt.managers.scheduler")
+    plugin.register("builtins:object")
+    assert sglang.kinds() == SCHEDULERS_HOOKS
+    assert isinstance(next(iter(sglang.hooks.values()))[0].__self__, Hooks)
+    assert sglang.app.build_middleware_stack == sglang.build
+
+
+def test_the_detokenizers_process_gets_nothing(
+    sglang: ToySglang, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_child_process(monkeypatch)
+    plugin.register()
+    assert sglang.hooks == {}
+    assert sglang.app.build_middleware_stack == sglang.build
