@@ -1,4 +1,4 @@
-"""What goes into a round and what comes out of it: a parent adapter, the sites' updates, their aggregate."""
+"""`Adapter`, `Update`, `Aggregate`: a round's parent, a site's update, the result; from tensors to factors and back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,26 +14,31 @@ from umbel import peft_dir
 from umbel.messages import RoundReport
 from umbel.peft_dir import Array, Tensors
 
+Factors = Mapping[str, LowRank]
+"""Module path → its update."""
+
 
 @dataclass(frozen=True)
 class Adapter:
-    """A version in memory, in canonical form (alpha == r, so scale 1)."""
+    """An adapter version in memory, in canonical form (alpha == r, so scale 1)."""
 
     blob: bytes = field(repr=False)
     """Safetensors bytes."""
     base: str
-    """Digest of the base fingerprint it belongs to."""
+    """Digest of the fingerprint of the base that it was trained against."""
     digest: str = ""
+    """sha256 of `blob`."""
     tensors: Tensors = field(default_factory=dict, repr=False)
     _truncations: "dict[int, Adapter]" = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, blob: bytes, base: str) -> "Adapter":
-        """Decode an adapter's bytes; raise AdapterError for anything else."""
+        """Decode an adapter's safetensors bytes; raise AdapterError for anything else."""
         return cls(blob, base, peft_dir.digest(blob), peft_dir.decode(blob))
 
     @property
     def rank(self) -> int:
+        """The rank of its modules; raises AdapterError when it has none."""
         return peft_dir.rank_of(self.tensors)
 
     @property
@@ -43,15 +48,16 @@ class Adapter:
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
+        """The dtype of its tensors."""
         return next(iter(self.tensors.values())).dtype
 
     @cached_property
     def factors(self) -> dict[str, LowRank]:
-        """Module path → its update."""
+        """Module path → its update, in the adapter's dtype."""
         return factors_of(self.tensors)
 
     def at_rank(self, rank: int) -> "Adapter":
-        """What a site of that rank receives: its truncation, or the adapter itself where the rank suffices."""
+        """Return the version that a site of `rank` receives: a truncation, or the adapter itself if its rank fits."""
         if rank >= self.rank:
             return self
         if rank not in self._truncations:
@@ -61,7 +67,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Update:
-    """What one site sends back from a round."""
+    """The message of one site at the end of a round: its trained adapter and its report."""
 
     site: str
     blob: bytes = field(repr=False)
@@ -72,32 +78,28 @@ class Update:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A new version's tensors, and how they came about."""
+    """A new version's tensors, with each site's weight, the reasons for omissions, and the truncation error."""
 
     tensors: Tensors = field(repr=False)
     """Empty when no update was admitted."""
     weights: dict[str, float]
-    """Site → share: what its change was multiplied by; 0 for one that a robust rule rejected.
+    """Site → the factor that its change was multiplied by; 0 for a site that a robust rule rejected.
 
-    They sum to 1, or to less where changes were shortened.
+    The weights sum to 1, or to less where changes were shortened (`norm_clip`).
     """
     left_out: dict[str, str]
-    """Site → why its update is not in here, or has no weight."""
+    """Site → reason why its update is not in the version, or has weight 0."""
     certificate: dict[str, float]
-    """Module → relative Frobenius error against the exact mean; empty for rules that have none."""
-
-
-Factors = Mapping[str, LowRank]
-"""Module path → its update."""
+    """Module → relative Frobenius error against the exact mean; empty for rules that do not compute one."""
 
 
 def factors_of(tensors: Tensors) -> dict[str, LowRank]:
-    """An adapter's modules, in its own dtype."""
+    """Read an adapter's tensors as updates, in their own dtype; raise AdapterError when they are no LoRA factors."""
     return {module: LowRank(_tensor(b), _tensor(a)) for module, (a, b) in peft_dir.factors(tensors).items()}
 
 
 def tensors_of(factors: Factors, dtype: npt.DTypeLike) -> Tensors:
-    """Modules → an adapter in canonical form (alpha == r), in `dtype`."""
+    """Write updates as an adapter's tensors in canonical form (alpha == r), in `dtype`."""
     tensors: Tensors = {}
     for module, update in factors.items():
         canonical = update.canonical()
@@ -107,26 +109,26 @@ def tensors_of(factors: Factors, dtype: npt.DTypeLike) -> Tensors:
 
 
 def truncated(tensors: Tensors, rank: int) -> Tensors:
-    """An adapter at a smaller rank, the same bytes every time: what a site of that rank receives.
+    """Return an adapter at a smaller rank, for a site of that rank; the same input gives the same bytes.
 
-    Each module's best approximation; ranks that this leaves empty keep a row of A, so that they can be trained.
+    Each module becomes its best approximation. Ranks that are left empty keep a row of A, so that they can be trained.
     """
     dtype = next(iter(tensors.values())).dtype
     return tensors_of({name: wake(truncate(full, rank)[0], full) for name, full in factors_of(tensors).items()}, dtype)
 
 
-def change(now: LowRank, received: LowRank) -> LowRank:
-    """What a site changed of one module: ΔW − what it received, at both ranks together."""
-    return weighted_sum([now, received], [1.0, -1.0])
+def change(trained: LowRank, received: LowRank) -> LowRank:
+    """Return a site's change of one module, ΔW − ΔW_received, at the sum of both ranks."""
+    return weighted_sum([trained, received], [1.0, -1.0])
 
 
 def same(one: LowRank, other: LowRank) -> bool:
-    """Whether two updates are the same factors, to the bit."""
+    """Return True if two updates have the same factors and scale, to the bit."""
     return torch.equal(one.A, other.A) and torch.equal(one.B, other.B) and one.scale == other.scale
 
 
 def _tensor(array: Array) -> torch.Tensor:
-    # torch knows bfloat16, and numpy's bfloat16 is ml_dtypes': the bits are the same.
+    # torch cannot read numpy's bfloat16 (ml_dtypes), but the bits are the same.
     if array.dtype == np.dtype(ml_dtypes.bfloat16):
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(array.copy())

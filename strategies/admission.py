@@ -1,4 +1,4 @@
-"""What an update must be to take part in a round. Nothing a site says is believed that can be checked."""
+"""`admit`: check that an update may take part in a round. Everything a site claims is checked where it can be."""
 
 import math
 from collections.abc import Iterable
@@ -10,26 +10,27 @@ from umbel.errors import AdapterError, BaseMismatch
 from umbel.messages import JobState, RoundReport
 
 MAX_TOKENS_PER_EXAMPLE = 1 << 17
-"""No site's context is longer; bounds what an example can weigh."""
+"""Bounds the weight of one example; no site's context is longer."""
 MAX_ABS = 100.0
-"""No trained LoRA factor comes near it, and an aggregate of such factors still fits into float16."""
+"""Largest absolute value of a factor: far above any trained one, and an aggregate of such factors fits into float16."""
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """An update that may take part, and what its site started from."""
+    """An update that may take part in the round."""
 
     factors: Factors
     received: Adapter
+    """The adapter that the site started from: the parent, an earlier one, or a truncation of it."""
 
 
 def admit(
     update: Update, parent: Adapter, *, earlier: Iterable[Adapter] = (), max_examples: int, mixed_ranks: bool
 ) -> Admitted:
-    """Decode an update; raise AdapterError or BaseMismatch, with the reason, if it may not take part.
+    """Decode an update and return its factors; raise AdapterError or BaseMismatch if it may not take part.
 
-    A site may have trained at a smaller rank than `parent`'s, if `mixed_ranks`, from its truncation to that rank; and
-    from one of the `earlier` parents, if there are any.
+    With `mixed_ranks` a site may have trained at a smaller rank, from the parent's truncation to that rank. A late site
+    may have trained from one of the `earlier` parents. `max_examples` bounds the number of examples it may claim.
     """
     report = update.report
     if update.base != parent.base:
@@ -50,7 +51,7 @@ def admit(
 
 
 def _require_counts(report: RoundReport, max_examples: int) -> None:
-    """A count is a claim: an update weighs what its site says, so the claim is bounded by what the plan allows."""
+    """Raise AdapterError for counts that the plan does not allow: a site's own counts decide its weight."""
     if report.num_loss_tokens < 1 or report.num_examples < 1:
         raise AdapterError(
             f"trained on {report.num_examples} examples and {report.num_loss_tokens} tokens; nothing to weigh it by"
@@ -67,6 +68,7 @@ def _require_counts(report: RoundReport, max_examples: int) -> None:
 
 
 def _rank_of(tensors: peft_dir.Tensors, report: RoundReport, parent: Adapter, mixed_ranks: bool) -> int:
+    """Return the one rank of all modules; raise AdapterError if there are several, or one that was not asked for."""
     ranks = {a.shape[0] if a.ndim else 0 for a, _ in peft_dir.factors(tensors).values()}
     if len(ranks) != 1:
         raise AdapterError(f"its modules have ranks {sorted(ranks)}; an adapter has one rank")
@@ -80,7 +82,7 @@ def _rank_of(tensors: peft_dir.Tensors, report: RoundReport, parent: Adapter, mi
 
 
 def _received(report: RoundReport, rank: int, parents: list[Adapter]) -> Adapter:
-    """What the site of `rank` started from, by the digest it reports."""
+    """Return the adapter that a site of `rank` says it started from, by digest; raise AdapterError if there is none."""
     for parent in parents:
         received = parent.at_rank(rank)
         if received.digest == report.parent:
@@ -92,6 +94,7 @@ def _received(report: RoundReport, rank: int, parents: list[Adapter]) -> Adapter
 
 
 def _require_sane(factors: Factors) -> None:
+    """Raise AdapterError for a factor with values above MAX_ABS."""
     for module, update in factors.items():
         if max(float(update.A.abs().amax()), float(update.B.abs().amax())) > MAX_ABS:
             raise AdapterError(f"{module} holds values above {MAX_ABS:g}, far outside what training makes")

@@ -1,9 +1,8 @@
-"""The strategies by the name a run configuration gives them."""
+"""`find`: the strategy that a run configuration names."""
 
 import difflib
 import importlib
 
-from strategies.base import LoraStrategy
 from strategies.dual import Dual
 from strategies.exact import Exact
 from strategies.fedit import FedIT
@@ -11,6 +10,7 @@ from strategies.fedsa import FedSA
 from strategies.ffa import FFA
 from strategies.flora import FLoRA
 from strategies.rolora import RoLoRA
+from strategies.strategy import LoraStrategy
 from umbel.errors import ConfigError
 
 STRATEGIES: dict[str, type[LoraStrategy]] = {
@@ -19,7 +19,7 @@ STRATEGIES: dict[str, type[LoraStrategy]] = {
 
 
 def find(name: str) -> type[LoraStrategy]:
-    """The strategy called `name`, or a class of one's own as "module:Class"; raise ConfigError for an unknown one."""
+    """Return the strategy called `name`, or the class "module:Class"; raise ConfigError for an unknown one."""
     if ":" in name:
         return _own(name)
     if name not in STRATEGIES:
@@ -30,6 +30,7 @@ def find(name: str) -> type[LoraStrategy]:
 
 
 def _own(name: str) -> type[LoraStrategy]:
+    """Import "module:Class"; raise ConfigError when it cannot be, or is no LoraStrategy."""
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -38,5 +39,5 @@ def _own(name: str) -> type[LoraStrategy]:
             f"strategy = {name!r} cannot be imported ({error}); is its file among [tool.flwr.app].fab-include?"
         ) from error
     if not (isinstance(found, type) and issubclass(found, LoraStrategy)):
-        raise ConfigError(f"strategy = {name!r} is no subclass of strategies.base.LoraStrategy")
+        raise ConfigError(f"strategy = {name!r} is no subclass of strategies.strategy.LoraStrategy")
     return found

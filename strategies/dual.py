@@ -1,4 +1,4 @@
-"""Dual adapters: a global one that is federated, and beside it each site's own."""
+"""`Dual`: a global adapter that is federated, and beside it one at each site that never leaves it."""
 
 from typing import ClassVar
 
@@ -8,12 +8,12 @@ from umbel.errors import ConfigError
 
 
 class Dual(Exact):
-    """Site i serves ΔW_i = B_G A_G + B_i A_i: G goes on as in `exact`, and (A_i, B_i), of `personal_rank`, stays there.
+    """Site i serves ΔW_i = B_G A_G + B_i A_i: G is aggregated as in `exact`, and (A_i, B_i), of `personal_rank`, stays.
 
-    FedDPA (arXiv 2403.19211) and FDLoRA (arXiv 2406.07925) train a global and a personal adapter, and weigh the two for
-    each request, or by a search. Here both are trained at once and added as they are: side by side they are a single
-    adapter of rank r + `personal_rank`, which any engine serves. A site that cannot hold that much trains and serves
-    the best approximation of G that fits beside its own.
+    FedDPA (arXiv 2403.19211) and FDLoRA (arXiv 2406.07925) train a global and a personal adapter, and weigh the two per
+    request, or by a search. Here both are trained at once and simply added: side by side they are one adapter of rank
+    r + `personal_rank`, which any engine serves. A site whose engine has a smaller largest rank trains and serves the
+    best approximation of G that fits beside its own adapter. Raises ConfigError without `personal_rank`.
     """
 
     name = "dual"
@@ -26,4 +26,5 @@ class Dual(Exact):
 
     @property
     def personal(self) -> Personal:
+        """An adapter of rank `personal_rank` at each site."""
         return Personal(part="adapter", rank=self.options.personal_rank)

@@ -1,4 +1,4 @@
-"""Exact: the mean of the sites' weight updates themselves, not of their factors."""
+"""`Exact`: the mean of the sites' weight updates themselves, not of their factors."""
 
 import math
 from collections import defaultdict
@@ -10,23 +10,24 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from strategies.adapter import Adapter, Factors, same
-from strategies.base import LoraStrategy, Mean
+from strategies.fold import Mean
 from strategies.lowrank import LowRank, align, concat, norm, truncate, wake
+from strategies.strategy import LoraStrategy
 
 NEGLIGIBLE = 1e-12
-"""A share of the parent below this is the rounding of a sum of weights to 1."""
+"""A share of the parent below this is rounding error in a sum of weights."""
 
 
 class Exact(LoraStrategy):
     """G' = G + Σ p_i (ΔW_i − G_i), at the parent's rank, with the error of that truncation per module.
 
-    G_i is what site i received: G, or its truncation to the site's rank. Taking the mean over what each site *changed*
-    keeps what small sites never saw, where a plain mean of truncated updates loses rank round by round (raFLoRA, arXiv
-    2602.13486). The mean is that of FlexLoRA (arXiv 2402.11505), without forming a dense matrix. Factors are aligned to
-    the parent's, so that they move as little as ΔW does.
+    G_i is the adapter that site i received: G, or its truncation to the site's rank. The mean is taken over the sites'
+    *changes*, so it keeps the part of G that small sites never saw; a plain mean of truncated updates loses rank round
+    by round (raFLoRA, arXiv 2602.13486). The mean is FlexLoRA's (arXiv 2402.11505), without forming a dense matrix.
+    Factors are aligned to the parent's, so that they move as little as ΔW does.
 
-    With `server_momentum` β, G' also takes the step β (G − G_before), G_before being the parent of the round before:
-    heavy-ball momentum in product space. It begins anew when the ServerApp is started again.
+    With `server_momentum` β, G' also takes the step β (G − G_before), where G_before is the parent of the previous
+    round: heavy-ball momentum in product space. It starts from zero when the ServerApp is restarted.
     """
 
     name = "exact"
@@ -34,8 +35,8 @@ class Exact(LoraStrategy):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
-        self._now: Adapter | None = None
-        self._before: Adapter | None = None
+        self._last_parent: Adapter | None = None
+        self._parent_before: Adapter | None = None
 
     def mean(self, parent: Adapter) -> Mean:
         return ProductMean(
@@ -44,17 +45,17 @@ class Exact(LoraStrategy):
         )  # fmt: skip
 
     def _version_before(self, parent: Adapter) -> Adapter | None:
-        """The parent of an earlier round, where this one's is another; None in the first, or without momentum."""
-        if self.options.server_momentum and (self._now is None or self._now.digest != parent.digest):
-            self._now, self._before = parent, self._now
-        return self._before
+        """Return the last parent that was another than this one; None in the first round, or without momentum."""
+        if self.options.server_momentum and (self._last_parent is None or self._last_parent.digest != parent.digest):
+            self._last_parent, self._parent_before = parent, self._last_parent
+        return self._parent_before
 
 
 class ProductMean:
-    """A running Σ amount · (ΔW_i − G_i), one low-rank sum per module.
+    """The `Mean` of `exact`, `flora` and `dual`: Σ amount · (ΔW_i − G_i), one low-rank sum per module.
 
     Factors lie side by side until their ranks add up to a bound, and are then recompressed: memory does not grow with
-    the number of sites, and what recompression loses goes into the certificate, which is then an upper bound.
+    the number of sites. The error of recompression is added to the certificate, which is then an upper bound.
     """
 
     def __init__(
@@ -72,17 +73,19 @@ class ProductMean:
         self._lost: defaultdict[str, float] = defaultdict(float)
 
     def add(self, update: Factors, received: Adapter, amount: float) -> None:
+        """Add `amount` times the change of one site."""
         self._known[received.digest] = received
-        for module, now in update.items():
-            # A module that nobody changed must come out as it is: an SVD of ΔW = 0 would zero A as well as B.
-            if amount == 0.0 or same(now, received.factors[module]):
+        for module, trained in update.items():
+            # A module that nobody changed must stay as it is: an SVD of ΔW = 0 would set A to zero as well as B.
+            if amount == 0.0 or same(trained, received.factors[module]):
                 continue
-            self._sums[module].append(replace(now, scale=amount * now.scale))
+            self._sums[module].append(replace(trained, scale=amount * trained.scale))
             self._received[module][received.digest] += amount
         full = [name for name, parts in self._sums.items() if sum(part.rank for part in parts) > 2 * self._kept]
         self._for_each(self._recompress, full)
 
     def finish(self, total: float) -> tuple[Factors, dict[str, float]]:
+        """Return G' at one rank for all modules, and module → relative Frobenius error of its truncation."""
         combined: dict[str, LowRank] = {}
         certificate: dict[str, float] = {}
         terms = {module: self._terms(module, total) for module in self._parent.factors}
@@ -90,17 +93,17 @@ class ProductMean:
         rank = max(self._parent.rank, min(self._rank, wide))
 
         def settle(module: str) -> None:
-            now, error = self._sum(self._parent.factors[module], terms.pop(module), rank)
+            summed, error = self._sum(self._parent.factors[module], terms.pop(module), rank)
             if module in self._lost:
                 # Errors add up at most (triangle inequality).
-                error += self._lost[module] / total / _size_before(now, error)
-            combined[module], certificate[module] = now, error
+                error += self._lost[module] / total / _size_before(summed, error)
+            combined[module], certificate[module] = summed, error
 
         self._for_each(settle, list(terms))
         return combined, certificate
 
     def _terms(self, module: str, total: float) -> list[LowRank]:
-        """G' of a module as a sum; empty for one that stays what it is."""
+        """Return G' of a module as the terms of a sum; none for a module that nobody changed."""
         shares = defaultdict(float, {self._parent.digest: 1.0})
         for digest, amount in self._received[module].items():
             shares[digest] -= amount / total
@@ -116,6 +119,7 @@ class ProductMean:
         return parts
 
     def _sum(self, parent: LowRank, terms: list[LowRank], rank: int) -> tuple[LowRank, float]:
+        """Add up the terms, truncate to `rank` and align to the parent; return the error of the truncation, too."""
         if not terms:
             return _padded(parent, rank), 0.0
         here = parent.to(self._device)
@@ -124,13 +128,14 @@ class ProductMean:
         return (align(summed, here) if rank == parent.rank else summed).to("cpu"), float(error)
 
     def _recompress(self, module: str) -> None:
+        """Replace a module's parts by their best approximation, and remember the Frobenius norm of the loss."""
         whole = concat([part.to(self._device) for part in self._sums[module]])
         kept, error = truncate(whole, min(self._kept, *whole.shape), method="gram")
         self._lost[module] += float(error) * _size_before(kept, float(error))
         self._sums[module] = [kept.to("cpu")]
 
     def _for_each(self, work: Callable[[str], None], modules: list[str]) -> None:
-        """On a CPU, modules side by side, each on one thread: one module's matrices are too small to share."""
+        """Work on each module; on a CPU side by side, one thread each: a module's matrices are too small to share."""
         threads = torch.get_num_threads()
         if not self._device.startswith("cpu") or threads == 1 or len(modules) < 2:
             for module in modules:
@@ -146,10 +151,10 @@ class ProductMean:
 
 
 def _size_before(kept: LowRank, error: float) -> float:
-    """‖ΔW‖_F of what was truncated to `kept`: ‖kept‖² = (1 − error²) ‖ΔW‖²."""
+    """Return ‖ΔW‖_F before a truncation to `kept`, by ‖kept‖² = (1 − error²) ‖ΔW‖²."""
     return float(norm(kept)) / math.sqrt(max(1.0 - error**2, NEGLIGIBLE))
 
 
 def _padded(update: LowRank, rank: int) -> LowRank:
-    """The same ΔW at a larger rank, if that is what the other modules need: an adapter has one rank."""
+    """Return the same ΔW at the rank of the other modules: an adapter has one rank."""
     return update if update.rank == rank else truncate(update, rank)[0]

@@ -1,19 +1,20 @@
-"""FedIT: the mean of A and the mean of B."""
+"""`FedIT`: the mean of A and the mean of B, each by itself."""
 
 from typing import Literal
 
 import torch
 
 from strategies.adapter import Adapter, Factors
-from strategies.base import LoraStrategy, Mean
+from strategies.fold import Mean
 from strategies.lowrank import LowRank
+from strategies.strategy import LoraStrategy
 from umbel.errors import AdapterError
 
 
 class FedIT(LoraStrategy):
-    """Ā = Σ p_i A_i, B̄ = Σ p_i B_i (Shepherd, arXiv 2305.05644): cheap, and the baseline in the literature.
+    """Ā = Σ p_i A_i, B̄ = Σ p_i B_i (FedIT in Shepherd, arXiv 2305.05644): cheap, and the baseline in the literature.
 
-    Not exact: Σ p_i B_i A_i − B̄ Ā = Σ p_i (B_i − B̄)(A_i − Ā), which is small while sites stay near each other and
+    Not exact: Σ p_i B_i A_i − B̄ Ā = Σ p_i (B_i − B̄)(A_i − Ā), which is small while sites stay near each other, and
     zero when they share a factor.
     """
 
@@ -28,7 +29,10 @@ class FedIT(LoraStrategy):
 
 
 class FactorMean:
-    """Running sums of what was changed in A and in B, each for itself, in float64."""
+    """The `Mean` of rules that average factors: running sums of the changes of A and of B, in float64.
+
+    `exact`: the certificate is 0 for every module, because the sites share one of the factors.
+    """
 
     def __init__(self, parent: Adapter, *, exact: bool = False) -> None:
         self._parent = parent.factors
@@ -36,13 +40,15 @@ class FactorMean:
         self._sums: dict[str, LowRank] = {}
 
     def add(self, update: Factors, received: Adapter, amount: float) -> None:
-        for module, now in update.items():
-            before = received.factors[module]
-            b, a = (amount * (new.double() - old) for new, old in ((now.B, before.B), (now.A, before.A)))
+        """Add `amount` times the change of each factor."""
+        for module, trained in update.items():
+            start = received.factors[module]
+            b, a = (amount * (new.double() - old) for new, old in ((trained.B, start.B), (trained.A, start.A)))
             held = self._sums.get(module)
             self._sums[module] = LowRank(b, a) if held is None else LowRank(held.B + b, held.A + a)
 
     def finish(self, total: float) -> tuple[Factors, dict[str, float]]:
+        """Return the parent's factors, moved by the mean changes, and the certificate."""
         combined: dict[str, LowRank] = {}
         for module, parent in self._parent.items():
             moved = self._sums.pop(module, None)
@@ -53,8 +59,7 @@ class FactorMean:
 
 
 def require_frozen(update: Factors, received: Adapter, factor: Literal["A", "B"]) -> None:
-    """Raise AdapterError unless a factor is, to the bit, the one that the site received."""
-    for module, now in update.items():
-        before = received.factors[module]
-        if not torch.equal(getattr(now, factor), getattr(before, factor)):
+    """Raise AdapterError unless every module's `factor` equals, to the bit, the one that the site received."""
+    for module, trained in update.items():
+        if not torch.equal(getattr(trained, factor), getattr(received.factors[module], factor)):
             raise AdapterError(f"{module}.lora_{factor} was changed, and in this round only the other factor may be")

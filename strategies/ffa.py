@@ -1,15 +1,16 @@
-"""FFA-LoRA: A stays what it was at the beginning, B is averaged."""
+"""`FFA`: A keeps its initial value for ever, B is averaged."""
 
 from strategies.adapter import Adapter, Factors
-from strategies.base import LoraStrategy, Mean
 from strategies.fedit import FactorMean, require_frozen
+from strategies.fold import Mean
+from strategies.strategy import LoraStrategy
 from umbel.messages import TrainPlan
 
 
 class FFA(LoraStrategy):
     """ΔW' = (Σ p_i B_i) A₀ (FFA-LoRA, arXiv 2403.12313): exact, as the product is linear in B.
 
-    What it costs is expressivity: the update lives in the row space that A₀ happened to have.
+    The price is expressivity: the update stays in the row space of the random A₀.
     """
 
     name = "ffa"

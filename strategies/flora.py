@@ -1,10 +1,11 @@
-"""FLoRA: the sites' factors stacked, not averaged; the stack is carried as rank, and the base stays frozen."""
+"""`FLoRA`: the sites' factors are stacked, not averaged; the stack is kept as extra rank of the adapter."""
 
 from typing import ClassVar
 
 from strategies.adapter import Adapter
-from strategies.base import LoraStrategy, Mean
 from strategies.exact import Exact, ProductMean
+from strategies.fold import Mean
+from strategies.strategy import LoraStrategy
 from umbel.errors import ConfigError
 
 
@@ -14,7 +15,7 @@ class FLoRA(Exact):
     FLoRA (arXiv 2409.05976) sends the stack [p_1 B_1 | … | p_N B_N], [A_1; …; A_N] and merges it into the base. Here
     the base is shared with the served model and never written, so the stack stays an adapter: without loss while it
     fits, and the best approximation at `stack_rank` once it does not. Sites train at the run's rank, from G's
-    truncation to it. `stack_rank` is at most every site's [engine].max_lora_rank.
+    truncation to it. `stack_rank` is at most every site's [engine].max_lora_rank; without it ConfigError is raised.
     """
 
     name = "flora"

@@ -1,8 +1,8 @@
-"""A round's updates, folded one by one: admit → measure → weigh → add up, in memory that does not grow with the sites.
+"""`RoundFold`: a round's updates, one by one: admit → measure → weigh → add up. Memory does not grow with the sites.
 
-An update is added to the running mean, and can be forgotten, as soon as nothing that the others may send can make it
-too long: once about half of the sites have answered. Before, and under a robust rule until all are there, it waits on
-disk; only the sites' Gram matrix is in memory.
+An update is added to the running mean, and forgotten, as soon as no update of another site can make it too long for
+`norm_clip`: once about half of the sites have answered. Until then it waits on disk; under a robust rule all updates
+wait until the last one is there, and only the sites' Gram matrix is in memory.
 """
 
 import math
@@ -24,29 +24,32 @@ from umbel.errors import AdapterError, UmbelError
 
 
 class Mean(Protocol):
-    """One round's running mean of changes. A strategy of one's own is a class with these two methods."""
+    """The running mean of one round. Your own rule of aggregation is a class with these two methods."""
 
     def add(self, update: Factors, received: Adapter, amount: float) -> None:
-        """Take in `amount` times what a site changed: its factors, against those it received."""
+        """Add `amount` times a site's change: its factors in `update` against those that it received."""
 
     def finish(self, total: float) -> tuple[Factors, dict[str, float]]:
-        """The new factors: the parent, moved by the sum of amounts · changes / `total`; and module → relative error."""
+        """Return the parent's factors moved by Σ amount · change / `total`, and module → relative error, if known."""
 
 
 @dataclass
 class _Entry:
+    """An admitted update."""
+
     site: str
     staleness: int
     prior: float
-    """Its weight before a robust rule speaks, not yet a share."""
+    """Weight before a robust rule is applied; not normalised."""
     length: float
     """‖Δ‖_F over all modules."""
     received: Adapter
     waiting: Path | None
+    """File of an update that is not in the mean yet; None once it is."""
 
 
 class RoundFold:
-    """`strategies.base.Fold` for every strategy; `admit` raises UmbelError with the reason for a refusal."""
+    """The `strategies.strategy.Fold` of every strategy; `admit` raises UmbelError with the reason for a refusal."""
 
     def __init__(
         self, parent: Adapter, spool: Path, sites: int, mean: Mean, admit: Callable[[Update, int], Admitted],
@@ -64,11 +67,11 @@ class RoundFold:
 
     @property
     def admitted(self) -> tuple[str, ...]:
-        """The sites whose updates take part so far."""
+        """The sites whose updates take part so far, in order of arrival."""
         return tuple(dict.fromkeys(entry.site for entry in self._entries))
 
     def add(self, update: Update, staleness: int = 0) -> None:
-        """Admit an update, or remember why not. `staleness`: how many rounds ago it was asked for."""
+        """Admit an update, or remember the reason why not. `staleness`: rounds since it was asked for."""
         try:
             self._require_new(update.site, staleness)
             admitted = self._admit(update, staleness)
@@ -78,7 +81,7 @@ class RoundFold:
         tokens = update.report.num_loss_tokens
         weight = 1 if self._options.robust != "none" else min(tokens, self._options.weight_cap or tokens)
         entry = _Entry(
-            update.site, staleness, weight / math.sqrt(1 + staleness),  # FedBuff's (arXiv 2106.06639)
+            update.site, staleness, weight / math.sqrt(1 + staleness),  # FedBuff (arXiv 2106.06639)
             self._length(admitted), admitted.received, None,
         )  # fmt: skip
         self._entries.append(entry)
@@ -93,10 +96,10 @@ class RoundFold:
                 self._take(other, other.waiting, other.prior)
 
     def finish(self) -> Aggregate:
-        """Decide on those that waited, and emit the new version in the parent's dtype."""
+        """Weigh and add the updates that waited, and return the new version in the parent's dtype."""
         if not self._entries:
             return Aggregate({}, {}, self._left_out, {})
-        self._entries.sort(key=lambda entry: (entry.site, entry.staleness))  # not by who was first
+        self._entries.sort(key=lambda entry: (entry.site, entry.staleness))  # the order of arrival must not matter
         bound = robust.norm_bound([entry.length for entry in self._entries], self._options.norm_clip)
         scales = [1.0 if entry.waiting is None else _scale(entry.length, bound) for entry in self._entries]
         try:
@@ -116,33 +119,35 @@ class RoundFold:
         return Aggregate(tensors_of(combined, self._parent.dtype), weights, self._left_out, certificate)
 
     def _require_new(self, site: str, staleness: int) -> None:
+        """Raise AdapterError for a second update of one site in one round."""
         for entry in self._entries:
             if entry.site == site and (entry.staleness == staleness or self._options.robust != "none"):
                 raise AdapterError("it has an update in this round already; a site counts once")
 
     def _take(self, entry: _Entry, waiting: Path, amount: float) -> None:
-        """Add an update that waited to the mean, and forget it."""
+        """Add an update that waited to the mean, and delete its file."""
         self._mean.add(factors_of(peft_dir.decode(waiting.read_bytes())), entry.received, amount)
         waiting.unlink()
         entry.waiting = None
 
     def _least_bound(self) -> float:
-        """How long a change may be for certain: what the bound is at least when all sites have answered."""
+        """Return the smallest bound on ‖Δ‖_F that is possible once all sites have answered."""
         if self._options.robust != "none":
             return -math.inf
         missing = max(0, self._sites - len(self._entries))
         return robust.norm_bound([entry.length for entry in self._entries], self._options.norm_clip, missing)
 
     def _length(self, admitted: Admitted) -> float:
-        """‖Δ‖_F over all modules, one at a time."""
-        pairs = ((now, admitted.received.factors[module]) for module, now in admitted.factors.items())
-        return math.sqrt(sum(float(norm(self._change(now, before))) ** 2 for now, before in pairs))
+        """Return ‖Δ‖_F over all modules, computed one module at a time."""
+        start = admitted.received.factors
+        changes = (self._change(trained, start[module]) for module, trained in admitted.factors.items())
+        return math.sqrt(sum(float(norm(one)) ** 2 for one in changes))
 
-    def _change(self, now: LowRank, received: LowRank) -> LowRank:
-        return change(self._measured(now), self._measured(received))
+    def _change(self, trained: LowRank, received: LowRank) -> LowRank:
+        return change(self._measured(trained), self._measured(received))
 
     def _weigh(self, scales: list[float]) -> tuple[list[float], float, dict[int, str]]:
-        """Each entry's amount, what they are divided by, and those that a robust rule rejects, with its reason."""
+        """Return each entry's amount, their divisor, and index → reason of entries that a robust rule rejects."""
         prior = torch.tensor([entry.prior for entry in self._entries], dtype=torch.float64)
         if self._options.robust == "none":
             return prior.tolist(), float(prior.sum()), {}
@@ -158,6 +163,7 @@ class RoundFold:
         return weights.tolist(), 1.0, rejected
 
     def _trusted(self) -> int:
+        """Return the index of the trusted site's entry; raise AdapterError without one."""
         for index, entry in enumerate(self._entries):
             if entry.site == self._options.trusted_site:
                 return index
@@ -165,14 +171,14 @@ class RoundFold:
 
 
 class _Changes(Mapping[str, LowRank]):
-    """What a waiting update changed, read from disk one module at a time."""
+    """The change in a waiting update: module path → change, each read from disk when it is asked for."""
 
     def __init__(self, entry: _Entry, change: Callable[[LowRank, LowRank], LowRank]) -> None:
         assert entry.waiting is not None
         self._path, self._received, self._change = entry.waiting, entry.received.factors, change
 
     def __getitem__(self, module: str) -> LowRank:
-        # Opened each time: a file that stays mapped counts as this process's memory.
+        # Opened for each module: a file that stays mapped counts as this process's memory.
         with safe_open(self._path, framework="pt") as file:
             b, a = (file.get_tensor(peft_dir.key(module, factor)) for factor in "BA")
         return self._change(LowRank(b, a), self._received[module])
@@ -185,4 +191,5 @@ class _Changes(Mapping[str, LowRank]):
 
 
 def _scale(length: float, bound: float) -> float:
+    """Return the factor that shortens a change to the bound; 1 for one within it."""
     return min(1.0, bound / length) if length > 0 else 1.0

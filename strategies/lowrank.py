@@ -1,8 +1,8 @@
-"""Weight updates kept as low-rank products, and exact arithmetic on them that never forms an m×n matrix.
+"""`LowRank`: a weight update kept as a product of two factors, and arithmetic on it that never forms an m×n matrix.
 
 Shapes: m out features, n in features, r rank, R summed rank; `…` are batch dimensions, so that layers of one shape can
-go through together. Factors may be of any float dtype, on any device; what decides accuracy is done in float64. Pure
-functions, no I/O.
+go through together. Factors may have any float dtype and be on any device; steps that decide the accuracy are done in
+float64. Pure functions, no I/O.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,24 @@ from torch import Tensor
 Method = Literal["qr", "gram"]
 
 CACHED = 4096
-"""Columns of a factor that are multiplied at a time."""
+"""Columns of a factor that are multiplied at a time, so that they stay in the CPU's cache."""
 
-# Singular values below these, relative to the largest, are rounding: float64's for QR, its square root for the Gram.
+# A singular value below this share of the largest is rounding error: float64's for QR, its square root for the Gram.
 _FLOOR: dict[Method, float] = {"qr": 1e-14, "gram": 1e-7}
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """ΔW = scale · B A, of one linear layer: B […, m, r], A […, r, n]. `scale` is LoRA's alpha / r."""
+    """The update of one linear layer, ΔW = scale · B A: B […, m, r], A […, r, n]; `scale` is LoRA's alpha / r.
+
+    LoRA: arXiv 2106.09685, equation 3. Raises ValueError when B and A have no common rank.
+
+    >>> update = LowRank(B=torch.randn(64, 8), A=torch.randn(8, 32), scale=2.0)
+    >>> update.rank, update.shape
+    (8, (64, 32))
+    >>> mean = weighted_sum([update, update], [0.5, 0.5])  # exact, at rank 16
+    >>> best, error = truncate(mean, 8)  # rank 8 again
+    """
 
     B: Tensor
     A: Tensor
@@ -37,37 +46,31 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """Columns of B; an upper bound of the rank of ΔW."""
+        """Columns of B, an upper bound of the rank of ΔW."""
         return int(self.A.shape[-2])
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(m, n) of ΔW."""
+        """(m, n), the shape of ΔW without batch dimensions."""
         return int(self.B.shape[-2]), int(self.A.shape[-1])
 
     def dense(self) -> Tensor:
-        """ΔW […, m, n], in float64; for tests."""
+        """Return ΔW […, m, n] in float64; for tests."""
         return self.scale * (self.B.double() @ self.A.double())
 
     def canonical(self) -> "LowRank":
-        """The same ΔW with alpha == r: the scale folded into B. SGLang reads no other scaling rule right."""
+        """Return the same ΔW with its scale folded into B (alpha == r): SGLang applies no other scaling correctly."""
         return self if self.scale == 1.0 else LowRank(self.scale * self.B, self.A)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "LowRank":
-        """The same update elsewhere, or in another dtype."""
+        """Return the same update on another device, or in another dtype."""
         return LowRank(self.B.to(device, dtype), self.A.to(device, dtype), self.scale)
 
 
-def stack(updates: Sequence[LowRank]) -> LowRank:
-    """Updates of layers of one shape and rank as a batch, scales folded in."""
-    folded = [update.canonical() for update in updates]
-    return LowRank(torch.stack([update.B for update in folded]), torch.stack([update.A for update in folded]))
-
-
 def concat(updates: Sequence[LowRank]) -> LowRank:
-    """Σ ΔW_i exactly, at the summed rank R: the factors side by side, each scale folded into its B.
+    """Return Σ ΔW_i exactly, at the summed rank R: the factors side by side, each scale folded into its B.
 
-    In float32 or better, whatever the factors come in.
+    The dtype is the factors' common one, at least float32. Raises ValueError for no update, or for different shapes.
     """
     if not updates:
         raise ValueError("nothing to add up: a sum of updates needs at least one")
@@ -85,33 +88,31 @@ def concat(updates: Sequence[LowRank]) -> LowRank:
 
 
 def weighted_sum(updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """Σ w_i ΔW_i exactly, at the summed rank R; ranks and scales may differ, weights may be negative."""
+    """Return Σ w_i ΔW_i exactly, at the summed rank R; ranks and scales may differ, weights may be negative.
+
+    Raises ValueError for no update, for different shapes, or for another number of weights.
+    """
     return concat([replace(u, scale=w * u.scale) for u, w in zip(updates, weights, strict=True)])
 
 
-def truncate(
-    update: LowRank, rank: int | None = None, energy: float | None = None, method: Method = "qr"
-) -> tuple[LowRank, Tensor]:
-    """The best approximation of ΔW at a rank (Eckart–Young), and its relative Frobenius error […], float64.
+def truncate(update: LowRank, rank: int, method: Method = "qr") -> tuple[LowRank, Tensor]:
+    """Return the best approximation of ΔW at a rank (Eckart–Young), and its relative Frobenius error […], float64.
 
-    `rank` fixes the rank, padding with zeros where ΔW has less; `energy` takes the smallest one that keeps that share
-    of ‖ΔW‖², for every layer of the batch, and at most `rank`. Factors are balanced (B = U √S, A = √S Vᵀ), scale 1.
-    O((m + n) R² + R³), as in FLoRIST (arXiv 2506.09199): `qr` takes two thin QRs and the SVD of an R×R core, accurate
-    to float64; `gram` two R×R Grams and their eigenvectors, several times faster and good to about 1e-7.
+    The result has exactly this rank, padded with zeros where ΔW has less; its factors are balanced (B = U √S,
+    A = √S Vᵀ), its scale is 1. Raises ValueError for a rank below 1. O((m + n) R² + R³), as in FLoRIST (arXiv
+    2506.09199): `qr` takes two thin QRs and the SVD of an R×R core, accurate to float64; `gram` two R×R Grams and their
+    eigenvectors, several times faster and accurate to about 1e-7.
+
+    >>> total = concat([LowRank(torch.randn(64, 8), torch.randn(8, 32)) for _ in range(3)])
+    >>> best, error = truncate(total, 8)
+    >>> best.rank, bool(0 <= error <= 1)
+    (8, True)
     """
-    if rank is None and energy is None:
-        raise ValueError("truncate to what? give a rank, a share of the energy, or both")
-    if rank is not None and rank < 1:
+    if rank < 1:
         raise ValueError(f"cannot truncate to rank {rank}; a LoRA adapter has at least rank 1")
     decompose = _svd_gram if method == "gram" and update.rank < min(update.shape) else _svd_qr
     singular, factors = decompose(update)
     total = torch.linalg.vector_norm(singular, dim=-1)
-    if energy is not None:
-        left = torch.cat([total[..., None] ** 2, total[..., None] ** 2 - (singular**2).cumsum(-1)], dim=-1)
-        enough = left <= (1.0 - energy + 1e-12) * total[..., None] ** 2
-        needed = max(1, int(enough.to(torch.int64).argmax(-1).max()))
-        rank = needed if rank is None else min(rank, needed)
-    assert rank is not None
     kept = min(rank, singular.shape[-1])
     singular = torch.where(singular > _FLOOR[method] * singular[..., :1], singular, 0.0)
     b, a = factors(singular, kept)
@@ -123,7 +124,7 @@ def truncate(
 
 
 class _QR:
-    """Thin factors of ΔW = left · diag(S) · right; called with S, it gives the balanced factors of the first k."""
+    """Thin factors of ΔW = left · diag(S) · right; calling it with S returns the first k balanced columns and rows."""
 
     def __init__(self, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
         self.left, self.right, self.dtype = left, right, dtype
@@ -135,7 +136,7 @@ class _QR:
 
 
 def _svd_qr(update: LowRank) -> tuple[Tensor, _QR]:
-    """S […, k] of ΔW with k = min(R, m, n), and its singular vectors; dense only where R makes that the cheaper way."""
+    """Return S […, k] of ΔW, k = min(R, m, n), and its singular vectors; by a dense SVD where R makes that cheaper."""
     b, a, dtype = update.B.double() * update.scale, update.A.double(), _kept(update)
     if update.rank >= min(update.shape):
         u, s, vt = torch.linalg.svd(b @ a, full_matrices=False)
@@ -147,7 +148,10 @@ def _svd_qr(update: LowRank) -> tuple[Tensor, _QR]:
 
 
 class _Gram:
-    """Of C = Lᵀ (BᵀB) L with A Aᵀ = L Lᵀ and C = V S² Vᵀ: left vectors B L V S⁻¹, right ones S⁻² Vᵀ Lᵀ (BᵀB) A · S."""
+    """Singular vectors of ΔW from its Grams; calling it with S returns the first k balanced columns and rows.
+
+    With A Aᵀ = L Lᵀ and Lᵀ (BᵀB) L = V S² Vᵀ, the scale folded into B, they are B L V S⁻¹ and S⁻² Vᵀ Lᵀ (BᵀB) A.
+    """
 
     def __init__(self, update: LowRank, to_b: Tensor, to_a: Tensor) -> None:
         self.update, self.to_b, self.to_a = update, to_b, to_a
@@ -161,7 +165,7 @@ class _Gram:
 
 
 def _svd_gram(update: LowRank) -> tuple[Tensor, _Gram]:
-    """S […, R] of ΔW from the R×R Grams of its factors."""
+    """Return S […, R] of ΔW, and its singular vectors, from the R×R Grams of its factors."""
     of_b, of_a = _inner(update.B.mT) * update.scale**2, _inner(update.A)
     root = _root(of_a)
     through = root.mT @ of_b
@@ -171,7 +175,7 @@ def _svd_gram(update: LowRank) -> tuple[Tensor, _Gram]:
 
 
 def _root(square: Tensor) -> Tensor:
-    """L with L Lᵀ = G for a positive semidefinite G; Cholesky's where that exists, for it is ten times cheaper."""
+    """Return L with L Lᵀ = G for a positive semidefinite G; by Cholesky where it succeeds: it is ten times faster."""
     lower, failed = torch.linalg.cholesky_ex(square)
     if bool((failed != 0).any()):
         values, vectors = torch.linalg.eigh(square)
@@ -181,7 +185,7 @@ def _root(square: Tensor) -> Tensor:
 
 
 def _inner(rows: Tensor) -> Tensor:
-    """X Xᵀ in float64. On a CPU by numpy, which knows that the half of it is enough (BLAS' syrk); torch does not."""
+    """Return X Xᵀ in float64; on a CPU by numpy, which computes only half of it (BLAS' syrk), unlike torch."""
     if rows.device.type != "cpu":
         x = rows.double()
         return x @ x.mT
@@ -193,20 +197,20 @@ def _inner(rows: Tensor) -> Tensor:
 
 
 def _kept(update: LowRank) -> torch.dtype:
-    """In which dtype results are handed out: float64 for float64, float32 for everything less."""
+    """Return the dtype of results: float64 for float64 factors, float32 for any smaller one."""
     return torch.promote_types(torch.float32, torch.promote_types(update.B.dtype, update.A.dtype))
 
 
 def norm(update: LowRank) -> Tensor:
-    """‖ΔW‖_F […], float64: s² tr((BᵀB)(A Aᵀ))."""
+    """Return ‖ΔW‖_F […], float64, by ‖ΔW‖² = s² tr((BᵀB)(A Aᵀ))."""
     square = (_inner(update.B.mT) * _inner(update.A)).sum((-1, -2))
     return abs(update.scale) * square.clamp(min=0.0).sqrt()
 
 
 def gram(adapters: Sequence[Mapping[str, LowRank]]) -> Tensor:
-    """G [N, N] of whole adapters, float64: G_ij = Σ over layers of ⟨ΔW_i, ΔW_j⟩_F, whatever their ranks and gauges.
+    """Return G [N, N] of whole adapters, float64: G_ij = Σ over layers of ⟨ΔW_i, ΔW_j⟩_F, for any ranks and gauges.
 
-    Goes layer by layer, so adapters that are read from disk layer by layer never lie in memory whole.
+    It goes layer by layer, so that adapters which are read from disk by layer are never in memory whole.
     """
     total = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
     for module in adapters[0] if adapters else ():
@@ -220,11 +224,12 @@ def gram(adapters: Sequence[Mapping[str, LowRank]]) -> Tensor:
 
 
 def align(update: LowRank, reference: LowRank) -> LowRank:
-    """The same ΔW, its factors rotated as near to the reference's as a rotation can bring them.
+    """Return the same ΔW with its factors rotated as near to the reference's as a rotation can bring them.
 
-    An SVD leaves sign and rotation of the factors arbitrary; factors that stay near those of the round before keep
-    what is stored per factor (an optimizer's moments, FedIT's mean) meaningful. Orthogonal Procrustes:
+    An SVD leaves sign and rotation of the factors arbitrary. Factors that stay near the previous round's keep values
+    that are stored per factor (an optimizer's moments, FedIT's mean) meaningful. Orthogonal Procrustes:
     R = argmin ‖B R − B_ref‖² + ‖Rᵀ A − A_ref‖² = U Vᵀ of svd(Bᵀ B_ref + A A_refᵀ), as FedRot-LoRA (arXiv 2602.23638).
+    Raises ValueError when rank or shape differ.
     """
     if update.rank != reference.rank or update.shape != reference.shape:
         raise ValueError(
@@ -238,9 +243,9 @@ def align(update: LowRank, reference: LowRank) -> LowRank:
 
 
 def wake(update: LowRank, reference: LowRank) -> LowRank:
-    """The same ΔW; of a rank whose both factors are zero, A gets the reference's row, where it has one.
+    """Return the same ΔW; where a column of B and its row of A are both zero, A gets the reference's row, if it exists.
 
-    A pair of zero column and zero row gets no gradient, so the rank would be lost to training for ever.
+    Such a pair gets no gradient, so that rank could never be trained again.
     """
     rows = min(update.rank, reference.rank)
     asleep = (update.A == 0).all(-1)[..., :rows]

@@ -1,4 +1,4 @@
-"""What composes with a strategy: weights, clipping, robust rules, momentum; each is a key of the run configuration."""
+"""`Options`: weights, clipping, robust rules, momentum of a strategy; each is a key of the run configuration."""
 
 from collections.abc import Mapping
 from typing import Literal, Self
@@ -11,41 +11,34 @@ from umbel.errors import ConfigError
 Robust = Literal["none", "geometric_median", "multi_krum", "fltrust"]
 
 
-class Options(BaseModel):
-    """The options of a strategy, in Python's spelling; a strategy refuses those that make no sense with it."""
+class StrategyConfig(BaseModel):
+    """The part of the run configuration that goes to the strategy; the only place that states these defaults.
+
+    `Options` and `server.config.RunConfig` extend it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    max_examples: PositiveInt = 1 << 24
-    """The most examples a site may claim to have trained on in one round."""
     weight_cap: NonNegativeInt = 0
-    """Loss tokens that one site weighs at most; 0: no cap."""
+    """Upper bound on the loss tokens that a site is weighed by; 0: no bound."""
     norm_clip: PositiveFloat = 2.0
-    """A change longer than this times the median site's is shortened to it."""
+    """A change longer (‖Δ‖_F) than this times the median one is shortened to it."""
     robust: Robust = "none"
+    """Rule that weighs sites by their changes alone (`strategies.robust`)."""
     byzantine: NonNegativeInt = 0
-    """Hostile sites that multi_krum is to withstand."""
+    """Number of hostile sites that multi_krum has to withstand."""
     trusted_site: str = ""
-    """Whose update fltrust measures the others by."""
+    """The site by whose update fltrust measures the others."""
     server_momentum: float = Bounded(0.0, ge=0.0, lt=1.0)
     """β of the step G' = G + mean change + β (G − G_before), taken on the weight updates themselves."""
     stack_rank: NonNegativeInt = 0
-    """The rank up to which flora stacks."""
+    """Largest rank of flora's stack; 0 for any other strategy."""
     personal_rank: NonNegativeInt = 0
-    """The rank of the adapter that dual leaves at each site."""
+    """Rank of the adapter that dual leaves at each site; 0 for any other strategy."""
     buffered: bool = False
-    """Whether an update that comes too late counts in the next round."""
+    """True if an update that comes too late counts in the next round."""
     device: str = "cpu"
-    """Where torch computes the mean: cpu, cuda, cuda:1 …"""
-
-    @classmethod
-    def of(cls, options: Mapping[str, object]) -> Self:
-        """Parse options; raise ConfigError with one line per mistake."""
-        try:
-            return cls.model_validate(dict(options))
-        except ValidationError as error:
-            lines = [f"{'.'.join(map(str, one['loc'])) or 'options'}: {one['msg']}" for one in error.errors()]
-            raise ConfigError("strategy: " + "; ".join(line.replace("Value error, ", "") for line in lines)) from error
+    """Device on which torch computes the mean: cpu, cuda, cuda:1 …"""
 
     @model_validator(mode="after")
     def _require_sense(self) -> Self:
@@ -59,3 +52,19 @@ class Options(BaseModel):
                 "own claim; leave weight-cap out"
             )
         return self
+
+
+class Options(StrategyConfig):
+    """The options of a strategy, in Python's spelling; a strategy refuses those that make no sense with it."""
+
+    max_examples: PositiveInt = 1 << 24
+    """The most examples a site may claim to have trained on in one round."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, object]) -> Self:
+        """Parse options; raise ConfigError with one line per mistake."""
+        try:
+            return cls.model_validate(dict(options))
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, one['loc'])) or 'options'}: {one['msg']}" for one in error.errors()]
+            raise ConfigError("strategy: " + "; ".join(line.replace("Value error, ", "") for line in lines)) from error

@@ -1,7 +1,8 @@
-"""Flower records as umbel fills them: "body" holds one message, "adapter" one safetensors file, "metrics" its sums.
+"""Flower records as umbel uses them: "body" holds one message, "adapter" one safetensors file, "metrics" sums.
 
-The adapter is a single Array of raw bytes: bfloat16 survives, Flower cuts it into chunks, and no one averages it by
-mistake. `client/flower/app.py` writes the same records; it ships without this package.
+The adapter is a single Array of raw bytes: so bfloat16 survives, Flower can cut it into chunks, and no Flower strategy
+averages it by mistake. `client/flower/app.py` writes the same records with code of its own, as it ships without this
+package.
 """
 
 from typing import TypeVar
@@ -17,10 +18,11 @@ M = TypeVar("M", bound=BaseModel)
 
 BODY, MESSAGE, ADAPTER, METRICS = "body", "message", "adapter", "metrics"
 STYPE = "umbel.safetensors"
+"""Flower's name for the encoding of an array's bytes."""
 
 
 def pack(body: BaseModel | None = None, adapter: bytes | None = None) -> RecordDict:
-    """A message, and an adapter's bytes beside it, as the content of a Flower message."""
+    """Return the content of a Flower message: a message of ours, and an adapter's bytes beside it."""
     content = RecordDict()
     if body is not None:
         content[BODY] = ConfigRecord({MESSAGE: wire.pack_model(body)})
@@ -30,12 +32,12 @@ def pack(body: BaseModel | None = None, adapter: bytes | None = None) -> RecordD
 
 
 def pack_adapter(blob: bytes) -> ArrayRecord:
-    """An adapter's bytes as an ArrayRecord."""
+    """Wrap an adapter's bytes in an ArrayRecord."""
     return ArrayRecord({ADAPTER: Array(dtype="uint8", shape=(len(blob),), stype=STYPE, data=blob)})
 
 
 def unpack(content: RecordDict, model: type[M]) -> M | Failure:
-    """The message in a Flower message: a `model`, or the site's Failure; raise WireError for anything else."""
+    """Return the `model` in a Flower message, or the site's Failure; raise WireError for anything else."""
     body = content.get(BODY)
     payload = body.get(MESSAGE) if isinstance(body, ConfigRecord) else None
     if not isinstance(payload, bytes):
@@ -46,7 +48,7 @@ def unpack(content: RecordDict, model: type[M]) -> M | Failure:
 
 
 def unpack_adapter(content: RecordDict) -> bytes | None:
-    """The adapter's bytes beside the message, if there are any; raise WireError for another kind of array."""
+    """Return the adapter's bytes beside the message, None without any; raise WireError for another kind of array."""
     record = content.get(ADAPTER)
     if record is None:
         return None
@@ -57,7 +59,7 @@ def unpack_adapter(content: RecordDict) -> bytes | None:
 
 
 def metrics(*reports: RoundReport) -> MetricRecord:
-    """The sums of rounds under Flower's customary names."""
+    """Add up the reports of several sites, under the names that Flower uses."""
     return MetricRecord(
         {
             "num-examples": sum(report.num_examples for report in reports),

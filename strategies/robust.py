@@ -1,8 +1,9 @@
-"""Robust means as weights on the sites' changes, computed from their product-space Gram G alone.
+"""Robust means as weights [N] on the changes of N sites, computed from their product-space Gram matrix G [N, N] alone.
 
-B R⁻¹ · R A is B A for every invertible R, so a distance between factors says nothing: three colluding sign-flippers of
-ten come out *best* of a Krum on factors. G_ij = ⟨Δ_i, Δ_j⟩_F of the weight changes does not see R. A count of tokens is
-a site's own claim, so under these rules it has no say: `prior` holds what lateness makes of each site.
+B R⁻¹ · R A = B A for every invertible R, so a distance between factors means nothing: in a Krum on factors, three
+colluding sites out of ten that flip the sign of their update get the *best* scores. G_ij = ⟨Δ_i, Δ_j⟩_F of the weight
+changes does not depend on R. A count of tokens is a site's own claim, so these rules ignore it: `prior` [N] holds each
+site's weight by lateness only.
 """
 
 import math
@@ -15,14 +16,14 @@ from torch import Tensor
 from umbel.errors import AdapterError
 
 CLIP_FROM = 3
-"""With fewer sites there is no telling which one is out of line."""
+"""Smallest number of sites for clipping: among two, neither can be called the outlier."""
 
 
 def norm_bound(norms: Sequence[float], clip: float, missing: int = 0) -> float:
-    """The longest that a change may be, ‖Δ‖_F: `clip` times the median one. Longer ones are shortened to it.
+    """Return the bound on ‖Δ‖_F, to which longer changes are shortened: `clip` times the median norm.
 
-    Sites that changed nothing are not asked how long a change is. With `missing` others that may still come, it is the
-    least that this can become, whatever they send.
+    Sites that changed nothing do not count for the median. With `missing` sites that may still answer, it is the
+    smallest bound that their answers can lead to. Infinity for fewer than CLIP_FROM sites.
     """
     moved = [norm for norm in norms if norm > 0]
     if len(norms) + missing < CLIP_FROM or not moved:
@@ -31,7 +32,7 @@ def norm_bound(norms: Sequence[float], clip: float, missing: int = 0) -> float:
 
 
 def geometric_median(gram: Tensor, prior: Tensor, *, iterations: int = 200) -> Tensor:
-    """Weights [N] of argmin_z Σ prior_i ‖Δ_i − z‖, which is Σ w_i Δ_i; withstands less than half of the sites.
+    """Return weights w [N] for which Σ w_i Δ_i = argmin_z Σ prior_i ‖Δ_i − z‖; withstands less than half of the sites.
 
     RFA's smoothed Weiszfeld (arXiv 1912.13445, Algorithm 2) on weights: ‖Δ_i − Σ w Δ‖² = G_ii − 2 (G w)_i + wᵀ G w.
     """
@@ -50,10 +51,10 @@ def geometric_median(gram: Tensor, prior: Tensor, *, iterations: int = 200) -> T
 
 
 def multi_krum(gram: Tensor, prior: Tensor, byzantine: int) -> tuple[Tensor, dict[int, str]]:
-    """Weights [N] and, for each update that was not chosen, why; AdapterError unless N ≥ 2 · byzantine + 3.
+    """Return weights [N], and index → reason for each update that was not chosen.
 
-    The N − byzantine updates with the smallest Σ ‖Δ_i − Δ_j‖² to their N − byzantine − 2 nearest others
-    (Blanchard et al., NeurIPS 2017).
+    Chosen are the N − byzantine updates with the smallest Σ ‖Δ_i − Δ_j‖² to their N − byzantine − 2 nearest others
+    (Blanchard et al., NeurIPS 2017). Raises AdapterError unless N ≥ 2 · byzantine + 3.
     """
     count = len(prior)
     if count < 2 * byzantine + 3:
@@ -76,16 +77,17 @@ def multi_krum(gram: Tensor, prior: Tensor, byzantine: int) -> tuple[Tensor, dic
 
 
 def fltrust(gram: Tensor, prior: Tensor, trusted: int) -> tuple[Tensor, dict[int, str]]:
-    """Weights [N] and, for each update without trust, why. `trusted` is whose update the others are measured by.
+    """Return weights [N], and index → reason for each update without trust; `trusted` is the trusted site's index.
 
-    Trust is ReLU(cos(Δ_i, Δ_trusted)), and each change is brought to the trusted one's length (arXiv 2012.13995); the
-    trusted update takes part with trust 1, as it was trained on real data and not on a sample of it.
+    Trust is ReLU(cos(Δ_i, Δ_trusted)), and each change is scaled to the length of the trusted one (FLTrust, arXiv
+    2012.13995). The trusted update takes part itself, with trust 1: it was trained on a site's real data, and not on a
+    small sample at the server.
     """
     lengths = gram.diagonal().clamp(min=0.0).sqrt()
     both = lengths * lengths[trusted]
     alike = torch.where(both > 0, gram[trusted] / both, 0.0)
     trust = prior * alike.clamp(min=0.0)
-    if float(trust.sum()) == 0.0:  # the trusted site changed nothing, and so does the round
+    if float(trust.sum()) == 0.0:  # the trusted site changed nothing, so the round changes nothing
         return torch.zeros_like(trust), {}
     weights = trust / trust.sum() * torch.where(lengths > 0, lengths[trusted] / lengths, 0.0)
     strangers = {

@@ -1,18 +1,19 @@
-"""RoLoRA: rounds that train B and rounds that train A take turns."""
+"""`RoLoRA`: odd rounds train B, even rounds train A."""
 
 from typing import Literal
 
 from strategies.adapter import Adapter, Factors
-from strategies.base import LoraStrategy, Mean
 from strategies.fedit import FactorMean, require_frozen
+from strategies.fold import Mean
+from strategies.strategy import LoraStrategy
 from umbel.messages import TrainPlan
 
 
 class RoLoRA(LoraStrategy):
     """ΔW' = (Σ p_i B_i) A in odd rounds, B (Σ p_i A_i) in even ones (RoLoRA, arXiv 2409.02346 and 2502.01755).
 
-    Exact, as all sites share the factor that is not trained; and unlike FFA-LoRA's, both factors move. The first round
-    trains B, which is zero then: without it A would have no gradient.
+    Exact, as all sites share the factor that is not trained; unlike in FFA-LoRA both factors move. The first round
+    trains B: it is zero then, and A would get no gradient.
     """
 
     name = "rolora"
@@ -33,6 +34,6 @@ class RoLoRA(LoraStrategy):
         require_frozen(update, received, "A" if self._trained == "B" else "B")
 
     def plan(self, plan: TrainPlan, round: int, site_max_rank: int) -> TrainPlan:
-        """Also tells this strategy which factor the round's updates may have changed."""
+        """Return the base class's plan for one factor, and remember that this round's updates may change no other."""
         self._trained = "B" if round % 2 else "A"
         return super().plan(plan, round, site_max_rank).model_copy(update={"factors": self._trained})

@@ -1,4 +1,4 @@
-"""The frozen base, read from its model directory: its fingerprint, and the linear layers that LoRA adapts."""
+"""`BaseFingerprint`: hashes of the frozen base's model directory; and the shapes of the layers that LoRA adapts."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from umbel.errors import BaseMismatch, ConfigError, UnsupportedModel
 
-# Keys of config.json that do not change what the weights compute.
+# Keys of config.json that have no effect on the model's output.
 _IRRELEVANT = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"})
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
@@ -19,12 +19,16 @@ _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""`model_type` of the families that can be viewed, trained and served."""
+"""`model_type` of the model families that umbel can view, train and serve."""
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of a transformer block, in layer order."""
 
 
 def linear_shapes(model: Path, target_modules: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """Module path → (out, in) of every linear layer that `target_modules` names, in layer order."""
+    """Return module path → (out, in) of every linear layer that `target_modules` names, in layer order.
+
+    Raises ConfigError or UnsupportedModel as `read_config` does.
+    """
     config = read_config(model)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"]
@@ -44,7 +48,7 @@ def linear_shapes(model: Path, target_modules: tuple[str, ...]) -> dict[str, tup
 
 
 def read_config(model: Path) -> dict[str, Any]:
-    """The model's config.json; raise ConfigError without one, UnsupportedModel for a family umbel cannot view."""
+    """Read the model's config.json; raise ConfigError without one, UnsupportedModel for an unknown family."""
     config_file = model / "config.json"
     if not config_file.is_file():
         raise ConfigError(f"{model}: no base model here; expected a Hugging Face model directory with config.json")
@@ -62,7 +66,7 @@ def read_config(model: Path) -> dict[str, Any]:
 
 
 class BaseFingerprint(BaseModel):
-    """sha256 of each part of a base model directory; `digest` stands for all of them."""
+    """sha256 of each part of a base model directory; `digest` combines them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,7 +78,7 @@ class BaseFingerprint(BaseModel):
 
     @classmethod
     def of(cls, model: Path) -> "BaseFingerprint":
-        """Read and hash a model directory (about a second per gigabyte)."""
+        """Read and hash a model directory, in about a second per gigabyte; raise ConfigError or UnsupportedModel."""
         shards = sorted(model.glob("*.safetensors"))
         config = read_config(model)
         if not shards:
@@ -91,10 +95,11 @@ class BaseFingerprint(BaseModel):
 
     @property
     def digest(self) -> str:
+        """sha256 over all parts: the identity of a base."""
         return _digest(self.model_dump())
 
     def require_same(self, other: "BaseFingerprint", *, here: str, there: str) -> None:
-        """Raise BaseMismatch, naming the parts that differ, unless `other` is the same base."""
+        """Raise BaseMismatch with the parts that differ, unless `other` is the same base; `here`, `there` name both."""
         differing = [part for part, value in self.model_dump().items() if getattr(other, part) != value]
         if differing:
             raise BaseMismatch(

@@ -1,4 +1,4 @@
-"""The site file: one TOML per site, frozen. Order: defaults < TOML < environment (`UMBEL_SITE__ENGINE__PORT`)."""
+"""`SiteConfig`: the settings of a site. Order: defaults < TOML < environment (`UMBEL_SITE__ENGINE__PORT`)."""
 
 from pathlib import Path
 from typing import Self
@@ -22,7 +22,14 @@ from umbel.site_sections import (
 
 
 class SiteConfig(BaseSettings):
-    """A site, resolved. Fields are the tables of the site file."""
+    """All settings of a site, resolved and frozen; the fields are the tables of the site file.
+
+    >>> config = SiteConfig.load(Path("sites/clinic-a.toml"))
+    >>> config.engine.port
+    30000
+    >>> config.training.data  # relative paths start at the file's folder
+    PosixPath('/srv/umbel/sites/private/train.jsonl')
+    """
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", env_prefix=site_file.PREFIX, env_nested_delimiter="__"
@@ -49,7 +56,7 @@ class SiteConfig(BaseSettings):
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """What users ask for by name."""
+        """The names of the adapters that users can ask for."""
         return tuple(section.name for section in self.adapter)
 
     def require_adapter(self, name: str) -> None:
@@ -59,6 +66,7 @@ class SiteConfig(BaseSettings):
 
     @property
     def socket(self) -> Path:
+        """The Unix socket of the control API."""
         return self.site.socket or self.site.state_dir / "site.sock"
 
     @classmethod
@@ -70,11 +78,14 @@ class SiteConfig(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings  # what `load` passes is the file: the environment wins over it
+        return env_settings, init_settings  # the first wins: the environment over the file, which `load` passes
 
     @classmethod
     def load(cls, path: Path) -> "SiteConfig":
-        """Read a site file; raise ConfigError with one line per mistake. Relative paths start at the file's folder."""
+        """Read a site file and the environment. Relative paths start at the file's folder.
+
+        Raises ConfigError with one line per mistake; each line begins with the file or the environment variable.
+        """
         tables = site_file.read(path)
         lines = [f"{name}: {why}" for name, why in site_file.unknown_variables(site_file.settings(cls)).items()]
         try:

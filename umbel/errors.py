@@ -1,4 +1,4 @@
-"""Every error umbel raises on purpose.
+"""`UmbelError` and its subclasses: every error that umbel raises on purpose.
 
     UmbelError
     ├── ConfigError        (ValueError)    a site file or run configuration cannot be used
@@ -10,12 +10,15 @@
     ├── NotFound           (LookupError)   no such version, round or alias
     ├── Conflict           (RuntimeError)  a name is taken by something different
     ├── EngineError        (RuntimeError)  the SGLang server does not start, answer or obey
-    │   └── EngineGone                     it went away; the daemon is starting it again
+    │   └── EngineGone                     the server went away; the daemon is restarting it
     ├── TrainingError      (RuntimeError)  a training or evaluation job stopped
     ├── JournalError       (RuntimeError)  a site's journal is damaged
     └── RegistryError      (RuntimeError)  the adapter registry is damaged or refuses a change
 
-A message says what is wrong, where, and what to do about it.
+A message says what is wrong, where, and what to do about it:
+
+    AdapterError: adapter: rank 16 is not within 1..8, the engine's; raise [engine].max_lora_rank at every site and
+    restart, or lower the rank of the run
 """
 
 
@@ -60,7 +63,7 @@ class EngineError(UmbelError, RuntimeError):
 
 
 class EngineGone(EngineError):
-    """The SGLang server went away under a job; the daemon is starting it again."""
+    """The SGLang server went away during a job; the daemon is restarting it."""
 
 
 class TrainingError(UmbelError, RuntimeError):
@@ -68,7 +71,7 @@ class TrainingError(UmbelError, RuntimeError):
 
 
 class JournalError(UmbelError, RuntimeError):
-    """A site's journal is damaged: the site cannot know what it served."""
+    """A site's journal is damaged, so the site cannot know which version was live."""
 
 
 class RegistryError(UmbelError, RuntimeError):

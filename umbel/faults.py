@@ -1,12 +1,12 @@
-"""Fault points: named places at which a process can be made to die as in a power cut, to rehearse what follows.
+"""`Point`, `reach`: named places at which a process can be made to die as in a power cut, to rehearse recovery.
 
     UMBEL_DIE_AT=promote.journalled umbel serve site.toml            the first time that line is reached
     UMBEL_DIE_AT=promote.told:3 …                                    the third time
     UMBEL_DIE_AT=load.begun@engine,promote.told@engine …             the site's engine dies there, the daemon lives on
 
-It ships because a recovery that nobody has seen is a hope: operators can rehearse it at their own site, with their own
-disks, base and supervisor, before they need it. The process ends by SIGKILL: nothing is flushed, no `finally` runs.
-Without the variable a point costs one look into the environment.
+It is part of the product so that operators can rehearse recovery at their own site, with their own disks, base and
+supervisor, before they need it. The process ends by SIGKILL: nothing is flushed, no `finally` runs. Without the
+variable a point costs one look into the environment.
 """
 
 import logging
@@ -23,16 +23,16 @@ VARIABLE = "UMBEL_DIE_AT"
 
 
 class Point(StrEnum):
-    """Every fault point. A transition has one before it, and one after each thing that it leaves behind."""
+    """Every fault point. A transition has one before it, and one after each file, row or call that it makes."""
 
-    # At a site: a version comes in, is loaded and judged.
+    # At a site: a version is received, loaded and judged.
     RECEIVE_WRITTEN = "receive.written"  # its files are there, the journal does not know it
     RECEIVE_JOURNALLED = "receive.journalled"
     LOAD_BEGUN = "load.begun"  # the next call is the engine's
     LOAD_DONE = "load.done"
     JUDGE_DECIDED = "judge.decided"  # the verdict is in memory only
     JUDGE_JOURNALLED = "judge.journalled"
-    # At a site: what a name means changes. The journal, then `aliases.json`, then the router.
+    # At a site: an alias moves. First in the journal, then in `aliases.json`, then in the router.
     SHADOW_BEGUN = "shadow.begun"
     SHADOW_JOURNALLED = "shadow.journalled"
     SHADOW_WRITTEN = "shadow.written"
@@ -49,7 +49,7 @@ class Point(StrEnum):
     REJECT_JOURNALLED = "reject.journalled"
     REJECT_WRITTEN = "reject.written"
     REJECT_TOLD = "reject.told"
-    # At a site: a version that nobody can ask for any more goes.
+    # At a site: a version that no request can name any more is removed.
     RETIRE_BEGUN = "retire.begun"
     RETIRE_UNLOADED = "retire.unloaded"
     RETIRE_REMOVED = "retire.removed"
@@ -59,7 +59,7 @@ class Point(StrEnum):
     ATTEMPT_BEGUN = "attempt.begun"
     UPDATE_WRITTEN = "update.written"  # trained; the journal still has the round as open
     ROUND_DONE = "round.done"
-    PART_KEPT = "part.kept"  # what stays at the site has moved, the round's copy of it is still there
+    PART_KEPT = "part.kept"  # the personal part was replaced, the round's copy of it is still there
     # At a site: recovery itself.
     DAMAGE_FORGOTTEN = "damage.forgotten"
     SWEPT = "swept"  # before the first start of the engine
@@ -83,8 +83,8 @@ class Point(StrEnum):
     GC_REMOVED = "gc.removed"
 
 
-class Move(NamedTuple):
-    """The four points of a change of what a name means."""
+class AliasChange(NamedTuple):
+    """The four points of one move of an alias at a site."""
 
     begun: Point
     journalled: Point
@@ -92,10 +92,12 @@ class Move(NamedTuple):
     told: Point
 
 
-SHADOW = Move(Point.SHADOW_BEGUN, Point.SHADOW_JOURNALLED, Point.SHADOW_WRITTEN, Point.SHADOW_TOLD)
-PROMOTE = Move(Point.PROMOTE_BEGUN, Point.PROMOTE_JOURNALLED, Point.PROMOTE_WRITTEN, Point.PROMOTE_TOLD)
-ROLL_BACK = Move(Point.ROLL_BACK_BEGUN, Point.ROLL_BACK_JOURNALLED, Point.ROLL_BACK_WRITTEN, Point.ROLL_BACK_TOLD)
-REJECT = Move(Point.REJECT_BEGUN, Point.REJECT_JOURNALLED, Point.REJECT_WRITTEN, Point.REJECT_TOLD)
+SHADOW = AliasChange(Point.SHADOW_BEGUN, Point.SHADOW_JOURNALLED, Point.SHADOW_WRITTEN, Point.SHADOW_TOLD)
+PROMOTE = AliasChange(Point.PROMOTE_BEGUN, Point.PROMOTE_JOURNALLED, Point.PROMOTE_WRITTEN, Point.PROMOTE_TOLD)
+ROLL_BACK = AliasChange(
+    Point.ROLL_BACK_BEGUN, Point.ROLL_BACK_JOURNALLED, Point.ROLL_BACK_WRITTEN, Point.ROLL_BACK_TOLD
+)
+REJECT = AliasChange(Point.REJECT_BEGUN, Point.REJECT_JOURNALLED, Point.REJECT_WRITTEN, Point.REJECT_TOLD)
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ _kill_engine: list[Callable[[], None]] = []
 
 
 def reach(point: Point) -> None:
-    """Go on; or, if the environment says so, die here. Raises ConfigError when it names a point that there is not."""
+    """Die here if UMBEL_DIE_AT says so, otherwise do nothing; raise ConfigError when it names an unknown point."""
     plan = os.environ.get(VARIABLE)
     if plan is None:
         return
@@ -119,13 +121,13 @@ def reach(point: Point) -> None:
             kill()
 
 
-def aim(kill: Callable[[], None]) -> None:
-    """Say what ends this process's engine now, for points with `@engine`."""
+def kill_engine_with(kill: Callable[[], None]) -> None:
+    """Register the function that kills the current engine, for points with `@engine`; it replaces an earlier one."""
     _kill_engine[:] = [kill]
 
 
 def _parse(entry: str) -> tuple[Point, int, bool]:
-    """`promote.told:3@engine` → (point, how many times it has to be reached, whether the engine is meant)."""
+    """Read `promote.told:3@engine` as (point, number of times it has to be reached, True for the engine)."""
     what, _, who = entry.strip().partition("@")
     name, _, time = what.partition(":")
     if name not in Point.__members__.values() or who not in ("", "engine") or not (time or "1").isdecimal():

@@ -1,4 +1,4 @@
-"""One shape of error for both HTTP APIs of ours: `{"error": {"type", "message"}}`. Needs FastAPI, as they do."""
+"""`shape`: one form of error for both HTTP APIs of umbel, `{"error": {"type", "message"}}`. Needs FastAPI."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,20 +11,24 @@ from umbel.errors import UmbelError
 
 NAMES = {404: "NotFound", 405: "MethodNotAllowed", 400: "BadRequest"}
 LONGEST = 2000
-"""Characters of a message: a caller's own words may be in it."""
+"""Largest length of a message, in characters: it may quote the caller's own words."""
 
 
-def shape(api: FastAPI, statuses: Mapping[type[UmbelError], int], who: Callable[[], str] = lambda: "") -> None:
-    """Answer every error in that shape; `statuses` where it is not 422. `who` begins each message of an UmbelError."""
+def shape(api: FastAPI, statuses: Mapping[type[UmbelError], int], prefix: Callable[[], str] = lambda: "") -> None:
+    """Let `api` answer every error in that form.
+
+    `statuses` maps errors to HTTP statuses; any other UmbelError is 422. `prefix` returns the first words of the
+    message of an UmbelError.
+    """
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
         status = next((code for kind, code in statuses.items() if isinstance(error, kind)), 422)
-        return answer(status, type(error).__name__, f"{who()}{error}")
+        return answer(status, type(error).__name__, f"{prefix()}{error}")
 
     async def malformed(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        told = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        return answer(422, "WireError", "; ".join(told))
+        mistakes = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        return answer(422, "WireError", "; ".join(mistakes))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -42,7 +46,7 @@ def shape(api: FastAPI, statuses: Mapping[type[UmbelError], int], who: Callable[
 
 
 def answer(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error as JSON."""
-    # A lone surrogate of a caller's is no UTF-8, which JSONResponse writes.
+    """Return an error as JSON; `kind` is the name of its class."""
+    # A caller's words may hold a lone surrogate, which JSONResponse could not encode as UTF-8.
     plain = message.encode(errors="replace").decode()[:LONGEST]
     return JSONResponse({"error": {"type": kind, "message": plain}}, status_code=status, headers=dict(headers or {}))

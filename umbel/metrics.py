@@ -1,8 +1,8 @@
-"""Metrics for Prometheus, from tables of definitions: what each is called, what it means, and where it is read.
+"""`Metric`, `Totals`: metrics for Prometheus, from tables that define the name, the meaning and the source of each.
 
-Names follow Prometheus's conventions: base units, `_total` on counters, `_info` and 1 for what is text. A value is read
-from a snapshot when it is asked for, so no request and no quantum pays for being counted. Labels are names of versions,
-states and kinds: never a user, never a text.
+Names follow Prometheus's conventions: base units, `_total` on counters, `_info` with value 1 for texts. Values are read
+from a snapshot at each scrape, so counting slows down no request and no quantum. Labels are names of versions, states
+and kinds: never a user, never a text.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,13 +13,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 
 Values = Mapping[tuple[str, ...], float]
-"""Label values, in the order of the labels → value; `ONE` where there are no labels."""
+"""Label values, in the order of the labels → value; the key is `ONE` for a metric without labels."""
 ONE: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric over snapshots, which are JSON-like dictionaries."""
+    """One metric, and the function that reads its values from a snapshot (a JSON-like dictionary)."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -27,14 +27,14 @@ class Metric:
     read: Callable[[Mapping[str, Any]], Values]
     labels: tuple[str, ...] = ()
     restarts: bool = False
-    """Whether its source counts from zero again within the life of the process that is scraped."""
+    """True if its source may restart from zero while the process that is scraped lives on."""
 
     def __post_init__(self) -> None:
         assert self.name.startswith("umbel_")
         assert self.name.endswith("_total") == (self.kind == "counter"), self.name
 
     def family(self, values: Values) -> Family:
-        """As Prometheus's client writes it."""
+        """Return the values as a metric family of Prometheus's client."""
         kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         family = kind(self.name, self.help, labels=self.labels)
         for labels, value in sorted(values.items()):
@@ -43,7 +43,7 @@ class Metric:
 
 
 class Totals:
-    """Counters that go on where their source began anew."""
+    """Counters that continue when their source restarts from zero."""
 
     def __init__(self) -> None:
         self._source: object = None
@@ -51,14 +51,14 @@ class Totals:
         self._now: dict[tuple[str, tuple[str, ...]], float] = {}
 
     def begin(self, source: object) -> None:
-        """What is read from now on is of this run of the source; what an earlier one had last stays counted."""
+        """Begin to count a run of the source; the last values of earlier runs stay counted."""
         if source != self._source:
             for key, value in self._now.items():
                 self._before[key] = self._before.get(key, 0.0) + value
             self._source, self._now = source, {}
 
     def add_up(self, metric: Metric, values: Values) -> dict[tuple[str, ...], float]:
-        """The values since the first run; a source that is silent now has what it had."""
+        """Return the values summed over all runs; values that the source does not report keep their last ones."""
         for labels, value in values.items():
             key = (metric.name, labels)
             self._now[key] = max(value, self._now.get(key, 0.0))
@@ -69,7 +69,7 @@ class Totals:
 
 
 def families(metrics: Iterable[Metric], snapshot: Mapping[str, Any], totals: Totals) -> Iterator[Family]:
-    """Every metric of a table, as one snapshot has it."""
+    """Yield every metric of a table, with its values in one snapshot."""
     for metric in metrics:
         values = metric.read(snapshot)
         yield metric.family(totals.add_up(metric, values) if metric.restarts else values)

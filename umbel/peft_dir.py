@@ -1,8 +1,9 @@
 """Adapters as bytes and as PEFT directories, in one canonical form, without torch.
 
 Canonical means: one uniform rank `r`, the scaling folded in so that `lora_alpha == r`, no rsLoRA, DoRA, patterns, bias
-or extra modules, the serving dtype, every number finite. SGLang ignores or dies on anything else; peft, vLLM and LoRAX
-load it as it is. The bytes of `adapter_model.safetensors` are the adapter: they travel, and their sha256 is its digest.
+or extra modules, the serving dtype, every number finite. SGLang ignores anything else or dies of it; peft, vLLM and
+LoRAX load it as it is. The bytes of `adapter_model.safetensors` are the adapter: they are sent as they are, and their
+sha256 is its digest.
 """
 
 import hashlib
@@ -37,18 +38,18 @@ _KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<fact
 
 
 def key(module: str, factor: str) -> str:
-    """PEFT's name of factor "A" or "B" of a module."""
+    """Return PEFT's key of factor "A" or "B" of a module."""
     return f"base_model.model.{module}.lora_{factor}.weight"
 
 
 def encode(tensors: Tensors) -> bytes:
-    """Tensors → safetensors bytes; equal tensors give equal bytes."""
+    """Encode tensors as safetensors bytes; equal tensors give equal bytes."""
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     return safetensors.numpy.save(ordered, {"format": "pt"})
 
 
 def decode(blob: bytes) -> Tensors:
-    """Safetensors bytes → tensors; raise AdapterError for anything else, before memory is spent on it."""
+    """Decode safetensors bytes; raise AdapterError for anything else, before memory is spent on it."""
     try:
         entries: list[tuple[str, Any]] = cast(Any, safetensors).deserialize(blob)
     except safetensors.SafetensorError as error:
@@ -63,7 +64,7 @@ def decode(blob: bytes) -> Tensors:
 
 
 def _require_distinct(blob: bytes) -> None:
-    """Of a name that stands twice each reader takes another tensor: SGLang's may not be the one that was validated."""
+    """Raise AdapterError for a name that is in the header twice: SGLang might read another tensor than this module."""
 
     def pairs(fields: list[tuple[str, object]]) -> None:
         known: set[str] = set()
@@ -76,12 +77,12 @@ def _require_distinct(blob: bytes) -> None:
 
 
 def digest(blob: bytes) -> str:
-    """sha256 of an adapter's bytes: its identity."""
+    """Return the sha256 of an adapter's bytes: its identity."""
     return hashlib.sha256(blob).hexdigest()
 
 
 def factors(tensors: Tensors) -> dict[str, tuple[Array, Array]]:
-    """Module path → (A [r, in], B [out, r]); raise AdapterError for a key that is no LoRA factor or has no partner."""
+    """Return module path → (A [r, in], B [out, r]); raise AdapterError for any other key, or a lone factor."""
     found: dict[str, dict[str, Array]] = {}
     for name, array in tensors.items():
         match = _KEY.fullmatch(name)
@@ -95,10 +96,23 @@ def factors(tensors: Tensors) -> dict[str, tuple[Array, Array]]:
 
 
 def rank_of(tensors: Tensors) -> int:
-    """An adapter's rank: that of its first module. Raises AdapterError when it has none."""
+    """Return the rank of an adapter's first module; raise AdapterError when it has none."""
     for a, _ in factors(tensors).values():
         return int(a.shape[0])
     raise AdapterError("adapter: it has no factors")
+
+
+def untrained(
+    module: str, shape: tuple[int, int], rank: int, dtype: npt.DTypeLike, generator: np.random.Generator
+) -> Tensors:
+    """Return new factors of a module of `shape` (out, in) as peft makes them: A Kaiming-uniform (a = √5), B zero.
+
+    With a = √5, A [r, in] is uniform within ±1/√in.
+    """
+    out_features, in_features = shape
+    bound = 1 / np.sqrt(in_features)
+    a = generator.uniform(-bound, bound, (rank, in_features))
+    return {key(module, "A"): a.astype(dtype), key(module, "B"): np.zeros((out_features, rank), dtype)}
 
 
 def validate(tensors: Tensors, shapes: Shapes, *, rank: int, max_rank: int) -> None:
@@ -133,7 +147,7 @@ def _require_modules(pairs: Mapping[str, object], shapes: Shapes) -> None:
 
 
 def peft_config(*, rank: int, target_modules: tuple[str, ...], base: str) -> dict[str, object]:
-    """The `adapter_config.json` of a canonical adapter."""
+    """Return the `adapter_config.json` of a canonical adapter."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -155,9 +169,9 @@ def peft_config(*, rank: int, target_modules: tuple[str, ...], base: str) -> dic
 
 
 def write(directory: Path, blob: bytes, manifest: AdapterManifest, *, base: str) -> None:
-    """Write a PEFT directory that is there whole or not at all; `base` is what `base_model_name_or_path` shall say.
+    """Write a PEFT directory that is there whole or not at all; `base` becomes `base_model_name_or_path`.
 
-    Writing the same version again is no change. Raises AdapterError when the directory holds another adapter.
+    Writing the same version again changes nothing. Raises AdapterError when the directory holds another adapter.
     """
     if directory.exists():
         if read(directory)[1].digest != manifest.digest:
@@ -167,18 +181,18 @@ def write(directory: Path, blob: bytes, manifest: AdapterManifest, *, base: str)
 
 
 def encode_config(manifest: AdapterManifest, base: str) -> bytes:
-    """The bytes of a version's `adapter_config.json`."""
+    """Return the bytes of a version's `adapter_config.json`."""
     config = peft_config(rank=manifest.rank, target_modules=manifest.target_modules, base=base)
     return json.dumps(config, indent=2).encode()
 
 
 def encode_manifest(manifest: AdapterManifest) -> bytes:
-    """The bytes of a version's `manifest.json`."""
+    """Return the bytes of a version's `manifest.json`."""
     return manifest.model_dump_json(indent=2).encode()
 
 
 def place(directory: Path, files: Mapping[str, bytes | Path]) -> None:
-    """Make a directory that is there whole or not at all, of file name → content, or → target of a symbolic link."""
+    """Make a directory, whole or not at all, of file name → content, or → target of a symbolic link (a Path)."""
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -193,7 +207,7 @@ def place(directory: Path, files: Mapping[str, bytes | Path]) -> None:
 
 
 def read(directory: Path) -> tuple[bytes, AdapterManifest]:
-    """Read a version back; raise AdapterError when a file is missing, or weights or scaling are not the manifest's."""
+    """Read a version; raise AdapterError when a file is missing, or weights or scaling are not the manifest's."""
     try:
         blob, manifest = (directory / WEIGHTS).read_bytes(), (directory / MANIFEST).read_bytes()
         config = (directory / CONFIG).read_bytes()
@@ -209,14 +223,14 @@ def read(directory: Path) -> tuple[bytes, AdapterManifest]:
 
 
 def _require_scaling(path: Path, config: bytes, manifest: AdapterManifest) -> None:
-    """The digest is of the weights; what an engine multiplies them by stands in the settings beside them."""
+    """Raise AdapterError unless the settings scale the weights canonically: the digest covers the weights only."""
     try:
-        told = json.loads(config)
+        settings = json.loads(config)
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: not JSON; the file was changed or damaged") from error
     wanted = peft_config(rank=manifest.rank, target_modules=manifest.target_modules, base="")
     for key in _SCALING:
-        if not isinstance(told, dict) or told.get(key) != wanted[key]:
+        if not isinstance(settings, dict) or settings.get(key) != wanted[key]:
             raise AdapterError(f"{path}: {key} is not {wanted[key]!r}; the file was changed or damaged")
 
 

@@ -1,16 +1,22 @@
-"""Files that hold a secret: only their owner may read them."""
+"""`read`, `read_keys`: read files that hold a secret, if only their owner can read them."""
 
+import os
 import stat
 from pathlib import Path
 
 from umbel.errors import ConfigError
 
 SHORTEST = 16
-"""Characters of a secret that nobody guesses."""
+"""Smallest length of a secret, in characters."""
+
+
+def opener(path: str, flags: int) -> int:
+    """Open a file so that a new one is its owner's only (mode 0600); for `open(…, opener=secret_file.opener)`."""
+    return os.open(path, flags, 0o600)
 
 
 def read(path: Path, what: str) -> str:
-    """The text of a file with `what` ("the token"); raise ConfigError for one that others can read, or nobody."""
+    """Return a file's text; raise ConfigError if it, `what` ("the token"), cannot be read, or others can read it."""
     try:
         mode, text = stat.S_IMODE(path.stat().st_mode), path.read_text()
     except OSError as error:
@@ -23,9 +29,9 @@ def read(path: Path, what: str) -> str:
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """The API keys in a file: one per line, `#` begins a comment line. Raise ConfigError for a key that cannot be one.
+    """Return the API keys in a file: one per line; `#` begins a comment line.
 
-    No message holds a key.
+    Raises ConfigError for a line that cannot be a key and for a file without keys. No message contains a key.
     """
     lines = [(number, line.strip()) for number, line in enumerate(read(path, "the API keys").splitlines(), start=1)]
     keys = {number: line for number, line in lines if line and not line.startswith("#")}

@@ -1,9 +1,8 @@
-"""Who made a version, gave an order, or trained an update: Ed25519 signatures (RFC 8032).
+"""`sign`, `verify`: Ed25519 signatures (RFC 8032) of manifests and orders by the centre, of updates by their sites.
 
-The centre signs manifests and orders, and each site holds its public key; a site signs what it says of an update, and
-the centre holds its public key. Weights are in a manifest, an order and a statement by their digest. Keys are PEM files
-as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them. A signature is 128 hexadecimal digits,
-and travels beside what is signed.
+Each site holds the centre's public key, and the centre the public key of each site. Manifests, orders and statements
+contain weights by their digest. Keys are PEM files as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout`
+write them. A signature is 128 hexadecimal digits, and travels beside the document.
 """
 
 import json
@@ -27,10 +26,10 @@ Signed = AdapterManifest | Submit | UpdateStatement
 
 @dataclass(frozen=True)
 class _Kind:
-    """What one kind of document is signed as, and what is said when that does not hold."""
+    """One kind of signed document, with the messages for a signature that is missing or wrong."""
 
     context: bytes
-    """Begins what is signed, so that nothing else signed with the same key can pass for a document of this kind."""
+    """Prefix of the signed bytes, so that a signature of one kind of document is never valid for another."""
     missing: str
     wrong: str
 
@@ -56,26 +55,26 @@ _KINDS: dict[type[Signed], _Kind] = {
 
 
 def canonical(document: Signed) -> bytes:
-    """What is signed: JSON, keys sorted, no spaces, without a signature, and without fields that are at their defaults.
+    """Return the signed bytes: JSON with sorted keys and no spaces, without the signature and fields at their defaults.
 
-    The defaults are left out so that a field which a later release adds leaves the signatures of earlier ones valid.
+    Defaults are left out so that signatures stay valid when a later release adds a field.
     """
     defaults = {
         name: field.get_default(call_default_factory=True) for name, field in type(document).model_fields.items()
     }
     fields = json.loads(document.model_dump_json(exclude={"signature"}))
-    told = {name: value for name, value in fields.items() if getattr(document, name) != defaults[name]}
-    plain = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    changed = {name: value for name, value in fields.items() if getattr(document, name) != defaults[name]}
+    plain = json.dumps(changed, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return _kind(document).context + plain.encode()
 
 
 def sign(key: PrivateKey, document: Signed) -> str:
-    """The signature of a document."""
+    """Return the signature of a document, as 128 hexadecimal digits."""
     return key.sign(canonical(document)).hex()
 
 
 def verify(key: PublicKey, document: Signed, signature: str) -> None:
-    """Raise AdapterError unless `signature` is one of this document, made with the private half of `key`."""
+    """Raise AdapterError unless `signature` is of this document and was made with the private half of `key`."""
     what = str(document.ref) if isinstance(document, AdapterManifest) else f"round {document.order.key}"
     if not signature:
         raise AdapterError(f"{what}: {_kind(document).missing}")
@@ -90,12 +89,13 @@ def _kind(document: Signed) -> _Kind:
 
 
 def read_private(path: Path) -> PrivateKey:
-    """A key to sign with, from a PEM file that only its owner can read; raise ConfigError for any other file."""
+    """Read a private key from a PEM file that only its owner can read; raise ConfigError for any other file."""
     key: object = None
     content = _read(path)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ConfigError(f"{path}: others can read the private key; chmod 600 {path}")
-    with suppress(ValueError, TypeError, UnsupportedAlgorithm):  # no key, one with a passphrase, of an unknown kind
+    # These are raised for a file without a key, a key with a passphrase, and a key of an unknown kind.
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
         key = load_pem_private_key(content, password=None)
     if not isinstance(key, PrivateKey):
         raise ConfigError(
@@ -105,7 +105,7 @@ def read_private(path: Path) -> PrivateKey:
 
 
 def read_public(path: Path) -> PublicKey:
-    """The key that signatures are held against, from a PEM file; raise ConfigError for any other file."""
+    """Read the public key that verifies signatures from a PEM file; raise ConfigError for any other file."""
     key: object = None
     content = _read(path)
     with suppress(ValueError, UnsupportedAlgorithm):

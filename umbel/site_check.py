@@ -1,4 +1,4 @@
-"""Whether what a site file points to is there: every mistake at once, before an engine is started."""
+"""`check_files`: report all missing or unusable files of a site file at once, before an engine is started."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,12 +9,12 @@ from umbel.config import SiteConfig
 from umbel.errors import ConfigError, UmbelError
 
 LONGEST_SOCKET_PATH = 100
-"""Bytes; the kernel's limit is 107."""
+"""Largest length in bytes; the kernel's limit is 107."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def check_files(config: SiteConfig) -> None:
-    """Raise what is wrong, one line per mistake: the error itself where it is the only one, else a ConfigError."""
+    """Raise the only mistake itself, or a ConfigError with one line per mistake where there are several."""
     found = list(mistakes(config))
     if len(found) == 1:
         raise found[0]
@@ -23,7 +23,7 @@ def check_files(config: SiteConfig) -> None:
 
 
 def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
-    """Everything that is wrong with the files. The engine is not needed for it."""
+    """Yield every mistake in the files. The engine is not needed for it."""
     site, training = config.site, config.training
     yield from _raised(lambda: _require_model(config.model.path))
     if site.trusted_key is not None:
@@ -63,7 +63,7 @@ def _require_model(model: Path) -> None:
 
 
 def _raised(check: Callable[[], object]) -> Iterator[UmbelError]:
-    """What a check refuses, as one of several mistakes."""
+    """Run a check and yield the error that it raises, if any."""
     try:
         check()
     except UmbelError as error:

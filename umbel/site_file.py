@@ -1,4 +1,4 @@
-"""A site file as it lies on disk: TOML, with its relative paths made absolute. What it means is `umbel.config`'s."""
+"""Read a site file as TOML with absolute paths, and explain mistakes in it. `umbel.config` gives the tables meaning."""
 
 import difflib
 import os
@@ -19,11 +19,14 @@ PATHS = {
     "training": {"data", "eval_data"},
     "shadow.guard": {"data"},
 }
-"""Table → its keys that hold a path."""
+"""Dotted name of a table → those of its keys that hold a path."""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tables of a site file; raise ConfigError for what is no TOML. Relative paths start at the file's folder."""
+    """Return the tables of a site file. Relative paths start at the file's folder.
+
+    Raises ConfigError for a file that cannot be read or is not TOML, and for a path with a null byte.
+    """
     try:
         tables = tomllib.loads(path.read_text())
     except OSError as error:
@@ -45,7 +48,7 @@ def _absolute(path: Path, key: str, value: str) -> str:
 
 
 def _sections(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The tables of a dotted name, every one of an array; what is no table is left to the validation."""
+    """Return the tables with a dotted name, all of an array. Values of other types are left to the validation."""
     found = [tables]
     for part in name.split("."):
         values = [table.get(part) for table in found]
@@ -55,25 +58,26 @@ def _sections(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 PREFIX = "UMBEL_SITE__"
+"""Beginning of the names of environment variables that set something in a site file."""
 Setting = tuple[str, ...]
-"""Where a setting is: ("engine", "port"); a whole table is ("engine",)."""
+"""Path to a setting, such as ("engine", "port"), or to a whole table: ("engine",)."""
 
 
 def variables() -> dict[Setting, str]:
-    """Setting → the variable that is to set it, whether there is such a setting or not."""
+    """Return each setting that an environment variable names, existing or not → the variable."""
     return {
         tuple(name[len(PREFIX) :].lower().split("__")): name for name in os.environ if name.upper().startswith(PREFIX)
     }
 
 
 def unknown_variables(settings: Collection[Setting]) -> dict[str, str]:
-    """Variable → what is wrong with it, for each that sets none of `settings`."""
+    """Return each environment variable that sets none of `settings` → the mistake, with a hint."""
     known = {"__".join(setting).upper() for setting in settings}
     found: dict[str, str] = {}
     for setting, name in variables().items():
         if setting in settings or setting[:2] == ("engine", "extra_args"):
             continue
-        if setting[:2] == ("engine", "env"):  # a variable's name loses its case here, and would set another one
+        if setting[:2] == ("engine", "env"):  # its case is lost here, so that another variable would be set
             found[name] = f'write it into [engine.env], or set {PREFIX}ENGINE__ENV to JSON such as {{"NAME": "value"}}'
             continue
         near = difflib.get_close_matches(name[len(PREFIX) :].upper(), known, n=1, cutoff=0.6)
@@ -82,26 +86,27 @@ def unknown_variables(settings: Collection[Setting]) -> dict[str, str]:
 
 
 def blamed_variable(location: Collection[int | str]) -> str | None:
-    """The variable that set what is at `location`, if one did."""
+    """Return the environment variable that set the value at `location`, or None if the file did."""
     where = tuple(map(str, location))
     setting = max((one for one in variables() if where[: len(one)] == one), key=len, default=None)
     return None if setting is None else variables()[setting]
 
 
 def variables_of(table: str) -> list[str]:
-    """The variables that set something in a table."""
+    """Return the environment variables that set something in a table, sorted."""
     return sorted(name for setting, name in variables().items() if setting[0] == table)
 
 
 Location = tuple[int | str, ...]
+"""Path to a value as pydantic reports it, such as ("shadow", "guard", 0, "data")."""
 LISTS: tuple[Location, ...] = (("adapter",), ("shadow", "guard"))
-"""Where tables with double brackets stand."""
+"""Locations of the tables that are written with double brackets."""
 
 
 def explain(root: type[BaseModel], found: ValidationError, path: Path, told: Collection[str]) -> list[str]:
-    """A line for each mistake in a `root`, which begins with the file or, where one set it, the variable.
+    """Explain each mistake in a `root` in a line that begins with the file or, where a variable set it, the variable.
 
-    Of the variables in `told` everything is said already.
+    Mistakes of the variables in `told` are left out, because they were reported before.
     """
     lines = []
     for mistake in found.errors():
@@ -129,7 +134,7 @@ def _explain(root: type[BaseModel], location: Location, kind: str, message: str)
 
 
 def settings(root: type[BaseModel]) -> set[tuple[str, ...]]:
-    """Every table of a `root`, and every setting in one that is no list."""
+    """Return every table of a `root`, and every setting in a table that is not a list."""
     found: set[tuple[str, ...]] = {(table,) for table in root.model_fields}
     for table, field in root.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -138,7 +143,7 @@ def settings(root: type[BaseModel]) -> set[tuple[str, ...]]:
 
 
 def _keys(root: type[BaseModel], location: Location) -> list[str]:
-    """The settings that exist in the table at `location`."""
+    """Return the names of the settings that the table at `location` can have."""
     table = root
     for part in location:
         if isinstance(part, str):

@@ -1,4 +1,4 @@
-"""The tables of a site file, one class each; docs/configuration.md is made from what stands below every key."""
+"""The tables of a site file, one class each; docs/reference/configuration.md comes from the docstrings of the keys."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,38 +24,46 @@ OWNED_FLAGS = {
     "max_loras_per_batch": "[engine].slots", "lora_paths": "the journal", "enable_lora": "umbel",
     "admin_api_key": "umbel", "api_key": "umbel", "sleep_on_idle": "umbel",
 }  # fmt: skip
-"""SGLang flags that umbel sets itself, and where."""
+"""SGLang flags that umbel sets itself → the setting, or the part of umbel, that sets them."""
 UNSERVED_FLAGS = {
     "tp": 1, "tp_size": 1, "tensor_parallel_size": 1, "pp_size": 1, "pipeline_parallel_size": 1, "dp": 1, "dp_size": 1,
     "data_parallel_size": 1, "nnodes": 1, "tokenizer_worker_num": 1, "quantization": None,
     "speculative_algorithm": None, "skip_server_warmup": False,
     "enable_custom_logit_processor": False, "enable_response_store": False,
 }  # fmt: skip
-"""SGLang flags with the only value that umbel can serve yet."""
+"""SGLang flags → the only value that umbel can serve yet."""
 
 
 class Section(BaseModel):
+    """A table of the site file: frozen, without unknown keys, and without infinite numbers."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SiteSection(Section):
+    """The site itself: its name, its directory and its keys."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """What the federation calls this site."""
+    """Name of this site in the federation."""
     state_dir: Path
-    """Journal, adapters, logs and sockets; made with mode 0700."""
+    """Directory for journal, adapters, logs and sockets; created with mode 0700."""
     socket: Path | None = None
-    """The control API's Unix socket, open to the group, too. Default: `site.sock` in state_dir, for its owner only."""
+    """Unix socket of the control API, open to its owner and group. Default: `site.sock` in state_dir, for the owner
+    only."""
     trusted_key: Path | None = None
-    """The centre's public key (Ed25519, PEM). With it, no version and no order is taken that it did not sign."""
+    """Public key of the centre (Ed25519, PEM). With it, the site refuses versions and orders that this key did not
+    sign."""
     signing_key: Path | None = None
-    """The site's private key (Ed25519, PEM), with which it signs its updates."""
+    """Private key of this site (Ed25519, PEM). With it, the site signs its updates."""
 
 
 class ModelSection(Section):
+    """The base model."""
+
     path: Path
-    """A Hugging Face model directory: config.json, tokenizer, *.safetensors."""
+    """Hugging Face model directory: config.json, tokenizer, *.safetensors."""
     served_name: str = "base"
-    """What users call the base without an adapter."""
+    """Name with which users ask for the base without an adapter."""
 
     @field_validator("served_name")
     @classmethod
@@ -69,33 +77,37 @@ class ModelSection(Section):
 
 
 class AdapterSection(Section):
+    """An adapter that is trained and served."""
+
     name: AdapterName
-    """What users put into `model` to be answered by the live version."""
+    """Name that users put into `model`; the live version answers them."""
 
 
 class EngineSection(Section):
+    """The SGLang engine."""
+
     host: str = "127.0.0.1"
-    """The address users reach; 0.0.0.0 for all of the machine's."""
+    """Address on which the engine listens for users; 0.0.0.0 means every address of the machine."""
     port: int = Field(ge=1, le=65535)
-    """Where users reach SGLang's OpenAI API."""
+    """Port of SGLang's OpenAI API, for users."""
     api_keys: Path | None = None
-    """A file of keys, one per line, mode 0600. With it users must send one: `Authorization: Bearer` or `x-api-key`."""
+    """File of keys, one per line, mode 0600. With it users must send a key: `Authorization: Bearer` or `x-api-key`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes an accelerator if there is one, and else any CPU through umbel's platform."""
+    """Device of the engine. `auto` takes an accelerator if there is one, else the CPU, through umbel's platform."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """In which the base is served and adapters are stored."""
+    """Number format in which the base is served and adapters are stored."""
     max_lora_rank: int = Field(default=16, ge=1, le=512)
-    """The largest rank this site can serve; fixed while the engine runs."""
+    """Largest rank that this site can serve; fixed while the engine runs."""
     target_modules: tuple[str, ...] = LINEARS
-    """The linear layers that adapters may change."""
+    """Linear layers that adapters may change."""
     slots: int = Field(default=5, ge=5)
-    """Adapters on the device at a time: base, live, shadow, previous, draining."""
+    """Number of adapters on the device at a time: base, live, shadow, previous, draining."""
     drain_s: PositiveFloat = 30.0
-    """How long open requests may go on when the site stops."""
+    """Seconds that open requests get to finish when the site stops."""
     start_timeout_s: PositiveFloat = 600.0
-    """How long the engine may take until it answers."""
+    """Seconds that the engine may take until it answers."""
     extra_args: dict[str, Any] = Field(default_factory=dict)
-    """SGLang flags, passed on as they are: `max_total_tokens = 20000` becomes `--max-total-tokens 20000`."""
+    """SGLang flags, passed on unchanged: `max_total_tokens = 20000` becomes `--max-total-tokens 20000`."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables for the engine, such as OMP_NUM_THREADS."""
 
@@ -131,22 +143,25 @@ class EngineSection(Section):
 
 
 class TrainingSection(Section):
+    """Training data, and the time and memory that training may take."""
+
     data: Path
-    """JSONL with `messages`, `prompt` and `completion`, or Alpaca fields. Never leaves the site."""
+    """JSONL file with `messages`, with `prompt` and `completion`, or with Alpaca fields. It never leaves the site."""
     eval_data: Path | None = None
-    """Held-out examples for probes. Default: `eval_fraction` of `data`, the same ones every time."""
+    """Held-out examples for probes, in the same form. Default: `eval_fraction` of `data`, the same ones every time."""
     eval_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """The share of `data` that is held out when there is no `eval_data`."""
+    """Share of `data` that is held out when there is no `eval_data`."""
     seq_len: int = Field(default=512, ge=8)
-    """Tokens an example may have; longer ones are cut."""
+    """Maximum number of tokens of an example; longer examples are cut."""
     micro_batch: PositiveInt = 4
-    """At most this many examples per forward pass; fewer where that is what memory or the targets allow."""
+    """Maximum number of examples per forward pass; fewer where memory or the latency targets allow no more."""
     memory_mb: PositiveInt | None = None
-    """MB kept from the KV cache for activations and optimizer state. Default: what micro_batch needs, on top of it."""
+    """MB for activations and optimizer state, taken from the KV cache. Default: as much as micro_batch needs, on top of
+    the KV cache."""
     share_floor: float = Field(default=0.0, ge=0, lt=1)
-    """The share of the time that training gets even where it breaks the targets; what that cost is reported."""
+    """Share of the time that training gets even where that breaks the latency targets; the cost is reported."""
     share_cap: float = Field(default=1.0, gt=0, le=1)
-    """The share of the engine's time that training may take."""
+    """Maximum share of the engine's time that training may take."""
 
     @model_validator(mode="after")
     def _floor_below_cap(self) -> Self:
@@ -156,54 +171,61 @@ class TrainingSection(Section):
 
 
 class SloSection(Section):
-    """What users were promised, and training leaves alone."""
+    """Latency that users were promised, and that training must not break."""
 
     ttft_ms: PositiveFloat | None = None
-    """Milliseconds to the first token. Default: three times what the engine needs without training."""
+    """Milliseconds to the first token. Default: three times as long as the engine needs without training."""
     tpot_ms: PositiveFloat | None = None
-    """Mean milliseconds per later token. Default: twice what the engine needs without training."""
+    """Mean milliseconds per later token. Default: twice as long as the engine needs without training."""
     quantile: float = Field(default=0.99, gt=0.5, lt=1)
-    """The share of requests that must meet both."""
+    """Share of requests that must meet both targets."""
     batch_factor: float = Field(default=10.0, ge=1)
-    """How many times as long a request with `"priority": "batch"` may take."""
+    """A request with `"priority": "batch"` may take this many times as long."""
 
 
 class GuardSection(Section):
+    """A task that no new version may break."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """What verdicts call this task."""
+    """Name of this task in verdicts."""
     data: Path
-    """JSONL as `[training].data`: examples of a task that no new version may break. Never leaves the site."""
+    """Examples of a task that no new version may break, as JSONL like `[training].data`. They never leave the site."""
     max_loss_ratio: float = Field(default=1.01, ge=1)
-    """A shadow whose loss here is, with confidence, above this times that of what answers users now is rejected."""
+    """A shadow is rejected when its loss on this task is, with confidence, above this many times the loss of the
+    version (or base) that answers users now."""
 
 
 class ShadowSection(Section):
-    """What a new version must show before it answers users here."""
+    """Conditions that a new version must meet before it answers users here."""
 
     max_loss_ratio: float = Field(default=1.0, gt=0)
-    """A shadow is promoted when its held-out loss is, with confidence, below this times that of what answers users now.
-    At 1 it must be better; above 1 one that is as good will do; below 1 it must be better by that much."""
+    """A shadow is promoted when its held-out loss is, with confidence, below this many times the loss of the version
+    (or base) that answers users now. At 1 the shadow must be better; above 1 it may be as good; below 1 it must be
+    better by that much."""
     max_exact_drop: float = Field(default=0.0, ge=0, le=1)
-    """A shadow whose share of exact matches is, with confidence, lower by more than this is rejected."""
+    """A shadow is rejected when its share of exact matches is, with confidence, lower by more than this."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """Of the two-sided intervals that all of this is read from."""
+    """Confidence level of the intervals used in verdicts (0.95 is 95 %, two-sided)."""
     min_examples: PositiveInt = 30
-    """With fewer examples, held out or in a guard, nothing is promoted: they cannot tell."""
+    """Minimum number of held-out examples, and of examples in each guard. With fewer nothing is promoted, because the
+    difference cannot be told."""
     watch_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Seconds for which a shadow that was not rejected is watched before the verdict; 0: it is judged at once. Must be
-    well below the federation's grace-seconds, or the site's verdict comes too late to count."""
+    """Seconds for which a shadow that was not rejected is watched before the verdict; with 0 it is judged at once. Must
+    be well below the federation's grace-seconds, or the site's verdict comes too late to count."""
     canary_share: float = Field(default=0.0, ge=0, lt=1)
-    """The share of the users whom a shadow answers while it is watched; the same ones every time."""
+    """Share of the users whom a shadow answers while it is watched; the same users every time."""
     mirror_share: float = Field(default=0.0, ge=0, le=1)
-    """The share of the live version's requests that a watched shadow is given once more, when no user waits."""
+    """Share of the live version's requests that are repeated with a watched shadow, when no user waits."""
     min_requests: PositiveInt = 100
-    """The watch ends early when the shadow has answered this many, canary and mirror together."""
+    """The watch ends early when the shadow has answered this many requests, canary and mirror together."""
     max_latency_ratio: float = Field(default=1.5, ge=1, allow_inf_nan=False)
-    """A version whose users wait, with confidence, over this times as long, for a first token or a next, is worse."""
+    """A version counts as worse when its users wait, with confidence, over this many times as long for the first token
+    or for each later one."""
     rollback_window_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Seconds after a promotion in which a version that serves worse than the one before is rolled back; 0: never."""
+    """Seconds after a promotion in which a version that serves worse than its predecessor is rolled back; 0 means
+    never."""
     warm_prefixes: int = Field(default=8, ge=0, le=64)
-    """The most used system prompts that a version computes before it answers users; 0: none."""
+    """Number of the most used system prompts that a version computes before it answers users; 0 means none."""
     guard: tuple[GuardSection, ...] = ()
     """Tasks on which no new version may be worse."""
 
@@ -225,24 +247,24 @@ class ShadowSection(Section):
 
 
 class MetricsSection(Section):
-    """What Prometheus scrapes; without this table there is nothing to scrape."""
+    """Endpoint that Prometheus scrapes; without this table nothing listens."""
 
     host: str = "127.0.0.1"
-    """The address that Prometheus reaches. Without the table `[metrics]` nothing listens."""
+    """Address on which metrics are served. Without the table `[metrics]` nothing listens."""
     port: int = Field(default=9464, ge=1, le=65535)
-    """Where `GET /metrics` is answered. Figures only: no texts, no users."""
+    """Port on which `GET /metrics` is answered. It tells figures only: no texts, no users."""
 
 
 class ExamplesSection(Section):
-    """What users may give to be trained on."""
+    """Examples that users give, to be trained on."""
 
     enabled: bool = False
-    """Whether answers are kept that a user accepts or corrects with `x-umbel-consent: train`. Needs umbel[examples]."""
+    """Keep answers that a user accepts or corrects with `x-umbel-consent: train`. Needs umbel[examples]."""
     quarantine_hours: NonNegativeFloat = 24.0
-    """How long an example waits before it can be released."""
+    """Hours that an example waits before it can be released."""
     auto_release: bool = False
-    """Whether it then is, without `umbel examples release`."""
+    """Release every example after its quarantine, without `umbel examples release`."""
     retention_days: PositiveFloat = 30.0
-    """After which an example is deleted, wherever it is; from prepared data with the next start."""
+    """Days after which an example is deleted everywhere; from prepared data with the next start."""
     per_user: PositiveInt = 100
-    """Examples that are kept of one user."""
+    """Maximum number of examples that are kept of one user."""

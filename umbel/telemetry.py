@@ -1,4 +1,4 @@
-"""Logging, the same in every process of ours: one event a line, `event key=value …`, as text or JSON."""
+"""`configure_logging`: the same log in every process of umbel: one event per line, `event key=value …`, or JSON."""
 
 import json
 import logging

@@ -1,7 +1,7 @@
-"""Token files: tokenised training examples on disk, one fixed-length record per example, read by memory map.
+"""`TokenFile`: tokenised training examples on disk, one record of fixed length per example, read by memory map.
 
-A token file is one `.npy` array of records (length, ids, labels). It holds private text in another spelling: it stays
-at the site, readable by its owner only.
+A token file is one `.npy` array of records (length, ids, labels). It holds private text as token ids: it stays at the
+site, and only its owner can read it.
 """
 
 import io
@@ -14,18 +14,19 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from umbel import secret_file
 from umbel.errors import DataError
 
 Ints = npt.NDArray[np.int32]
-Example = tuple[Sequence[int], Sequence[int]]
-"""(ids, labels) of one example, not padded, equally long."""
+LabelledTokens = tuple[Sequence[int], Sequence[int]]
+"""(ids, labels) of one example: equally long, not padded."""
 
 NO_LOSS = -100
-"""Label of a position that carries no loss."""
+"""Label of a position without a loss (PyTorch's `ignore_index`)."""
 
 
 def record(seq_len: int) -> np.dtype[np.void]:
-    """The record of one example."""
+    """Return the dtype of one example's record."""
     return np.dtype([("length", "<i4"), ("ids", "<i4", (seq_len,)), ("labels", "<i4", (seq_len,))])
 
 
@@ -33,7 +34,7 @@ def record(seq_len: int) -> np.dtype[np.void]:
 class TokenFile:
     """An opened token file; arrays are read-only views of the mapped file.
 
-    `labels[n, t]` is the id at the same position `t`, or NO_LOSS: whoever computes the loss shifts by one.
+    `labels[n, t]` is the id at the same position `t`, or NO_LOSS: code that computes the loss shifts by one.
     """
 
     path: Path
@@ -42,14 +43,14 @@ class TokenFile:
     labels: Ints
     """[examples, seq_len]."""
     lengths: Ints
-    """[examples], tokens before the padding."""
+    """[examples]: number of tokens before the padding."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Map a token file; raise DataError for anything else."""
         try:
             records = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # numpy reads the header as Python, and raises what its tokenizer does
+        except Exception as error:  # numpy parses the header as Python, and lets any error of that parser through
             raise DataError(f"{path}: not a token file ({error}); remove it and prepare the data again") from error
         seq_len = records.dtype["ids"].shape[0] if "ids" in (records.dtype.names or ()) else 0
         if records.ndim != 1 or seq_len == 0 or records.dtype != record(seq_len):
@@ -61,15 +62,16 @@ class TokenFile:
 
     @property
     def seq_len(self) -> int:
+        """Tokens per record, padding included."""
         return int(self.ids.shape[1])
 
     def loss_tokens(self) -> int:
-        """Tokens that carry a loss, in the whole file."""
+        """Count the tokens with a loss in the whole file."""
         return int(np.count_nonzero(self.labels != NO_LOSS))
 
 
-def write(path: Path, examples: Sequence[Example], *, seq_len: int, pad_id: int) -> None:
-    """Write a token file by atomic rename, row by row: memory is spent on the examples, not on their padding.
+def write(path: Path, examples: Sequence[LabelledTokens], *, seq_len: int, pad_id: int) -> None:
+    """Write a token file by atomic rename, row by row: the padding of all examples is never in memory at once.
 
     Raises DataError for an example that is empty or longer than `seq_len`.
     """
@@ -78,7 +80,7 @@ def write(path: Path, examples: Sequence[Example], *, seq_len: int, pad_id: int)
             raise DataError(f"{path}: example {number} has {len(ids)} ids, {len(labels)} labels; seq_len is {seq_len}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "xb", opener=_private) as file:
+        with open(temporary, "xb", opener=secret_file.opener) as file:
             file.write(_header(len(examples), seq_len))
             for ids, labels in examples:
                 row = np.zeros((), record(seq_len))
@@ -93,13 +95,9 @@ def write(path: Path, examples: Sequence[Example], *, seq_len: int, pad_id: int)
 
 
 def _header(examples: int, seq_len: int) -> bytes:
-    """What numpy writes before the records."""
+    """Return the bytes that numpy writes before the records."""
     described = {"descr": record(seq_len).descr, "fortran_order": False, "shape": (examples,)}
     file = io.BytesIO()
     write_header: Any = np.lib.format.write_array_header_1_0
     write_header(file, described)
     return file.getvalue()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -1,6 +1,10 @@
-"""msgpack where umbel speaks to itself: the daemon with the co-trainer, and manifests inside Flower records.
+"""`pack`, `unpack`: msgpack messages between umbel's own processes (daemon and co-trainer, and inside Flower records).
 
 Every message is a map `{"schema": 1, "kind": …, **body}`. Nothing is ever unpickled.
+
+    payload = pack("Progress", {"steps": 3})
+    kind, body = unpack(payload)                 # ("Progress", {"steps": 3})
+    order = unpack_model(pack_model(order), RoundOrder)   # the same for pydantic models, by their class name
 """
 
 from typing import Any, TypeVar
@@ -14,11 +18,15 @@ M = TypeVar("M", bound=BaseModel)
 
 SCHEMA = 1
 MAX_BYTES = 1 << 20
-"""Adapters travel as files or Flower arrays, so a message here is small."""
+"""Largest message. Adapters travel as files or Flower arrays, so a message is small."""
 
 
 def pack(kind: str, body: dict[str, Any]) -> bytes:
-    """Encode one message."""
+    """Encode one message; raise WireError for one over MAX_BYTES.
+
+    >>> unpack(pack("Progress", {"steps": 3}))
+    ('Progress', {'steps': 3})
+    """
     payload: bytes = msgpack.packb({"schema": SCHEMA, "kind": kind, **body})
     if len(payload) > MAX_BYTES:
         raise WireError(f"{kind}: {len(payload)} bytes is over the limit of {MAX_BYTES}")
@@ -41,12 +49,12 @@ def unpack(payload: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def pack_model(model: BaseModel) -> bytes:
-    """Encode a pydantic model under its class name."""
+    """Encode a pydantic model under its class name; raise WireError for one over MAX_BYTES."""
     return pack(type(model).__name__, model.model_dump(mode="json"))
 
 
 def unpack_model(payload: bytes, model: type[M]) -> M:
-    """Decode and validate what `pack_model` made; raise WireError for anything else."""
+    """Decode and validate a message of `pack_model`; raise WireError, with the field, for anything else."""
     kind, body = unpack(payload)
     if kind != model.__name__:
         raise WireError(f"expected a {model.__name__}, got a {kind}")

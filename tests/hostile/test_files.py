@@ -1,4 +1,4 @@
-"""Hostile site files: every class of mistake is said in lines that begin with the file, and nothing is made."""
+"""Hostile site files: each is refused with lines that begin with the file's name, and nothing is created."""
 
 import os
 import re
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys.hostile import Hostile
-from tests.toys.hostile_sites import FILES
+from tests.toys.hostile.catalogue import Hostile
+from tests.toys.hostile.sites import FILES
 from umbel import errors
 from umbel.config import SiteConfig
 from umbel.site_check import check_files

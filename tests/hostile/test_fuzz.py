@@ -1,4 +1,4 @@
-"""`scripts/fuzz`, a few hundred cases of each target; and that it finds, and saves what breaks."""
+"""`scripts/fuzz`: a short run on each target, and a target that breaks, which it must find and save."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The mean in product space: exact, idempotent, and the same however the updates come in."""
+"""`Exact`: the mean in product space is exact, idempotent, and the same in every order of arrival."""
 
 from pathlib import Path
 
@@ -9,20 +9,34 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.adapter import factors_of, tensors_of, truncated
-from strategies.base import Adapter, Aggregate, LoraStrategy, Update
+from strategies.adapter import Adapter, Aggregate, Update, factors_of, tensors_of, truncated
 from strategies.exact import Exact
 from strategies.fedit import FedIT
-from strategies.flora import FLoRA
 from strategies.lowrank import LowRank
-from tests.toys.adapters import adapter, dense, distance, moved, random_tensors, rotated, update
+from strategies.strategy import LoraStrategy
+from tests.toys.adapters import RANK, WIDE, adapter, dense, distance, moved, random_tensors, rotated, update, wide
 from umbel import peft_dir
 
-WIDE = {"model.layers.0.self_attn.q_proj": (48, 40), "model.layers.0.mlp.up_proj": (64, 40)}
+
+def test_exact_is_the_mean_weighted_by_tokens_up_to_its_certificate() -> None:
+    parent = adapter()
+    one, two = random_tensors(1), random_tensors(2)
+    result = Exact().aggregate(
+        parent, [update("a", parent, one, num_loss_tokens=300), update("b", parent, two, num_loss_tokens=100)]
+    )
+    assert result.weights == {"a": 0.75, "b": 0.25}
+    for module, mean in dense(result.tensors).items():
+        wanted = 0.75 * dense(one)[module] + 0.25 * dense(two)[module]
+        error = float(torch.linalg.norm(mean - wanted) / torch.linalg.norm(wanted))
+        assert abs(error - result.certificate[module]) < 1e-5  # float32 factors
+        singular = np.linalg.svd(wanted.numpy(), compute_uv=False)
+        assert abs(error - np.linalg.norm(singular[RANK:]) / np.linalg.norm(singular)) < 1e-5
 
 
-def wide(seed: int, rank: int) -> Adapter:
-    return adapter(random_tensors(seed, rank=rank, dtype=np.float64 if rank == 0 else np.float32, shapes=WIDE))
+def test_exact_without_training_is_the_parent_to_the_bit() -> None:
+    parent = adapter(dtype=ml_dtypes.bfloat16)
+    result = Exact().aggregate(parent, [update(site, parent, parent.tensors) for site in "ab"])
+    assert peft_dir.digest(peft_dir.encode(result.tensors)) == parent.digest
 
 
 def regauged(tensors: peft_dir.Tensors, seed: int) -> peft_dir.Tensors:
@@ -42,7 +56,7 @@ def folded(rule: LoraStrategy, parent: Adapter, updates: list[Update], spool: Pa
 
 
 def test_idle_sites_of_mixed_ranks_change_nothing_in_twenty_rounds() -> None:
-    """Notes' T8: a plain mean of truncated updates (FlexLoRA's) loses 83 % of this one (raFLoRA, arXiv 2602.13486)."""
+    """A plain mean of truncated updates (FlexLoRA's) loses 83 % of this one (raFLoRA, arXiv 2602.13486)."""
     start = parent = wide(1, 32)
     collapsed = start.tensors
     for _ in range(20):
@@ -78,17 +92,6 @@ def test_one_site_that_trains_moves_the_rest_as_little_as_its_share() -> None:
         assert distance(mean, wanted) <= result.certificate[module] + 1e-5
 
 
-def test_a_truncation_is_the_same_bytes_every_time_and_can_be_trained() -> None:
-    parent = adapter(0, dtype=ml_dtypes.bfloat16)
-    again = Adapter.of(parent.blob, parent.base)
-    assert parent.at_rank(2).digest == again.at_rank(2).digest
-    assert parent.at_rank(3) is parent
-    untrained = {name: 0 * array if "lora_B" in name else array for name, array in parent.tensors.items()}
-    for module, one in adapter(untrained).at_rank(2).factors.items():
-        assert torch.equal(one.A, factors_of(untrained)[module].A[:2])  # not zero, or nothing would ever be learnt
-        assert not one.B.any()
-
-
 def test_factors_move_as_little_as_the_update_does() -> None:
     """Procrustes alignment to the parent, as FedRot-LoRA (arXiv 2602.23638): no jump in gauge between rounds."""
     parent = wide(1, 8)
@@ -99,7 +102,7 @@ def test_factors_move_as_little_as_the_update_does() -> None:
 
 
 def test_nine_copies_in_random_gauges_are_that_copy() -> None:
-    """Notes' T9: B R⁻¹ · R A is one update; a mean of factors makes something else of it."""
+    """B R⁻¹ · R A is one update; a mean of factors makes something else of it."""
     parent = wide(1, 6)
     same = moved(parent, 2)
     copies = [update(f"site-{index}", parent, regauged(same, index)) for index in range(9)]
@@ -142,27 +145,6 @@ def test_momentum_takes_the_last_step_again() -> None:
         for module, now in dense(third.tensors).items():
             before, parent = dense(first.tensors)[module], dense(second.tensors)[module]
             assert distance(now, parent + 0.5 * (parent - before)) < 1e-5
-
-
-def test_flora_stacks_without_loss_until_its_rank_is_full() -> None:
-    """FLoRA (arXiv 2409.05976): Σ p_i B_i A_i as [p_1 B_1 | …][A_1; …], of rank N r; then the best approximation."""
-    parent = wide(1, 4)
-    untrained = adapter({name: 0 * array if "lora_B" in name else array for name, array in parent.tensors.items()})
-    updates = [update(f"site-{index}", untrained, random_tensors(index, rank=4, shapes=WIDE)) for index in range(3)]
-    whole, tight = FLoRA(stack_rank=16).aggregate(untrained, updates), FLoRA(stack_rank=8).aggregate(untrained, updates)
-    assert adapter(whole.tensors).rank == 12
-    assert adapter(tight.tensors).rank == 8
-    for module in WIDE:
-        wanted = sum(dense(random_tensors(index, rank=4, shapes=WIDE))[module] for index in range(3)) / 3
-        assert whole.certificate[module] < 1e-6
-        assert distance(dense(whole.tensors)[module], wanted) < 1e-5
-        assert abs(distance(dense(tight.tensors)[module], wanted) - tight.certificate[module]) < 1e-5
-    grown = adapter(whole.tensors)
-    again = FLoRA(stack_rank=16).aggregate(grown, [update("a", grown.at_rank(4), moved(grown.at_rank(4), 1))])
-    assert adapter(again.tensors).rank == 16
-    for module, now in dense(again.tensors).items():
-        change = dense(moved(grown.at_rank(4), 1))[module] - dense(grown.at_rank(4).tensors)[module]
-        assert distance(now, dense(grown.tensors)[module] + change) <= again.certificate[module] + 1e-5
 
 
 counts = st.lists(st.integers(1, 1000), min_size=1, max_size=12)

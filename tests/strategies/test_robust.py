@@ -1,43 +1,16 @@
-"""Robust rules: product-space, so that no choice of gauge hides or fakes a distance."""
-
-from pathlib import Path
+"""Robust rules work in product space, so that no choice of gauge hides or fakes a distance."""
 
 import numpy as np
 import pytest
 import torch
 
 from strategies import robust
-from strategies.adapter import change, factors_of, tensors_of
-from strategies.base import Adapter, Update
+from strategies.adapter import Adapter, change, factors_of, tensors_of
 from strategies.catalogue import STRATEGIES
 from strategies.exact import Exact
-from strategies.lowrank import LowRank, gram
-from tests.toys.adapters import adapter, dense, distance, moved, random_tensors, rotated, update
+from strategies.lowrank import gram
+from tests.toys.adapters import HONEST, HOSTILE, attacked, away, dense, distance, moved, parent_adapter, rotated, update
 from umbel import peft_dir
-
-SHAPES = {"model.layers.0.self_attn.q_proj": (30, 24), "model.layers.0.self_attn.v_proj": (20, 24)}
-HONEST, HOSTILE = 7, 3
-
-
-def parent_adapter() -> Adapter:
-    return adapter(random_tensors(0, rank=4, shapes=SHAPES))
-
-
-def away(parent: Adapter, times: float, seed: int, noise: float) -> peft_dir.Tensors:
-    """G + times · (a common step + noise of one's own), in a random gauge, at the parent's rank: a step in B."""
-    common, own = random_tensors(500, rank=4, shapes=SHAPES), random_tensors(seed, rank=4, shapes=SHAPES)
-    made = {}
-    for name, array in parent.tensors.items():
-        step = 0.1 * times * (common[name] + noise * own[name]) if "lora_B" in name else 0.0
-        made[name] = array + step
-    return tensors_of({module: rotated(one, seed=seed) for module, one in factors_of(made).items()}, np.float32)
-
-
-def attacked(parent: Adapter) -> list[Update]:
-    """Seven honest sites, and three that send the opposite of theirs, times three."""
-    honest = [update(f"honest-{i}", parent, away(parent, 1.0, i, 0.2)) for i in range(HONEST)]
-    hostile = [update(f"hostile-{i}", parent, away(parent, -3.0, 90 + i, 0.2)) for i in range(HOSTILE)]
-    return honest + hostile
 
 
 def error(parent: Adapter, tensors: peft_dir.Tensors) -> float:
@@ -49,7 +22,7 @@ def error(parent: Adapter, tensors: peft_dir.Tensors) -> float:
 
 
 def test_the_mean_is_carried_away_and_clipping_alone_is_not_enough() -> None:
-    """Notes §2.1: three of ten flip the sign and triple it; a clip bounds their length, not their direction."""
+    """Three of ten flip the sign and triple it; a clip bounds their length, not their direction."""
     parent = parent_adapter()
     unclipped = Exact(norm_clip=1e9).aggregate(parent, attacked(parent))
     clipped = Exact(norm_clip=1.0).aggregate(parent, attacked(parent))
@@ -79,7 +52,7 @@ def test_a_robust_rule_comes_near_the_honest_mean(options: dict) -> None:
 
 
 def test_krum_on_factors_ranks_colluding_attackers_first_and_in_product_space_last() -> None:
-    """Notes §0.11: in random gauges, factors say nothing of who is near whom; the attackers share one gauge."""
+    """In random gauges, factors say nothing of who is near whom; the attackers share one gauge."""
     parent = parent_adapter()
     updates = [factors_of(peft_dir.decode(one.blob)) for one in attacked(parent)[:HONEST]]
     flipped = factors_of(away(parent, -3.0, 90, 0.2))
@@ -137,52 +110,6 @@ def test_fltrust_with_an_idle_trusted_site_changes_nothing() -> None:
     assert peft_dir.digest(peft_dir.encode(result.tensors)) == parent.digest
 
 
-def test_a_huge_change_is_shortened_whenever_it_comes(tmp_path: Path) -> None:
-    """The clip is always on, from three sites on, and whoever comes first waits until there is a median."""
-    parent = parent_adapter()
-    honest = [update(f"site-{i}", parent, away(parent, 1.0, i, 0.2)) for i in range(4)]
-    huge = update("huge", parent, away(parent, 50.0, 99, 0.2))
-    shares = []
-    for at in range(5):
-        spool = tmp_path / str(at)
-        spool.mkdir()
-        fold = Exact().begin(parent, spool, 5)
-        for one in [*honest[:at], huge, *honest[at:]]:
-            fold.add(one)
-        result = fold.finish()
-        shares.append(result.weights["huge"])
-        assert result.weights["site-0"] == pytest.approx(0.2)
-        assert sum(result.weights.values()) < 1.0
-    assert shares == pytest.approx([0.2 * 2 / 50] * 5, rel=0.2)
-
-
-@pytest.mark.parametrize("asked", [10, 12])
-def test_the_clip_does_not_depend_on_who_is_first(tmp_path: Path, asked: int) -> None:
-    """Three hostile sites that answer before all others make no median among themselves."""
-    parent = parent_adapter()
-    updates = attacked(parent)
-    shares, sums = [], []
-    for turn, order in enumerate((updates, updates[::-1], updates[5:] + updates[:5])):
-        (spool := tmp_path / str(turn)).mkdir()
-        fold = Exact().begin(parent, spool, asked)
-        for one in order:
-            fold.add(one)
-        result = fold.finish()
-        shares.append(result.weights)
-        sums.append(torch.cat([dense(result.tensors)[module].flatten() for module in SHAPES]))
-    assert shares[1] == pytest.approx(shares[0])
-    assert shares[2] == pytest.approx(shares[0])
-    assert max(shares[0][f"hostile-{i}"] for i in range(HOSTILE)) < 0.08
-    assert max(distance(one, sums[0]) for one in sums) < 1e-4
-
-
-def test_sites_that_changed_nothing_do_not_shorten_the_others() -> None:
-    parent = parent_adapter()
-    idle = [update(f"idle-{i}", parent, parent.tensors) for i in range(3)]
-    result = Exact().aggregate(parent, [*idle, update("busy", parent, away(parent, 1.0, 1, 0.2))])
-    assert result.weights["busy"] == pytest.approx(0.25)
-
-
 def test_under_a_robust_rule_tokens_have_no_say() -> None:
     """A count of tokens is what its site claims."""
     parent = parent_adapter()
@@ -205,9 +132,3 @@ def test_robust_rules_compose_with_other_means(name: str) -> None:
     assert set(result.left_out) == {"site-5", "site-6"}
     before = dense(parent.tensors)
     assert all(distance(now, before[m]) < 0.1 for m, now in dense(result.tensors).items())
-
-
-def test_a_change_has_no_gauge() -> None:
-    """What the rules measure: ΔW − what was received, as one low-rank product."""
-    one, other = (LowRank(torch.randn(5, 2), torch.randn(2, 4)) for _ in range(2))
-    assert torch.allclose(change(one, other).dense(), one.dense() - other.dense(), atol=1e-5)

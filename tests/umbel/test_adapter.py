@@ -1,11 +1,13 @@
-"""What versions are called, and the life they may live."""
+"""Names of versions, the states they may take at a site, and their manifests."""
 
+import doctest
 import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from umbel import adapter
 from umbel.adapter import TRANSITIONS, AdapterManifest, AdapterRef, Lifecycle, check_name
 from umbel.errors import AdapterError
 
@@ -61,6 +63,10 @@ def test_other_text_is_no_ref_and_the_message_shows_a_good_one(text: str) -> Non
         AdapterRef.parse(text)
 
 
+def test_the_example_in_the_docstring_is_true() -> None:
+    assert doctest.testmod(adapter) == doctest.TestResults(failed=0, attempted=3)
+
+
 def test_a_negative_version_is_refused() -> None:
     with pytest.raises(AdapterError, match="-1 is not within"):
         AdapterRef("support", -1)
@@ -71,8 +77,9 @@ def test_refs_are_ordered_by_number_not_by_text() -> None:
 
 
 ALLOWED = {
-    ("candidate", "shadow"), ("candidate", "rejected"), ("shadow", "canary"), ("shadow", "live"),
-    ("shadow", "rejected"), ("canary", "live"), ("canary", "rejected"), ("live", "retired"), ("retired", "live"),
+    ("candidate", "probing"), ("candidate", "rejected"), ("probing", "watching"), ("probing", "judged"),
+    ("probing", "rejected"), ("watching", "probing"), ("watching", "judged"), ("watching", "rejected"),
+    ("judged", "live"), ("judged", "rejected"), ("live", "retired"), ("retired", "live"),
 }  # fmt: skip
 
 
@@ -87,6 +94,10 @@ def test_a_version_goes_only_where_its_life_allows(old: Lifecycle, new: Lifecycl
 
 def test_every_state_has_a_row_in_the_table() -> None:
     assert set(TRANSITIONS) == set(Lifecycle)
+
+
+def test_a_shadow_is_a_version_that_is_loaded_and_not_live() -> None:
+    assert [state for state in Lifecycle if state.is_shadow] == ["probing", "watching", "judged"]
 
 
 @pytest.mark.parametrize("field", ["digest", "base"])

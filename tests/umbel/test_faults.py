@@ -1,4 +1,4 @@
-"""Fault points: free when nobody asks, exact when somebody does, and every one of them is rehearsed."""
+"""Fault points: free without the variable, exact with it, and every one of them is rehearsed."""
 
 import re
 import signal
@@ -43,8 +43,8 @@ def test_a_process_dies_there_and_nowhere_before(plan: str, steps: int) -> None:
 def test_an_engine_is_killed_in_its_place_once(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[str] = []
     monkeypatch.setenv(faults.VARIABLE, "load.begun:2@engine,promote.told@engine")
-    faults.aim(lambda: killed.append("an engine that is gone"))
-    faults.aim(lambda: killed.append("engine"))
+    faults.kill_engine_with(lambda: killed.append("an engine that is gone"))
+    faults.kill_engine_with(lambda: killed.append("engine"))
     seen = []
     for point in (Point.LOAD_BEGUN, Point.LOAD_BEGUN, Point.LOAD_BEGUN, Point.PROMOTE_TOLD, Point.PROMOTE_TOLD):
         reach(point)

@@ -1,4 +1,4 @@
-"""Adapters as bytes and directories: what is written is read back, and nothing else gets through."""
+"""Adapters as bytes and directories: anything written is read back, and anything else is refused."""
 
 import contextlib
 import json
@@ -69,6 +69,17 @@ def test_factors_pairs_a_with_b() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_canonical_adapter_is_valid(dtype: Any) -> None:
     peft_dir.validate(adapter(dtype), SHAPES, rank=RANK, max_rank=RANK)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_untrained_module_changes_nothing_and_is_drawn_as_peft_does(dtype: Any) -> None:
+    tensors = peft_dir.untrained("q", (6, 100), 4, dtype, np.random.default_rng(0))
+    a, b = peft_dir.factors(tensors)["q"]
+    assert (a.shape, b.shape, a.dtype, b.dtype) == ((4, 100), (6, 4), dtype, dtype)
+    assert not b.any()
+    drawn = a.astype(np.float64)
+    assert np.abs(drawn).max() <= 0.1 * 1.01  # 1/√in, and rounding
+    assert drawn.std() == pytest.approx(0.1 / 3**0.5, rel=0.1)
 
 
 def without(*names: str) -> peft_dir.Tensors:
@@ -177,7 +188,7 @@ def test_a_version_is_never_written_over_with_other_weights(tmp_path: Path) -> N
 
 
 def test_a_write_that_fails_leaves_no_version_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the disk is full at the last file."""
+    """The disk is full at the last file."""
     real = peft_dir.write_durably
 
     def full(path: Path, content: bytes) -> None:

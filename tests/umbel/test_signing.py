@@ -1,4 +1,4 @@
-"""Signatures of manifests: what was changed, or signed with another key, is refused; so is what is no key at all."""
+"""Signatures: anything changed, or signed with another key, is refused, and so is anything that is no key."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ OTHER: dict[str, Any] = {
     "run_id": "", "code": "0.1.1", "config": "", "created": "",
     "personal": Personal(part="adapter", rank=3),
 }  # fmt: skip
-"""For each field another value, as near as may be."""
+"""Field → another value that is as near as possible."""
 
 
 def manifest(**changes: Any) -> AdapterManifest:

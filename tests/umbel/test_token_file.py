@@ -1,4 +1,4 @@
-"""Token files: what is written is read back, by memory map; anything else is refused."""
+"""Token files: examples are read back by memory map; anything else is refused."""
 
 from pathlib import Path
 

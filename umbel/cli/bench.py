@@ -5,16 +5,22 @@ from typing import Annotated
 
 import typer
 
-from umbel.cli.console import explained, part_of
+from umbel.cli.console import calls, explained, part_of
+from umbel.site_sections import TrainingSection
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure serving and training together, on this machine.")
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure serving and training together, on this machine.",
+    epilog=calls("umbel bench coexec --smoke", "umbel bench report --out bench-out", "umbel bench simulate --rate 2"),
+)
 
 Out = Annotated[Path, typer.Option(help="Folder of the run: a JSON line per block, adapters, tables, plots.")]
 Trace = Annotated[
     Path | None, typer.Option(help="CSV of the Azure LLM inference traces. Default: lengths fitted to one.")
 ]
-Docs = Annotated[Path | None, typer.Option(help="A Markdown page whose generated part is written anew.")]
+Docs = Annotated[Path | None, typer.Option(help="A Markdown page whose generated part is written again.")]
 CACHE = Path("~/.cache/umbel")
+DEFAULTS = TrainingSection.model_fields
 
 
 @bench_app.command()
@@ -23,10 +29,10 @@ def coexec(
     trace: Trace = None,
     docs: Docs = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Three systems, one round: about two minutes.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in this folder stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in this folder.")] = False,
     cache: Annotated[Path, typer.Option(help="Where the benchmark's tiny base is kept.")] = CACHE,
 ) -> None:
-    """Umbel and seven baselines on one engine under the same load: the protocol of docs/benchmarks.md, 40 minutes."""
+    """Measure umbel and seven baselines on one engine under the same load, as docs/benchmarks.md says; 40 minutes."""
     with explained():
         with part_of("site"):
             from serving.bench import coexec as bench
@@ -37,7 +43,7 @@ def coexec(
 
 @bench_app.command()
 def report(out: Out = Path("bench-out"), docs: Docs = None) -> None:
-    """Tables and plots of a run, also of one that has not ended."""
+    """Write the tables and plots of a run, even of one that has not ended."""
     with explained():
         with part_of("site"):
             from serving.bench import report as tables
@@ -50,14 +56,14 @@ def simulate(
     preset: Annotated[str, typer.Option(help="The machine: cpu or gpu.")] = "cpu",
     rate: Annotated[float, typer.Option(help="Requests per second and site, on average.")] = 4.0,
     hours: Annotated[float, typer.Option(help="Simulated time.")] = 1.0,
-    sites: Annotated[int, typer.Option(help="Each sees the trace from another hour on.")] = 1,
-    slo: Annotated[str | None, typer.Option(help="TTFT,TPOT in ms, such as 500,50. Default: strict ones.")] = None,
-    share_floor: Annotated[float, typer.Option(help="As in the site file.")] = 0.0,
-    share_cap: Annotated[float, typer.Option(help="As in the site file.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the latencies' noise.")] = 0,
+    sites: Annotated[int, typer.Option(help="Number of sites; each begins at another hour of the trace.")] = 1,
+    slo: Annotated[str | None, typer.Option(help="TTFT,TPOT in ms, such as 500,50. Default: strict targets.")] = None,
+    share_floor: Annotated[float, typer.Option(help="As in the site file.")] = DEFAULTS["share_floor"].default,
+    share_cap: Annotated[float, typer.Option(help="As in the site file.")] = DEFAULTS["share_cap"].default,
+    seed: Annotated[int, typer.Option(help="Seed of the noise in the latencies.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
 ) -> None:
-    """What training sites have room for under their targets: hours of load in seconds, on a virtual clock."""
+    """Simulate how much training fits under the latency targets: hours of load in seconds, on a virtual clock."""
     with explained():
         with part_of("site"):
             from serving.bench.simulate import simulate_command

@@ -1,4 +1,4 @@
-"""What all of umbel's commands share: one-line errors, options, and parts that live in one environment only."""
+"""Parts that all of umbel's commands share: one-line errors, options, and imports from one environment only."""
 
 import getpass
 import socket
@@ -21,6 +21,11 @@ Why = Annotated[str, typer.Option(help="The reason; it is kept in the history.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
+def calls(*lines: str) -> str:
+    """Format example calls as the epilogue of a command's help."""
+    return "\n\n".join(("Examples:", *lines))  # a single line break would be taken for a space
+
+
 @contextmanager
 def part_of(extra: str) -> Iterator[None]:
     """Import a part of umbel that one of the two environments has; raise ConfigError in the other one.
@@ -39,7 +44,7 @@ def part_of(extra: str) -> Iterator[None]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """An error of ours is a message and exit status 1, not a traceback."""
+    """Turn umbel's own errors and OSError into a message on stderr and exit status 1, without a traceback."""
     try:
         yield
     except (UmbelError, OSError) as error:
@@ -50,12 +55,12 @@ def explained() -> Iterator[None]:
 
 
 def who() -> str:
-    """Who types this, for the history."""
+    """Return user@host of the operator, for the history."""
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def reason(why: str) -> str:
-    """The reason that an operator gave; raise ConfigError without one."""
+    """Return the reason that an operator gave; raise ConfigError for an empty one."""
     if not why.strip():
         raise ConfigError("say why, for the history: --why '…'")
     return why

@@ -1,4 +1,4 @@
-"""`umbel examples …`: what users agreed to have trained on, and what becomes of it."""
+"""`umbel examples …`: list, release or forget the examples that users agreed to have trained on."""
 
 import json
 import time
@@ -9,41 +9,51 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.cli.console import AsJson, SiteFile, explained, part_of
+from umbel.cli.console import AsJson, SiteFile, calls, explained, part_of
 from umbel.config import SiteConfig
 from umbel.errors import ConfigError
 
 if TYPE_CHECKING:  # the store is in the engine's environment only
     from client.data.user_examples import ExampleStore
 
-examples_app = typer.Typer(no_args_is_help=True, help="Examples from users who agreed: list, release or forget.")
+examples_app = typer.Typer(
+    no_args_is_help=True,
+    help="Examples from users who agreed: list, release or forget.",
+    epilog=calls("umbel examples ls clinic-a.toml", "umbel examples release clinic-a.toml 3 4"),
+)
 
 
-@examples_app.command("ls")
+@examples_app.command(
+    "ls", epilog=calls("umbel examples ls clinic-a.toml", "umbel examples ls clinic-a.toml --texts --json")
+)
 def ls(
     site_file: SiteFile,
-    texts: Annotated[bool, typer.Option("--texts", help="Also what they say, scrubbed.")] = False,
+    texts: Annotated[bool, typer.Option("--texts", help="Also their texts, scrubbed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Every example: its number, when it was given, to which version, and whether it may be trained on."""
+    """List every example: its number, when and to which version it was given, and whether it may be trained on."""
     with _opened(site_file) as store:
         rows = store.rows(texts)
         print(json.dumps(rows, indent=2) if as_json else "\n".join(map(_line, rows)) or "no examples")
 
 
-@examples_app.command("release")
+@examples_app.command(
+    "release", epilog=calls("umbel examples release clinic-a.toml", "umbel examples release clinic-a.toml 3 4")
+)
 def release(
     site_file: SiteFile,
-    numbers: Annotated[list[int] | None, typer.Argument(help="As `ls` numbers them; all that wait without it.")] = None,
+    numbers: Annotated[list[int] | None, typer.Argument(help="As `ls` shows them. Default: all that wait.")] = None,
 ) -> None:
-    """Let examples be trained on, from the next start of `umbel serve` on."""
+    """Release examples for training, from the next start of `umbel serve` on."""
     with _opened(site_file) as store:
         print(f"{len(store.release(numbers))} examples released; the next `umbel serve` trains on them")
 
 
-@examples_app.command("forget")
-def forget(site_file: SiteFile, user: Annotated[str, typer.Option(help="As requests call them in `user`.")]) -> None:
-    """Delete all that a user gave. What is already in the training data leaves it with the next start."""
+@examples_app.command("forget", epilog=calls("umbel examples forget clinic-a.toml --user alice"))
+def forget(
+    site_file: SiteFile, user: Annotated[str, typer.Option(help="The value of `user` in their requests.")]
+) -> None:
+    """Delete all examples of a user. Those already in the training data leave it with the next start."""
     with _opened(site_file) as store:
         print(f"{store.forget(user)} examples deleted; restart `umbel serve` to take them out of the training data")
 

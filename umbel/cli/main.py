@@ -20,7 +20,7 @@ app = typer.Typer(
     help="Federated LoRA fine-tuning whose clients serve.",
 )
 for command in (site.check, site.serve, site.status, site.rollback, site.promote, centre.bundle):
-    app.command()(command)
+    app.command(epilog=site.EPILOGS.get(command.__name__))(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(centre.supernode)
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(fleet_app, name="fleet")

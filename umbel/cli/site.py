@@ -2,30 +2,86 @@
 
 import asyncio
 import json
+import sys
 import time
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from umbel.adapter import AdapterRef
-from umbel.cli.console import AsJson, SiteFile, explained, part_of
+from umbel.cli.console import AsJson, SiteFile, calls, explained, part_of
 from umbel.config import SiteConfig
 from umbel.errors import ConfigError
 from umbel.site_check import check_files
 from umbel.telemetry import configure_logging
 
+if TYPE_CHECKING:  # the command imports it when it needs it
+    from client.data.examples import Counts
 
-def check(site_file: SiteFile) -> None:
-    """Validate a site file, offline, and print it as it is understood."""
+EPILOGS = {
+    "check": calls(
+        "umbel check clinic-a.toml",
+        "umbel check clinic-a.toml --json",
+        "UMBEL_SITE__ENGINE__PORT=30001 umbel check clinic-a.toml",
+    ),
+    "serve": calls("umbel serve clinic-a.toml", "UMBEL_SITE__ENGINE__PORT=30001 umbel serve clinic-a.toml"),
+    "status": calls("umbel status clinic-a.toml", "umbel status clinic-a.toml --json"),
+    "rollback": calls("umbel rollback clinic-a.toml support", "umbel rollback clinic-a.toml support --force"),
+    "promote": calls("umbel promote clinic-a.toml support@v3"),
+}
+"""Name of a command → the example calls below its help."""
+
+
+def check(
+    site_file: SiteFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the resolved settings as JSON, for programs.")] = False,
+) -> None:
+    """Check a site file offline: settings, the files they name, and how many examples there are.
+
+    Ends with a line that begins with "ok", or one for each thing that "will bite" although the site can be served.
+    """
     with explained():
         config = SiteConfig.load(site_file)
         check_files(config)
         with part_of("site"):
             from client.data import examples
-        for file in (config.training.data, config.training.eval_data, *(guard.data for guard in config.shadow.guard)):
-            if file is not None:
-                examples.check(file)
-        print(config.model_dump_json(indent=2))
+        training = config.training
+        counts = examples.count(training.data, training.eval_data, training.eval_fraction)
+        guards = {guard.name: len(examples.contents(guard.data)) for guard in config.shadow.guard}
+        bites = _bites(config, counts, guards)
+        if as_json:
+            print(config.model_dump_json(indent=2))
+            print(*bites, sep="\n", end="\n" if bites else "", file=sys.stderr)
+        else:
+            print(*bites or [_all_is_well(config, counts, guards)], sep="\n")
+
+
+def _all_is_well(config: SiteConfig, counts: "Counts", guards: Mapping[str, int]) -> str:
+    """Say in one line what the site will serve and train on."""
+    return ", ".join(
+        [
+            f"ok: {config.site.name}",
+            f"base {config.model.served_name} at {config.model.path}",
+            f"adapter {' and '.join(config.adapters)}",
+            f"{counts.train:,} training and {counts.held_out:,} held-out examples",
+            *(f"guard {name} with {number:,}" for name, number in guards.items()),
+        ]
+    )
+
+
+def _bites(config: SiteConfig, counts: "Counts", guards: Mapping[str, int]) -> list[str]:
+    """Say what will keep this site from promoting any version, one line for each cause."""
+    least = config.shadow.min_examples
+    more = "more eval_data" if config.training.eval_data else "more data, or eval_data,"
+    asked = {"held-out examples": (counts.held_out, more)}
+    asked |= {f"examples of guard {name}": (number, "it more") for name, number in guards.items()}
+    return [
+        f"will bite: {number} {name} are fewer than [shadow].min_examples = {least}: no version can be promoted; "
+        f"give {remedy} or lower it"
+        for name, (number, remedy) in asked.items()
+        if number < least
+    ]
 
 
 def serve(site_file: SiteFile) -> None:
@@ -39,9 +95,9 @@ def serve(site_file: SiteFile) -> None:
 
 
 def status(site_file: SiteFile, as_json: AsJson = False) -> None:
-    """Which version answers now, since when and why, what is waiting, and how to go back.
+    """Show which version answers now, since when and why, which versions wait, and how to go back.
 
-    Exit status 1 where no daemon runs; what the journal of the last one says is shown then.
+    Exit status 1 where no daemon runs; the journal of the last one is shown then.
     """
     with explained():
         config = SiteConfig.load(site_file)
@@ -59,9 +115,11 @@ def status(site_file: SiteFile, as_json: AsJson = False) -> None:
 def rollback(
     site_file: SiteFile,
     adapter: Annotated[str, typer.Argument(help="Such as support.")],
-    force: Annotated[bool, typer.Option("--force", help="Also to what this site went back from by itself.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also to a version from which this site went back by itself.")
+    ] = False,
 ) -> None:
-    """Make what answered before answer users again, now: the previous version, or the base before the first one."""
+    """Let the previous version answer users again, now; the base, where no version was live before this one."""
     with explained():
         forced = "?forced=true" if force else ""
         reply = _ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback{forced}")
@@ -69,18 +127,21 @@ def rollback(
 
 
 def promote(site_file: SiteFile, ref: Annotated[str, typer.Argument(help="Such as support@v3.")]) -> None:
-    """Make a judged shadow answer users, also against this site's own verdict, which the federation cannot do."""
+    """Let a judged shadow answer users, even against this site's verdict; the federation cannot do the latter."""
     with explained():
         _ask(SiteConfig.load(site_file), "POST", f"/adapters/{AdapterRef.parse(ref)}/promote?forced=true")
         print(f"{ref} answers users; back: umbel rollback {site_file} {AdapterRef.parse(ref).name}")
 
 
 class _NoDaemon(ConfigError):
-    """Nobody listens on the site's socket."""
+    """No daemon listens on the site's socket."""
 
 
 def _status(config: SiteConfig) -> dict[str, Any]:
-    """What the daemon says; without one what its journal does, if there ever was one."""
+    """Return the daemon's status; if no daemon runs, the status read from its journal.
+
+    Raises ConfigError where no daemon runs and there is no journal.
+    """
     try:
         return _ask(config, "GET", "/status")
     except _NoDaemon as nobody:
@@ -93,7 +154,7 @@ def _status(config: SiteConfig) -> dict[str, Any]:
 
 
 def _ask(config: SiteConfig, method: str, path: str) -> dict[str, Any]:
-    """One call of the site's control API."""
+    """Call the site's control API; raise ConfigError with the daemon's reason, or where no daemon answers."""
     import httpx
 
     try:

@@ -1,4 +1,4 @@
-"""`umbel status` on one screen: what answers users now, since when and why, what is waiting, and the way back."""
+"""`show`: the site's status on one screen: the live version, since when and why, candidates, and the way back."""
 
 import shlex
 import time
@@ -11,14 +11,17 @@ from rich.text import Text
 
 Report = dict[str, Any]
 Row = tuple[str, Text]
-"""What it is about, and what there is to say."""
+"""(label, text)."""
 
 NO_ROOM = 0.005
-"""A share of the time below which training counts as held up."""
+"""Share of the time below which training counts as held up."""
 
 
 def show(report: Report, site_file: str, *, now: float, console: Console | None = None) -> None:
-    """Print the answer of GET /status; in colours on a terminal, plain elsewhere, at any width from 60 columns on."""
+    """Print the answer of GET /status at the Unix time `now`: in colours on a terminal, plain elsewhere.
+
+    Any width from 60 columns on will do.
+    """
     console = console or Console(highlight=False)
     console.print(Text.assemble((report["site"], "bold"), ": ", _engine(report, site_file, now)))
     console.print(_table(_now(report)))
@@ -38,7 +41,7 @@ def _table(rows: Iterator[Row]) -> Table:
 
 
 def _now(report: Report) -> Iterator[Row]:
-    """Of the site as a whole."""
+    """Yield the rows about the site as a whole."""
     if report["running"]:
         in_flight = [f"{count} by {version}" for version, count in sorted(report["in_flight"].items())]
         yield "answering", Text(", ".join(in_flight) or "no request")
@@ -70,7 +73,7 @@ def _answers(report: Report, adapter: str, now: float) -> Text:
 
 
 def _versions(report: Report, adapter: str, site_file: str) -> Iterator[Row]:
-    """Of one adapter."""
+    """Yield the rows about one adapter."""
     aliases = report["aliases"][adapter]
     bad = report["versions"].get(aliases["previous"], {}).get("taken_back")
     why = _why(report, aliases["live"], report["answering"][adapter]["event"])
@@ -101,7 +104,7 @@ def _judged(report: Report, ref: str) -> str:
 
 
 def _reason(verdict: Report) -> str:
-    """The reason that has the loss and its interval; else what decided."""
+    """Return the reason with the loss and its interval; without one, the deciding reason, which comes first."""
     reasons: list[str] = verdict["reasons"] or ["no reason given"]
     return next((reason for reason in reasons if reason.startswith("held-out loss")), reasons[0])
 
@@ -138,7 +141,7 @@ def _training(report: Report) -> Text:
 
 
 def _paused(report: Report, training: Report) -> str:
-    """Why nothing is trained now."""
+    """Say why nothing is trained now."""
     if not report["engine"]["ready"]:
         return "the engine is starting"
     if training.get("error") and not training.get("job"):
@@ -150,7 +153,7 @@ def _paused(report: Report, training: Report) -> str:
 
 
 def _since(at: float, now: float) -> str:
-    """A moment, and how long ago it was."""
+    """Format a Unix time and how long ago it was."""
     seconds = max(0, int(now - at))
     days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
     long = f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -12,33 +12,21 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.control import control_api
-from tests.toys import hostile
 from tests.toys.deployment import Deployment, adapter, manifest_of, quick, run
 from tests.toys.engine import ToyMachine
-from tests.toys.hostile import ADAPTERS, MANIFESTS, Hostile
-from tests.toys.hostile_requests import CONTROL
-from tests.toys.hostile_sites import ORDERS
+from tests.toys.hostile import catalogue
+from tests.toys.hostile.catalogue import ADAPTERS, MANIFESTS, Hostile
+from tests.toys.hostile.requests import CONTROL
+from tests.toys.hostile.sites import ORDERS
+from tests.toys.sites.no_rounds import NoRounds
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest
-from umbel.errors import NotFound
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([byte] * 32)) for byte in (1, 2))
 
 
-class NoRounds:
-    """Jobs of a site that was given none."""
-
-    def report(self, key: str) -> None:
-        raise NotFound(f"round {key} is not known at this site; submit it again")
-
-    update = report
-
-    async def cancel(self, key: str) -> None:
-        self.report(key)
-
-
 def client(site: Deployment) -> httpx.AsyncClient:
-    """Of the real control API. Any exception that has no answer is raised here."""
+    """Return a client of the real control API, which raises any exception that the API does not answer."""
     hello = SimpleNamespace(adapters=("support",))
     whole: Any = SimpleNamespace(config=site.config, deployer=site.deployer, jobs=NoRounds(), hello=lambda: hello)
     return httpx.AsyncClient(transport=httpx.ASGITransport(control_api(whole)), base_url="http://site")
@@ -49,7 +37,7 @@ def sign(key: Ed25519PrivateKey, fields: dict[str, Any]) -> str:
 
 
 async def push(http: httpx.AsyncClient, fields: object, signature: str, blob: bytes) -> httpx.Response:
-    """A push of whatever is given as the manifest."""
+    """Push a version with anything as its manifest."""
     text = fields if isinstance(fields, str) else json.dumps(fields)
     headers = {"x-umbel-manifest": base64.b64encode(text.encode()).decode(), "x-umbel-signature": signature}
     return await http.post("/adapters/support/shadow", content=blob, headers=headers)
@@ -92,7 +80,7 @@ def trusting(site: Deployment) -> None:
 @pytest.mark.parametrize("one", ADAPTERS, ids=lambda one: one.what)
 def test_a_hostile_adapter_is_refused_and_not_stored(tmp_path: Path, machine: ToyMachine, one: Hostile) -> None:
     async def story(site: Deployment) -> None:
-        blob = one.make(hostile.good())
+        blob = one.make(catalogue.good())
         fields = {**good()[0], "digest": peft_dir.digest(blob)}
         async with client(site) as http:
             reply = await push(http, fields, sign(KEY, fields), blob)

@@ -1,4 +1,4 @@
-"""LoraStrategy: what every aggregation rule of LoRA adapters shares. Admit → weigh → fold → emit."""
+"""`LoraStrategy`: base class of every rule that aggregates LoRA adapters. Admit → weigh → fold → emit."""
 
 import logging
 import tempfile
@@ -22,44 +22,67 @@ from umbel.adapter import Personal
 from umbel.errors import ConfigError, UmbelError, WireError
 from umbel.messages import Failure, RoundReport, Submit, TrainPlan
 
-__all__ = ["Adapter", "Aggregate", "Factors", "Fold", "LoraStrategy", "Mean", "Update"]
-
 log = logging.getLogger("umbel")
 
-REMEMBERED = 2
-"""Parents of earlier rounds that a late update may have been trained from."""
+MAX_EARLIER_PARENTS = 2
+"""Number of earlier rounds whose parent a late update may have been trained from."""
 
 
 class Fold(Protocol):
-    """One round: updates go in as they arrive, in any order, and need not be kept; the aggregate comes out."""
+    """One round in progress: takes updates as they arrive, in any order, and returns their aggregate at the end."""
 
     def add(self, update: Update, staleness: int = 0) -> None:
-        """Admit an update, or leave it out for a reason. `staleness`: how many rounds ago it was asked for."""
+        """Admit an update, or leave it out for a reason. `staleness`: rounds since it was asked for."""
 
     def finish(self) -> Aggregate:
-        """Weights, reasons, certificate and tensors; once."""
+        """Return tensors, weights, reasons and certificate. Call it once."""
 
     @property
     def admitted(self) -> tuple[str, ...]:
-        """The sites whose updates take part so far."""
+        """The sites whose updates take part so far, in order of arrival."""
 
 
 class LoraStrategy(Strategy):
     """A rule that turns sites' adapters into the next version. One bad update never fails a round.
 
-    A rule is `mean`; the rest is here. It takes the options of `strategies.options` as keywords, and raises ConfigError
-    for those in `refuses`, with the reason. Flower's own five verbs work on the same records, but `start` does not:
-    training outlives a Flower message, so the rounds are run by `server.app` (submit, collect, publish, shadow, judge).
+    A rule defines `mean`; everything else is here. This one is the coordinate-wise median of factors
+    (docs/strategies.md):
+
+        class Median:
+            def __init__(self, parent):
+                self.parent, self.seen = parent.factors, []
+
+            def add(self, update, received, amount):
+                self.seen.append(update)
+
+            def finish(self, total):
+                def median(module, factor):
+                    return torch.stack([getattr(one[module], factor) for one in self.seen]).median(0).values
+
+                return {module: LowRank(median(module, "B"), median(module, "A")) for module in self.parent}, {}
+
+        class FactorMedian(LoraStrategy):
+            name = "median"
+
+            def mean(self, parent):
+                return Median(parent)
+
+        result = FactorMedian(norm_clip=2.0).aggregate(parent, updates)
+
+    The options of `strategies.options` are keywords; those in `refuses` raise ConfigError, with the reason. Flower's
+    own verbs work on the same records, except `start`: training takes longer than a Flower message lives, so rounds are
+    run by `server.app` (submit, collect, publish, shadow, judge).
     """
 
     name: ClassVar[str]
+    """The rule's name in manifests, and in a run configuration (`strategy`)."""
     mixed_ranks: ClassVar[bool] = False
-    """Whether a site may train at a smaller rank than the others."""
+    """True if a site may train at a smaller rank than the others."""
     refuses: ClassVar[dict[str, str]] = {
         "stack_rank": "only flora stacks",
         "personal_rank": "only dual leaves an adapter at the sites",
     }
-    """Option → why it makes no sense here."""
+    """Option → reason why this rule refuses it."""
 
     def __init__(self, **options: object) -> None:
         self.options = Options.of(options)
@@ -72,33 +95,34 @@ class LoraStrategy(Strategy):
 
     @abstractmethod
     def mean(self, parent: Adapter) -> Mean:
-        """A round's running mean, with nothing in it yet."""
+        """Begin the running mean of a round."""
 
     @property
     def personal(self) -> Personal | None:
-        """What stays at each site, joined to what it receives; nothing by default."""
+        """The part of an adapter that stays at each site and is joined to the shared one; none by default."""
         return None
 
     def measured(self, update: LowRank) -> LowRank:
-        """The part of a module's update that lengths and distances of changes are taken of; all of it by default."""
+        """Return the part of a module's update by which changes are measured and compared; all of it by default."""
         return update
 
     def require(self, update: Factors, received: Adapter) -> None:
-        """Raise AdapterError when an update is not what this rule asked for; nothing to add by default."""
+        """Raise AdapterError when an update is not what this rule asked for; no further check by default."""
 
     def plan(self, plan: TrainPlan, round: int, site_max_rank: int) -> TrainPlan:
-        """What one site trains in one round; `site_max_rank` is the largest rank its engine serves.
+        """Return one site's plan for one round; `site_max_rank` is the largest rank that its engine serves.
 
-        Each round has an order of the data of its own: one that is tried again from the same parent is another try.
+        The round is added to the seed, so that a round which is repeated from the same parent sees the data in another
+        order.
         """
         own = self.personal.rank if self.personal else 0
         rank, seed = min(plan.rank, site_max_rank - own), plan.seed + round
         return plan.model_copy(update={"rank": rank, "seed": seed, "personal": self.personal})
 
     def begin(self, parent: Adapter, spool: Path, sites: int) -> Fold:
-        """A round's fold of the updates of so many `sites`; `spool`: an empty directory for those that have to wait."""
+        """Begin a round of this many `sites`; `spool` is an empty directory for updates that have to wait."""
         if self._earlier and self._earlier[0].digest == parent.digest:
-            self._earlier.pop(0)  # the round before made no version
+            self._earlier.pop(0)  # the previous round made no version
         known = list(self._earlier)
 
         def allow(update: Update, staleness: int) -> Admitted:
@@ -111,11 +135,11 @@ class LoraStrategy(Strategy):
 
         fold = RoundFold(parent, spool, sites, self.mean(parent), allow, self.options, self.measured)
         if self.options.buffered:
-            self._earlier = [parent, *self._earlier][:REMEMBERED]
+            self._earlier = [parent, *self._earlier][:MAX_EARLIER_PARENTS]
         return fold
 
     def aggregate(self, parent: Adapter, updates: list[Update]) -> Aggregate:
-        """All at once what `begin`, `add` and `finish` do one by one, in the order of the sites' names."""
+        """Aggregate updates that are all there: `begin`, `add` each in the order of the sites' names, `finish`."""
         with tempfile.TemporaryDirectory(prefix="umbel-") as spool:
             fold = self.begin(parent, Path(spool), len(updates))
             for update in sorted(updates, key=lambda update: update.site):
@@ -125,7 +149,10 @@ class LoraStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One `train.submit` per node. `arrays` holds the parent adapter, `config` the Submit message."""
+        """Return one `train.submit` per node; `arrays` holds the parent adapter, `config` the Submit message.
+
+        Raises WireError when either is missing.
+        """
         content = RecordDict({ADAPTER: arrays, BODY: config})
         submit, blob = unpack(content, Submit), unpack_adapter(content)
         if isinstance(submit, Failure) or blob is None:
@@ -137,7 +164,10 @@ class LoraStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """`aggregate` over Flower messages that carry a finished round; (None, None) when none is admitted."""
+        """Run `aggregate` over the messages that carry a finished round; return (None, None) when none is admitted.
+
+        Raises UmbelError before the first `configure_train`.
+        """
         if self._parent is None:
             raise UmbelError("aggregate_train before configure_train: the parent of this round is not known")
         updates = [update for reply in replies if (update := _update_in(reply, self._parent.base)) is not None]
@@ -150,11 +180,11 @@ class LoraStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Nothing: a version is evaluated as a shadow, where it will be served."""
+        """Return no message: a version is evaluated as a shadow, where it will be served."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing: see `configure_evaluate`."""
+        """Return None: see `configure_evaluate`."""
         return None
 
     def summary(self) -> None:
@@ -162,7 +192,7 @@ class LoraStrategy(Strategy):
         log.info("strategy %s, %s", self.name, self.options)
 
     def start(self, *args: object, **kwargs: object) -> NoReturn:
-        """Not available: training outlives a Flower message."""
+        """Raise NotImplementedError: training takes longer than a Flower message lives."""
         raise NotImplementedError(
             f"{type(self).__name__}.start() cannot run rounds: a site trains longer than one message lives; "
             "use server.app:app as the ServerApp"
@@ -170,13 +200,13 @@ class LoraStrategy(Strategy):
 
 
 def _update_in(reply: Message, base: str) -> Update | None:
-    """The update in a Flower reply; None for an error, a failure, or a round that is not done."""
+    """Return the update in a Flower reply; None for an error, a failure, or a round that is not done."""
     if not reply.has_content():
         return None
     try:
         report, blob = unpack(reply.content, RoundReport), unpack_adapter(reply.content)
-    except WireError as nonsense:
-        log.warning("node %d left out: %s", reply.metadata.src_node_id, nonsense)
+    except WireError as error:
+        log.warning("node %d left out: %s", reply.metadata.src_node_id, error)
         return None
     if isinstance(report, Failure) or blob is None:
         return None

@@ -1,0 +1,111 @@
+"""The values that each table of a site file takes, and the refusal of others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.toys.sites.site_file import GOOD, GUARD, load, refusal
+from umbel.site_sections import OWNED_FLAGS, UNSERVED_FLAGS
+
+
+def test_guards_are_named_files_from_the_site_files_folder(tmp_path: Path) -> None:
+    more = GUARD + GUARD.replace("triage", "letters") + "max_loss_ratio = 1.2"
+    guards = load(tmp_path, more=more).shadow.guard
+    assert [(guard.name, guard.data, guard.max_loss_ratio) for guard in guards] == [
+        ("triage", tmp_path / "guards" / "triage.jsonl", 1.01),
+        ("letters", tmp_path / "guards" / "letters.jsonl", 1.2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"engine": 'target_modules = ["q_proj"]'}, "engine.target_modules: SGLang needs q_proj and v_proj together"),
+        ({"engine": 'target_modules = ["k_proj", "v_proj"]'}, "engine.target_modules: SGLang needs q_proj and v_proj"),
+        ({"engine": "target_modules = []"}, "engine.target_modules: nothing cannot be adapted; choose from q_proj"),
+        ({"engine": 'target_modules = ["lm_head"]'}, "engine.target_modules: lm_head cannot be adapted; choose from"),
+        ({"engine": "slots = 4"}, "engine.slots: "),
+        ({"engine": "max_lora_rank = 0"}, "engine.max_lora_rank: "),
+        ({"engine": "drain_s = inf"}, "engine.drain_s: Input should be a finite number"),
+        ({"more": "[slo]\nttft_ms = inf"}, "slo.ttft_ms: Input should be a finite number"),
+        ({"more": "[slo]\ntpot_ms = nan"}, "slo.tpot_ms: Input should be a finite number"),
+        ({"more": '[shadow.guard]\nname = "x"\ndata = "y"'}, "shadow.guard: write [[shadow.guard]], with double"),
+        ({"engine": "port = 1"}, "not TOML: Cannot overwrite a value"),
+        ({"engine": 'env = {SGLANG_RUST_SERVER = "1"}'}, "engine.env: SGLANG_RUST_SERVER replaces the HTTP server"),
+        ({"more": '[[adapter]]\nname = "second"'}, "adapter: "),
+        ({"more": "[shadow]\nmax_loss_ratio = 0"}, "shadow.max_loss_ratio: "),
+        ({"more": "[shadow]\nmax_loss_ratio = inf"}, "shadow.max_loss_ratio: "),
+        ({"more": "[shadow]\nconfidence = 95"}, "shadow.confidence: "),
+        ({"more": "[shadow]\nmin_examples = 0"}, "shadow.min_examples: "),
+        ({"more": "[shadow]\nwatch_s = 60"}, "shadow: watch_s = 60 without canary_share or mirror_share would see"),
+        ({"more": "[shadow]\ncanary_share = 0.1"}, "shadow: canary_share and mirror_share are of a watch; set watch_s"),
+        ({"more": "[shadow]\nwatch_s = 60\ncanary_share = 1"}, "shadow.canary_share: "),
+        ({"more": "[shadow]\nwatch_s = inf\nmirror_share = 1"}, "shadow.watch_s: "),
+        ({"more": "[shadow]\nmax_latency_ratio = 0.5"}, "shadow.max_latency_ratio: "),
+        ({"more": "[shadow]\nrollback_window_s = -1"}, "shadow.rollback_window_s: "),
+        ({"more": "[shadow]\nguard = 1"}, "shadow.guard: "),
+        ({"more": GUARD + "max_loss_ratio = 0.9"}, "shadow.guard.0.max_loss_ratio: "),
+        ({"more": GUARD.replace("triage", "../x")}, "shadow.guard.0.name: "),
+        ({"more": '[[shadow.guard]]\nname = "x"'}, "shadow.guard.0.data is missing"),
+        ({"more": GUARD + GUARD}, "shadow.guard: two guards have the same name"),
+        ({"training": "eval_fraction = 1.0"}, "training.eval_fraction: "),
+        ({"training": "seq_len = 0"}, "training.seq_len: "),
+    ],
+)
+def test_a_value_that_cannot_be_used_says_where_and_why(tmp_path: Path, parts: dict[str, str], says: str) -> None:
+    lines = refusal(tmp_path, **parts)
+    assert len(lines) == 1
+    assert lines[0].startswith(says)
+
+
+@pytest.mark.parametrize("name", ["Support", "support--v1", "a@v1", ""])
+def test_an_adapter_that_cannot_be_named_so_is_refused(tmp_path: Path, name: str) -> None:
+    text = GOOD.format(engine="", training="", more="").replace('"support"', f'"{name}"')
+    assert refusal(tmp_path, text)[0].startswith(f"adapter.0.name: {name!r} cannot name an adapter")
+
+
+@pytest.mark.parametrize("name", ["tiny@live", "", "-x", "a b"])
+def test_a_name_that_users_could_not_ask_the_base_by_is_refused(tmp_path: Path, name: str) -> None:
+    text = GOOD.format(engine="", training="", more="").replace('path = "base"', f'path = "b"\nserved_name = "{name}"')
+    assert refusal(tmp_path, text)[0].startswith(f"model.served_name: {name!r} cannot name the base")
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        (["down_proj", "v_proj", "q_proj"], ("q_proj", "v_proj", "down_proj")),
+        (["up_proj"], ("up_proj",)),
+        (["o_proj", "o_proj"], ("o_proj",)),
+    ],
+)
+def test_target_modules_are_kept_in_layer_order(tmp_path: Path, asked: list[str], kept: tuple[str, ...]) -> None:
+    assert load(tmp_path, engine=f"target_modules = {json.dumps(asked)}").engine.target_modules == kept
+
+
+@pytest.mark.parametrize("flag", OWNED_FLAGS)
+@pytest.mark.parametrize("spelling", ["{}", "--{}"])
+def test_a_flag_that_umbel_sets_is_refused_in_every_spelling(tmp_path: Path, flag: str, spelling: str) -> None:
+    for written in (flag, flag.replace("_", "-")):
+        key = json.dumps(spelling.format(written))
+        (line,) = refusal(tmp_path, more=f"[engine.extra_args]\n{key} = 1")
+        assert line == f"engine.extra_args: {json.loads(key)} is set by {OWNED_FLAGS[flag]}; remove it here"
+
+
+@pytest.mark.parametrize(("flag", "only"), UNSERVED_FLAGS.items())
+def test_a_flag_that_cannot_be_served_is_refused_unless_it_changes_nothing(
+    tmp_path: Path, flag: str, only: Any
+) -> None:
+    (line,) = refusal(tmp_path, more=f'[engine.extra_args]\n{flag} = "other"')
+    assert line == f"engine.extra_args: {flag} = 'other' cannot be served by umbel yet; only {only!r} can"
+    if only is not None:
+        more = f"[engine.extra_args]\n{flag} = {json.dumps(only)}"
+        assert load(tmp_path, more=more).engine.extra_args == {flag: only}
+
+
+def test_other_flags_and_variables_are_passed_on(tmp_path: Path) -> None:
+    more = '[engine.extra_args]\nmax_total_tokens = 20000\n[engine.env]\nOMP_NUM_THREADS = "1"'
+    engine = load(tmp_path, more=f'{more}\nSGLANG_RUST_SERVER = "0"').engine
+    assert engine.extra_args == {"max_total_tokens": 20000}
+    assert engine.env["OMP_NUM_THREADS"] == "1"

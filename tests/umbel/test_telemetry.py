@@ -1,0 +1,57 @@
+"""Logging: text or JSON, one event per line, and quiet libraries."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from umbel.telemetry import configure_logging
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("UMBEL_LOG", "UMBEL_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_an_event_is_one_line_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging()
+    logging.getLogger("umbel").info("round.start key=%s", "k")
+    logging.getLogger("umbel").debug("too small")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(" INFO round.start key=k")
+
+
+def test_an_event_is_one_json_object_also_with_an_exception(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UMBEL_LOG", "json")
+    configure_logging()
+    try:
+        raise ValueError("a line\nand another")
+    except ValueError:
+        logging.getLogger("umbel.site").exception("adapter.damaged ref=%s", "support@v1")
+    (line,) = capsys.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert (entry["level"], entry["logger"], entry["message"]) == (
+        "ERROR",
+        "umbel.site",
+        "adapter.damaged ref=support@v1",
+    )
+    assert entry["exception"].endswith("ValueError: a line\nand another")
+
+
+def test_the_level_is_the_operators_and_libraries_stay_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UMBEL_LOG_LEVEL", "DEBUG")
+    configure_logging()
+    logging.getLogger("umbel").debug("seen")
+    logging.getLogger("httpx").info("HTTP Request: GET /hello")
+    assert [line.rpartition(" ")[2] for line in capsys.readouterr().err.splitlines()] == ["seen"]
