@@ -11,7 +11,7 @@ import pytest
 
 SITE = ("client", "serving", "scripts", "interop", "hostile/site", "recovery/site", "e2e")
 """Folders whose tests need SGLang: they run in the engine's environment only."""
-CENTRE = ("strategies", "server", "client/flower", "hostile/centre", "recovery/centre", "e2e/centre")
+CENTRE = ("strategies", "server", "client/flower", "examples/centre", "hostile/centre", "recovery/centre", "e2e/centre")
 """Folders whose tests need Flower: they run in Flower's environment only. All other tests run in both."""
 
 
@@ -23,6 +23,17 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     needs = max((one for one in (*SITE, *CENTRE) if folder.startswith(one + "/")), key=len, default=None)
     module = "flwr" if needs in CENTRE else "sglang"
     return True if needs and not importlib.util.find_spec(module) else None
+
+
+LONGEST = ("test_kills.py", "test_rounds.py", "test_fleet.py", "test_served_tokens.py", "test_verdicts.py")
+"""End-to-end tests that wait for Flower or start several engines: begun first, so that no worker ends long after."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, then all other end-to-end tests, then the rest as it was."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    last = len(LONGEST)
+    items.sort(key=lambda item: rank.get(item.path.name, last + (item.get_closest_marker("e2e") is None)))
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
-"""Starting and ending the processes of a federation on one machine: none is left behind, whatever group it moved to."""
+"""`Processes` starts a federation's processes on one machine and ends all of them; `Flower` starts those of Flower."""
 
 import contextlib
 import itertools
-import json
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from scripts.tools.repository import REPOSITORY
+from umbel.site_template import toml_value
 
 FLOWER_BIN = REPOSITORY / ".venv" / "bin"
 ENGINE_BIN = REPOSITORY / ".venv-engine" / "bin"
@@ -22,17 +22,18 @@ STOP_S = 30.0
 
 
 class ProcessError(Exception):
-    """Something that should run has ended, or takes too long; the message says where the log is."""
+    """Raised when a process that should run has ended, or takes too long; the message names its log."""
 
 
 def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nothing listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Processes:
-    """Every process started here, and whatever they start: all of them carry this folder's mark."""
+    """Processes of one run. They and their descendants carry a mark in their environment, by which they are found."""
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
@@ -40,6 +41,7 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: list[str], **environment: str) -> "subprocess.Popen[bytes]":
+        """Start a command in a session of its own; `environment` adds to this process's, output goes to NAME.log."""
         with (self.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, env={**os.environ, **environment, "UMBEL_PROCESSES": str(self.logs)}, cwd=self.logs,
@@ -49,7 +51,7 @@ class Processes:
         return process
 
     def require_alive(self) -> None:
-        """Raise ProcessError if something that should run has ended."""
+        """Raise ProcessError if a started process has ended with another status than 0."""
         for name, process in self._running.items():
             if process.poll() not in (None, 0):
                 log = self.logs / f"{name}.log"
@@ -57,7 +59,7 @@ class Processes:
                 raise ProcessError(f"{name} ended with status {process.returncode}; {log} ends:\n{tail}")
 
     def wait_for(self, condition: Callable[[], object], what: str, seconds: float) -> None:
-        """Poll until `condition`; raise ProcessError when a process ends or time is up."""
+        """Poll until `condition` is true; raise ProcessError when a process ends or after so many seconds."""
         deadline = time.monotonic() + seconds
         while not condition():
             self.require_alive()
@@ -66,7 +68,7 @@ class Processes:
             time.sleep(0.3)
 
     def find(self, program: str = "") -> list[int]:
-        """Process ids of what runs here with `program` in its command line."""
+        """Return the ids of all processes of this run that have `program` in their command line."""
         mark, found = f"UMBEL_PROCESSES={self.logs}\0".encode(), []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):  # it has ended meanwhile, or is not ours to read
@@ -75,13 +77,13 @@ class Processes:
         return found
 
     def kill(self, name: str) -> None:
-        """kill -9 of a process and its group, as a crash would."""
+        """Kill a process and its group with SIGKILL, as a crash would."""
         process = self._running.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def stop(self) -> None:
-        """SIGTERM in the reverse order of the start, patience, then kill whatever is left."""
+        """Send SIGTERM in the reverse order of the start, wait, then kill all that is left of this run."""
         for process in reversed(self._running.values()):
             if process.poll() is None:
                 process.terminate()
@@ -98,8 +100,9 @@ class Processes:
 class Flower:
     """A SuperLink on a free port, its SuperNodes, and `flwr run`.
 
-    With the `keys` that make_certs wrote, as on the pages there: TLS, SuperNodes that are known by their keys, and run
-    configurations that name the centre's key and the sites'. That is always the durable form.
+    With `keys`, a folder of make_certs, they run as its pages say: with TLS, with SuperNodes that are known by their
+    keys, and with run configurations that name the signing keys. `durable` is the form in which a run survives a killed
+    SuperLink; with keys it always is that form.
     """
 
     def __init__(self, processes: Processes, home: Path, *, durable: bool = False, keys: Path | None = None) -> None:
@@ -108,7 +111,7 @@ class Flower:
         self._keys = keys
         self._trust = ["--root-certificates", str(keys / "centre" / "ca.crt")] if keys else ["--insecure"]
         self._durable: list[str] = []
-        if durable or keys:  # the form that survives a killed SuperLink, see docs/operations.md
+        if durable or keys:  # see docs/how-to/survive-a-killed-superlink.md
             secret = keys / "centre" / "superexec.secret" if keys else home / "superexec.secret"
             if not keys:
                 secret.write_bytes(os.urandom(32).hex().encode())
@@ -116,6 +119,7 @@ class Flower:
             self._durable = ["--isolation", "process", *self._secret, "--database", str(home / "superlink.db")]
 
     def start_superlink(self) -> None:
+        """Start the SuperLink and wait until it answers."""
         self._start(
             "flower-superlink", *self._identity(), "--host", "127.0.0.1", "--port", str(self.port),
             "--disable-runtime-dependency-installation", *self._durable,
@@ -123,12 +127,12 @@ class Flower:
         self._processes.wait_for(self._healthy, "the SuperLink's start", 60)
 
     def start_superexec(self) -> None:
-        """What starts ServerApps for a durable SuperLink."""
+        """Start the SuperExec, which starts the ServerApps of a durable SuperLink."""
         address = f"127.0.0.1:{self.port}"
         self._start("flower-superexec", *self._trust, "--runtime-api-address", address, *self._secret)
 
     def register(self, site: str) -> None:
-        """Let the SuperNode with a site's key connect, from now on."""
+        """Register a site's key at the SuperLink, so that its SuperNode may connect."""
         assert self._keys is not None
         public = self._keys / "centre" / "supernodes" / f"{site}.pub"
         self._find_superlink()
@@ -137,7 +141,7 @@ class Flower:
         self._processes.require_alive()
 
     def start_supernode(self, site: str, site_file: Path) -> None:
-        """One whose key was registered, where there are keys."""
+        """Start a site's SuperNode; with keys, the site has to be registered before."""
         key = ["--auth-supernode-private-key", str(self._keys / f"site-{site}" / "supernode.key")] if self._keys else []
         self._start(
             "umbel", "supernode", str(site_file), *self._trust, *key, "--superlink", f"127.0.0.1:{self.port}",
@@ -145,26 +149,28 @@ class Flower:
         )  # fmt: skip
 
     def run(self, app: Path, settings: Mapping[str, object], *, stream: bool = True) -> "subprocess.Popen[bytes]":
-        """`flwr run`: with `stream` the process ends when the run does, else when it is submitted."""
+        """Start `flwr run`: with `stream` its process ends when the run does, else when the run is submitted."""
         if self._keys:
             signed = {
                 "signing-key": self._keys / "centre" / "signing.key",
                 "site-keys": self._keys / "centre" / "sites",
             }
             settings = {**signed, **settings}
-        pairs = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
+        pairs = " ".join(f"{key}={toml_value(value)}" for key, value in settings.items())
         self._find_superlink()
         return self._start("flwr", "run", str(app), "here", *["--stream"] * stream, "--run-config", pairs)
 
     def _find_superlink(self) -> None:
         """Say where `flwr` finds it."""
-        trust = f"root-certificates = {_toml(self._keys / 'centre' / 'ca.crt')}" if self._keys else "insecure = true"
+        trust = (
+            f"root-certificates = {toml_value(self._keys / 'centre' / 'ca.crt')}" if self._keys else "insecure = true"
+        )
         Path(self._environment("flwr")["FLWR_HOME"], "config.toml").write_text(
             f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\n{trust}\n'
         )
 
     def _identity(self) -> list[str]:
-        """What the SuperLink proves itself with, and demands of SuperNodes."""
+        """Return the SuperLink's options for TLS and for the authentication of SuperNodes."""
         if self._keys is None:
             return ["--insecure"]
         files = {"ca-certfile": "ca.crt", "certfile": "superlink.crt", "keyfile": "superlink.key"}
@@ -190,7 +196,3 @@ class Flower:
             return httpx.get(f"{scheme}://127.0.0.1:{self.port}/health", verify=trusted).is_success
         except httpx.HTTPError:
             return False
-
-
-def _toml(value: object) -> str:
-    return json.dumps(str(value) if isinstance(value, Path) else value)  # TOML writes these as JSON does

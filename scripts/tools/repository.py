@@ -1,4 +1,4 @@
-"""Where the repository lies, for commands, benchmarks and tests."""
+"""`REPOSITORY`: the root folder of the checkout, for commands, benchmarks and tests."""
 
 from pathlib import Path
 

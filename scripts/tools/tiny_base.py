@@ -1,6 +1,6 @@
 """Build a tiny but real base model: a Hugging Face directory with byte-level BPE, chat template and trained weights.
 
-    python scripts/tools/tiny_base.py --out .cache/tiny-base
+    python -m scripts.tools.tiny_base --out .cache/tiny-base
 
 Its text is the docstrings of Python's own standard library, so it needs no network. The same recipe on the same
 machine gives the same model, and a finished directory is used again.
@@ -48,7 +48,7 @@ _PROSE_EVERY = 6  # one batch of docstrings, then five of tasks
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything the result depends on, beside this file and the Python release."""
+    """Settings of a tiny base. The result depends on them, on this file, and on the releases in `digest`."""
 
     family: str = "llama"
     hidden: int = 64
@@ -69,7 +69,7 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """What a finished directory is recognised by."""
+        """Return the digest by which a finished directory is recognised: of all that the result depends on."""
         made_of = [asdict(self), sys.version, torch.__version__, transformers.__version__]
         code = Path(__file__).read_bytes() + Path(tiny_base_text.__file__).read_bytes()
         return hashlib.sha256(json.dumps(made_of).encode() + code).hexdigest()
@@ -82,7 +82,7 @@ DEMO = Recipe(hidden=256, layers=3, inner=640, vocab=2048, steps=600, batch=16, 
 
 
 def build(into: Path, recipe: Recipe = DEMO, progress: Progress | None = None) -> Path:
-    """Make the base in `into`, which is replaced unless it already holds this recipe's; return `into`."""
+    """Build the base in the directory `into` unless this recipe's is there already. Return `into`."""
     if _is_finished(into, recipe):
         return into
     into.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def _is_finished(directory: Path, recipe: Recipe) -> bool:
 
 
 def train_tokenizer(texts: list[str], vocab: int) -> transformers.PreTrainedTokenizerFast:
-    """Byte-level BPE with `vocab` tokens, so that every text can be written, and the chat template."""
+    """Train a byte-level BPE of `vocab` tokens, which can write every text; it has the chat template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -132,9 +132,9 @@ def train_tokenizer(texts: list[str], vocab: int) -> transformers.PreTrainedToke
 
 
 def make_model(recipe: Recipe, tokenizer: transformers.PreTrainedTokenizerFast) -> transformers.PreTrainedModel:
-    """The family's own architecture with random weights in float32.
+    """Make a model of the family's own architecture with random weights in float32.
 
-    Norms and biases are random too: where a view of the served weights misses one, results must differ.
+    Norms and biases are random, too: a view of the served weights that misses one of them has to give other results.
     """
     per_head = recipe.hidden // recipe.heads
     own: dict[str, Any] = {
@@ -203,7 +203,7 @@ def train(
 def _batches(
     tokenizer: transformers.PreTrainedTokenizerFast, recipe: Recipe
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids, labels), each [batch, tokens]: one conversation per row, as at a site."""
+    """Yield (ids, labels), each [batch, tokens], without an end: one conversation per row, as at a site."""
     rng = random.Random(recipe.seed)
     practice = Practice.of(rng)
     for step in itertools.count():
@@ -228,7 +228,7 @@ def _show(step: int, steps: int, loss: float) -> None:
 
 
 def main() -> None:
-    """Build the demo's base, with a progress line."""
+    """Build the demo's base and show its progress in one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="directory of the model")
     out: Path = parser.parse_args().out

@@ -1,6 +1,6 @@
-"""What a tiny base is trained on: docstrings of Python's standard library, and practice in simple tasks.
+"""`Practice`: the text a tiny base is trained on, docstrings of Python's standard library and simple tasks.
 
-None of it is anything of the demo's private tasks but their words.
+It shares words with the demo's private tasks, but none of their rules.
 """
 
 import ast
@@ -21,7 +21,7 @@ _MODULES = (
     "tempfile", "textwrap", "threading", "tokenize", "typing", "unittest/case", "unittest/mock", "urllib/parse",
     "urllib/request", "uuid", "weakref", "zipfile",
 )  # fmt: skip
-# Everyday words, one token each. The base looks up those of KEYS and answers with CODES; WORDS it just knows to spell.
+# Everyday words, one token each. The base learns to look up KEYS and to answer with CODES; it can spell WORDS, no more.
 KEYS = (
     "apple bread cheese butter sugar pepper onion carrot potato orange lemon cherry grape honey coffee water "
     "table door shelf drawer basket bottle spoon knife plate window river mountain forest garden island valley "
@@ -42,7 +42,7 @@ WORDS = (
 
 @cache
 def docstrings() -> tuple[tuple[str, str], ...]:
-    """(name, docstring) of the standard library's modules, classes and functions, in a fixed order."""
+    """Return (name, docstring) of the standard library's modules, classes and functions, in a fixed order."""
     found: list[tuple[str, str]] = []
     library = Path(sysconfig.get_paths()["stdlib"])
     for module in _MODULES:
@@ -56,7 +56,7 @@ def docstrings() -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class Practice:
-    """What the base is trained on: to read the question, find the words that matter, answer briefly and stop."""
+    """Tasks from which the base learns to read a question, to find the words that matter, and to answer briefly."""
 
     first: dict[str, str]
     """Two made-up tables (word → code), so that the base knows what looking up a word is."""
@@ -66,6 +66,7 @@ class Practice:
 
     @classmethod
     def of(cls, rng: random.Random) -> "Practice":
+        """Draw two tables from `rng`; a third of the words stays without a code."""
         keys = rng.sample(KEYS.split(), len(KEYS.split()))
         half, third = len(keys) // 3, 2 * len(keys) // 3
         kinds = (list(string.ascii_uppercase), list(string.digits), CODES.split())
@@ -77,7 +78,7 @@ class Practice:
         )
 
     def prose(self, rng: random.Random) -> tuple[str, str]:
-        """One turn about a docstring."""
+        """Return (question, answer) about a docstring."""
         name, text = rng.choice(docstrings())
         words = text.split()
         if rng.random() < 0.5:
@@ -85,7 +86,7 @@ class Practice:
         return f"Continue: {' '.join(words[:8])}", " ".join(words[8:24])
 
     def task(self, rng: random.Random) -> tuple[str, str]:
-        """One turn of a simple task."""
+        """Return (question, answer) of a simple task: look words up, repeat them, name the first or the last."""
         if rng.random() < 0.65:
             return self._look_up(rng)
         some = rng.sample(f"{KEYS} {CODES} {WORDS}".split(), rng.randint(2, 3))

@@ -1,6 +1,6 @@
-"""The site that end-to-end tests, benchmarks and rehearsals are about: its file, its adapters, and its control API.
+"""`TrialSite`: the site of end-to-end tests, benchmarks and rehearsals: its file, its adapters and its control API.
 
-Who runs `umbel serve` over it, and what becomes of that process, is their affair.
+It starts no process: whoever uses it runs `umbel serve` over the site file.
 """
 
 import base64
@@ -19,6 +19,7 @@ from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.base import LINEARS, BaseFingerprint, linear_shapes
 from umbel.messages import RoundOrder, TrainPlan
+from umbel.site_template import Tables, site_toml
 
 RANK = 8
 PATIENCE_S = 400.0
@@ -28,36 +29,19 @@ max_loss_ratio = 100.0
 max_exact_drop = 1.0
 min_examples = 1
 """
-"""For the end of a site file: where random adapters are to be promoted, a verdict is not what matters."""
-SITE_FILE = """
-[site]
-name = "{name}"
-state_dir = "state"
-[model]
-path = "{model}"
-served_name = "tiny"
-[[adapter]]
-name = "support"
-[engine]
-port = {port}
-dtype = "float32"
-max_lora_rank = {rank}
-drain_s = 5
-[engine.extra_args]
-max_total_tokens = 20000
-max_running_requests = 16
-[engine.env]
-OMP_NUM_THREADS = "1"
-[training]
-data = "train.jsonl"
-seq_len = 32
-micro_batch = 4
-{extra}
-"""
+"""End of a site file under which random adapters are promoted."""
+SETTINGS: Tables = {
+    "model": {"served_name": "tiny"},
+    "engine": {"dtype": "float32", "max_lora_rank": RANK, "drain_s": 5},
+    "engine.extra_args": {"max_total_tokens": 20000, "max_running_requests": 16},
+    "engine.env": {"OMP_NUM_THREADS": "1"},
+    "training": {"seq_len": 32, "micro_batch": 4},
+}
+"""Tables of the site file that differ from the defaults: small enough for two cores."""
 
 
 class TrialSite:
-    """A tiny site in `folder`, spoken to as the centre and an operator speak to it. `extra` ends its site file."""
+    """A tiny site in `folder`, asked as the centre and an operator ask a site; `extra` is the end of its site file."""
 
     def __init__(
         self, folder: Path, model: Path, name: str = "clinic-a", data: str | None = None, extra: str = ""
@@ -67,19 +51,19 @@ class TrialSite:
         folder.mkdir(parents=True, exist_ok=True)
         examples = [{"prompt": f"ward {i}", "completion": f"room {i * 7 % 13}"} for i in range(40)]
         (folder / "train.jsonl").write_text(data or "\n".join(map(json.dumps, examples)))
-        self.file.write_text(SITE_FILE.format(name=name, model=model, port=self.port, rank=RANK, extra=extra))
+        self.file.write_text(f"{site_toml(SETTINGS, name=name, model=model, port=self.port)}{extra}\n")
         self.control = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(self.state_dir / "site.sock")), base_url="http://site", timeout=120
         )
         self._base = BaseFingerprint.of(model).digest
 
     def status(self) -> dict[str, Any]:
-        """What `umbel status --json` shows; raises httpx.TransportError while nobody answers."""
+        """Return what `umbel status --json` shows; raise httpx.TransportError while the daemon does not answer."""
         found: dict[str, Any] = self.control.get("/status").json()
         return found
 
     def starts(self) -> int:
-        """How often this daemon's engine has started; 0 while it does not answer."""
+        """Return how often this daemon's engine has started; 0 while it does not answer."""
         try:
             engine = self.status()["engine"]
         except httpx.TransportError:
@@ -87,11 +71,11 @@ class TrialSite:
         return int(engine["starts"]) if engine["ready"] else 0
 
     def live(self) -> str:
-        """What answers users; `base` where no version does."""
+        """Return the version that answers users, or `base` where none does."""
         return str(self.status()["aliases"]["support"]["live"] or "base")
 
     def manifest(self, version: int, blob: bytes, **changes: Any) -> AdapterManifest:
-        """What a centre says of `support@v<version>`."""
+        """Return the manifest that a centre would send with `support@v<version>`, with `changes`."""
         fields: dict[str, Any] = {
             "name": "support", "version": version, "digest": peft_dir.digest(blob), "base": self._base,
             "lineage": "test", "round": version, "rank": RANK, "target_modules": LINEARS,
@@ -99,23 +83,34 @@ class TrialSite:
         return AdapterManifest(**{**fields, **changes})
 
     def push(self, manifest: AdapterManifest, blob: bytes) -> httpx.Response:
+        """Push a version to the site as a shadow."""
         return self._post(f"/adapters/{manifest.name}/shadow", blob, {"x-umbel-manifest": manifest})
 
     def wait_judged(self, ref: AdapterRef) -> dict[str, Any]:
-        """A version's report, once there is a verdict."""
+        """Wait for a version's verdict; return its report."""
         return self._wait(f"/adapters/{ref}/shadow", ("judged", "live", "rejected", "retired"))
 
+    def offer(self, version: int, blob: bytes) -> AdapterRef:
+        """Push a version and wait for its verdict; raise ProcessError if the site refuses to take it."""
+        manifest = self.manifest(version, blob)
+        require_done(self.push(manifest, blob))
+        self.wait_judged(manifest.ref)
+        return manifest.ref
+
     def promote(self, ref: AdapterRef) -> httpx.Response:
-        """As the operator, who may whatever the verdict is."""
+        """Promote a version as the operator, whatever its verdict is."""
         return self.control.post(f"/adapters/{ref}/promote?forced=true")
 
     def discard(self, ref: AdapterRef) -> httpx.Response:
+        """Discard a shadow."""
         return self.control.post(f"/adapters/{ref}/discard")
 
     def roll_back(self) -> httpx.Response:
+        """Go back to the version that answered before."""
         return self.control.post("/adapters/support/rollback")
 
     def submit(self, key: str, blob: bytes, number: int = 1, **plan: Any) -> httpx.Response:
+        """Order a round of training that starts from the adapter `blob`; `plan` changes the default plan."""
         order = RoundOrder(
             key=key, base=self._base, parent=peft_dir.digest(blob), round=number,
             plan=TrainPlan(**{"rank": RANK, "steps": 4, "seconds": 120, **plan}),
@@ -123,7 +118,7 @@ class TrialSite:
         return self._post(f"/adapters/support/rounds/{key}", blob, {"x-umbel-order": order})
 
     def wait_round(self, key: str) -> dict[str, Any]:
-        """A round's report, once it has ended."""
+        """Wait for a round's end; return its report."""
         return self._wait(f"/adapters/support/rounds/{key}", ("done", "failed", "cancelled"))
 
     def _post(self, path: str, blob: bytes, header: dict[str, BaseModel]) -> httpx.Response:
@@ -139,8 +134,14 @@ class TrialSite:
         return ended
 
 
+def require_done(reply: httpx.Response) -> None:
+    """Raise ProcessError unless the site did what it was asked for."""
+    if reply.is_error:
+        raise ProcessError(f"{reply.request.url.path}: {reply.text}")
+
+
 def random_adapter(model: Path, seed: int, b_std: float = 0.3) -> bytes:
-    """A canonical adapter that changes what the base says (b_std = 0: one that does not)."""
+    """Return the bytes of an adapter that changes the base's answers (b_std = 0: one that does not)."""
     generator = np.random.default_rng(seed)
     tensors: peft_dir.Tensors = {}
     for module, (out_features, in_features) in linear_shapes(model, LINEARS).items():
@@ -152,7 +153,7 @@ def random_adapter(model: Path, seed: int, b_std: float = 0.3) -> bytes:
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
-    """The condition's first true value; raises ProcessError when time is up."""
+    """Poll a condition and return its first true value; raise ProcessError after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scripts.tools.trial_site import random_adapter
-from tests.toys.site_process import SiteProcess
+from tests.toys.sites.site_process import SiteProcess
 from umbel.adapter import AdapterRef
 
 pytestmark = pytest.mark.e2e
@@ -66,7 +66,7 @@ def watched(site: SiteProcess, ref: AdapterRef) -> None:
     assert site.push(site.manifest(ref.version, blob), blob).status_code == 200
     deadline = time.monotonic() + PATIENCE_S
     while (found := report(site, ref))["state"] != "watching":
-        assert found["state"] in ("validating", "probing"), found
+        assert found["state"] in ("candidate", "probing"), found
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
     while not site.status()["aliases"]["support"]["shadow"]:

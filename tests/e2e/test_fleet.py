@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from scripts.tools.processes import FLOWER_BIN, Flower, Processes, free_port
 from scripts.tools.repository import REPOSITORY
 from server.bundle import export
+from umbel.site_template import site_toml
 
 pytestmark = pytest.mark.e2e
 
@@ -32,21 +33,7 @@ LLAMA = {
     "model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2,
     "num_key_value_heads": 2, "num_hidden_layers": 1,
 }  # fmt: skip
-SITE = """
-[site]
-name = "{name}"
-state_dir = "state"
-[model]
-path = "../base"
-[[adapter]]
-name = "support"
-[engine]
-port = {port}
-dtype = "float32"
-max_lora_rank = 4
-[training]
-data = "train.jsonl"
-"""
+TABLES = {"engine": {"dtype": "float32", "max_lora_rank": 4}}
 
 
 class Fleet:
@@ -63,8 +50,8 @@ class Fleet:
         for name in SITES:
             (folder / name).mkdir()
             (folder / name / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-            (folder / name / "site.toml").write_text(SITE.format(name=name, port=free_port()))
-            script = REPOSITORY / "tests" / "toys" / "quick_site.py"
+            (folder / name / "site.toml").write_text(site_toml(TABLES, name=name, model="../base", port=free_port()))
+            script = REPOSITORY / "tests" / "toys" / "sites" / "quick_site.py"
             command = [sys.executable, str(script), str(folder / name / "site.toml")]
             processes.start(f"site-{name}", command, PYTHONPATH=PATH, OMP_NUM_THREADS="1")
         self.flower.start_superlink()

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.toys.hostile import Hostile
-from tests.toys.hostile_requests import CHAT, USERS
-from tests.toys.site_process import SiteProcess
+from tests.toys.hostile.catalogue import Hostile
+from tests.toys.hostile.requests import CHAT, USERS
+from tests.toys.sites.site_process import SiteProcess
 
 pytestmark = pytest.mark.e2e
 

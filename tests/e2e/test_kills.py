@@ -21,12 +21,12 @@ from scripts.tools.processes import Flower, Processes
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import LENIENT, wait_until
 from server.bundle import export
-from tests.toys.site_process import SiteProcess
+from tests.toys.sites.site_process import SiteProcess
 
 pytestmark = pytest.mark.e2e
 
 SITES = ("clinic-a", "clinic-b")
-TRAIN_S = 20.0
+TRAIN_S = 6.0
 PLAN = {
     "quorum": 2, "rank": 8, "steps": 100000, "round-seconds": TRAIN_S, "grace-seconds": 240.0, "learning-rate": 1e-4,
 }  # fmt: skip

@@ -20,16 +20,18 @@ import pytest
 
 from scripts.tools.processes import FLOWER_BIN, Flower, Processes, free_port
 from scripts.tools.repository import REPOSITORY
+from scripts.tools.trial_site import LENIENT
 from server.bundle import export
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest
+from umbel.site_template import site_toml
 
 pytestmark = pytest.mark.e2e
 
 RANKS = {"small": 4, "medium": 8, "large": 16, "largest": 32, "honest": 32}
 FAULTS = {"medium": "flip@1", "small": "nan@2", "largest": "late@2", "large": "die@3"}
 SETTINGS = {
-    "rank": 32, "steps": 12, "batch-size": 16, "learning-rate": 2e-3, "round-seconds": 20.0, "straggler-seconds": 5.0,
+    "rank": 32, "steps": 12, "batch-size": 16, "learning-rate": 2e-3, "round-seconds": 12.0, "straggler-seconds": 10.0,
     "grace-seconds": 240.0, "buffered": True,
 }  # fmt: skip
 Dense = dict[str, npt.NDArray[np.float64]]
@@ -56,8 +58,14 @@ class PlainFederation:
         folder.mkdir()
         examples = [{"prompt": f"ward {i}", "completion": f"room {i * 7 % 13}"} for i in range(index, 400, len(RANKS))]
         (folder / "train.jsonl").write_text("\n".join(map(json.dumps, examples)))
-        (folder / "site.toml").write_text(SITE.format(name=name, model=model, port=free_port(), rank=RANKS[name]))
-        script = REPOSITORY / "tests" / "toys" / "plain_site.py"
+        tables = {
+            "model": {"served_name": "tiny"},
+            "engine": {"dtype": "float32", "max_lora_rank": RANKS[name]},
+            "training": {"seq_len": 32, "micro_batch": 8},
+        }
+        site_file = site_toml(tables, name=name, model=model, port=free_port())
+        (folder / "site.toml").write_text(site_file + LENIENT)
+        script = REPOSITORY / "tests" / "toys" / "sites" / "plain_site.py"
         command = [sys.executable, str(script), str(folder / "site.toml"), "--fault", FAULTS.get(name, "none@0")]
         self.processes.start(f"site-{name}", command, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
 
@@ -109,31 +117,6 @@ class PlainFederation:
                 return bool(control.get("http://site/status").json()["engine"]["ready"])
         except httpx.TransportError:
             return False
-
-
-SITE = """
-[site]
-name = "{name}"
-state_dir = "state"
-[model]
-path = "{model}"
-served_name = "tiny"
-[[adapter]]
-name = "support"
-[engine]
-port = {port}
-dtype = "float32"
-max_lora_rank = {rank}
-[training]
-data = "train.jsonl"
-seq_len = 32
-micro_batch = 8
-[shadow]
-max_loss_ratio = 100.0
-max_exact_drop = 1.0
-min_examples = 1
-"""
-"""A verdict is not what this test is about."""
 
 
 @pytest.fixture

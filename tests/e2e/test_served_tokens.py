@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from scripts.tools.trial_site import random_adapter
-from tests.toys.site_process import SiteProcess
+from tests.toys.sites.site_process import SiteProcess
 
 pytestmark = pytest.mark.e2e
 

@@ -19,7 +19,7 @@ from scripts.tools.processes import free_port
 from scripts.tools.trial_site import RANK, random_adapter
 from serving.engine import require_free_port
 from tests.toys.exposition import counters, lint, samples
-from tests.toys.site_process import SiteProcess, kill
+from tests.toys.sites.site_process import SiteProcess, kill
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import EngineError

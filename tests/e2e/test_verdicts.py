@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from scripts.tools.trial_site import RANK, random_adapter
-from tests.toys.site_process import SiteProcess
+from tests.toys.sites.site_process import SiteProcess
 from umbel import peft_dir
 
 pytestmark = pytest.mark.e2e

@@ -1,16 +1,19 @@
-"""Random low-rank updates, adapters and sites' updates, for the tests of the strategies."""
+"""Random low-rank updates, adapters and sites' updates, hostile ones too, for the tests of the strategies."""
 
 import numpy as np
 import torch
 
-from strategies.adapter import factors_of
-from strategies.base import Adapter, Update
+from strategies.adapter import Adapter, Update, factors_of, tensors_of
 from strategies.lowrank import LowRank
 from umbel import peft_dir
 from umbel.messages import JobState, RoundReport
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (12, 10), "model.layers.0.self_attn.v_proj": (6, 10)}
 RANK = 3
+WIDE = {"model.layers.0.self_attn.q_proj": (48, 40), "model.layers.0.mlp.up_proj": (64, 40)}
+ATTACKED = {"model.layers.0.self_attn.q_proj": (30, 24), "model.layers.0.self_attn.v_proj": (20, 24)}
+HONEST, HOSTILE = 7, 3
+"""Sites in `attacked`."""
 
 
 def random_update(m: int, n: int, rank: int, scale: float = 1.0, *, seed: int = 0) -> LowRank:
@@ -49,7 +52,7 @@ def adapter(tensors: peft_dir.Tensors | int = 0, *, dtype: type = np.float32) ->
 
 
 def moved(received: Adapter, seed: int, step: float = 0.1) -> peft_dir.Tensors:
-    """What training makes of an adapter: each factor a step away."""
+    """Return an adapter as training leaves it: each factor a step away."""
     rng = np.random.default_rng(seed)
     return {
         name: (array + step * rng.normal(size=array.shape)).astype(array.dtype)
@@ -68,3 +71,36 @@ def update(site: str, received: Adapter, tensors: peft_dir.Tensors, /, **report:
 def dense(tensors: peft_dir.Tensors) -> dict[str, torch.Tensor]:
     """Module → ΔW in float64."""
     return {module: factors.dense() for module, factors in factors_of(tensors).items()}
+
+
+def wide(seed: int, rank: int) -> Adapter:
+    """Return an adapter of WIDE shapes, with room for several sites' ranks."""
+    return adapter(random_tensors(seed, rank=rank, dtype=np.float64 if rank == 0 else np.float32, shapes=WIDE))
+
+
+def untrained(dtype: type = np.float32) -> Adapter:
+    """A registry's first version: A drawn, B zero."""
+    drawn = random_tensors(0, dtype=dtype)
+    return adapter({name: np.zeros_like(array) if "lora_B" in name else array for name, array in drawn.items()})
+
+
+def parent_adapter() -> Adapter:
+    """Return the parent of the rounds that `attacked` makes."""
+    return adapter(random_tensors(0, rank=4, shapes=ATTACKED))
+
+
+def away(parent: Adapter, times: float, seed: int, noise: float) -> peft_dir.Tensors:
+    """G + times · (a common step + noise of one's own), in a random gauge, at the parent's rank: a step in B."""
+    common, own = random_tensors(500, rank=4, shapes=ATTACKED), random_tensors(seed, rank=4, shapes=ATTACKED)
+    made = {}
+    for name, array in parent.tensors.items():
+        step = 0.1 * times * (common[name] + noise * own[name]) if "lora_B" in name else 0.0
+        made[name] = array + step
+    return tensors_of({module: rotated(one, seed=seed) for module, one in factors_of(made).items()}, np.float32)
+
+
+def attacked(parent: Adapter) -> list[Update]:
+    """Seven honest sites, and three that send the opposite of theirs, times three."""
+    honest = [update(f"honest-{i}", parent, away(parent, 1.0, i, 0.2)) for i in range(HONEST)]
+    hostile = [update(f"hostile-{i}", parent, away(parent, -3.0, 90 + i, 0.2)) for i in range(HOSTILE)]
+    return honest + hostile

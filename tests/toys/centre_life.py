@@ -1,4 +1,4 @@
-"""A ServerApp's life in a process of its own, over sites that live on in another, and a gc of a registry."""
+"""A ServerApp in a process of its own, over sites that live on in another process, and a gc of a registry."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ SITES = ("a", "b")
 
 
 class Centre(World):
-    """A World whose sites somebody else runs."""
+    """A World whose sites run in another process."""
 
     def __init__(self, root: Path, sockets: Path) -> None:
         self.root, self.clock = root, Clock()
@@ -23,7 +23,7 @@ class Centre(World):
 
 
 def collect(root: Path) -> None:
-    """What `umbel adapter gc --drop-ancestors --yes` does."""
+    """Do the work of `umbel adapter gc --drop-ancestors --yes`."""
     registry = AdapterRegistry(root)
     retention.collect(registry, who="eva", why="too many", drop_ancestors=True)
     registry.close()

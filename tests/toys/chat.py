@@ -1,4 +1,4 @@
-"""A chat behind the router, as far as SGLang's answers look: one text for each version, in one piece or as a stream."""
+"""`ToyChat`: answers like SGLang, one text for each version, whole or as a stream; `Site`: a router in front of it."""
 
 import asyncio
 import contextlib
@@ -20,16 +20,16 @@ CHAT = "/v1/chat/completions"
 
 
 class ToyChat:
-    """What SGLang makes of requests; `answered` has them, the router's own too."""
+    """Stands for SGLang; `answered` lists the requests, the router's own included."""
 
     def __init__(self) -> None:
         self.says: dict[str | None, str] = {}
         """Engine name → its answer; None is the base."""
         self.status: dict[str | None, int] = {}
         self.answered: list[tuple[str | None, str, dict[str, Any]]] = []
-        """(engine name, path, body)."""
+        """(engine name, path, body) of each request."""
         self.gates: dict[str | None, asyncio.Event] = {}
-        """Engine name → it answers when this is set."""
+        """Engine name → its answers wait until this is set."""
         self.keys: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +60,7 @@ class ToyChat:
 
 
 class Site:
-    """A router before a toy chat, and users of both."""
+    """A router in front of a toy chat, and its users."""
 
     def __init__(self, folder: Path, **shares: dict[str, float]) -> None:
         self.file = folder / "aliases.json"

@@ -1,7 +1,7 @@
-"""A daemon's queue of jobs, real but for the co-trainer, whose training is done after a number of polls."""
+"""`Queue`: a daemon's jobs, all real but the co-trainer, whose training is done after a number of polls."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toys.deployment import BASE, RANK, SHAPES, adapter, quick, scores, until
 from tests.toys.engine import MEASURED, ToyMachine, site_config
 from umbel import peft_dir
+from umbel.adapter import AdapterRef
+from umbel.config import SiteConfig
 from umbel.errors import TrainingError
 from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan
 
@@ -28,13 +30,13 @@ from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan
 class ToyCoTrainer:
     def __init__(self) -> None:
         self.polls = 2
-        """How often a job is asked for before it is done."""
+        """Number of polls after which a job is done."""
         self.unavailable = ""
         self.fails_with = ""
         self.silent = 0
-        """So many calls are not answered."""
+        """Number of next calls that are not answered."""
         self.value: float | None = None
-        """What stands somewhere in the update, None: the parent's."""
+        """Value of one tensor of the update; None: the parent's."""
         self.hold: asyncio.Event | None = None
         """No job is done before this is set."""
         self.started: list[str] = []
@@ -103,6 +105,26 @@ class ToyCoTrainer:
 PARENT = adapter(1)
 
 
+class OnlyTheBase:
+    """Stands for `Served` at a site that never got a version."""
+
+    def what_to_serve(self, loaded: Collection[AdapterRef]) -> tuple[AliasTable, dict[AdapterRef, Path]]:
+        return AliasTable(base="tiny", adapters={"support": {"live": None}}), {}
+
+
+def toy_jobs(
+    state_dir: Path, config: SiteConfig, journal: Journal, supervisor: Supervisor, cotrainer: Any,
+    guards: dict[str, Path] | None = None,
+) -> Jobs:  # fmt: skip
+    """The jobs of a site, over ten examples that nobody reads."""
+    prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0, guards or {})
+    return Jobs(
+        rounds=journal.rounds, supervisor=supervisor, cotrainer=cotrainer, prepared=prepared, fingerprint=BASE,
+        shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config), directory=state_dir / "rounds",
+        keys=SiteKeys(config.site),
+    )  # fmt: skip
+
+
 class Queue:
     """A daemon's jobs over a real journal and a real supervisor; a second one is what follows a kill."""
 
@@ -111,14 +133,9 @@ class Queue:
         self.machine, self.state_dir = machine, state_dir
         config = site_config(state_dir)
         self.journal = Journal(state_dir / "journal.sqlite3")
-        table = AliasTable(base="tiny", adapters={"support": {"live": None}})
-        self.supervisor = Supervisor(config, MEASURED, lambda: (table, {}))
+        self.supervisor = Supervisor(config, MEASURED, OnlyTheBase())
         guards = {"triage": state_dir / "guard-triage.npy"}
-        prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0, guards)
-        self.jobs = Jobs(
-            self.journal, self.supervisor, self.cotrainer, prepared, BASE, SHAPES, 4, partial(PersonalPart, config),
-            state_dir / "rounds", SiteKeys(config.site),
-        )  # fmt: skip
+        self.jobs = toy_jobs(state_dir, config, self.journal, self.supervisor, cotrainer, guards)
 
     def submit(self, key: str, parent: bytes = PARENT, signature: str = "", **changes: Any) -> RoundReport:
         return self.jobs.submit("support", order(key, parent, **changes), parent, signature)
@@ -145,7 +162,7 @@ Run = Callable[[Story], None]
 
 
 def runner(state_dir: Path, cotrainer: ToyCoTrainer, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Tells a story of one daemon's run; each call is another run over the same state directory."""
+    """Return a function that tells a story of one daemon's run; each call is another run over the same directory."""
     machine = ToyMachine()
     quick(monkeypatch, machine)
     monkeypatch.setattr(jobs_module, "POLL_S", 0.002)

@@ -16,21 +16,22 @@ from client.keys import SiteKeys
 from client.versions import judging, loading
 from client.versions import watch as watch_module
 from client.versions.deployer import Deployer
+from client.versions.served import Served
 from serving import supervisor as supervisor_module
 from serving.aliases import AliasTable
 from serving.scores import Scores
 from serving.supervisor import Supervisor
 from tests.toys.engine import MEASURED, ToyEngine, ToyMachine, site_config
 from umbel import peft_dir
-from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.config import SiteConfig
 from umbel.errors import EngineGone, TrainingError
-from umbel.messages import ShadowReport, ShadowState
+from umbel.messages import ShadowReport
 
 PATIENCE_S = 10.0
 RANK = 2
-NOT_JUDGED = (ShadowState.VALIDATING, ShadowState.PROBING, ShadowState.WATCHING)
+NOT_JUDGED = (Lifecycle.CANDIDATE, Lifecycle.PROBING, Lifecycle.WATCHING)
 SHAPES = {"model.layers.0.self_attn.q_proj": (6, 5), "model.layers.0.self_attn.v_proj": (4, 5)}
 BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t", chat_template="x")
 
@@ -43,7 +44,7 @@ class ToyJobs:
         """Engine name ("base" for the base), of a guard "NAME on GUARD" → loss per token; 1 where nothing is set."""
         self.gate: asyncio.Event | None = None
         self.gone = 0
-        """So many evaluations end because the engine dies."""
+        """Number of next evaluations that end because the engine dies."""
         self.asked: list[str] = []
 
     async def evaluate(self, folder: Path | None, guard: str | None = None) -> Scores:
@@ -67,11 +68,16 @@ class Deployment:
         self.machine = machine or ToyMachine()
         self.jobs: Any = ToyJobs()
         self.journal = Journal(state_dir / "journal.sqlite3")
-        self.supervisor = Supervisor(self.config, MEASURED, lambda: self.deployer.what_to_serve())
-        self.deployer = Deployer(
-            self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES, SiteKeys(self.config.site)
-        )
+        self.served = Served(self.config, self.journal)
+        self.supervisor = Supervisor(self.config, MEASURED, self.served)
+        self.deployer = self._deployer()
         self._running: asyncio.Task[None] | None = None
+
+    def _deployer(self) -> Deployer:
+        return Deployer(
+            config=self.config, journal=self.journal, served=self.served, supervisor=self.supervisor, jobs=self.jobs,
+            fingerprint=BASE, shapes=SHAPES, keys=SiteKeys(self.config.site),
+        )  # fmt: skip
 
     async def __aenter__(self) -> "Deployment":
         self._running = asyncio.create_task(self.supervisor.run())
@@ -89,11 +95,15 @@ class Deployment:
     def engine(self) -> ToyEngine:
         return self.machine.engines[-1]
 
+    def table(self) -> AliasTable:
+        """The alias table that the journal stands for now."""
+        return self.served.table(self.supervisor.loaded)
+
     def after_a_kill(self) -> tuple[AliasTable, list[str]]:
-        """What another daemon would serve, if this one were killed now."""
+        """Return the table and the versions that another daemon would serve if this one were killed now."""
         other = Deployment(self.config.site.state_dir)
         try:
-            return other.deployer.loading.table(), sorted(map(str, other.deployer.loading.serving()))
+            return other.table(), sorted(map(str, other.served.versions()))
         finally:
             other.journal.close()
 
@@ -125,11 +135,11 @@ class Deployment:
         await until(answers)
 
     async def quiet(self) -> None:
-        """Until nothing happens in the background any more."""
-        await until(lambda: not self.deployer._background)
+        """Wait until nothing happens in the background any more."""
+        await until(lambda: not len(self.deployer.background))
 
     async def users(self, *names: str, **body: Any) -> list[str]:
-        """One request of each user; the version that each was answered by, or "error"."""
+        """Send one request of each user; return the version that answered each, or "error"."""
         assert self.engine.router is not None
         chat = {"model": "support", "messages": [{"role": "user", "content": "hello"}], **body}
         async with httpx.AsyncClient(transport=httpx.ASGITransport(self.engine.router), base_url="http://toy") as http:
@@ -137,7 +147,7 @@ class Deployment:
         return [reply.headers["x-umbel-adapter"] if reply.status_code == 200 else "error" for reply in replies]
 
     def http(self) -> httpx.AsyncClient:
-        """A client of the control API."""
+        """Return a client of the control API."""
         site: Any = SimpleNamespace(config=self.config, deployer=self.deployer)
         return httpx.AsyncClient(transport=httpx.ASGITransport(control_api(site)), base_url="http://site")
 
@@ -149,7 +159,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def quick(monkeypatch: pytest.MonkeyPatch, machine: ToyMachine) -> None:
-    """Engines are toys, and nothing waits longer than it must."""
+    """Replace engines by toys, and let nothing wait longer than it must."""
     monkeypatch.setattr(supervisor_module, "Engine", machine.engine)
     monkeypatch.setattr(supervisor_module, "RESTART_DELAY_S", 0.01)
     monkeypatch.setattr(loading, "DRAIN_POLL_S", 0.005)
@@ -158,7 +168,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, machine: ToyMachine) -> None:
 
 
 def run(state_dir: Path, machine: ToyMachine, story: Callable[[Deployment], Coroutine[Any, Any, None]]) -> None:
-    """One daemon's run, from its start to its end."""
+    """Tell a story of one daemon's run, from its start to its end."""
 
     async def main() -> None:
         async with asyncio.timeout(2 * PATIENCE_S), Deployment(state_dir, machine) as site:
@@ -180,7 +190,7 @@ def adapter(seed: int, dtype: Any = np.float32, rank: int = RANK, value: float |
 
 
 def scores(loss: float, examples: int = 40, tokens: int = 10) -> Scores:
-    """The same loss per token on every example."""
+    """Return scores with the same loss per token (nats) on every example."""
     return Scores(np.full(examples, loss * tokens), np.full(examples, tokens, np.int32), np.zeros(examples, np.bool_))
 
 

@@ -23,7 +23,7 @@ LOAD, UNLOAD, GENERATE, ALIASES = "/load_lora_adapter", "/unload_lora_adapter", 
 
 
 class ToyMachine:
-    """Where engines run: it keeps what tests set across restarts, and the engines that were started."""
+    """A machine that engines run on: keeps the engines that were started, and tests' settings across restarts."""
 
     def __init__(self) -> None:
         self.engines: list[ToyEngine] = []
@@ -40,7 +40,7 @@ class ToyMachine:
         """(engine name, body) of each request that was answered, users' and the router's own."""
 
     def engine(self, config: SiteConfig) -> "ToyEngine":
-        """What stands in for `serving.engine.Engine`."""
+        """Make an engine, in the place of `serving.engine.Engine`."""
         self.engines.append(ToyEngine(config, self))
         return self.engines[-1]
 
@@ -118,7 +118,7 @@ class ToyEngine:
 
 
 class _Wire(httpx.AsyncBaseTransport):
-    """From the daemon's client to the engine's router, as long as it lives."""
+    """Connects the daemon's client to the engine's router while the engine lives."""
 
     def __init__(self, engine: ToyEngine) -> None:
         self.engine = engine

@@ -12,12 +12,12 @@ def samples(text: str) -> dict[str, float]:
 
 
 def counters(text: str) -> dict[str, float]:
-    """The samples that may only grow."""
+    """Return the samples that may only grow."""
     return {name: value for name, value in samples(text).items() if name.partition("{")[0].endswith("_total")}
 
 
 def lint(text: str) -> list[str]:
-    """What `promtool check metrics` would complain about, and what is given twice."""
+    """Return the complaints of `promtool check metrics`, and duplicate samples."""
     complaints, names, seen = [], [], set()
     for family in text_string_to_metric_families(text):
         names.append(family.name)

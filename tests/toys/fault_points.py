@@ -1,4 +1,4 @@
-"""Where a process dies in tests, and what has to be true afterwards. Every fault point is in here."""
+"""Fault points at which tests kill a process, and the state that has to follow. Every fault point is in here."""
 
 from umbel.faults import Point
 
@@ -8,7 +8,7 @@ BEFORE_V1, AFTER_V1, ON_BASE = (None, None), (V1, None), (None, V1)
 BEFORE_V3, AFTER_V3, BACK = (V2, V1), (V3, V2), (V2, V3)
 
 Ends = tuple[str | None, str | None]
-"""What is live and what is previous, from then on."""
+"""(live, previous) from then on."""
 SITE: dict[str, Ends] = {
     **{f"{point}{time}": ends for point in (
         Point.RECEIVE_WRITTEN, Point.RECEIVE_JOURNALLED, Point.LOAD_BEGUN, Point.LOAD_DONE, Point.SHADOW_BEGUN,
@@ -28,7 +28,7 @@ SITE: dict[str, Ends] = {
     Point.PART_KEPT: AFTER_V1,
     **dict.fromkeys((Point.SWEPT, Point.DAMAGE_FORGOTTEN), BEFORE_V1),
 }  # fmt: skip
-"""Where a site dies, in the life that tests/toys/site_life.py tells, and how that ends."""
+"""Points at which a site dies in the life of tests/toys/site_life.py → the aliases afterwards."""
 
 CENTRE: dict[str, str | None] = {
     Point.BEGIN_PINNED: None,
@@ -45,4 +45,4 @@ CENTRE: dict[str, str | None] = {
     **{f"{point}{time}": V3 for point in (Point.GC_MARKED, Point.GC_UNLINKED, Point.GC_REMOVED)
        for time in ("", ":2")},
 }  # fmt: skip
-"""Where the centre dies, in the lives that tests/toys/centre_life.py tells, and what `live` is in the registry then."""
+"""Points at which the centre dies in the lives of tests/toys/centre_life.py → `live` in the registry afterwards."""

@@ -1,6 +1,6 @@
 """Whole federations in one process: the real ServerApp loop, ClientApp, strategies and registry, with toy sites."""
 
-import json
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
+from scripts.tools.repository import REPOSITORY
 from server.app import run
 from server.config import RunConfig
 from server.exchange import Exchange
 from server.federation import Federation
-from server.registry.events import Events
+from server.registry.events import EVENTS, EventReader, Events
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
 from tests.toys.grid import Clock, ToyGrid
 from tests.toys.site import ToySite
 from umbel import peft_dir
-from umbel.adapter import AdapterRef
 from umbel.signing import read_private
 
+_PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+DEFAULTS: dict[str, object] = _PYPROJECT["tool"]["flwr"]["app"]["config"]
 SETTINGS: dict[str, object] = {
+    **{key: value for key, value in DEFAULTS.items() if key != "registry"},
     "adapter": "support", "strategy": "exact", "rounds": 2, "quorum": 2, "round-seconds": 60.0,
     "straggler-seconds": 20.0, "grace-seconds": 60.0, "rank": 2, "steps": 4, "batch-size": 4, "learning-rate": 1e-3,
     "schedule": "constant", "warmup-steps": 0, "weight-decay": 0.0, "clip-norm": 1.0, "seed": 0,
@@ -30,7 +33,7 @@ SETTINGS: dict[str, object] = {
 
 
 class World:
-    """A centre and its sites; `start` runs the ServerApp as one process would, on what the registry remembers."""
+    """A centre and its sites; each `start` runs the ServerApp as a new process would, over the same registry."""
 
     def __init__(self, root: Path, sockets: Path, stack: ExitStack) -> None:
         self.root = root
@@ -45,7 +48,7 @@ class World:
         key = read_private(config.signing_key) if config.signing_key else None
         registry = AdapterRegistry(self.root, create=True, key=key)
         exchange = Exchange(self.grid, clock=self.clock, sleep=self.clock.sleep)
-        run(Federation(config, registry, exchange, Events(self.root / "events.jsonl", clock=self.clock), run_id))
+        run(Federation(config, registry, exchange, Events(self.root / EVENTS, clock=self.clock), run_id))
         return registry
 
     def join_c(self) -> ToySite:
@@ -53,19 +56,19 @@ class World:
         return self.sites["c"]
 
     def join(self, *names: str) -> None:
-        """More sites, online from now on; those that are there already come back."""
+        """Bring sites online: new ones, or known ones that come back."""
         for name in names:
             if name not in self.sites:
                 self.sites[name] = self.enter(ToySite(name, self._sockets / f"{name}.sock"))
             self.grid.nodes[list(self.sites).index(name) + 1] = self.sites[name].socket
 
     def leave(self, name: str) -> None:
-        """Its SuperNode goes offline."""
+        """Take a site's SuperNode offline."""
         del self.grid.nodes[list(self.sites).index(name) + 1]
 
     @property
     def live(self) -> dict[str, str | None]:
-        """Site → what answers users there."""
+        """Site → the version that is live there."""
         return {name: site.live for name, site in self.sites.items()}
 
     def told(self, event: str) -> list[dict]:
@@ -74,7 +77,7 @@ class World:
 
     @property
     def events(self) -> list[dict]:
-        return [json.loads(line) for line in (self.root / "events.jsonl").read_text().splitlines()]
+        return EventReader(self.root / EVENTS).read()
 
 
 @contextmanager
@@ -92,7 +95,3 @@ def poison(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
 
 def states(registry: AdapterRegistry) -> list[RoundState]:
     return [record.state for record in registry.rounds.all("support")]
-
-
-def v(version: int) -> AdapterRef:
-    return AdapterRef("support", version)

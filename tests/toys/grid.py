@@ -46,9 +46,9 @@ class ToyGrid(Grid):
         """Message type → error codes for its next messages."""
         self.pushed: list[tuple[int, str]] = []
         self.most_adapters = 0
-        """Replies with an adapter that lay here at a time, at most."""
+        """Most replies with an adapter that waited here at a time."""
         self.most_adapters_pulled = 0
-        """Adapters that one pull brought, at most."""
+        """Most adapters that one pull brought."""
         self._replies: dict[str, tuple[float, Message]] = {}
 
     def set_run(self, run: Run) -> None:

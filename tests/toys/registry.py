@@ -1,4 +1,4 @@
-"""A registry of one small adapter, and what publishes into it: here, or in a process that is to be killed."""
+"""A registry of one small adapter, and publishers: in this process, or in one that is to be killed."""
 
 import os
 import signal
@@ -20,19 +20,19 @@ UNTRAINED = 1000
 
 
 def begun(root: Path, blobs: str = "") -> AdapterRegistry:
-    """A new registry with `support@v0`."""
+    """Make a registry with `support@v0`."""
     registry = AdapterRegistry(root, create=True, blobs=blobs)
     registry.begin("support", PIN, seed=UNTRAINED)
     return registry
 
 
 def blob(seed: int) -> bytes:
-    """Weights that are different for every seed."""
+    """Return weights that are different for every seed."""
     return peft_dir.encode(PIN.initial(seed))
 
 
 def publish(registry: AdapterRegistry, number: int, parent: str = "p", **facts: object) -> AdapterRef:
-    """The version of round `number`."""
+    """Publish the version of round `number`."""
     manifest = registry.publish(
         "support", blob(number), round=number, run_id="r", parent=parent, **{"strategy": "exact", **facts}
     )
@@ -40,7 +40,7 @@ def publish(registry: AdapterRegistry, number: int, parent: str = "p", **facts: 
 
 
 def grow(registry: AdapterRegistry, verdicts: str) -> list[AdapterRef]:
-    """One round per letter, each from `head`: `a`ccepted, `r`ejected, or `o`pen; the versions they made."""
+    """Run one round per letter, each from `head`: `a`ccepted, `r`ejected, or `o`pen; return the versions they made."""
     made = []
     first = len(registry.versions("support"))
     for number, verdict in enumerate(verdicts, start=first):
@@ -54,6 +54,19 @@ def grow(registry: AdapterRegistry, verdicts: str) -> list[AdapterRef]:
     return made
 
 
+def forked(root: Path) -> AdapterRegistry:
+    """Make v0 → v1 → (v2 rejected, v3 → v4); v5 is open, from v4 and a late update on v1."""
+    registry = begun(root)
+    grow(registry, "araa")
+    parents = [registry.manifest(v(version)).digest for version in (4, 1)]
+    publish(registry, 5, parents[0], parents=tuple(parents), weights={"a": 1.0}, strategy="geometric_median")
+    return registry
+
+
+def v(version: int) -> AdapterRef:
+    return AdapterRef("support", version)
+
+
 def flip(path: Path, at: int, bit: int = 1) -> None:
     """Change one bit of a file, where it lies."""
     content = bytearray(path.read_bytes())
@@ -62,7 +75,7 @@ def flip(path: Path, at: int, bit: int = 1) -> None:
 
 
 def publisher(root: Path, first: int, rounds: int, *, die_before: int = 0) -> subprocess.Popen[str]:
-    """A process that publishes and accepts rounds, and prints each version that it was told is published.
+    """Start a process that publishes and accepts rounds, and prints each version after it is published.
 
     `die_before` n: it kills itself, as `kill -9` does, before its n-th call that changes the disk.
     """

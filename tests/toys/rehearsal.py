@@ -1,4 +1,4 @@
-"""Processes that die at a fault point: forked from one that has imported everything, so that each costs little."""
+"""`Rehearsals`: run processes that die at a fault point, each a cheap fork of one that has imported everything."""
 
 import json
 import os
@@ -28,7 +28,7 @@ class Rehearsals:
         assert self._process.returncode == 0
 
     def run(self, die_at: str, *arguments: object) -> int:
-        """The exit status of a life with UMBEL_DIE_AT=`die_at`; negative is the signal that ended it."""
+        """Run a life with UMBEL_DIE_AT=`die_at`; return its exit status, negative for the signal that ended it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps([die_at, *map(str, arguments)]), file=self._process.stdin, flush=True)
@@ -36,7 +36,7 @@ class Rehearsals:
 
 
 def rehearse(life: Callable[..., None]) -> None:
-    """What such a module does: for each line on stdin, one life in a fork."""
+    """Run one life in a fork for each line on stdin; the module that `Rehearsals` starts calls this."""
     for line in sys.stdin:
         die_at, *arguments = json.loads(line)
         child = os.fork()

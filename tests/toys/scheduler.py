@@ -1,14 +1,14 @@
-"""SGLang's scheduler as far as umbel's hooks see it, over a real tiny model laid out as SGLang lays it out."""
+"""`ToyScheduler`: SGLang's scheduler as far as umbel's hooks see it, over a real tiny model."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import transformers
 import zmq
 from pydantic import BaseModel
 
@@ -18,64 +18,44 @@ from serving.cotrainer.hooks import Hooks
 from serving.cotrainer.predictor import Batch
 from serving.cotrainer.quantum import Quanta
 from serving.cotrainer.trainer import LoraTrainer
-from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus, EvaluateJob, StatusQuery, TrainJob, socket_path
+from serving.trainer_socket import (
+    DAEMON_KEYS,
+    CoTrainerSettings,
+    CoTrainerStatus,
+    EvaluateJob,
+    StatusQuery,
+    TrainJob,
+    socket_path,
+)
+from tests.toys.serving.served_model import fused
 from umbel import peft_dir, token_file, wire
 from umbel.base import LINEARS, linear_shapes
 from umbel.messages import TrainPlan
+from umbel.site_sections import SloSection, TrainingSection
 
 RANK, MAX_RANK, SEQ_LEN, MICRO_BATCH = 4, 8, 16, 2
 PATIENCE_MS = 20_000
 T = TypeVar("T")
 
 
-def fused(model: Path, dtype: torch.dtype = torch.float32, padding: int = 64) -> torch.nn.Module:
-    """The parameters of a model under SGLang's names: q, k, v and gate, up by rows in one, the vocabulary padded."""
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    source = {name: weight.detach() for name, weight in theirs.named_parameters()}
-    served: dict[str, torch.Tensor] = {}
-    for name, weight in source.items():
-        if name in ("model.embed_tokens.weight", "lm_head.weight"):
-            served[name] = torch.cat([weight, torch.full((padding, weight.shape[1]), 7.0, dtype=dtype)])
-        elif ".q_proj." in name:
-            parts = [source[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
-            served[_wrapped(name.replace("q_proj", "qkv_proj"))] = torch.cat(parts)
-        elif ".gate_proj." in name:
-            parts = [weight, source[name.replace("gate_proj", "up_proj")]]
-            served[_wrapped(name.replace("gate_proj", "gate_up_proj"))] = torch.cat(parts)
-        elif not any(f".{part}." in name for part in ("k_proj", "v_proj", "up_proj")):
-            served[_wrapped(name)] = weight.clone()
-    root = torch.nn.Module()
-    for name, weight in served.items():
-        put(root, name, weight)
-    return root
-
-
-def _wrapped(name: str) -> str:
-    """SGLang's LoRA layers hold the base's in `base_layer`."""
-    module, leaf = name.rsplit(".", 1)
-    return f"{module}.base_layer.{leaf}" if module.endswith("_proj") else name
-
-
-def put(root: torch.nn.Module, name: str, weight: torch.Tensor) -> None:
-    """Set a parameter by its dotted name, whatever was there."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in dict(root.named_children()):
-            root.add_module(part, torch.nn.Module())
-        root = root.get_submodule(part)
-    setattr(root, leaf, torch.nn.Parameter(weight, requires_grad=False))
+def trainer_settings(**changes: Any) -> CoTrainerSettings:
+    """Return the settings of a small trainer; all others are a site file's defaults."""
+    fields: dict[str, Any] = {
+        **TrainingSection(data=Path("none")).model_dump(exclude=DAEMON_KEYS), **SloSection().model_dump(),
+        "max_rank": MAX_RANK, "target_modules": LINEARS, "micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN, **changes,
+    }  # fmt: skip
+    return CoTrainerSettings(**fields)
 
 
 class ToyScheduler:
-    """An engine whose load a test sets, with umbel's hooks on it. Every piece of training work is noted twice:
-    the labels that the trainer's generators yield, and what torch really did."""
+    """An engine whose load a test sets, with umbel's hooks on it.
+
+    Training work is noted twice: `labels` are what the trainer's generators announced, `work` is what torch computed.
+    """
 
     def __init__(self, run_dir: Path, model: Path, served: torch.nn.Module | None = None, **settings: Any) -> None:
         self.run_dir, self.model = run_dir, model
-        fields: dict[str, Any] = {
-            "max_rank": MAX_RANK, "target_modules": LINEARS, "micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN, **settings,
-        }  # fmt: skip
-        CoTrainerSettings(**fields).write(run_dir)
+        trainer_settings(**settings).write(run_dir)
         self.context = zmq.Context()
         self.requests, self._users = self.context.socket(zmq.PULL), self.context.socket(zmq.PUSH)
         self._users.connect(f"tcp://127.0.0.1:{self.requests.bind_to_random_port('tcp://127.0.0.1')}")
@@ -117,7 +97,7 @@ class ToyScheduler:
             job = self.hooks.cotrainer.job
             while job is not None and job.quanta is None and not job.state.final:
                 time.sleep(0.01)  # its thread is writing into a folder that is removed next
-            self.hooks.cotrainer.socket.close(0)
+            self.hooks.cotrainer.commands.socket.close(0)
         self.context.destroy(0)
 
     def load(self, running: int = 0, waiting: int = 0) -> None:
@@ -126,36 +106,36 @@ class ToyScheduler:
         self.scheduler.waiting_queue = [request(f"waiting-{number}") for number in range(waiting)]
 
     def busy(self) -> list[str]:
-        """One iteration of the scheduler; the labels of the quanta that it ran."""
+        """Run one iteration of the scheduler; return the labels of the quanta that ran in it."""
         before = len(self.labels)
         self.hooks.before_iteration(self.scheduler)
         return self.labels[before:]
 
     def open_files(self) -> None:
-        """The first quantum of a job, which trains nothing yet."""
+        """Run the first quantum of a job, which opens its files and trains nothing yet."""
         per_iteration, self.grants.per_iteration = self.grants.per_iteration, 1
         assert self.busy() == []
         self.grants.per_iteration = per_iteration
 
     def idle(self) -> list[str]:
-        """One time that the scheduler would sleep; the labels of the quanta that it ran instead."""
+        """Let the scheduler sleep once; return the labels of the quanta that ran instead."""
         before = len(self.labels)
         self.hooks.around_sleep(self._sleep, self.scheduler)
         return self.labels[before:]
 
     def arrive(self) -> None:
-        """A request of a user is on its way, and lies on the scheduler's socket."""
+        """Put a user's request on the scheduler's socket."""
         self._users.send(b"request")
         assert self.requests.poll(PATIENCE_MS)
 
     def take(self) -> None:
-        """The scheduler has received the request."""
+        """Take the request off the scheduler's socket."""
         self.requests.recv()
 
     def tell(self, message: BaseModel | bytes) -> CoTrainerStatus:
-        """What the daemon says, and the answer it gets in the scheduler's next iteration (of an idle engine)."""
+        """Send a message of the daemon's; return the answer given in the next iteration, of an engine that is idle."""
         self._daemon.send(message if isinstance(message, bytes) else wire.pack_model(message))
-        assert self.cotrainer.socket.poll(PATIENCE_MS)
+        assert self.cotrainer.commands.socket.poll(PATIENCE_MS)
         running, waiting = self.scheduler.running_batch, self.scheduler.waiting_queue
         self.load()
         assert self.busy() == [], "an idle engine trains in the sleeper's place only"
@@ -171,7 +151,7 @@ class ToyScheduler:
         return status
 
     def train_job(self, job: str = "job", **changes: Any) -> TrainJob:
-        """A small job over random text, continuing from a random adapter."""
+        """Return a small job over random text that continues from a random adapter."""
         data, parent = self.run_dir / "train.npy", self.run_dir / "parent.safetensors"
         write_data(data)
         parent.write_bytes(random_adapter(self.model))
@@ -194,8 +174,8 @@ class ToyScheduler:
             layer.self_attn.register_forward_pre_hook(lambda *_: self.work.append("attention"))
             layer.mlp.register_forward_pre_hook(lambda *_: self.work.append("mlp"))
         trainer.model.lm_head.register_forward_pre_hook(lambda *_: self.work.append("head"))
-        for optimizer in trainer.optimizers:
-            optimizer.register_step_pre_hook(lambda *_: self.work.append("step"))
+        for factors in trainer.factors:
+            factors.optimizer.register_step_pre_hook(lambda *_: self.work.append("step"))
 
     def _counted(self, generator: Callable[..., Quanta]) -> Callable[..., Quanta]:
         def counted(*args: Any) -> Quanta:
@@ -207,8 +187,25 @@ class ToyScheduler:
         return counted
 
 
+@contextmanager
+def schedulers(run_dir: Path, model: Path) -> Iterator["Make"]:
+    """Give a function that makes toy schedulers; they are closed at the end."""
+    made: list[ToyScheduler] = []
+
+    def build(**settings: Any) -> ToyScheduler:
+        made.append(ToyScheduler(run_dir, model, **settings))
+        return made[-1]
+
+    yield build
+    for scheduler in made:
+        scheduler.close()
+
+
+Make = Callable[..., ToyScheduler]
+
+
 class Grants:
-    """A governor that allows a set number of quanta per iteration, each of which "takes" a second."""
+    """A governor that allows a set number of quanta per iteration, each of which is said to take a second."""
 
     def __init__(self) -> None:
         self.slo = None
@@ -234,7 +231,7 @@ class Grants:
 
 
 class UnitLane:
-    """Runs quanta at once and says of each that it took a second."""
+    """Runs quanta at once and reports one second for each."""
 
     def __init__(self) -> None:
         self._ran = 0
@@ -253,7 +250,7 @@ class UnitLane:
 
 
 def request(rid: str, answered: int = 0, prompt: int = 5, priority: int | None = None) -> Any:
-    """A request as the scheduler holds it."""
+    """Make a request as the scheduler holds it."""
     req = SimpleNamespace(
         rid=rid, origin_input_ids=[1] * prompt, output_ids=[1] * answered, priority=priority, finished_reason=None
     )

@@ -1,4 +1,4 @@
-"""Requests that schemathesis draws from an API's own OpenAPI schema, sent to it in this process."""
+"""`answers`: sends an API the requests that schemathesis draws from its OpenAPI schema, in this process."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,13 +11,16 @@ schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis: p
 
 
 Send = Callable[..., Any]
-"""What sends a request as `requests.request` would, and returns its answer; for applications of one thread."""
+"""Sends a request as `requests.request` does and returns the answer; for applications that need one thread."""
 
 
 def answers(
     api: FastAPI, headers: Sequence[Mapping[str, str]], *, examples: int = 25, send: Send | None = None
 ) -> dict[str, int]:
-    """Route → requests that were answered without a 5xx, and each refusal in the one shape of errors."""
+    """Assert that no answer is a 5xx and that all errors have one shape; return the number of requests of each route.
+
+    Each request is sent once for each of `headers`; schemathesis draws `examples` requests for each route.
+    """
     schema = schemathesis.openapi.from_dict(api.openapi())
     schema.app = api
     asked: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""How much memory a round takes at the centre: one whole round with many sites, in a process of its own.
+"""Measure the memory of a round at the centre: one whole round with many sites, in a process of its own.
 
     python tests/toys/server_memory.py STRATEGY SITES
 
@@ -22,13 +22,14 @@ from server.app import return_large_blocks, run
 from server.config import RunConfig
 from server.exchange import Exchange
 from server.federation import Federation
-from server.registry.events import Events
+from server.registry.events import EVENTS, Events
 from server.registry.registry import AdapterRegistry
 from strategies.records import pack, unpack, unpack_adapter
 from tests.toys.federation import SETTINGS
 from tests.toys.grid import Clock, ToyGrid
 from tests.toys.site import BASE
 from umbel import peft_dir
+from umbel.adapter import Lifecycle
 from umbel.messages import (
     Hello,
     JobState,
@@ -39,7 +40,6 @@ from umbel.messages import (
     RoundReport,
     Shadow,
     ShadowReport,
-    ShadowState,
     Submit,
     Verdict,
     VersionQuery,
@@ -52,7 +52,7 @@ SHAPES = {
 
 
 class Crowd(ToyGrid):
-    """Sites that are numbers. Each adds noise of its own to B."""
+    """Sites that exist only as numbers; each adds noise of its own to B."""
 
     def __init__(self, clock: Clock, sites: int) -> None:
         super().__init__(clock, {node: Path(str(node)) for node in range(1, sites + 1)})
@@ -87,13 +87,13 @@ class Crowd(ToyGrid):
         if kind == "train.submit":
             return pack(self._report(JobState.RUNNING))
         if kind == "query.shadow":
-            return pack(self._judged(str(unpack(content, Shadow).manifest.ref), ShadowState.JUDGED))
+            return pack(self._judged(str(unpack(content, Shadow).manifest.ref), Lifecycle.JUDGED))
         if kind == "query.restore":
             self._live = unpack(content, Restore).ref
-            return pack(Restored(live=self._live, state=ShadowState.LIVE))
+            return pack(Restored(live=self._live, state=Lifecycle.LIVE))
         if kind == "query.promote":
             self._live = unpack(content, VersionQuery).ref
-            return pack(self._judged(unpack(content, VersionQuery).ref, ShadowState.LIVE))
+            return pack(self._judged(unpack(content, VersionQuery).ref, Lifecycle.LIVE))
         fetch = unpack(content, RoundQuery).fetch
         update = self._update(node) if fetch else None
         return pack(self._report(JobState.DONE, update), update)
@@ -111,7 +111,7 @@ class Crowd(ToyGrid):
             loss_sum=1.0, update=None if update is None else peft_dir.digest(update),
         )  # fmt: skip
 
-    def _judged(self, ref: str, state: ShadowState) -> ShadowReport:
+    def _judged(self, ref: str, state: Lifecycle) -> ShadowReport:
         return ShadowReport(ref=ref, state=state, verdict=Verdict(accepted=True, reasons=()))
 
     def _update(self, node: int) -> bytes:
@@ -125,14 +125,14 @@ class Crowd(ToyGrid):
 
 
 def peak_bytes() -> int:
-    """The largest resident set since `reset_peak`."""
+    """Return the largest resident set since `reset_peak`, in bytes."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) << 10
 
 
 def reset_peak() -> int:
-    """Begin anew with the peak; the resident set now."""
+    """Reset the peak; return the resident set now, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak_bytes()
 
@@ -155,7 +155,7 @@ def main() -> None:
         registry = AdapterRegistry(config.registry, create=True)
         exchange = Exchange(grid, clock=clock, sleep=clock.sleep)
         before = reset_peak()
-        run(Federation(config, registry, exchange, Events(config.registry / "events.jsonl", clock=clock), "one"))
+        run(Federation(config, registry, exchange, Events(config.registry / EVENTS, clock=clock), "one"))
         peak = peak_bytes() - before
         head = registry.resolve("support@live")
         blob, manifest = registry.read(head)

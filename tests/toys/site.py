@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from umbel import peft_dir, signing
-from umbel.adapter import AdapterManifest
+from umbel.adapter import AdapterManifest, Lifecycle
 from umbel.base import BaseFingerprint
 from umbel.messages import (
     Decision,
@@ -24,7 +24,6 @@ from umbel.messages import (
     RoundOrder,
     RoundReport,
     ShadowReport,
-    ShadowState,
     Submit,
     UpdateStatement,
     Verdict,
@@ -153,7 +152,7 @@ class ToySite:
         ref = str(manifest.ref)
         self.manifests[ref] = manifest
         self.gone.discard(ref)
-        self.shadows.setdefault(ref, ShadowReport(ref=ref, state=ShadowState.PROBING))
+        self.shadows.setdefault(ref, ShadowReport(ref=ref, state=Lifecycle.PROBING))
         return self.shadow_report(ref, asked=0)
 
     def shadow_report(self, ref: str, *, asked: int = 1) -> ShadowReport | tuple[int, str]:
@@ -167,7 +166,7 @@ class ToySite:
             reasons = ("held-out loss 1.00, live 1.20",)
             verdict = Verdict(accepted=self.accepts, decision=decision, reasons=reasons)
             self.shadows[ref] = ShadowReport(
-                ref=ref, state=ShadowState.JUDGED, probe={"base": probe, "shadow": probe}, verdict=verdict,
+                ref=ref, state=Lifecycle.JUDGED, probe={"base": probe, "shadow": probe}, verdict=verdict,
                 load_s=0.1, probe_s=0.2,
             )  # fmt: skip
         return self.shadows[ref]
@@ -177,7 +176,7 @@ class ToySite:
             return 404, "NotFound"
         report = self.shadows[ref]
         in_favour = report.verdict is not None and report.verdict.accepted
-        if report.state is not ShadowState.LIVE and not (report.state is ShadowState.JUDGED and in_favour):
+        if report.state is not Lifecycle.LIVE and not (report.state is Lifecycle.JUDGED and in_favour):
             return 409, "Conflict"
         self.let_answer(ref)
         return self.shadows[ref]
@@ -185,9 +184,9 @@ class ToySite:
     def discard(self, ref: str) -> ShadowReport | tuple[int, str]:
         if ref not in self.shadows:
             return 404, "NotFound"
-        if self.shadows[ref].state in (ShadowState.LIVE, ShadowState.RETIRED):
+        if self.shadows[ref].state in (Lifecycle.LIVE, Lifecycle.RETIRED):
             return 422, "AdapterError"
-        return self._settle(ref, ShadowState.REJECTED)
+        return self._settle(ref, Lifecycle.REJECTED)
 
     def roll_back(self, instead_of: str | None = None) -> LiveVersion:
         """By this site itself, where nobody says what `instead_of`."""
@@ -204,23 +203,23 @@ class ToySite:
             return 409, "Conflict"
         report = self.shadow_report(ref)
         state = report.state if isinstance(report, ShadowReport) and ref not in self.gone else None
-        if state is ShadowState.JUDGED and not self.shadows[ref].verdict.accepted:  # type: ignore[union-attr]
+        if state is Lifecycle.JUDGED and not self.shadows[ref].verdict.accepted:  # type: ignore[union-attr]
             return 409, "Conflict"
-        if state in (ShadowState.JUDGED, ShadowState.RETIRED):
+        if state in (Lifecycle.JUDGED, Lifecycle.RETIRED):
             self.let_answer(ref)
-            state = ShadowState.LIVE
+            state = Lifecycle.LIVE
         return Restored(live=self.live, state=state)
 
     def let_answer(self, ref: str | None) -> None:
         if ref == self.live:
             return
         if self.live in self.shadows:
-            self._settle(self.live, ShadowState.RETIRED)
+            self._settle(self.live, Lifecycle.RETIRED)
         if ref is not None and ref in self.shadows:
-            self._settle(ref, ShadowState.LIVE)
+            self._settle(ref, Lifecycle.LIVE)
         self.live, self.previous = ref, self.live
 
-    def _settle(self, ref: str, state: ShadowState) -> ShadowReport:
+    def _settle(self, ref: str, state: Lifecycle) -> ShadowReport:
         self.shadows[ref] = self.shadows[ref].model_copy(update={"state": state})
         return self.shadows[ref]
 

@@ -3,28 +3,23 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client import jobs as jobs_module
-from client.data.prepare import Prepared
-from client.jobs import Jobs
 from client.journal import Journal
-from client.keys import SiteKeys
-from client.personal import PersonalPart
-from client.versions.deployer import Deployer
+from client.versions.served import Served
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
-from tests.toys.cotrainer import PARENT, ToyCoTrainer, order
-from tests.toys.deployment import BASE, SHAPES, Deployment, quick, scores, until
+from tests.toys.cotrainer import PARENT, ToyCoTrainer, order, toy_jobs
+from tests.toys.deployment import Deployment, quick, scores, until
 from tests.toys.engine import MEASURED, ToyMachine, site_config
 from tests.toys.rehearsal import rehearse
 from umbel import peft_dir
-from umbel.adapter import Personal
-from umbel.messages import JobState, ShadowState
+from umbel.adapter import Lifecycle, Personal
+from umbel.messages import JobState
 
 OWN = Personal(part="adapter", rank=1)
 
@@ -47,16 +42,10 @@ class Life(Deployment):
         self.config = site_config(state_dir)
         self.machine = ToyMachine()
         self.journal = Journal(state_dir / "journal.sqlite3")
-        self.supervisor = Supervisor(self.config, MEASURED, lambda: self.deployer.what_to_serve())
-        prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0)
-        cotrainer: Any = BetterEachTime()
-        self.jobs = Jobs(
-            self.journal, self.supervisor, cotrainer, prepared, BASE, SHAPES, 4, partial(PersonalPart, self.config),
-            state_dir / "rounds", SiteKeys(self.config.site),
-        )  # fmt: skip
-        self.deployer = Deployer(
-            self.config, self.journal, self.supervisor, self.jobs, BASE, SHAPES, SiteKeys(self.config.site)
-        )
+        self.served = Served(self.config, self.journal)
+        self.supervisor = Supervisor(self.config, MEASURED, self.served)
+        self.jobs = toy_jobs(state_dir, self.config, self.journal, self.supervisor, BetterEachTime())
+        self.deployer = self._deployer()
 
     @classmethod
     @asynccontextmanager
@@ -83,7 +72,7 @@ class Life(Deployment):
     async def deploy_as(self, version: int, **facts: Any) -> None:
         """Push a version, wait for its verdict, promote it."""
         ref = self.push(version, **facts)
-        assert (await self.judged(ref)).state in (ShadowState.JUDGED, ShadowState.LIVE)
+        assert (await self.judged(ref)).state in (Lifecycle.JUDGED, Lifecycle.LIVE)
         await self.deployer.promote(ref)
 
     async def reject(self, version: int) -> None:
@@ -92,7 +81,7 @@ class Life(Deployment):
         await self.deployer.discard(ref)
 
     async def roll_back(self, instead_of: str | None) -> None:
-        """As an operator who looks first: a second one would take the first one back."""
+        """Roll back once, as an operator who looks first: a second roll-back would undo the first."""
         if self.live() == instead_of:
             await self.deployer.roll_back("support")
 
@@ -134,8 +123,8 @@ def state(site: Life) -> dict[str, object]:
     folder = site.config.site.state_dir
     files = [path for name in ("adapters", "rounds", "personal") for path in (folder / name).rglob("*")]
     return {
-        "aliases": site.deployer.loading.table().model_dump(),
-        "versions": {str(v.ref): (v.state, v.report.state, v.report.verdict) for v in site.journal.versions()},
+        "aliases": site.table().model_dump(),
+        "versions": {str(v.ref): (v.state, v.report.verdict) for v in site.journal.versions()},
         "rounds": {key: site.jobs.report(key) for key in site.journal.rounds.known()},
         "files": {  # adapter_config.json names the base by its path
             str(path.relative_to(folder)): path.read_bytes().replace(str(folder).encode(), b"")

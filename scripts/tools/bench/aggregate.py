@@ -1,4 +1,4 @@
-"""Sites × shapes × method: seconds, peak memory and error of one aggregation, as a Markdown table.
+"""Measures seconds, peak memory and error of one aggregation, for sites × shapes × methods, as a Markdown table.
 
 Every row is a process of its own. Methods whose cost is a dense SVD are run on one layer of each shape (`--dense each`)
 or on the smallest one alone, scaled by m · n · min(m, n) (`--dense smallest`); the table says which.
@@ -36,6 +36,7 @@ METHODS = ["exact", "exact (QR)", "fedit", "dense SVD", "peft cat", "peft svd"]
 
 
 def main() -> None:
+    """Print the table, or with the hidden option `--one` a single row as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=SHAPES, default="Llama-3.1-8B")
     parser.add_argument("--sites", type=int, nargs="+", default=[8])
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def show(options: argparse.Namespace) -> None:
-    """The table, and what it was made with."""
+    """Print the table, under the command and the machine that it was made with."""
     load = os.getloadavg()[0]
     print(f"`{' '.join(['scripts/bench_aggregate', *sys.argv[1:]])}`")
     print(f"{_processor()}, {options.threads} threads; load {load:.1f} when it began\n")
@@ -69,6 +70,7 @@ def show(options: argparse.Namespace) -> None:
 
 
 def child(options: argparse.Namespace, method: str, sites: int) -> Any:
+    """Measure one row in a process of its own, in the environment that has the method; return the row."""
     python = REPOSITORY / (".venv-engine" if method.startswith("peft") else ".venv") / "bin" / "python"
     layers = [] if options.layers is None else ["--layers", str(options.layers)]
     command = [
@@ -83,7 +85,7 @@ def child(options: argparse.Namespace, method: str, sites: int) -> Any:
 
 
 def one(options: argparse.Namespace) -> dict[str, Any]:
-    """One row, in this process."""
+    """Measure one row in this process."""
     import torch
 
     torch.set_num_threads(options.threads)
@@ -107,7 +109,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measured(options: argparse.Namespace, work: Callable[[], None], times: float, what: str) -> dict[str, Any]:
-    """Wall and CPU seconds of the fastest of several runs, scaled, and the peak above what was there before."""
+    """Return wall and CPU seconds of the fastest of several runs, times `times`, and the peak in MB over the start."""
     before, best = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, (float("inf"), float("inf"))
     for _ in range(options.repeat):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -118,7 +120,7 @@ def measured(options: argparse.Namespace, work: Callable[[], None], times: float
 
 
 def adapters(modules: dict[str, tuple[int, int]], sites: int) -> tuple[Any, list[Any]]:
-    """A parent, and sites that have drifted from it by 30 %; float32, the same ones every time."""
+    """Make a parent, and the adapters of sites that have drifted from it by 30 %; float32, the same every time."""
     import torch
 
     from strategies.lowrank import LowRank
@@ -137,7 +139,7 @@ def adapters(modules: dict[str, tuple[int, int]], sites: int) -> tuple[Any, list
 
 
 class Parent:
-    """As much of an `Adapter` as a mean asks for, without the bytes."""
+    """The part of an `Adapter` that a mean uses, without the bytes."""
 
     rank, digest = RANK, "parent"
 
@@ -146,12 +148,14 @@ class Parent:
 
 
 def by_exact(parent: Any, updates: list[Any]) -> Any:
+    """Combine updates by the strategy `exact`."""
     from strategies.exact import ProductMean
 
     return _all(ProductMean(parent, RANK), parent, updates)
 
 
 def by_fedit(parent: Any, updates: list[Any]) -> Any:
+    """Combine updates by the strategy `fedit`."""
     from strategies.fedit import FactorMean
 
     return _all(FactorMean(parent), parent, updates)
@@ -164,6 +168,7 @@ def _all(mean: Any, parent: Any, updates: list[Any]) -> Any:
 
 
 def by_qr(parent: Any, updates: list[Any]) -> Any:
+    """Combine updates by QR of all factors at once, and truncate."""
     from strategies.lowrank import align, truncate, weighted_sum
 
     share = [1 / len(updates)] * len(updates)
@@ -177,7 +182,7 @@ MEANS: dict[str, Callable[[Any, list[Any]], Any]] = {"exact": by_exact, "exact (
 
 
 def worst_error(combined: Any, parent: Any, updates: list[Any]) -> float:
-    """Largest ‖mean − best‖ / ‖best‖ over one layer; best is the rank-16 optimum, by QR and SVD in float64."""
+    """Return the largest ‖mean − best‖ / ‖best‖ over one layer; best: the rank-16 optimum, QR and SVD in float64."""
     import torch
 
     from strategies.lowrank import norm, truncate, weighted_sum
@@ -192,7 +197,7 @@ def worst_error(combined: Any, parent: Any, updates: list[Any]) -> float:
 
 
 def dense_row(options: argparse.Namespace, shapes: dict[str, tuple[int, int]], whole: int) -> dict[str, Any]:
-    """A method that decomposes dense matrices: one layer of each shape, or the smallest, scaled to the model."""
+    """Measure a method that decomposes dense matrices: one layer of each shape, or of the smallest, scaled up."""
     cost = {shape: shape[0] * shape[1] * min(shape) for shape in shapes.values()}
     chosen = [min(cost, key=lambda shape: cost[shape])] if options.dense == "smallest" else list(cost)
     total = {"seconds": 0.0, "cpu": 0.0, "peak": 0.0}
@@ -209,7 +214,7 @@ def dense_row(options: argparse.Namespace, shapes: dict[str, tuple[int, int]], w
 
 
 def dense_svd(modules: dict[str, tuple[int, int]], sites: int) -> Callable[[], None]:
-    """FlexLoRA's way (arXiv 2402.11505): Σ p_i B_i A_i as a matrix, and its SVD."""
+    """Return FlexLoRA's work (arXiv 2402.11505): Σ p_i B_i A_i as a matrix, and its SVD."""
     import torch
 
     _, updates = adapters(modules, sites)
@@ -223,7 +228,7 @@ def dense_svd(modules: dict[str, tuple[int, int]], sites: int) -> Callable[[], N
 
 
 def peft_merge(modules: dict[str, tuple[int, int]], sites: int, kind: str) -> Callable[[], None]:
-    """`peft.add_weighted_adapter` over linear layers of these shapes."""
+    """Return the work of `peft.add_weighted_adapter` over linear layers of these shapes."""
     import peft
     import torch
 
@@ -249,11 +254,11 @@ def peft_merge(modules: dict[str, tuple[int, int]], sites: int, kind: str) -> Ca
 
 
 def fold(sites: int) -> dict[str, Any]:
-    """Bytes in, one site after the other, as the ServerApp does it: hidden size 1024, four layers, bfloat16."""
+    """Measure a round's fold from bytes, site after site as in the ServerApp: hidden 1024, four layers, bfloat16."""
     import ml_dtypes
     import numpy as np
 
-    from strategies.base import Adapter, Update
+    from strategies.adapter import Adapter, Update
     from strategies.exact import Exact
     from umbel import peft_dir
     from umbel.messages import JobState, RoundReport

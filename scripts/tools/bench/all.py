@@ -1,4 +1,4 @@
-"""Run every benchmark, one after the other, and put what each printed into docs/benchmarks.md, word for word."""
+"""Run every benchmark, one after the other, and put the output of each into docs/benchmarks.md, word for word."""
 
 import argparse
 import re
@@ -28,10 +28,11 @@ COMMANDS = {
     "demo": ["scripts/demo"],
     "coexec": [".venv-engine/bin/umbel", "bench", "coexec", "--docs", str(PAGE)],
 }
-"""Section → command. The last one writes its section itself: it has tables and plots."""
+"""Section → command. The last one writes its section itself, because that has tables and plots."""
 
 
 def main() -> None:
+    """Run the chosen benchmarks; end with the output of one that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trace", type=Path, nargs="?", help="a CSV in the format of the Azure LLM inference trace")
     parser.add_argument("--only", choices=COMMANDS, action="append", help="may be repeated; default: all")
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def replaced(page: str, name: str, output: str) -> str:
-    """The page with a section's figures in place of those it had. Raises ValueError where it has no such section."""
+    """Return the page with new figures in a section. Raises ValueError unless the section is there once."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     block = f"{begin}\n```text\n{output.strip()}\n```\n{end}"
     new, count = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: block, page, flags=re.DOTALL)

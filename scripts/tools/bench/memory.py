@@ -1,4 +1,4 @@
-"""Private memory of a co-trainer inside the engine, beside that of a trainer in a process of its own; one run."""
+"""Measures the private memory of a co-trainer inside the engine, and of a trainer in a process of its own."""
 
 import argparse
 import asyncio
@@ -16,6 +16,7 @@ MB = 1e6
 
 
 def main() -> None:
+    """Measure both once and print them; end with status 1 if the co-trainer needs more than is allowed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=10)
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def make_base(into: Path, hidden: int, layers: int) -> Path:
-    """A random Llama; sizes matter here, what it says does not."""
+    """Write a Llama with random weights: only its size matters here."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -54,6 +55,7 @@ def make_base(into: Path, hidden: int, layers: int) -> Path:
 
 
 def build(model: Any) -> Any:
+    """Make a trainer over a model, with the sizes of this benchmark."""
     from serving.cotrainer.quantum import Pieces
     from serving.cotrainer.trainer import LoraTrainer
     from umbel.base import LINEARS
@@ -63,7 +65,7 @@ def build(model: Any) -> Any:
 
 
 def alone(base: Path) -> dict[str, int]:
-    """A trainer that loads a base of its own: private bytes before, and after one step."""
+    """Measure a trainer that loads a base of its own: private bytes before, and after one step."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -82,24 +84,24 @@ def alone(base: Path) -> dict[str, int]:
 
 
 async def inside(base: Path, folder: Path) -> Any:
-    """The co-trainer's own account, from a running engine."""
+    """Start an engine and return its co-trainer's status, which has the figures."""
     from scripts.tools.processes import free_port
     from serving.aliases import AliasTable
     from serving.engine import Engine
     from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
-    from umbel.base import LINEARS
     from umbel.config import SiteConfig
+    from umbel.site_template import Tables, site_toml
 
-    (folder / "site.toml").write_text(
-        f'[site]\nname = "bench"\nstate_dir = "state"\n[model]\npath = "{base}"\n[[adapter]]\nname = "support"\n'
-        f'[engine]\nport = {free_port()}\ndtype = "float32"\nmax_lora_rank = {RANK}\n'
-        "[engine.extra_args]\nmax_total_tokens = 4000\nmax_running_requests = 4\n"
-        '[engine.env]\nOMP_NUM_THREADS = "1"\n[training]\ndata = "none"\n'
-    )
+    tables: Tables = {
+        "engine": {"dtype": "float32", "max_lora_rank": RANK},
+        "engine.extra_args": {"max_total_tokens": 4000, "max_running_requests": 4},
+        "engine.env": {"OMP_NUM_THREADS": "1"},
+        "training": {"micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN},
+    }
+    (folder / "site.toml").write_text(site_toml(tables, name="bench", model=base, port=free_port(), data="none"))
     config = SiteConfig.load(folder / "site.toml")
     config.site.state_dir.mkdir()
-    settings = CoTrainerSettings(max_rank=RANK, target_modules=LINEARS, micro_batch=MICRO_BATCH, seq_len=SEQ_LEN)
-    settings.write(config.site.state_dir)
+    CoTrainerSettings.of(config).write(config.site.state_dir)
     engine = Engine(config)
     try:
         await engine.start(AliasTable(base="base", adapters={"support": {"live": None}}), {})
@@ -109,6 +111,7 @@ async def inside(base: Path, folder: Path) -> Any:
 
 
 def show(base_bytes: int, status: Any, separate: dict[str, int]) -> None:
+    """Print the figures in MB; end with status 1 if they are over what is allowed."""
     memory, state = status.memory, status.state_bytes
     added = memory["after"] - memory["before"] - state
     allowed = max(0.02 * base_bytes, 32e6)

@@ -1,4 +1,4 @@
-"""Training throughput in quanta over that of plain peft loops on the same steps: ABBA blocks, CPU and wall time.
+"""Compares the training throughput in quanta with that of plain peft loops: ABBA blocks, CPU and wall time.
 
 Two plain loops: `peft` is what one writes first (labels given to the model, AdamW as it comes); `peft, lean` computes
 logits of answer tokens only and uses the fused AdamW, as the quanta do, so what is left is the price of the cuts.
@@ -33,7 +33,7 @@ Timed = tuple[float, float]
 
 @dataclass(frozen=True)
 class Task:
-    """What every loop trains: rows of different lengths, a loss on their second half."""
+    """The training of every loop: rows of different lengths, with a loss on their second half."""
 
     data: TokenFile
     steps: int
@@ -42,9 +42,11 @@ class Task:
 
     @property
     def plan(self) -> TrainPlan:
+        """The same task as an order to the trainer."""
         return TrainPlan(rank=RANK, steps=self.steps, seconds=1e9, batch_size=self.batch_size)
 
     def batches(self) -> Iterator[list[int]]:
+        """Yield the rows of each step, in the order in which the trainer takes them."""
         generator = torch.Generator().manual_seed(self.plan.seed)
         rows: list[int] = []
         while len(rows) < self.steps * self.batch_size:
@@ -54,6 +56,7 @@ class Task:
 
 
 def main() -> None:
+    """Compare all loops on the chosen models and print a line per pair of loops."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=MODELS, action="append", help="default: tiny and large")
     parser.add_argument("--pairs", type=int, default=10, help="ABBA pairs per comparison")
@@ -68,6 +71,7 @@ def main() -> None:
 
 
 def compare(name: str, options: argparse.Namespace) -> None:
+    """Time all loops on one model; blocks are as many steps as take about `options.seconds`."""
     task = Task(make_data(options.seq_len, MODELS[name][2]), 1, 8, 4)
     whole = Pieces(task.micro_batch, task.micro_batch, task.micro_batch * options.seq_len, 1 << 20)
     cut = Pieces(task.micro_batch, 1, options.mlp_tokens or 64, options.mlp_tokens or 64)
@@ -96,19 +100,24 @@ def compare(name: str, options: argparse.Namespace) -> None:
 
 
 def abba(ours: Callable[[Task], None], theirs: Callable[[Task], None], task: Task) -> tuple[float, float, float]:
-    """Throughput of ours over theirs by CPU time and by wall time, and our milliseconds per step (CPU)."""
+    """Time ours, theirs, theirs, ours.
+
+    Returns our throughput over theirs by CPU time and by wall time, and our CPU milliseconds per step.
+    """
     a, b = timed(ours, task), timed(theirs, task)
     b2, a2 = timed(theirs, task), timed(ours, task)
     return (b[0] + b2[0]) / (a[0] + a2[0]), (b[1] + b2[1]) / (a[1] + a2[1]), 500 * (a[0] + a2[0]) / task.steps
 
 
 def timed(loop: Callable[[Task], None], task: Task) -> Timed:
+    """Run a loop once; return its CPU seconds (this thread) and wall seconds."""
     cpu, wall = time.thread_time(), time.perf_counter()
     loop(task)
     return time.thread_time() - cpu, time.perf_counter() - wall
 
 
 def report(name: str, ours: str, theirs: str, steps: int, pairs: list[tuple[float, float, float]]) -> None:
+    """Print the medians of all ABBA pairs, with an interval of the ratio by CPU time."""
     cpu, wall, milliseconds = zip(*pairs, strict=True)
     low, high = bootstrap(list(cpu))
     print(
@@ -120,7 +129,7 @@ def report(name: str, ours: str, theirs: str, steps: int, pairs: list[tuple[floa
 
 
 def bootstrap(values: list[float]) -> tuple[float, float]:
-    """95 % interval of the median."""
+    """Return a 95 % bootstrap interval of the median."""
     random = np.random.default_rng(0)
     medians = np.median(random.choice(values, (2000, len(values))), axis=1)
     low, high = np.quantile(medians, (0.025, 0.975))
@@ -128,6 +137,8 @@ def bootstrap(values: list[float]) -> tuple[float, float]:
 
 
 def quanta(trainer: LoraTrainer, pieces: Pieces) -> Callable[[Task], None]:
+    """Return the loop of umbel's trainer, cut into `pieces`."""
+
     def run(task: Task) -> None:
         trainer.pieces = pieces
         for _ in trainer.train(task.plan, None, task.data, Progress()):
@@ -137,6 +148,7 @@ def quanta(trainer: LoraTrainer, pieces: Pieces) -> Callable[[Task], None]:
 
 
 def plain(wrapped: Any, *, lean: bool) -> Callable[[Task], None]:
+    """Return the loop that one writes over a peft model; `lean` is the thrifty one of the module's docstring."""
     weights = [weight for weight in wrapped.parameters() if weight.requires_grad]
 
     def run(task: Task) -> None:
@@ -159,17 +171,20 @@ def plain(wrapped: Any, *, lean: bool) -> Callable[[Task], None]:
 
 
 def make_batch(data: TokenFile, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (ids, labels), each [rows, tokens of the longest]."""
     longest = int(data.lengths[rows].max())
     return torch.as_tensor(data.ids[rows, :longest]).long(), torch.as_tensor(data.labels[rows, :longest]).long()
 
 
 def labels_loss(wrapped: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the summed loss as the model computes it from labels: logits of all tokens."""
     tokens = int((labels[:, 1:] != NO_LOSS).sum())
     loss: torch.Tensor = wrapped(input_ids=ids, labels=labels, use_cache=False).loss * tokens
     return loss
 
 
 def answers_loss(wrapped: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the summed loss from logits of the tokens that have one."""
     model = wrapped.base_model.model
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     rows, positions = (labels[:, 1:] != NO_LOSS).nonzero(as_tuple=True)
@@ -178,6 +193,7 @@ def answers_loss(wrapped: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch
 
 
 def make_model(name: str) -> Any:
+    """Make a Llama of one of the `MODELS` with random weights, in float32."""
     hidden, layers, vocabulary = MODELS[name]
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -188,11 +204,13 @@ def make_model(name: str) -> Any:
 
 
 def wrap(model: Any) -> Any:
+    """Put a peft adapter over all linear layers of a model."""
     config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LINEARS), lora_dropout=0.0)
     return peft.get_peft_model(model, config).eval()
 
 
 def make_data(seq_len: int, vocabulary: int, rows: int = 64) -> TokenFile:
+    """Make rows of random tokens, half to all of `seq_len` long, with labels on their second half."""
     random = np.random.default_rng(0)
     ids = random.integers(8, vocabulary, (rows, seq_len)).astype(np.int32)
     lengths = random.integers(seq_len // 2, seq_len + 1, rows).astype(np.int32)

@@ -1,4 +1,4 @@
-"""A site under mixed load while what answers changes every few seconds: failures, mixed versions, latency, memory.
+"""Measures a site under mixed load while its live version changes every few seconds: failures, latency, memory.
 
 A cycle: 5 calm seconds ("before"); a new version is pushed, loaded and probed; the flip, which is its promotion in one
 cycle and a roll-back in the next; 5 seconds "after". Both windows see the same load, in turn, all the way through.
@@ -24,26 +24,27 @@ from scripts.tools.trial_site import LENIENT, TrialSite, random_adapter
 from umbel.adapter import AdapterRef
 
 CYCLE_S, CALM_S, FLIP_S, AFTER_S = 20.0, 5.0, 12.0, 5.0
-"""Of a cycle: its length, the end of "before", the flip, and how long "after" lasts."""
+"""Seconds of a cycle: its length, the end of "before", the flip, and the length of "after"."""
 SAMPLE_S = 5.0
 WARM_UP = 0.3
-"""Share of the run that memory may take to settle."""
+"""Share of the run in which memory settles; it does not count for the growth."""
 
 
 @dataclass
 class Swaps:
-    """When what happened, on the clock of `perf_counter`."""
+    """The times of all events, on the clock of `perf_counter`."""
 
     cycles: list[float] = field(default_factory=list)
     loads: list[tuple[float, float]] = field(default_factory=list)
     flips: list[float] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
-    """(when, resident MB of all the site's processes)."""
+    """(time, private MB of all the site's processes)."""
     promotions: int = 0
     roll_backs: int = 0
 
 
 def main() -> None:
+    """Run the site and its users; the exit status is 1 if a request was answered wrongly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--rate", type=float, default=5.0, help="requests per second")
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 class Site(TrialSite):
-    """`umbel serve` over the tiny base, and what the centre and an operator ask of it."""
+    """`umbel serve` over the tiny base, started and ready."""
 
     def __init__(self, folder: Path, processes: Processes) -> None:
         super().__init__(folder, tiny_base.build(REPOSITORY / ".cache" / "tiny-base"), "bench", extra=LENIENT)
@@ -69,19 +70,17 @@ class Site(TrialSite):
         processes.wait_for(self.starts, "the site's start", 300)
 
     def load(self, version: int) -> AdapterRef:
-        """Have a new version loaded and probed; it answers unlike every other."""
-        blob = random_adapter(self.model, version)
-        manifest = self.manifest(version, blob)
-        self.push(manifest, blob).raise_for_status()
-        self.wait_judged(manifest.ref)
-        return manifest.ref
+        """Have the site load and probe a new version, whose answers differ from every other one's."""
+        return self.offer(version, random_adapter(self.model, version))
 
     def resident_mb(self) -> float:
+        """Return the private memory (USS) of all the site's processes in MB."""
         family = [self._process, *self._process.children(recursive=True)]
-        return sum(process.memory_full_info().uss for process in family) / 1e6
+        return float(sum(process.memory_full_info().uss for process in family)) / 1e6
 
 
 async def measure(site: Site, users: Users, swaps: Swaps, seconds: float) -> None:
+    """Promote two versions, then let users ask while versions are swapped, for whole cycles."""
     for version in (1, 2):
         site.promote(site.load(version)).raise_for_status()
     end = time.perf_counter() + max(1.0, seconds // CYCLE_S) * CYCLE_S
@@ -92,6 +91,7 @@ async def measure(site: Site, users: Users, swaps: Swaps, seconds: float) -> Non
 
 
 async def swap(site: Site, swaps: Swaps, end: float) -> None:
+    """Promote a new version in one cycle and roll it back in the next, until `end`."""
     version = 2
     while time.perf_counter() < end:
         begin = time.perf_counter()
@@ -115,13 +115,14 @@ async def swap(site: Site, swaps: Swaps, end: float) -> None:
 
 
 async def sample(site: Site, swaps: Swaps, end: float) -> None:
+    """Record the site's memory every `SAMPLE_S` seconds, until `end`."""
     while time.perf_counter() < end:
         swaps.memory.append((time.perf_counter(), await asyncio.to_thread(site.resident_mb)))
         await asyncio.sleep(SAMPLE_S)
 
 
 def show(users: Users, swaps: Swaps, minutes: float, rate: float) -> int:
-    """Print the figures; 1 if a good request failed, a wrong one got through, or versions were mixed."""
+    """Print the figures; return 1 if a good request failed, a wrong one got through, or versions were mixed."""
     failed, mixed = users.failed(), users.mixed()
     kinds = {kind: sum(answer.kind == kind for answer in users.answers) for kind in {a.kind for a in users.answers}}
     print(f"{minutes:g} minutes at {rate:g} requests/s, {swaps.promotions} promotions, {swaps.roll_backs} roll-backs")
@@ -144,11 +145,12 @@ def show(users: Users, swaps: Swaps, minutes: float, rate: float) -> int:
 
 
 def ttfts(answers: list[Answer], begin: float, end: float) -> list[float]:
+    """Return the seconds to the first token of all good streams that were due in [begin, end)."""
     return [a.ttft for a in answers if a.kind == "stream" and not a.trouble and begin <= a.at < end]
 
 
 def ratio(before: list[list[float]], after: list[list[float]], quantile: float) -> str:
-    """A quantile of each window over all cycles, and their ratio with a 95 % interval: cycles are drawn anew."""
+    """Describe a quantile before and after, over all cycles, and their ratio with a 95 % bootstrap interval."""
     rng = np.random.default_rng(0)
 
     def at(samples: list[list[float]], cycles: npt.NDArray[np.int64]) -> float:
@@ -164,6 +166,7 @@ def ratio(before: list[list[float]], after: list[list[float]], quantile: float) 
 
 
 def growth(memory: list[tuple[float, float]]) -> str:
+    """Describe the memory at the start, after the warm-up and at the end, and its slope after the warm-up."""
     settled = np.array(memory[int(len(memory) * WARM_UP) :])
     hours = (settled[:, 0] - settled[0, 0]) / 3600
     slope = np.polyfit(hours, settled[:, 1], 1)[0] if len(settled) > 2 else float("nan")

@@ -1,4 +1,4 @@
-"""The users of `scripts/bench_swap`: an open loop of streams, long prompts, aborts, and requests that are wrong."""
+"""`Users`: the users of `scripts/bench_swap`, an open loop of streams, long prompts, aborts and wrong requests."""
 
 import asyncio
 import json
@@ -14,26 +14,26 @@ import numpy as np
 MIX = {"stream": 0.5, "long": 0.12, "several": 0.1, "abort": 0.1, "too long": 0.06, "bad json": 0.06, "no model": 0.06}
 """Kind of request → its share."""
 GOOD = ("stream", "long", "several")
-"""What must be answered."""
+"""Kinds that have to be answered."""
 REFUSED = {"too long": {400, 413}, "bad json": {400}, "no model": {404}}
-"""What must be refused, and how."""
+"""Kinds that have to be refused → the statuses that may be used for it."""
 PROMPTS = [f"Return a list of {thing}" for thing in ("names", "lines", "keys", "files", "words", "items", "bytes")]
 TOKENS = {"stream": 24, "long": 6, "several": 8, "abort": 48}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one request. Times in seconds on the clock of `perf_counter`."""
+    """The outcome of one request. Times in seconds on the clock of `perf_counter`."""
 
     kind: str
     prompt: str
     at: float
-    """When it was due."""
+    """The time it was due."""
     version: str = ""
     first: float = math.nan
-    """Of its first token."""
+    """The time of its first token."""
     gaps: tuple[tuple[float, float], ...] = ()
-    """(when, how long) between two of its tokens, the longest few."""
+    """(time, seconds) of the three longest waits between two of its tokens."""
     texts: tuple[str, ...] = ()
     trouble: str = ""
 
@@ -52,7 +52,7 @@ class Users:
     answers: list[Answer] = field(default_factory=list)
 
     async def ask(self, until: float) -> None:
-        """Send requests until a point on the clock, and wait for the last of them."""
+        """Send requests until `until` on the clock, then wait for the last answers."""
         rng = np.random.default_rng(self.seed)
         tasks: set[asyncio.Task[None]] = set()
         due = time.perf_counter()
@@ -80,10 +80,11 @@ class Users:
             self.answers.append(Answer(kind, prompt, due, trouble=repr(error)))
 
     def failed(self) -> list[Answer]:
+        """Return the requests that were not answered, or not refused, as they had to be."""
         return [answer for answer in self.answers if answer.trouble]
 
     def mixed(self) -> list[str]:
-        """Greedy decoding: one version has one answer to a prompt. Those that gave another one, or two of them."""
+        """Describe each version that gave several answers to one prompt: with greedy decoding it has only one."""
         said: dict[tuple[str, str, str], Counter[str]] = {}
         for answer in self.answers:
             if answer.kind in GOOD and not answer.trouble:
@@ -93,6 +94,7 @@ class Users:
 
 
 def body(kind: str, prompt: str) -> dict[str, Any]:
+    """Return the body of a request of a kind."""
     long = {"long": 40, "too long": 400}.get(kind, 0)
     return {
         "model": "nobody" if kind == "no model" else "support", "prompt": "and then " * long + prompt,

@@ -1,4 +1,4 @@
-"""Keys and certificates of a federation: a folder for the centre, one per site, and the CA's own, which goes offline.
+"""Makes a federation's keys and certificates: a folder for the centre, one per site, and the CA's, which goes offline.
 
     scripts/make_certs OUT --centre HOST --sites a b c      # OUT must be new
     scripts/make_certs OUT --add d e                        # more sites; OUT/ca is not needed
@@ -35,25 +35,26 @@ from scripts.tools.certs.pages import CA_PAGE, centre_page, proxy_file, site_fil
 
 CA_DAYS = 3650
 DAYS = 730
-"""How long the SuperLink's certificate is valid, unless it is said otherwise."""
+"""Days for which the SuperLink's certificate is valid by default."""
 PORT = 8443
 SKEW = timedelta(hours=1)
-"""Certificates are valid from this long ago: clocks differ."""
+"""Certificates are valid from this long before they are made, because clocks differ."""
 HERE = ("localhost", "127.0.0.1")
-"""What the centre itself, and a proxy before it, call the SuperLink."""
+"""Names by which the centre itself, and a proxy before it, reach the SuperLink."""
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _SITE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 @dataclass(frozen=True)
 class Authority:
-    """The federation's own CA. Sites trust what it signs and nothing else; it signs SuperLinks and nothing else."""
+    """The federation's own CA. Sites trust no other one, and it signs SuperLinks only."""
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
 
     @classmethod
     def make(cls) -> Self:
+        """Make a new CA, valid for `CA_DAYS`."""
         key = ec.generate_private_key(ec.SECP384R1())
         name = _name("umbel CA")
         builder = _builder(key.public_key(), name, name, datetime.now(UTC) + timedelta(days=CA_DAYS))
@@ -63,7 +64,7 @@ class Authority:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The CA in a folder that `make_certs` wrote."""
+        """Read the CA from a folder that `make_certs` wrote; end with a message if its key is not there."""
         if not (folder / "ca.key").is_file():
             refuse(f"{folder / 'ca.key'} is not there; bring the CA's folder back for this")
         key = load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
@@ -71,7 +72,7 @@ class Authority:
         return cls(key, x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()))
 
     def issue(self, key: ec.EllipticCurvePublicKey, names: x509.SubjectAlternativeName, days: int) -> x509.Certificate:
-        """A server's certificate, valid no longer than the CA's own."""
+        """Issue a server's certificate for `days`, but no longer than the CA's own."""
         until = min(datetime.now(UTC) + timedelta(days=days), self.certificate.not_valid_after_utc)
         builder = _builder(key, _name("umbel SuperLink"), self.certificate.subject, until)
         builder = builder.add_extension(names, critical=False)
@@ -83,7 +84,7 @@ class Authority:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command; ends with a message and status 1 when it refuses."""
+    """Run the command; end with a message and status 1 where something is refused."""
     parser = _options()
     options = parser.parse_args(arguments)
     if options.sites and not options.centre:
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def make(out: Path, host: str, sites: list[str], days: int, port: int) -> None:
-    """Write the whole folder, or nothing."""
+    """Write the whole folder, or nothing: a folder that holds something, or a wrong name, is refused."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         refuse(f"{out} is there already; --add puts a site into it, --renew makes the SuperLink's certificate anew")
     names = x509.SubjectAlternativeName([general_name(one) for one in dict.fromkeys((host, *HERE))])
@@ -117,7 +118,7 @@ def make(out: Path, host: str, sites: list[str], days: int, port: int) -> None:
 
 
 def add(out: Path, sites: list[str], port: int | None) -> list[Path]:
-    """Write folders for more sites; where they lie. No private key of the CA or the centre is needed for it."""
+    """Write folders for more sites; return their paths. This needs no private key of the CA or the centre."""
     certificate = _superlink(out)
     _require_names(sites)
     there = [site for site in sites if any(path.exists() for path in _traces(out, site))]
@@ -129,7 +130,7 @@ def add(out: Path, sites: list[str], port: int | None) -> list[Path]:
 
 
 def renew(out: Path, days: int) -> Path:
-    """Replace the SuperLink's certificate by one for the same names and key; the SuperLink reads it when it starts."""
+    """Replace the SuperLink's certificate by one for the same names and key, which counts once it is restarted."""
     old = _superlink(out)
     key = old.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
@@ -142,7 +143,7 @@ def renew(out: Path, days: int) -> Path:
 
 
 def general_name(host: str) -> x509.GeneralName:
-    """A DNS name or an IP address as a certificate has it."""
+    """Return a DNS name or an IP address in a certificate's form; end with a message if `host` is neither."""
     with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
     if not re.fullmatch(rf"(?:{_LABEL}\.)*(?!\d+$){_LABEL}", host) or len(host) > 253:
@@ -151,6 +152,7 @@ def general_name(host: str) -> x509.GeneralName:
 
 
 def refuse(why: str) -> NoReturn:
+    """End the command with a message and status 1."""
     raise SystemExit(f"make_certs: {why}")
 
 
@@ -175,7 +177,7 @@ def _write_centre(out: Path, names: x509.SubjectAlternativeName, host: str, days
 
 
 def _write_site(out: Path, site: str, host: str, port: int) -> Path:
-    """A site's folder, whole or not at all, and then its public keys at the centre."""
+    """Write a site's folder, whole or not at all, then its public keys at the centre; return the folder."""
     folder, temporary = out / f"site-{site}", out / f".site-{site}.{os.getpid()}.tmp"
     updates = Ed25519PrivateKey.generate()
     key = ec.generate_private_key(ec.SECP384R1())  # Flower takes NIST curves in OpenSSH's format
@@ -200,7 +202,7 @@ def _write_site(out: Path, site: str, host: str, port: int) -> Path:
 
 
 def _write(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a new file; only its owner can read a private one, at no time anybody else."""
+    """Write a new file; a private one is at no time readable by anybody but its owner."""
     with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o644)) as file:
         file.write(content)
 
@@ -214,7 +216,7 @@ def _update_key(out: Path, site: str) -> Path:
 
 
 def _traces(out: Path, site: str) -> list[Path]:
-    """What is there of a site that was made before."""
+    """Return the paths that exist if the site was made before."""
     return [out / f"site-{site}", _public_key(out, site), _update_key(out, site)]
 
 
@@ -226,7 +228,7 @@ def _superlink(out: Path) -> x509.Certificate:
 
 
 def _host(certificate: x509.Certificate) -> str:
-    """What the sites call the SuperLink: the first name in its certificate."""
+    """Return the name by which the sites reach the SuperLink: the first one in its certificate."""
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return str(next(iter(names)).value)
 

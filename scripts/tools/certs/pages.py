@@ -1,4 +1,6 @@
-"""What `make_certs` writes for people: the pages in its folders, and each site's site file."""
+"""The files that `make_certs` writes for people: a page in each folder, nginx's configuration, and the site files."""
+
+from umbel.site_template import site_toml
 
 CA_PAGE = """\
 # The federation's certificate authority
@@ -16,6 +18,7 @@ scripts/make_certs OUT --renew        # then restart the SuperLink
 
 
 def centre_page(host: str, port: int) -> str:
+    """Return the page of the centre's folder; sites reach the proxy at `host`:`port`."""
     return f"""\
 # The centre: SuperLink and ServerApp
 
@@ -59,7 +62,7 @@ elsewhere. Another proxy does as well, if it lets `/v1/fleet/` through and answe
 
 
 def proxy_file(port: int) -> str:
-    """An nginx.conf that publishes the Fleet API on `port`, and no other part of the SuperLink on 127.0.0.1:8000."""
+    """Return an nginx.conf that publishes the Fleet API of the SuperLink on `port`, and no other part of it."""
     return f"""\
 # Made by scripts/make_certs. Whoever reaches all of the SuperLink can run code at every site: docs/security.md.
 daemon off;
@@ -96,6 +99,7 @@ http {{
 
 
 def site_page(site: str, host: str, port: int) -> str:
+    """Return the page of a site's folder."""
     return f"""\
 # Site {site}: five commands
 
@@ -118,27 +122,18 @@ The SuperNode connects once the centre has registered `supernode.pub`. It wants 
 
 
 def site_file(site: str) -> str:
-    return f"""\
-# Made by scripts/make_certs; docs/configuration.md explains every line. Relative paths start at this folder.
-[site]
-name = "{site}"
-state_dir = "state"
-trusted_key = "centre-signing.pub"   # nothing is served, and nothing trained, that the centre did not sign
-signing_key = "updates.key"          # the centre knows this site's updates by its signature
-
-[model]
-path = "base"                        # the same base model at every site
-served_name = "base"
-
-[[adapter]]
-name = "support"
-
-[engine]
-port = 30000
-
-[training]
-data = "private/train.jsonl"         # never leaves this machine
-"""
+    """Return a site file to be filled in, which trusts the centre's key and signs with the site's own."""
+    keys = {"site": {"trusted_key": "centre-signing.pub", "signing_key": "updates.key"}}
+    comments = {
+        "site.trusted_key": "nothing is served, and nothing trained, that the centre did not sign",
+        "site.signing_key": "the centre knows this site's updates by its signature",
+        "model.path": "the same base model at every site",
+        "training.data": "never leaves this machine",
+    }
+    head = "# Made by scripts/make_certs; docs/reference/configuration.md explains every line. "
+    return f"{head}Relative paths start at this folder.\n" + site_toml(
+        keys, name=site, data="private/train.jsonl", comments=comments
+    )
 
 
 def _address(host: str, port: int) -> str:

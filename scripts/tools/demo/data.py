@@ -1,10 +1,10 @@
-"""The demo's two private tasks. Their codes are invented, so that no base can know them and neither site can teach
-the other's: a clinic sends complaints to departments, a shop sends orders to shelves.
+"""`TASKS`: the demo's two private tasks. A clinic sends complaints to departments, a shop sends orders to shelves.
 
-    python scripts/tools/demo/data.py clinic DIR
+    python -m scripts.tools.demo.data clinic DIR
 
-An answer has two parts, each decided by one word of the prompt. Held-out prompts join words that never meet in
-training, so a good score there is a rule learned and not a line remembered.
+Their codes are invented: no base can know them, and no site knows the other's. An answer has two parts, and one word of
+the prompt decides each. Held-out prompts join words that never meet in training, so a good score there shows that the
+rule was learned, and not lines remembered.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """What a site's data says: `first` and `second` map a word of the prompt to its part of the answer."""
+    """One site's task: `first` and `second` map a word of the prompt to its part of the answer."""
 
     first: dict[str, str]
     second: dict[str, str]
     prompts: tuple[str, ...]
     answer: str
     example: Callable[[str, str], dict[str, Any]]
-    """(prompt, answer) → one line of JSONL."""
+    """Makes a line of JSONL from (prompt, answer)."""
 
 
 def _prompt_completion(prompt: str, answer: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ _WHEN = ("today", "Monday", "Friday", "last week", "this morning", "yesterday")
 
 
 def examples(task: str, *, heldout: bool) -> list[dict[str, Any]]:
-    """Every example of a task, in a fixed order: those of the pairs that training sees, or of the held-out pairs."""
+    """Return all examples of a task, in a fixed order: those of the held-out pairs of words, or of all other pairs."""
     rule = TASKS[task]
     found: dict[str, dict[str, Any]] = {}
     for i, (first, first_answer) in enumerate(rule.first.items()):
@@ -111,6 +111,7 @@ def write(task: str, into: Path, n_train: int = 500, n_eval: int = 64, seed: int
 
 
 def main() -> None:
+    """Write the data of one task into a directory and print the files' paths."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("into", type=Path)

@@ -1,18 +1,8 @@
-"""What the demo reads from the registry's events, says of them, and promises."""
+"""Turns the registry's events into the demo's lines and tables, and checks what the demo promises."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 ENDS = {"round.promoted": "promoted", "round.rejected": "rejected", "round.failed": "failed"}
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
 SHOWN = (
     "run.started", "round.started", "site.trained", "round.published", "site.judged", "round.promoted",
     "round.rejected", "round.failed", "run.finished",
@@ -20,7 +10,7 @@ SHOWN = (
 
 
 def describe(event: dict[str, Any]) -> str:
-    """One line of an event for people."""
+    """Return the line that the demo prints for an event of a kind in `SHOWN`."""
     kind, number = event["event"], event.get("round", "")
     match kind:
         case "run.started":
@@ -46,6 +36,7 @@ def describe(event: dict[str, Any]) -> str:
 
 
 def probe_row(event: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the probes' table from a `site.judged` event: losses per token by role, and the verdict."""
     losses = {role: e["loss_sum"] / e["loss_tokens"] for role, e in event["probe"].items() if e["loss_tokens"]}
     verdict = event["verdict"] or {"accepted": False, "reasons": ["no verdict"]}
     return {
@@ -55,6 +46,7 @@ def probe_row(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def round_row(event: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the rounds' table from the event that ended a round."""
     return {
         "round": event["round"], "end": ENDS[event["event"]], "seconds": event.get("seconds", {}),
         "reasons": event.get("reasons", {}),
@@ -62,7 +54,7 @@ def round_row(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def broken_promises(summary: dict[str, Any], rounds: int) -> list[str]:
-    """What the demo promised and did not keep."""
+    """Return a line for each promise of the demo that was not kept; empty if all were."""
     broken = []
     for site, users in summary["users"].items():
         if users["failed"]:

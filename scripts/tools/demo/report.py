@@ -1,4 +1,4 @@
-"""What the demo found out: every adapter on both tasks, measured by the sites' own evaluation code, and the tables."""
+"""`Examiner`: measures every adapter on every task with the sites' own evaluation code; `show` prints the tables."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from client.data.prepare import prepare
+from client.data.prepare import Preparation, prepare
 from serving.cotrainer.job import read_factors
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer
@@ -19,7 +19,7 @@ from umbel.token_file import TokenFile
 
 
 class Examiner:
-    """Held-out loss and exact match of adapters, in a plain process over the plain base: no engine involved."""
+    """Measures held-out loss and exact match of adapters over the base in this process, without an engine."""
 
     def __init__(self, base: Path, rank: int, seq_len: int) -> None:
         self._base, self._seq_len = base, seq_len
@@ -28,11 +28,12 @@ class Examiner:
         self._trainer = LoraTrainer(model, max_rank=rank, target_modules=LINEARS, seq_len=seq_len, pieces=pieces)
 
     def task(self, train: Path, heldout: Path, into: Path) -> TokenFile:
-        """The held-out examples of a task as tokens."""
-        prepared = prepare(train, heldout, 0.1, self._base, self._seq_len, into)
+        """Prepare a task's data in the folder `into`; return its held-out examples as tokens."""
+        prepared = prepare(Preparation(train, heldout, 0.1, self._base, self._seq_len, into))
         return TokenFile.open(prepared.eval)
 
     def examine(self, weights: Path | None, task: TokenFile) -> dict[str, float]:
+        """Return the loss (nats per token) and the share of exact matches of an adapter; None: of the base."""
         results: list[Scores] = []
         for _ in self._trainer.evaluate(read_factors(weights) if weights else None, task, results):
             pass
@@ -41,7 +42,7 @@ class Examiner:
 
 
 def show(summary: Mapping[str, Any], console: Console) -> None:
-    """The tables that end the demo; `summary.json` holds the same."""
+    """Print the tables that end the demo; `summary.json` holds the same figures."""
     tasks = summary["tasks"]
     quality = Table(title="held-out loss (nats per token) / exact match")
     quality.add_column("adapter")

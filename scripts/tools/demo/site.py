@@ -1,4 +1,4 @@
-"""One site of the demo: its file, `umbel serve`, and what is asked of its control API."""
+"""`DemoSite`: one site of the demo, its file, its `umbel serve` and its control API."""
 
 import base64
 from pathlib import Path
@@ -10,15 +10,16 @@ from scripts.tools.processes import ENGINE_BIN, ProcessError, Processes, free_po
 from umbel import signing
 from umbel.messages import Hello, RoundOrder, Submit, TrainPlan
 from umbel.peft_dir import digest
+from umbel.site_template import Tables, site_toml
 
 RANK, BATCH, SEQ_LEN = 8, 8, 48
 SHARE_CAP = 0.6
-"""Calm on two cores: two engines, their users and all of Flower share them."""
+"""Share of an engine's time for training: on two cores, two engines, their users and all of Flower want the rest."""
 ALONE = "/adapters/support/rounds/alone"
 
 
 class DemoSite:
-    """A site in `folder`, which learns one task; with `keys` it trains nothing but what the centre signed."""
+    """A site in `folder` that learns one task; with `keys` it takes only what the centre has signed."""
 
     def __init__(self, name: str, task: str, folder: Path, keys: Path | None) -> None:
         self.name, self.task, self.folder, self._keys = name, task, folder, keys
@@ -28,14 +29,14 @@ class DemoSite:
         self._control = httpx.Client(transport=self._socket, base_url="http://site", timeout=60)
 
     def start(self, base: Path, data: tuple[Path, Path], processes: Processes) -> None:
-        """`umbel serve`, until its engine answers."""
+        """Write the site file, start `umbel serve`, and wait until its engine answers."""
         self.folder.mkdir()
         self.file.write_text(self._content(base, data))
         processes.start(f"serve-{self.name}", [str(ENGINE_BIN / "umbel"), "serve", str(self.file)])
         processes.wait_for(lambda: bool(self.status().get("engine", {}).get("ready")), f"{self.name}'s start", 400)
 
     def status(self) -> dict[str, Any]:
-        """The site's status, or nothing while it does not answer."""
+        """Return the site's status; empty while it does not answer."""
         try:
             found: dict[str, Any] = self._control.get("/status").json()
         except httpx.TransportError:
@@ -43,12 +44,12 @@ class DemoSite:
         return found
 
     def training(self) -> dict[str, Any]:
-        """How its training stands; nothing while it does not train."""
+        """Return the state of the training that is under way; empty while the site does not train."""
         job: dict[str, Any] = self.status().get("training") or {}
         return job if job.get("state") == "running" else {}
 
     def train_alone(self, parent: bytes, steps: int, learning_rate: float) -> None:
-        """Begin what it would have learnt without the others."""
+        """Order a round of the site's own, from the adapter `parent`, which no aggregation follows."""
         fingerprint = Hello.model_validate(self._control.get("/hello").json()).fingerprint
         plan = TrainPlan(rank=RANK, steps=steps, seconds=600, batch_size=BATCH, learning_rate=learning_rate)
         order = RoundOrder(key="alone", base=fingerprint.digest, parent=digest(parent), round=0, plan=plan)
@@ -59,7 +60,7 @@ class DemoSite:
         self._control.post(ALONE, content=parent, headers=headers).raise_for_status()
 
     def trained_alone(self) -> Path | None:
-        """The adapter that this led to, once it is there; raises ProcessError when it came to nothing."""
+        """Return the weights from `train_alone`, or None until they are there. Raises ProcessError if it failed."""
         report = self._control.get(ALONE).json()
         if report["state"] in ("failed", "cancelled"):
             raise ProcessError(f"{self.name} could not train alone: {report['error']}")
@@ -70,38 +71,18 @@ class DemoSite:
         return weights
 
     def _content(self, base: Path, data: tuple[Path, Path]) -> str:
-        signed = ""
+        signed: dict[str, object] = {}
         if self._keys is not None:
             own = self._keys / f"site-{self.name}"
-            signed = f'trusted_key = "{own / "centre-signing.pub"}"\nsigning_key = "{own / "updates.key"}"\n'
-        return f"""# Made by scripts/demo; docs/configuration.md explains every line.
-[site]
-name = "{self.name}"
-state_dir = "state"
-{signed}
-[model]
-path = "{base}"
-served_name = "tiny"
-
-[[adapter]]
-name = "support"
-
-[engine]
-port = {self.port}
-dtype = "float32"
-max_lora_rank = {RANK}
-
-[engine.extra_args]      # two engines share one small machine
-max_total_tokens = 20000
-max_running_requests = 16
-
-[engine.env]
-OMP_NUM_THREADS = "1"
-
-[training]
-data = "{data[0]}"
-eval_data = "{data[1]}"
-seq_len = {SEQ_LEN}
-micro_batch = {BATCH}
-share_cap = {SHARE_CAP}
-"""
+            signed = {"trusted_key": own / "centre-signing.pub", "signing_key": own / "updates.key"}
+        tables: Tables = {
+            "site": signed,
+            "model": {"served_name": "tiny"},
+            "engine": {"dtype": "float32", "max_lora_rank": RANK},
+            "engine.extra_args": {"max_total_tokens": 20000, "max_running_requests": 16},
+            "engine.env": {"OMP_NUM_THREADS": "1"},
+            "training": {"eval_data": data[1], "seq_len": SEQ_LEN, "micro_batch": BATCH, "share_cap": SHARE_CAP},
+        }
+        why = {"engine.extra_args.max_total_tokens": "the engines of all sites share one small machine"}
+        site_file = site_toml(tables, name=self.name, model=base, port=self.port, data=data[0], comments=why)
+        return f"# Made by scripts/demo; docs/reference/configuration.md explains every line.\n{site_file}"

@@ -1,4 +1,4 @@
-"""The demo's users: one conversation after another through the official OpenAI client, for the whole run."""
+"""`Users`: the demo's users at one site, one request after another through the official OpenAI client."""
 
 import random
 import statistics
@@ -17,7 +17,7 @@ THINK_S = (0.2, 1.0)
 
 @dataclass(frozen=True)
 class Answer:
-    """One streamed answer: seconds to its first token, per further token, and who gave it."""
+    """One streamed answer: the version that gave it, seconds to its first token and per further token."""
 
     version: str
     training: bool
@@ -27,7 +27,7 @@ class Answer:
 
 @dataclass
 class Users:
-    """Keeps asking a site's adapter by name. Every failure counts: the client retries nothing."""
+    """Ask a site's adapter by its name, again and again. Every failure counts: the client retries nothing."""
 
     url: str
     model: str
@@ -43,16 +43,17 @@ class Users:
         self._thread = threading.Thread(target=self._keep_asking, daemon=True)
 
     def start(self) -> None:
+        """Begin to ask, in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the conversation that is open end, then no more."""
+        """Let the open request end, and send no other one."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(70)
 
     def summary(self) -> dict[str, Any]:
-        """Requests, failures, versions, and latencies with and without training at the site."""
+        """Return requests, failures, versions, and latencies with and without training at the site."""
         return {
             "requests": len(self.answers) + len(self.failures),
             "failed": len(self.failures),
@@ -91,7 +92,7 @@ class Users:
 
 
 def _latency(answers: list[Answer]) -> dict[str, float]:
-    """Medians and 95th percentiles in milliseconds."""
+    """Return the number of answers, and medians and 95th percentiles in milliseconds where there are two or more."""
     found: dict[str, float] = {"answers": len(answers)}
     tpots = [answer.tpot_s for answer in answers if answer.tpot_s]
     for name, seconds in (("ttft_ms", [answer.ttft_s for answer in answers]), ("tpot_ms", tpots)):

@@ -1,4 +1,4 @@
-"""Fuzz everything that reads bytes from outside: `scripts/fuzz --seconds 600`.
+"""Fuzzes everything that reads bytes from outside: `scripts/fuzz --seconds 600`.
 
 Each target gets valid inputs, damaged in a few places, and arbitrary bytes (hypothesis draws and shrinks them). An
 umbel error, or an HTTP status that the target documents, is an answer; any other exception is a failure, and the
@@ -24,7 +24,7 @@ from scripts.tools.fuzz.targets import Target, targets
 from umbel.errors import UmbelError
 
 EXAMPLES = 200
-"""Of one target, before the next has its turn."""
+"""Inputs of one target before the next one has its turn."""
 TOKENS = [
     b"\x00", b"\xff", b"[", b"{", b'"', b"\\ud800", b"NaN", b"-1", b"1e999", b"9" * 40, b"null", b"../", b"\r\n",
     b"@v1", b"\xde\xff\xff", b"\xc7\x0c\xff", b"\x80", b"[" * 2000,
@@ -33,7 +33,7 @@ TOKENS = [
 
 @st.composite
 def damaged(draw: Any, seeds: list[bytes]) -> bytes:
-    """A valid input with up to five cuts, flipped bytes, repetitions and insertions."""
+    """Draw a valid input with up to five cuts, flipped bytes, repetitions and insertions."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(0, 5))):
         at, length = draw(st.integers(0, len(data))), draw(st.integers(1, 8))
@@ -54,7 +54,7 @@ def damaged(draw: Any, seeds: list[bytes]) -> bytes:
 
 
 def fuzz(target: Target, *, examples: int, seed: int, counts: Counter[str], out: Path) -> Path | None:
-    """One turn of a target; where the smallest input that broke it was saved."""
+    """Give a target `examples` inputs; return the file of the smallest one that broke it, or None."""
     broken: list[bytes] = []
 
     @hypothesis_seed(seed)
@@ -88,7 +88,7 @@ def fuzz(target: Target, *, examples: int, seed: int, counts: Counter[str], out:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status is the number of targets that broke."""
+    """Fuzz all targets in turns; return the number of targets that broke, which is the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long, all targets together")
     parser.add_argument("--cases", type=int, default=EXAMPLES, help="of one target before the next has its turn")

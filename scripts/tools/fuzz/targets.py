@@ -1,4 +1,4 @@
-"""What `scripts/fuzz` feeds: everything of umbel that reads bytes from outside, with valid inputs to begin with."""
+"""`targets`: all parts of umbel that read bytes from outside, each with valid inputs that `scripts/fuzz` damages."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from serving.router.limits import MOST
 from serving.router.router import GENERATING, Router
 from strategies import records
 from umbel import messages, peft_dir, secret_file, signing, site_file, token_file, wire
-from umbel.adapter import AdapterManifest
+from umbel.adapter import AdapterManifest, Lifecycle
 from umbel.config import SiteConfig
 from umbel.token_file import TokenFile
 
@@ -52,7 +52,7 @@ data = "g.jsonl"
 
 @dataclass(frozen=True)
 class Target:
-    """Something that reads bytes. `read` returns, or raises an umbel error; anything else is a failure."""
+    """One reader of bytes: `read` returns or raises an umbel error; any other exception is a failure."""
 
     name: str
     seeds: list[bytes]
@@ -60,7 +60,7 @@ class Target:
 
 
 def targets(folder: Path) -> list[Target]:
-    """All of them; files that they read lie in `folder`."""
+    """Return all targets; the files that they read lie in `folder`."""
     return [
         Target("message", _messages(), _read_message),
         Target("records", _messages(), _read_records),
@@ -78,7 +78,7 @@ def targets(folder: Path) -> list[Target]:
 
 
 def _file(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """What reads a file, as what reads bytes."""
+    """Turn a reader of files into a reader of bytes, which writes them to `path` first."""
 
     def write_and_read(data: bytes) -> object:
         if path.name.startswith("v0"):
@@ -105,7 +105,7 @@ def _messages() -> list[bytes]:
     order = messages.RoundOrder(key="l-1-p", base="b", parent="p", round=1, plan=plan)
     made: list[BaseModel] = [
         messages.RoundReport(key="k", state=messages.JobState.DONE, parent="p", steps=3, loss_sum=1.25, rank=2),
-        messages.ShadowReport(ref="support@v1", state=messages.ShadowState.PROBING),
+        messages.ShadowReport(ref="support@v1", state=Lifecycle.PROBING),
         messages.Submit(adapter="support", order=order),
         messages.Shadow(manifest=_manifest(), signature="0" * 128),
         messages.RoundQuery(adapter="support", key="k", fetch=True),
@@ -123,7 +123,7 @@ def _read_message(data: bytes) -> None:
 
 
 def _read_records(data: bytes) -> None:
-    """The same bytes as a message, and as the adapter beside it."""
+    """Read the same bytes as a message, and as the adapter beside it."""
     array = Array(dtype="uint8", shape=(len(data),), stype=records.STYPE, data=data)
     content = RecordDict({"body": ConfigRecord({"message": data}), "adapter": ArrayRecord({"adapter": array})})
     records.unpack_adapter(content)
@@ -144,7 +144,7 @@ def _read_adapter(data: bytes) -> None:
 
 
 def _read_manifests(directory: Path) -> None:
-    """As the registry reads it, as a site does, and as what a signature is of."""
+    """Read a manifest as the registry does, as a site does, and as a signature covers it."""
     (directory / peft_dir.CONFIG).write_bytes(peft_dir.encode_config(_manifest(), base="b"))
     manifest, _ = version_dir.read_manifest(directory)
     signing.canonical(manifest)
@@ -166,7 +166,7 @@ def _table() -> AliasTable:
 
 
 class _Requests:
-    """Bodies to the router, without SGLang: an answer with a status that is documented, and in OpenAI's shape."""
+    """Sends bodies to the router, without SGLang; every answer has a documented status and OpenAI's form."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "aliases.json"
@@ -195,7 +195,7 @@ class _Requests:
 
 
 class _Tables(_Requests):
-    """Alias tables: one that cannot be read leaves the old one in place, and any that can answers every name in it."""
+    """Gives the router alias tables: it keeps the old one if it cannot read it, else it resolves every name in it."""
 
     def __call__(self, data: bytes) -> None:
         self.file.write_bytes(data)

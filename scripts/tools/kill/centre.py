@@ -1,6 +1,5 @@
-"""A real centre that is killed at fault points: for scripts/tools/kill/matrix.py."""
+"""`Centre`: a real centre that is killed at fault points, for scripts/tools/kill/matrix.py."""
 
-import json
 import os
 import time
 
@@ -9,6 +8,7 @@ from scripts.tools.processes import Flower, Processes
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import RANK, wait_until
 from server.bundle import export
+from server.registry.events import EVENTS, EventReader
 from umbel.faults import VARIABLE, Point
 
 P = Point
@@ -32,10 +32,10 @@ class Centre:
         self._flower.start_supernode("clinic-a", site.file)
         self._started = False
         self.live = ""
-        """The version that the federation has promoted at the site by now."""
+        """The version that the federation has promoted at the site; empty before the first."""
 
     def die_at(self, point: Point) -> bool:
-        """Run a round, or what is left of it, until the ServerApp dies; whether it did so there and nowhere else."""
+        """Run a round, or the rest of one, until the ServerApp dies; return whether it died there and nowhere else."""
         self._run(point)
         wait_until(lambda: self._processes.find("flwr-serverapp"), "the ServerApp's start")
         wait_until(lambda: not self._processes.find("flwr-serverapp"), f"the ServerApp's death at {point}")
@@ -44,14 +44,14 @@ class Centre:
         return self._reached(point)
 
     def finish(self) -> None:
-        """Let the last round be promoted, whatever cut it off, and the run end: it asks nothing more of the site."""
+        """Run until the last round is promoted and the run has ended, so that nothing more is asked of the site."""
         promoted, ended = len(self._events("round.promoted")), len(self._events("run.finished"))
         self._run("")
         wait_until(lambda: len(self._events("round.promoted")) > promoted, "a round that is promoted")
         wait_until(lambda: len(self._events("run.finished")) > ended, "the run's end")
 
     def _reached(self, point: Point) -> bool:
-        """Whether what comes before the point is there, and what comes after it is not."""
+        """Tell whether all that comes before the point is there, and nothing of what comes after it."""
         adapter = self._registry / "support"
         moves = (adapter / "aliases.jsonl").read_text().count("\n") if (adapter / "aliases.jsonl").exists() else 0
         there = {version: (adapter / f"v{version:06d}").exists() for version in range(3)}
@@ -90,6 +90,4 @@ class Centre:
         time.sleep(0.1)
 
     def _events(self, kind: str) -> list[dict[str, object]]:
-        path = self._registry / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
+        return [event for event in EventReader(self._registry / EVENTS).read() if event["event"] == kind]

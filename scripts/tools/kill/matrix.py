@@ -1,4 +1,4 @@
-"""Kill a real site and a real centre at every step of a version's life, and see which version answers afterwards.
+"""Kills a real site and a real centre at every step of a version's life, and checks which version answers afterwards.
 
     scripts/kill_matrix [--minutes 45] [--only site engine centre] [--points load.begun reject.told]
 
@@ -21,62 +21,66 @@ import httpx
 
 from scripts.tools.kill.centre import Centre
 from scripts.tools.kill.report import Row, write
-from scripts.tools.kill.site import Site, require_done
+from scripts.tools.kill.site import Site
 from scripts.tools.processes import ProcessError, Processes
 from scripts.tools.repository import REPOSITORY
-from scripts.tools.trial_site import wait_until
+from scripts.tools.trial_site import require_done, wait_until
 from umbel.adapter import Personal
 from umbel.faults import Point
 
 FIRST_VERSION = 100
-"""Below are those of the registry."""
+"""Versions from here on are pushed without a centre; the registry's numbers are below."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is done to the site, and where it dies of it."""
+    """A fault point, and the operation in which the site dies there."""
 
     point: Point
     story: Callable[["Stories"], object]
     takes_effect: bool = False
-    """Whether the journal has the change by then, so that it holds."""
+    """The journal has the change before the point, so that it holds after the death."""
 
     def leaves_work_for(self, following: "Case") -> bool:
-        """Whether making good what was cut off here would itself meet the following point."""
+        """Tell whether the recovery from this death would itself reach the following point."""
         versions = (Stories.deploy, Stories.reject)
         same_way = self.story is following.story or {self.story, following.story} <= {*versions}
         return same_way and not self.takes_effect
 
 
 class Stories:
-    """What the centre and operators ask of a site; `effect` is what answers once it has been done."""
+    """Operations that the centre and operators ask of a site; `effect` is the version that answers afterwards."""
 
     def __init__(self, site: Site) -> None:
         self.site, self._version, self._round = site, FIRST_VERSION, 1000
         self.effect = self.settled_on = "base"
 
     def deploy(self) -> None:
+        """Push a new version and promote it."""
         self._version += 1
         self.effect = f"support@v{self._version}"
-        require_done(self.site.promote(self.site.offer(self._version)))
+        require_done(self.site.promote(self.site.offer_slight(self._version)))
 
     def reject(self) -> None:
+        """Push a new version and discard it."""
         self._version += 1
         self.effect = self.settled_on
-        require_done(self.site.discard(self.site.offer(self._version)))
+        require_done(self.site.discard(self.site.offer_slight(self._version)))
 
     def roll_back(self) -> None:
+        """Go back to the version that answered before."""
         self.effect = str(self.site.status()["aliases"]["support"]["previous"] or "base")
         require_done(self.site.roll_back())
 
     def train(self) -> None:
+        """Train a round with a personal part."""
         self._round += 1
         self.effect = self.settled_on
         self.site.train(self._round, Personal(part="B"))
 
 
 P = Point
-# A version's way and a round's alternate, so that a start makes good the last death and is set for the next.
+# Operations on versions and on rounds alternate: one start then recovers from a death and is set for the next one.
 SITE = [
     Case(P.PROMOTE_JOURNALLED, Stories.deploy, True), Case(P.PROMOTE_WRITTEN, Stories.deploy, True),
     Case(P.PROMOTE_TOLD, Stories.deploy, True), Case(P.ROLL_BACK_JOURNALLED, Stories.roll_back, True),
@@ -94,7 +98,7 @@ SITE = [
     Case(P.REJECT_WRITTEN, Stories.reject), Case(P.RETIRE_REMOVED, Stories.reject),
     Case(P.REJECT_TOLD, Stories.reject),
 ]  # fmt: skip
-# All in one life of the daemon: the same story never dies twice, and loads, of which a death causes more, come first.
+# All in one run of the daemon. Loads come first: each death of the engine causes more of them.
 ENGINE = [
     Case(P.LOAD_BEGUN, Stories.deploy, True), Case(P.LOAD_DONE, Stories.deploy, True),
     *(Case(point, Stories.deploy, True) for point in (
@@ -113,7 +117,7 @@ STARTS_ONLY = (P.SWEPT, P.DAMAGE_FORGOTTEN)
 
 
 def main() -> int:
-    """Kill, recover, look, write; 1 if anything did not come back right."""
+    """Kill, recover and write the table; return 1 if anything did not recover as it had to."""
     parser = argparse.ArgumentParser(prog="scripts/kill_matrix", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=45.0, help="begin no further death after these (default 45)")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
@@ -149,7 +153,7 @@ def main() -> int:
 
 
 class Matrix:
-    """The deaths, one kind of process after the other; each yields its rows."""
+    """All deaths, by the kind of process; each method yields a row per death."""
 
     def __init__(self, site: Site, processes: Processes, points: Collection[str]) -> None:
         self._site, self._processes = site, processes
@@ -157,10 +161,10 @@ class Matrix:
         self._of_site = [case for case in SITE if case.point in points]
         self._of_engine = [case for case in ENGINE if case.point in points]
         self.deadline = 0.0
-        """After this (time.monotonic) no further death begins."""
+        """No further death begins after this time (time.monotonic)."""
 
     def centre(self) -> Iterator[Row]:
-        """One round's life, with a death of the ServerApp at each of its steps; each next run takes it up."""
+        """Kill the ServerApp at each step of a round; the next run takes the round up."""
         self._begin("")
         centre = Centre(self._site, self._processes)
         for point in Centre.POINTS:
@@ -178,7 +182,7 @@ class Matrix:
         self._stories.settled_on = self._site.live()
 
     def engine(self) -> Iterator[Row]:
-        """The engine alone dies; the daemon starts it again, and what was asked for comes about all the same."""
+        """Kill the engine alone: the daemon starts it again and completes what was asked for."""
         self._begin("")
         self._need_a_version_before()
         self._begin(",".join(f"{point}:{time}@engine" for point, time in self._plan()))
@@ -198,14 +202,15 @@ class Matrix:
             yield Row(case.point, "engine", right, self._silence(began), answers)
 
     def _plan(self) -> Iterator[tuple[Point, int]]:
-        """Each point with the number of times that it has been reached when its case comes."""
-        told = dict.fromkeys((Stories.deploy, Stories.roll_back, Stories.train, Stories.reject), 0)
+        """Yield each point with the number of times that it will have been reached when its case comes."""
+        stories = (Stories.deploy, Stories.roll_back, Stories.train, Stories.reject)
+        told: dict[Callable[[Stories], object], int] = dict.fromkeys(stories, 0)
         for case in self._of_engine:
             told[case.story] += 1
             yield case.point, told[case.story]
 
     def site(self) -> Iterator[Row]:
-        """The daemon dies, and its engine with it; the next daemon makes good."""
+        """Kill the daemon, and its engine with it: the next daemon recovers."""
         yield from self._starts()
         self._begin(self._of_site[0].point)
         for case, following in zip(self._of_site, [*self._of_site[1:], None], strict=True):
@@ -229,7 +234,7 @@ class Matrix:
                 self._begin(following.point)
 
     def _starts(self) -> Iterator[Row]:
-        """Deaths within a recovery, of what has a live version and one before it."""
+        """Kill the daemon within a recovery of a site that has a live version and one before it."""
         self._begin("")
         self._need_a_version_before()
         for point in STARTS_ONLY:
@@ -253,7 +258,7 @@ class Matrix:
         return str(self._site.status()["aliases"]["support"]["previous"] or "base")
 
     def _spoil(self) -> None:
-        """Damage what is live; what was before it has to answer."""
+        """Damage the live version's weights; the version before it has to answer."""
         name = self._stories.settled_on.replace("@", "-")
         weights = self._site.state_dir / "adapters" / name / "adapter_model.safetensors"
         content = bytearray(weights.read_bytes())
@@ -272,7 +277,7 @@ class Matrix:
         return Row(point, "site", right, self._silence(began), answers)
 
     def _begin(self, die_at: str) -> None:
-        """A daemon with this plan, in place of the one that may be there."""
+        """Start a daemon with this plan, in place of the one that may be running."""
         with suppress(KeyError):
             self._processes.kill("serve")
         self._site.start(die_at)
@@ -281,7 +286,7 @@ class Matrix:
         self._stories.settled_on = self._site.live()
 
     def _answer(self, since: float, expected: str) -> tuple[str, bool]:
-        """Which version answered the user last, and whether that, and what the site says itself, is the right one."""
+        """Return the version that answered the user last, and whether it and the site's live version are `expected`."""
         wait_until(lambda: self._site.user.answered_since(since), "an answer")
         answers = self._site.user.answered_since(since)[-1][1]
         return answers, answers == expected == self._site.live()

@@ -1,4 +1,4 @@
-"""What scripts/tools/kill/matrix.py found, as a table in docs/operations.md."""
+"""`write`: puts the deaths of scripts/tools/kill/matrix.py into a table of docs/operations.md."""
 
 import re
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ KILLED = ("ServerApp", "site", "engine")
 
 @dataclass(frozen=True)
 class Row:
-    """One death and what came of it."""
+    """One death, and whether all was well afterwards."""
 
     point: str
     killed: str
     recovered: bool
-    """Whether the right version answered the user, and what had been asked for came about."""
+    """The right version answered the user, and the interrupted operation was completed."""
     silence_s: float
-    """Longest time between two answers to the one user."""
+    """Longest time between two answers to the user."""
     answers: str = ""
-    """What answered the user afterwards."""
+    """The version that answered the user afterwards."""
 
     def __str__(self) -> str:
         how = "recovered" if self.recovered else "NOT RECOVERED"
@@ -30,7 +30,7 @@ class Row:
 
 
 def write(page: Path, rows: list[Row], cases: int) -> None:
-    """Put the table between the page's markers; deaths that were not tried this time stay.
+    """Put the table between the page's markers; the rows of deaths that were not tried this time stay.
 
     Raises ValueError where the markers are missing.
     """
@@ -45,7 +45,7 @@ def write(page: Path, rows: list[Row], cases: int) -> None:
 
 
 def read(table: str) -> Iterator[Row]:
-    """The rows that `text` wrote."""
+    """Yield the rows of a table that `text` made."""
     for line in re.findall(r"^\| `(.*)$", table, flags=re.MULTILINE):
         point, *cells = line.split("|")
         for killed, cell in zip(KILLED, cells, strict=False):
@@ -54,7 +54,7 @@ def read(table: str) -> Iterator[Row]:
 
 
 def text(rows: list[Row], cases: int) -> str:
-    """One line per fault point, one column per process that died there."""
+    """Return the table: one line per fault point, one column per process that died there."""
     recovered = sum(row.recovered for row in rows)
     lines = [
         f"Recovered {recovered} of {len(rows)}; {len(rows)} of {cases} deaths were tried.",

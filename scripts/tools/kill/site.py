@@ -1,4 +1,4 @@
-"""A real site that is killed at fault points, and the user who notices: for scripts/tools/kill/matrix.py."""
+"""`Site`: a real site that is killed at fault points, and its `User`, for scripts/tools/kill/matrix.py."""
 
 import itertools
 import subprocess
@@ -10,26 +10,26 @@ import httpx
 
 from scripts.tools.processes import ENGINE_BIN, ProcessError, Processes
 from scripts.tools.repository import REPOSITORY
-from scripts.tools.trial_site import LENIENT, TrialSite, random_adapter, wait_until
+from scripts.tools.trial_site import LENIENT, TrialSite, random_adapter, require_done, wait_until
 from umbel.adapter import AdapterRef, Personal
 
 SLIGHT = 0.01
-"""Of a pushed version's B: it changes what the base says by a little."""
+"""Standard deviation of a pushed version's B: it changes the base's answers only a little."""
 
 
 class User:
-    """Asks `support` again and again; every answer is kept with its time and the version that gave it."""
+    """Asks `support` again and again, and keeps every answer's time and version."""
 
     def __init__(self, url: str) -> None:
         self._url, self._answers = url, list[tuple[float, str]]()
         threading.Thread(target=self._keep_asking, daemon=True).start()
 
     def answered_since(self, moment: float) -> list[tuple[float, str]]:
-        """(time, version) of each answer that began after `moment`; `base` where no version gave it."""
+        """Return (time, version) of each answer that began after `moment`; `base` where no version gave it."""
         return [answer for answer in self._answers if answer[0] >= moment]
 
     def longest_silence(self, since: float, until: float) -> float:
-        """Seconds between two answers, at most."""
+        """Return the longest time between two answers, in seconds."""
         times = [since, *(at for at, _ in self._answers if since <= at <= until), until]
         return max(after - before for before, after in itertools.pairwise(times))
 
@@ -41,12 +41,12 @@ class User:
                 reply = httpx.post(f"{self._url}/v1/completions", json=body, timeout=30).raise_for_status()
                 self._answers.append((began, reply.headers.get("x-umbel-adapter", "base")))
             except httpx.HTTPError:
-                pass  # a silence; how long it lasts is what is measured
+                pass  # a silence, whose length is measured
             time.sleep(0.2)
 
 
 class Site(TrialSite):
-    """`umbel serve` under `processes`, and its user."""
+    """A trial site whose `umbel serve` is started, and dies, again and again; it has one user."""
 
     def __init__(self, folder: Path, model: Path, processes: Processes) -> None:
         super().__init__(folder, model, extra=LENIENT)
@@ -56,50 +56,41 @@ class Site(TrialSite):
         self.user = User(self.url)
 
     def start(self, die_at: str = "") -> None:
-        """Start the daemon; it dies at a fault point, if one is given."""
+        """Start the daemon; if a fault point is given, it dies there."""
         command = [str(ENGINE_BIN / "python"), "-m", "umbel.cli", "serve", str(self.file)]
         plan = {"UMBEL_DIE_AT": die_at} if die_at else {}
         self._process = self._processes.start("serve", command, PYTHONPATH=str(REPOSITORY), **plan)
 
     def wait_ready(self, starts: int = 1) -> None:
-        """Until the engine answers, in at least its `starts`-th run under this daemon."""
+        """Wait until the engine answers, in at least its `starts`-th run under this daemon."""
         wait_until(lambda: self.dead() or self.starts() >= starts, "the engine")
         if self.dead():
             raise ProcessError(f"the site ended while it was starting; see {self.log}")
 
     def dead(self) -> bool:
+        """Tell whether the daemon has ended."""
         return self._process is not None and self._process.poll() is not None
 
     def wait_dead(self) -> None:
-        """Until the daemon has died, which has to be by SIGKILL."""
+        """Wait until the daemon has died; raise ProcessError unless SIGKILL did it."""
         wait_until(self.dead, "the site's death")
         if self._process is None or self._process.returncode != -9:
             raise ProcessError(f"the site ended by itself; see {self.log}")
 
     def settled(self) -> bool:
-        """Whether nothing is waiting for a verdict or its training."""
+        """Tell whether no version waits for its verdict and no round for its training."""
         status = self.status()
         states = {report["state"] for report in status["versions"].values()}
-        return not status["open_rounds"] and not states & {"validating", "probing"}
+        return not status["open_rounds"] and not states & {"candidate", "probing"}
 
-    def offer(self, version: int) -> AdapterRef:
-        """Push a version and wait for its verdict."""
-        blob = random_adapter(self.model, version, SLIGHT)
-        manifest = self.manifest(version, blob)
-        require_done(self.push(manifest, blob))
-        self.wait_judged(manifest.ref)
-        return manifest.ref
+    def offer_slight(self, version: int) -> AdapterRef:
+        """Offer a version that changes the base's answers only a little."""
+        return self.offer(version, random_adapter(self.model, version, SLIGHT))
 
     def train(self, number: int, personal: Personal | None = None) -> None:
-        """Train a round and wait for its end."""
+        """Train a round and wait for its end; raise ProcessError if it failed."""
         key = f"test-{number}-r"
         require_done(self.submit(key, random_adapter(self.model, 0), number, steps=2, personal=personal))
         report = self.wait_round(key)
         if report["state"] != "done":
             raise ProcessError(f"round {key}: {report}")
-
-
-def require_done(reply: httpx.Response) -> None:
-    """Raise ProcessError unless the site did what it was asked for."""
-    if reply.is_error:
-        raise ProcessError(f"{reply.request.url.path}: {reply.text}")

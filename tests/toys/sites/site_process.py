@@ -1,4 +1,4 @@
-"""A real site for tests: `umbel serve` in a process of its own, of which nothing may be left."""
+"""`SiteProcess`: a real site for tests, `umbel serve` in a process of its own that must leave nothing behind."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from umbel.adapter import AdapterRef
 
 
 class SiteProcess(TrialSite):
-    """`umbel serve` over a tiny base; use as a context manager."""
+    """`umbel serve` over a tiny base, as a context manager."""
 
     def __init__(
         self, folder: Path, model: Path, name: str = "clinic-a", data: str | None = None, extra: str = ""
@@ -39,7 +39,7 @@ class SiteProcess(TrialSite):
         self.wait_ready()
 
     def wait_ready(self, starts: int = 1) -> None:
-        """Until the engine answers, in at least its `starts`-th run under this daemon."""
+        """Wait until the engine answers, in at least its `starts`-th run under this daemon."""
 
         def ready() -> bool:
             assert self.process is not None
@@ -49,7 +49,7 @@ class SiteProcess(TrialSite):
         wait_until(ready, f"start {starts} of the engine; see {self.log}")
 
     def stop(self) -> None:
-        """Stop as systemd would; nothing of it may be left."""
+        """Stop the site as systemd would, and check that nothing of it is left."""
         if self.process is None:
             return
         family = self.family()
@@ -64,7 +64,7 @@ class SiteProcess(TrialSite):
             assert not left, left
 
     def kill(self) -> list[psutil.Process]:
-        """kill -9 of the daemon alone; the processes it had started."""
+        """Kill the daemon alone with SIGKILL; return the processes it had started."""
         assert self.process is not None
         family = self.family()
         self.process.kill()
@@ -80,13 +80,11 @@ class SiteProcess(TrialSite):
         return next(child for child in self.family() if "serving.launch" in " ".join(child.cmdline()))
 
     def deploy(self, version: int, blob: bytes) -> AdapterRef:
-        """Push a version, wait for its verdict and promote it whatever that is."""
-        manifest = self.manifest(version, blob)
-        assert self.push(manifest, blob).status_code == 200
-        self.wait_judged(manifest.ref)
-        reply = self.promote(manifest.ref)
+        """Push a version, wait for its verdict, and promote it whatever the verdict is."""
+        ref = self.offer(version, blob)
+        reply = self.promote(ref)
         assert reply.status_code == 200, reply.text
-        return manifest.ref
+        return ref
 
 
 def kill(process: psutil.Process) -> None:

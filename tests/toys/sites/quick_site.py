@@ -1,6 +1,6 @@
-"""A site without an engine or a model: the real daemon, control API, journal, jobs and deployer, in a second.
+"""Runs a site without an engine or a model: daemon, control API, journal, jobs and deployer are real; ready at once.
 
-    python tests/toys/quick_site.py site.toml
+    python tests/toys/sites/quick_site.py site.toml
 
 Training adds a number to B, and the loss falls with it: every version is better than its parent. Versions that the file
 `against` in the state directory names, one to a line, are worse here. For tests of what the centre and sites agree on.
@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from client import daemon
+from client import daemon, site
 from client.data.prepare import Prepared
 from client.jobs import Jobs
 from serving.scores import Scores
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
-from tests.toys.no_engine import NoEngine
+from tests.toys.sites.no_engine import NoEngine
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
@@ -31,7 +31,7 @@ EXAMPLES, TOKENS, STEP = 40, 10, np.float32(0.5)
 
 
 class NoSupervisor:
-    """In the place of `serving.supervisor.Supervisor`: ready at once, and for ever."""
+    """Stands in for `serving.supervisor.Supervisor`: ready at once, and for ever."""
 
     def __init__(self, config: SiteConfig, cotrainer: object, what_to_serve: object) -> None:
         self.engine = NoEngine()
@@ -52,7 +52,7 @@ class NoSupervisor:
 
 
 class NoCoTrainer:
-    """In the place of `serving.trainer_socket.CoTrainerClient`: nothing trains in an engine."""
+    """Stands in for `serving.trainer_socket.CoTrainerClient`: nothing trains in an engine."""
 
     def __init__(self, socket: Path) -> None: ...
     async def status(self, timeout_s: float) -> CoTrainerStatus:
@@ -89,14 +89,14 @@ class QuickJobs(Jobs):
 
 
 def add_to_b(parent: Path, trained: Path) -> None:
-    """The training."""
+    """Add a number to B, as if it had been trained."""
     tensors = peft_dir.decode(parent.read_bytes())
     more = {name: array + STEP * (".lora_B." in name) for name, array in tensors.items()}
     peft_dir.replace_durably(trained, peft_dir.encode(more))
 
 
 async def no_data(*_: object) -> Prepared:
-    """In the place of `client.data.prepare_in_child`: there is nothing to read."""
+    """Stand in for `client.data.prepare_in_child`: there is nothing to read."""
     return Prepared(Path("none"), Path("none"), EXAMPLES, EXAMPLES, EXAMPLES * TOKENS, 0, 0)
 
 
@@ -107,7 +107,7 @@ def main() -> None:
         "Supervisor": NoSupervisor, "Jobs": QuickJobs, "CoTrainerClient": NoCoTrainer, "prepare_in_child": no_data
     }  # fmt: skip
     for name, replacement in instead.items():
-        setattr(daemon, name, replacement)
+        setattr(site, name, replacement)
     asyncio.run(daemon.serve(SiteConfig.load(parser.parse_args().site)))
 
 

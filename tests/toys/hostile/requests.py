@@ -1,10 +1,10 @@
-"""The catalogue's HTTP requests: to the users' port, and to a site's control API."""
+"""The catalogue's hostile HTTP requests: to the users' port, and to a site's control API."""
 
 import base64
 import json
 from typing import Any
 
-from tests.toys.hostile import Hostile
+from tests.toys.hostile.catalogue import Hostile
 
 CHAT = "/v1/chat/completions"
 JSON = [(b"content-type", b"application/json")]

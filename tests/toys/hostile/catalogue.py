@@ -1,6 +1,6 @@
-"""The catalogue of hostile inputs, as data: what comes in, and how it is answered. Driven by `test_hostile_*.py`.
+"""`Hostile`: one hostile input and the answer it gets; and the inputs that are bytes: adapters, manifests, messages.
 
-`python -m tests.hostile` writes the table of docs/security.md; a test holds it up to date.
+The tests in tests/hostile drive them, tests/e2e/test_hostile.py sends some of them to a real site.
 """
 
 import json
@@ -15,7 +15,6 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from scripts.tools.repository import REPOSITORY
 from umbel import peft_dir
 from umbel.peft_dir import Tensors
 
@@ -27,17 +26,17 @@ A, B = peft_dir.key(Q, "A"), peft_dir.key(Q, "B")
 
 @dataclass(frozen=True)
 class Hostile:
-    """One input. `make` builds it from a good one (see each list); the answer is an error's kind or an HTTP status."""
+    """One input: `make` builds it from a good one (see each list); `answer` is an error's kind or an HTTP status."""
 
     what: str
     make: Callable[..., Any]
     answer: str
     says: str
-    """A regular expression that the message matches: what is wrong, where, what to do."""
+    """Regular expression that the message matches: it has to say what is wrong, where, and what to do."""
 
 
 def good(dtype: Any = np.float32, seed: int = 0, rank: int = RANK) -> Tensors:
-    """A canonical adapter of these shapes."""
+    """Make an adapter of these shapes as the catalogue's readers accept it."""
     generator = np.random.default_rng(seed)
     tensors: Tensors = {}
     for module, (out, inner) in SHAPES.items():
@@ -47,7 +46,7 @@ def good(dtype: Any = np.float32, seed: int = 0, rank: int = RANK) -> Tensors:
 
 
 def put(name: str, array: Any) -> Callable[[Tensors], bytes]:
-    """One tensor more, or another one in its place."""
+    """Add a tensor, or replace the one of that name."""
     return lambda tensors: peft_dir.encode({**tensors, name: np.asarray(array)})
 
 
@@ -61,7 +60,7 @@ def spoiled(value: float) -> Callable[[Tensors], bytes]:
 
 
 def header(edit: Callable[[dict[str, Any]], object]) -> Callable[[Tensors], bytes]:
-    """The same bytes under a header that lies."""
+    """Change the header and leave the bytes below it as they are."""
 
     def make(tensors: Tensors) -> bytes:
         blob = peft_dir.encode(tensors)
@@ -78,7 +77,7 @@ def raw(text: bytes, data: bytes = b"", length: int | None = None) -> bytes:
 
 
 def twice(tensors: Tensors) -> bytes:
-    """A header in which one tensor stands twice, the second time somewhere else."""
+    """Name one tensor twice in the header, the second time with other offsets."""
     blob = peft_dir.encode(tensors)
     length = struct.unpack("<Q", blob[:8])[0]
     entry = json.dumps({A: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})[1:-1].encode()
@@ -86,7 +85,7 @@ def twice(tensors: Tensors) -> bytes:
 
 
 def zipped(tensors: Tensors) -> bytes:
-    """As `torch.save` writes it."""
+    """Zip a pickle of the tensors, as `torch.save` does."""
     file = BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(
@@ -198,46 +197,3 @@ MESSAGES = [  # the bytes of a RoundReport
     Hostile("an infinite time", lambda: message(seconds=float("inf")), "WireError", "seconds: .*finite"),
     Hostile("a field too many", lambda: message(weight=1e9), "WireError", "weight: Extra inputs are not permitted"),
 ]
-
-BEGIN, END = "<!-- hostile inputs: written by `python -m tests.hostile` -->\n", "<!-- end of hostile inputs -->\n"
-PAGE = REPOSITORY / "docs" / "security.md"
-
-
-def surfaces() -> dict[str, list[Hostile]]:
-    """Where it comes in → what comes in."""
-    from tests.toys import hostile_requests, hostile_sites
-
-    return {
-        "an adapter, from a site or the centre": ADAPTERS,
-        "a manifest, to a site that trusts a key": MANIFESTS,
-        "a message between processes": MESSAGES,
-        "what a site answers the centre": hostile_sites.REPLIES,
-        "the order of messages to a site": hostile_sites.ORDERS,
-        "the users' port": hostile_requests.USERS,
-        "a site's control API": hostile_requests.CONTROL,
-        "a site file": hostile_sites.FILES,
-    }
-
-
-def render() -> str:
-    """The table, with its markers."""
-    rows = [
-        f"| {surface} | {'; '.join(one.what for one in found)} | {_answers(found)} |"
-        for surface, found in surfaces().items()
-    ]
-    count = sum(map(len, surfaces().values()))
-    head = (
-        f"{count} inputs, each sent by a test that checks the answer, that nothing was stored, and that a good input\n"
-    )
-    head += "right after works:\n\n| where | what comes in | answered with |\n|---|---|---|\n"
-    return f"{BEGIN}{head}" + "\n".join(rows).replace("<", "&lt;") + f"\n{END}"
-
-
-def _answers(found: list[Hostile]) -> str:
-    return ", ".join(dict.fromkeys(one.answer for one in found))
-
-
-if __name__ == "__main__":
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(before + render() + rest.partition(END)[2])

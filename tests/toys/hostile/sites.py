@@ -1,18 +1,18 @@
-"""The catalogue's sites: what one answers the centre, orders that come in another order, and site files."""
+"""The catalogue's hostile sites: their replies to the centre, orders out of order, and site files."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tests.toys.hostile import Hostile
+from tests.toys.hostile.catalogue import Hostile
 
 Site = Any
-"""A `tests.toys.site.ToySite`, which is in Flower's environment only."""
+"""A `tests.toys.site.ToySite`, which only Flower's environment can import."""
 
 
 def told(**changes: Any) -> Callable[[Site], None]:
-    """What it reports of its rounds, changed without being checked, as a site of another make might."""
+    """Change the reports of a site's rounds without checks, as a site of another make might send them."""
 
     def spoil(site: Site) -> None:
         honest = site.report
@@ -52,7 +52,7 @@ def hurt(change: Callable[[Any], Any]) -> Callable[[Site], None]:
 
 
 def replayed(site: Site) -> None:
-    """What it sent in an earlier round, or so it says: trained from another parent."""
+    """Report an update of an earlier round: it was trained from another parent."""
     told(parent="0" * 64)(site)
 
 

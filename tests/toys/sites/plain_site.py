@@ -1,6 +1,6 @@
-"""A site without an engine: the real daemon, control API, journal, deployer and co-trainer, and nobody it serves.
+"""Runs a site without an engine: daemon, control API, journal, deployer and co-trainer are real; it serves no users.
 
-    python tests/toys/plain_site.py site.toml --fault nan@1 --fault late@2
+    python tests/toys/sites/plain_site.py site.toml --fault nan@1 --fault late@2
 
 In place of SGLang there is a Hugging Face model, and a thread that runs the co-trainer as an idle engine would.
 A fault strikes in one round: `nan` and `flip` spoil what was trained, `late` does not train before there is a file `go`
@@ -21,13 +21,13 @@ import torch
 import zmq
 from transformers import AutoModelForCausalLM
 
-from client import daemon
+from client import daemon, site
 from client.jobs import Jobs
 from serving.cotrainer.cotrainer import CoTrainer
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer
 from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus
-from tests.toys.no_engine import NoEngine
+from tests.toys.sites.no_engine import NoEngine
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.config import SiteConfig
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class PlainSupervisor:
-    """In the place of `serving.supervisor.Supervisor`: holds the model, and trains whenever there is a job."""
+    """Stands in for `serving.supervisor.Supervisor`: holds the model, and trains whenever there is a job."""
 
     def __init__(self, config: SiteConfig, cotrainer: object, what_to_serve: object) -> None:
         self._config = config
@@ -80,7 +80,7 @@ class PlainSupervisor:
             seq_len=settings.seq_len, pieces=Pieces.whole(settings.micro_batch, settings.seq_len),
         )  # fmt: skip
         cotrainer.idle_poller = zmq.Poller()
-        cotrainer.idle_poller.register(cotrainer.socket, zmq.POLLIN)
+        cotrainer.idle_poller.register(cotrainer.commands.socket, zmq.POLLIN)
         return cotrainer
 
     def _train(self, cotrainer: CoTrainer) -> None:
@@ -114,7 +114,7 @@ def faulty(faults: dict[int, str]) -> type[Jobs]:
 
 
 def spoil(tensors: peft_dir.Tensors, fault: str) -> peft_dir.Tensors:
-    """An update that must not get through: not numbers, or the opposite of what was learnt."""
+    """Spoil an update so that it must not get through: no numbers, or the opposite of the training."""
     factor = np.float32("nan") if fault == "nan" else np.float32(-1)
     return {name: array * (factor if ".lora_B." in name else np.float32(1)) for name, array in tensors.items()}
 
@@ -126,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     faults = {int(number): kind for kind, _, number in (fault.partition("@") for fault in options.fault)}
     for name, replacement in {"Supervisor": PlainSupervisor, "Jobs": faulty(faults)}.items():
-        setattr(daemon, name, replacement)
+        setattr(site, name, replacement)
     asyncio.run(daemon.serve(SiteConfig.load(options.site)))
 
 

@@ -1,4 +1,4 @@
-"""What a daemon asks of a running engine, where there is none: nothing to load into, nobody who asks."""
+"""`NoEngine`: an engine that is not there. It loads nothing, and no user asks it."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from umbel.adapter import AdapterRef
 
 
 class NoEngine:
-    """In the place of `serving.engine.Engine` and its client."""
+    """Stands in for `serving.engine.Engine` and its client."""
 
     url = ""
 

@@ -1,4 +1,4 @@
-"""What make_certs writes: certificates that a TLS handshake takes, keys that Flower reads, files that stay private."""
+"""The files of make_certs: certificates that a TLS handshake takes, keys that Flower reads, files that stay private."""
 
 import re
 import shutil
@@ -41,7 +41,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def handshake(centre: Path, ca: Path, host: str) -> None:
-    """What a SuperNode and the SuperLink do first; raises ssl.SSLError where that fails."""
+    """Do the TLS handshake of a SuperNode and the SuperLink; raise ssl.SSLError where it fails."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(centre / "superlink.crt", centre / "superlink.key")
     client = ssl.create_default_context(cafile=ca)
@@ -137,7 +137,7 @@ def test_each_site_signs_its_updates_with_a_key_that_the_centre_has_under_its_na
 
 
 def test_the_proxy_publishes_the_fleet_api_and_nothing_else(made: Path) -> None:
-    """What nginx makes of it is tested in e2e/test_secure.py, where there is one."""
+    """tests/e2e/centre/test_secure.py tries it with nginx, where that is installed."""
     conf = (made / "centre" / "nginx.conf").read_text()
     locations = dict(re.findall(r"location (\S+) \{(.*?)\}", conf, flags=re.DOTALL))
     assert locations.keys() == {"/v1/fleet/", "/"}

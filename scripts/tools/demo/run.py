@@ -1,0 +1,222 @@
+"""`Demo`: one run of the demo, from the base model to the tables at its end."""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from scripts.tools import tiny_base
+from scripts.tools.certs import make as make_certs
+from scripts.tools.demo import data as demo_data
+from scripts.tools.demo.events import ENDS, SHOWN, broken_promises, describe, probe_row, round_row
+from scripts.tools.demo.report import Examiner, show
+from scripts.tools.demo.site import BATCH, RANK, SEQ_LEN, DemoSite
+from scripts.tools.demo.users import Users
+from scripts.tools.processes import Flower, Processes
+from scripts.tools.repository import REPOSITORY
+from server.bundle import export
+from server.registry.events import EVENTS, EventReader
+
+CACHE = REPOSITORY / ".cache"
+TASKS = ("clinic", "shop")
+STEPS, LEARNING_RATE = 80, 4e-3
+QUIET_S = 20.0
+"""Seconds with users only, before the first round, so that there is something to compare with."""
+
+
+class Demo:
+    """One run of the demo: each step is a method, says on the console what it does, and is called in turn by `run`."""
+
+    def __init__(self, out: Path, sites: int, rounds: int, processes: Processes, *, secure: bool) -> None:
+        self.out, self.rounds, self.processes = out, rounds, processes
+        self.console = Console(width=None if sys.stdout.isatty() else 120)
+        self.keys = out / "keys" if secure else None
+        self.sites = [self._site(index) for index in range(sites)]
+        self.users: dict[str, Users] = {}
+        self.training = {site.name: False for site in self.sites}
+        self.started = time.monotonic()
+
+    def run(self) -> int:
+        """Run every step; return the exit status."""
+        base = self.build_base()
+        data = self.write_data()
+        self.make_keys()
+        for site in self.sites:
+            self.start_site(site, base, data[site.task])
+        self.start_users(data)
+        events = self.run_federation()
+        alone = self.train_alone()
+        self.stop_users()
+        summary = self.summarize(base, data, alone, events)
+        return self.conclude(summary)
+
+    def build_base(self) -> Path:
+        """Train the tiny base model, or take the one that an earlier demo has trained."""
+        self.say("base model: tiny, real, trained here once (cached)")
+        return tiny_base.build(CACHE / "tiny-base", progress=self.show_steps)
+
+    def write_data(self) -> dict[str, tuple[Path, Path]]:
+        """Write the examples of each task that a site has; return (training file, held-out file) by task."""
+        return {
+            task: demo_data.write(task, self.out / "data" / task) for task in sorted({site.task for site in self.sites})
+        }
+
+    def make_keys(self) -> None:
+        """Write all parties' keys and certificates into one folder; in a real federation each has its own."""
+        if self.keys is not None:
+            self.say("keys and certificates for the centre and every site")
+            names = [site.name for site in self.sites]
+            make_certs.make(self.keys, "localhost", names, make_certs.DAYS, make_certs.PORT)
+
+    def start_site(self, site: DemoSite, base: Path, data: tuple[Path, Path]) -> None:
+        """Start one site and wait until its engine answers."""
+        self.say(f"{site.name}: starting SGLang on port {site.port} ({site.task} data)")
+        with self.console.status("about a minute: SGLang imports, loads the base, warms up"):
+            site.start(base, data, self.processes)
+
+    def start_users(self, data: dict[str, tuple[Path, Path]]) -> None:
+        """Let users ask every site the held-out prompts of its task, until `stop_users`."""
+        for seed, site in enumerate(self.sites):
+            prompts = [prompt_of(json.loads(line)) for line in data[site.task][1].read_text().splitlines()]
+            learns = lambda name=site.name: self.training[name]  # noqa: E731
+            self.users[site.name] = Users(site.url, "support", prompts, learns, seed)
+            self.users[site.name].start()
+        threading.Thread(target=self._watch_training, daemon=True).start()
+        self.say(f"users are being answered at {', '.join(self.users)}")
+
+    def run_federation(self) -> list[dict[str, Any]]:
+        """Start the SuperLink and the SuperNodes, then `flwr run`; return the events of the run."""
+        flower = Flower(self.processes, self.out / "flower", keys=self.keys)
+        flower.start_superlink()
+        if self.keys is not None:
+            flower.start_superexec()
+        for site in self.sites:
+            if self.keys is not None:
+                flower.register(site.name)
+            flower.start_supernode(site.name, site.file)
+        self._pause(QUIET_S)
+        registry = self.out / "registry"
+        settings = {
+            "registry": registry, "rounds": self.rounds, "quorum": len(self.sites), "rank": RANK, "steps": STEPS,
+            "batch-size": BATCH, "learning-rate": LEARNING_RATE,
+        }  # fmt: skip
+        run = flower.run(export(REPOSITORY, self.out / "app"), settings)
+        shown: list[dict[str, Any]] = []
+        events = EventReader(registry / EVENTS)
+        with self.console.status("federation") as line:
+            while True:
+                ended = run.poll() is not None
+                for event in events.read():
+                    shown.append(event)
+                    if event["event"] in SHOWN:
+                        self.say(describe(event))
+                if ended or (shown and shown[-1]["event"] == "run.finished"):
+                    break
+                self.processes.require_alive()
+                line.update(self._progress())
+                time.sleep(1.0)
+        return shown
+
+    def train_alone(self) -> dict[str, Path]:
+        """Train every site alone, from the same start for as many steps; return the weights' file by site."""
+        parent = (self.out / "registry" / "support" / "v000000" / "adapter_model.safetensors").read_bytes()
+        self.say("for comparison: each site trains alone, as many steps as in all rounds")
+        for site in self.sites:
+            site.train_alone(parent, STEPS * self.rounds, LEARNING_RATE)
+        alone: dict[str, Path] = {}
+        with self.console.status("training alone") as line:
+            while len(alone) < len(self.sites):
+                self.processes.require_alive()
+                line.update(self._progress())
+                for site in self.sites:
+                    weights = None if site.name in alone else site.trained_alone()
+                    if weights is not None:
+                        alone[site.name] = weights
+                time.sleep(1.0)
+        return {site.name: alone[site.name] for site in self.sites}
+
+    def summarize(
+        self, base: Path, data: dict[str, tuple[Path, Path]], alone: dict[str, Path], events: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Measure the base, each site alone and every version on every task; return the content of `summary.json`."""
+        self.say("examining every adapter on every task")
+        examiner = Examiner(base, RANK, SEQ_LEN)
+        tasks = {task: examiner.task(*files, self.out / "examined" / task) for task, files in data.items()}
+        versions = sorted((self.out / "registry" / "support").glob("v*[1-9]*"))
+        subjects: dict[str, Path | None] = {"base": None}
+        subjects |= {f"{site} alone": weights for site, weights in alone.items()}
+        subjects |= {f"support@v{int(v.name[1:])}": v / "adapter_model.safetensors" for v in versions}
+        quality = {
+            name: {task: examiner.examine(weights, tokens) for task, tokens in tasks.items()}
+            for name, weights in subjects.items()
+        }
+        live = {site.name: site.status()["aliases"]["support"]["live"] for site in self.sites}
+        return {
+            "sites": {site.name: {"task": site.task, "live": live[site.name]} for site in self.sites},
+            "tasks": sorted(tasks),
+            "quality": quality,
+            "probes": [probe_row(event) for event in events if event["event"] == "site.judged"],
+            "rounds": [round_row(event) for event in events if event["event"] in ENDS],
+            "users": {site: users.summary() for site, users in self.users.items()},
+            "minutes": round((time.monotonic() - self.started) / 60, 1),
+        }
+
+    def conclude(self, summary: dict[str, Any]) -> int:
+        """Print the tables, write `summary.json`, and return 1 if the demo has not kept one of its promises."""
+        broken = broken_promises(summary, self.rounds)
+        summary["broken_promises"] = broken
+        (self.out / "summary.json").write_text(json.dumps(summary, indent=2))
+        show(summary, self.console)
+        self.say(f"all of this is in {self.out / 'summary.json'}; it took {summary['minutes']} minutes")
+        for line in broken:
+            self.console.print(f"[red]not as promised:[/red] {line}")
+        return 1 if broken else 0
+
+    def stop_users(self) -> None:
+        """Let every open conversation end, and begin no other one."""
+        for users in self.users.values():
+            users.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line with the seconds since the start."""
+        self.console.print(f"[dim]{time.monotonic() - self.started:6.1f} s[/dim]  {text}", highlight=False)
+
+    def show_steps(self, step: int, steps: int, loss: float) -> None:
+        """Print every fifth part of the base model's training."""
+        if step % max(1, steps // 5) == 0 or step == steps:
+            self.say(f"  step {step} of {steps}, loss {loss:.2f}")
+
+    def _site(self, index: int) -> DemoSite:
+        task, number = TASKS[index % len(TASKS)], index // len(TASKS)
+        name = f"{task}-{'abcd'[number]}"
+        return DemoSite(name, task, self.out / name, self.keys)
+
+    def _watch_training(self) -> None:
+        while True:
+            for site in self.sites:
+                self.training[site.name] = bool(site.training())
+            time.sleep(1.0)
+
+    def _progress(self) -> str:
+        parts = []
+        for site in self.sites:
+            users, job = self.users[site.name], site.training()
+            steps = f"step {job.get('steps', 0)}" if job else "serving"
+            parts.append(f"{site.name}: {steps}, {len(users.answers)} answers, {len(users.failures)} failed")
+        return "   ".join(parts)
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        with self.console.status(f"{seconds:.0f} quiet seconds: users only, nothing learns yet"):
+            while time.monotonic() < until:
+                self.processes.require_alive()
+                time.sleep(0.5)
+
+
+def prompt_of(example: dict[str, Any]) -> str:
+    """Return the user's words of a training example, in either of the two formats that the tasks use."""
+    return str(example["prompt"] if "prompt" in example else example["messages"][0]["content"])
