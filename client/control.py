@@ -83,15 +83,11 @@ async def cancel(name: str, key: str, request: Request) -> RoundReport:
 
 
 @routes.post("/adapters/{name}/shadow")
-async def shadow(name: str, request: Request, wait: Wait = 0) -> ShadowReport:
-    """Receive a version and begin to judge it: its manifest in `x-umbel-manifest`, its weights as the body.
-
-    `wait`: answer once there is a verdict, or after so many seconds.
-    """
-    site, manifest = _site(request), _header(request, "x-umbel-manifest", AdapterManifest)
+async def shadow(name: str, request: Request) -> ShadowReport:
+    """Receive a version and begin to judge it: its manifest in `x-umbel-manifest`, its weights as the body."""
+    manifest = _header(request, "x-umbel-manifest", AdapterManifest)
     signature = request.headers.get("x-umbel-signature", "")
-    site.deployer.receive(name, manifest, await _body(request), signature)
-    return await _once(_is_settled, lambda: site.deployer.report(manifest.ref), site, wait)
+    return _site(request).deployer.receive(name, manifest, await _body(request), signature)
 
 
 @routes.get("/adapters/{ref}/shadow")

@@ -204,7 +204,7 @@ class Journal:
         ).fetchall()
 
     def refused(self, adapter: str, limit: int = 20) -> list[AdapterRef]:
-        """Return versions that this site rejected, or went back from and not to again; newest first, -1: all."""
+        """Return versions that were rejected, or rolled back from and not live again since; newest first, -1: all."""
         rows = self._db.execute(
             "SELECT version, event, max(rowid) AS last FROM history WHERE adapter = ? AND event IN (?, ?, ?, ?) "
             "GROUP BY version ORDER BY last DESC",

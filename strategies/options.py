@@ -12,7 +12,7 @@ Robust = Literal["none", "geometric_median", "multi_krum", "fltrust"]
 
 
 class StrategyConfig(BaseModel):
-    """The part of the run configuration that goes to the strategy; the only place that states these defaults.
+    """The part of the run configuration that goes to the strategy. A test holds its defaults to pyproject.toml's.
 
     `Options` and `server.config.RunConfig` extend it.
     """

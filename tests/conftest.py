@@ -1,4 +1,4 @@
-"""What several test files share: tiny bases, built once per run, and short places for Unix sockets."""
+"""Fixtures for all tests (tiny bases, short folders for Unix sockets), and which environment runs which folder."""
 
 import importlib.util
 import tempfile
@@ -15,14 +15,19 @@ CENTRE = ("strategies", "server", "client/flower", "examples/centre", "hostile/c
 """Folders whose tests need Flower: they run in Flower's environment only. All other tests run in both."""
 
 
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
+class OfTheOther(pytest.Module):
+    """A test file of the other environment: nothing in it is imported here, also where it was asked for by name."""
+
+    def collect(self) -> list[pytest.Item | pytest.Collector]:
+        return []
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """Leave a test out where its environment is another one: the longest folder of the two lists decides."""
-    if collection_path.suffix != ".py":
-        return None
-    folder = collection_path.parent.relative_to(Path(__file__).parent).as_posix() + "/"
+    folder = module_path.parent.relative_to(Path(__file__).parent).as_posix() + "/"
     needs = max((one for one in (*SITE, *CENTRE) if folder.startswith(one + "/")), key=len, default=None)
     module = "flwr" if needs in CENTRE else "sglang"
-    return True if needs and not importlib.util.find_spec(module) else None
+    return OfTheOther.from_parent(parent, path=module_path) if needs and not importlib.util.find_spec(module) else None
 
 
 LONGEST = ("test_kills.py", "test_rounds.py", "test_fleet.py", "test_served_tokens.py", "test_verdicts.py")

@@ -76,7 +76,7 @@ class Lifecycle(StrEnum):
     JUDGED = "judged"  # the site's verdict is known; it stays loaded until it is promoted or discarded
     LIVE = "live"  # answers users
     RETIRED = "retired"  # was live once; loaded while it is `previous` or draining
-    REJECTED = "rejected"  # refused by validation, by its verdict or by the federation; never used again
+    REJECTED = "rejected"  # discarded by the federation, superseded, or not loadable; never used again
 
     @property
     def is_shadow(self) -> bool:

@@ -166,7 +166,7 @@ class Evaluation(_Message):
 
 
 Decision = Literal["promote", "keep", "reject"]
-"""A site's decision on a shadow: better than the live version; not shown to be better, so it stays a shadow; worse."""
+"""A site's decision on a shadow. promote: better than the incumbent; keep: not shown to be better; reject: worse."""
 
 
 class Verdict(_Message):
@@ -197,7 +197,7 @@ class ShadowReport(_Message):
     probe_s: Seconds = 0.0
     watch_s: Seconds = 0.0
     taken_back: str = ""
-    """Why the site rolled it back by itself; empty if it did not."""
+    """The reason for which the site rolled it back automatically; empty if it did not."""
 
 
 class Hello(_Message):
@@ -216,7 +216,7 @@ class Hello(_Message):
     live: dict[str, str | None]
     """Adapter → the version that answers users; None while the base does."""
     refused: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Adapter → versions that this site rejected or rolled back by itself: the newest 20, newest first."""
+    """Adapter → versions that this site rejected, or that were rolled back here: the newest 20, newest first."""
 
 
 class Submit(_Message):
@@ -273,7 +273,7 @@ class Restored(_Message):
     live: str | None
     """The version that answers users now; None while the base does."""
     state: Lifecycle | None
-    """State of the asked version at the site: LIVE when it answers; None when its weights have to be sent first."""
+    """State of the asked version at the site; None for the base, and when the weights must be sent first."""
 
 
 class LiveVersion(_Message):

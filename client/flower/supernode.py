@@ -1,4 +1,4 @@
-"""`run`: keep a SuperNode at work, for `umbel supernode site.toml -- --superlink HOST:PORT …`.
+"""`run`: keep a SuperNode at work, for `umbel supernode site.toml --superlink HOST:PORT …`.
 
 Flower's SuperNode has one message in hand at a time, and waits for the ClientApp's reply without a limit. If the
 ClientApp is killed after it announced its reply and before it sent all of it (by the kernel's memory killer, for

@@ -137,7 +137,7 @@ class Deployer:
         """Let users be answered by the federation's version, None for the base. Doing it twice is no change.
 
         A version that was live here is live again at once, a shadow once this site is in favour of it. Raises Conflict
-        for a version that this site has rejected, or rolled back by itself.
+        for a version that this site has rejected or rolled back from.
         """
         self._config.require_adapter(name)
         async with self._switch.moving:

@@ -110,8 +110,8 @@ class EventReader:
     `on_new_file` is called when the file turns out to be another one than before, or is gone.
 
     >>> reader = EventReader(registry.root / EVENTS)
-    >>> earlier = reader.read()  # everything so far
-    >>> added = reader.read()  # only what was appended since
+    >>> earlier = list(reader.read())  # everything so far
+    >>> added = list(reader.read())  # only what was appended since
     """
 
     def __init__(self, path: Path, *, on_new_file: Callable[[], None] = lambda: None) -> None:
@@ -121,11 +121,11 @@ class EventReader:
         self._offset = 0
         """Bytes of the file that were read."""
 
-    def read(self) -> list[dict[str, Any]]:
-        """Return the events that were added since the last call; all of them the first time."""
-        return list(self._added())
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the events that were added since the last call; all of them the first time.
 
-    def _added(self) -> Iterator[dict[str, Any]]:
+        The place moves with each event: who stops at one, or fails over it, goes on behind it the next time.
+        """
         if not self._path.is_file():
             self._start_over()
             return

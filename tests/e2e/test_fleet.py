@@ -76,7 +76,7 @@ class Fleet:
 
     @property
     def live(self) -> list[str | None]:
-        """What answers at north, south and west."""
+        """The versions that answer at north, south and west."""
         return [self.ask(name, "GET", "/hello")["live"]["support"] for name in SITES]
 
     def run(self, rounds: int, **settings: object) -> None:
@@ -92,7 +92,7 @@ class Fleet:
         return (self.processes.logs / "flwr.log").read_text()[-3000:]
 
     def umbel(self, command: str, *arguments: str) -> list[str]:
-        """What `umbel fleet …` prints of each site, typed as an operator would."""
+        """Run `umbel fleet …` as an operator would; return its lines about the sites."""
         line = [FLOWER_BIN / "umbel", "fleet", command, "support", "--registry", self.registry, "--app", self.app]
         environment = {
             **os.environ, "PYTHONPATH": str(REPOSITORY), "FLWR_HOME": str(self.folder / "flower" / "flwr"),

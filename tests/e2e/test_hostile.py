@@ -97,7 +97,7 @@ BOMBS: dict[str, dict[str, Any]] = {
 
 
 SGLANGS_OWN = {"a grammar that is left-recursive", "a schema that refers to itself"}
-"""What SGLang answers with 500, though the mistake is the user's."""
+"""Requests that SGLang answers with 500, though the mistake is the user's."""
 
 
 @pytest.mark.parametrize("bomb", BOMBS)

@@ -96,13 +96,13 @@ class Federation:
         wait_until(lambda: self._promoted(number), f"round {number} promoted", 600)
 
     def _promoted(self, number: int) -> bool:
-        """Whether a round's version is live; one that ended otherwise never will be, and says why."""
+        """Return whether a round's version is live; one that failed or was rejected fails the test."""
         lost = [event for kind in ("round.failed", "round.rejected") for event in self.events(kind)]
         assert not [event for event in lost if event["round"] == number]
         return any(event["round"] == number for event in self.events("round.promoted"))
 
     def live(self) -> dict[str, str]:
-        """What each site says that answers its users."""
+        """Return the version that answers users, by site."""
         body = {"model": "support", "prompt": "x", "max_tokens": 1}
         replies = {name: site.users.post("/v1/completions", json=body) for name, site in self.sites.items()}
         return {name: reply.headers["x-umbel-adapter"] for name, reply in replies.items()}

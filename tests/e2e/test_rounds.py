@@ -102,7 +102,7 @@ class PlainFederation:
         return dense(blob), manifest
 
     def change(self, name: str, round: int) -> Dense:
-        """What a site learnt in a round: the update it sent, against the parent it had received."""
+        """Return the change that a site learnt in a round: its update minus the parent that it had received."""
         (folder,) = (self.folder / name / "state" / "rounds").glob(f"*-{round}-*")
         before = dense((folder / "parent.safetensors").read_bytes())
         after = dense((folder / "update.safetensors").read_bytes())

@@ -1,4 +1,4 @@
-"""What a site serves is what transformers + peft compute, for every family, base and adapter, on every route."""
+"""A site serves the tokens that transformers + peft compute: every family, base and adapter, on every route."""
 
 import json
 import tempfile

@@ -53,7 +53,7 @@ def site(tiny_llama: Path) -> Iterator[SiteProcess]:
 
 
 def trained(site: SiteProcess, examples: list[dict[str, str]], steps: int) -> bytes:
-    """What a stay at this site, with other data than its own, makes of an adapter that changes nothing."""
+    """Train an adapter that changes nothing at this site, on other data than its own; return the result."""
     write(site.folder / "train.jsonl", examples)
     with site:
         key = f"steps-{steps}"

@@ -9,6 +9,8 @@ import pytest
 
 from scripts.tools.repository import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 def measure(strategy: str, sites: int) -> dict[str, int]:
     command = [sys.executable, "-m", "tests.toys.server_memory", strategy, str(sites)]

@@ -77,7 +77,7 @@ class World:
 
     @property
     def events(self) -> list[dict]:
-        return EventReader(self.root / EVENTS).read()
+        return list(EventReader(self.root / EVENTS).read())
 
 
 @contextmanager

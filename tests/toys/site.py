@@ -40,16 +40,16 @@ class ToySite:
         self.name = name
         self.socket = socket
         self.step = step
-        """What training adds to every element of B."""
+        """Added to every element of B by training."""
         self.polls = polls
-        """How often a round or a probe is asked for before it is done."""
+        """Questions about a round or a probe before it is done."""
         self.base = BASE
         self.shapes = SHAPES
         self.max_lora_rank = 16
         self.tokens = 100
         self.accepts = True
         self.otherwise: Decision = "reject"
-        """What it decides where it does not accept."""
+        """The decision where it does not accept."""
         self.hurt = lambda tensors: tensors
         """Applied to the update before it is sent."""
         self.fail_with: tuple[int, str] | None = None
@@ -136,7 +136,7 @@ class ToySite:
         return self.tamper(done)
 
     def parent(self, round: int) -> bytes:
-        """What it received to train from in a round."""
+        """Return the parent that it received in a round."""
         return next(self._parents[key] for key, order in self.orders.items() if order.round == round)
 
     def update(self, key: str) -> bytes:

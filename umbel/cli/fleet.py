@@ -84,12 +84,12 @@ def _require_superlink(flwr: str, federation: str) -> None:
 def _follow(registry: Any, adapter: str, command: list[str]) -> None:
     """Run the command and print the outcome at each site; exit with status 1 when a site could not be reached."""
     if _busy(registry):
-        print(f"{adapter}: a run is under way; it brings the sites there before its next step")
+        print(f"{adapter}: a run is under way; it brings the sites there before its next round")
         return
     from server.registry.events import EVENTS, EventReader
 
     events = EventReader(registry.root / EVENTS)
-    events.read()  # skips the events of earlier runs
+    list(events.read())  # skips the events of earlier runs
     ended = subprocess.run(command, stdout=sys.stderr, check=False)
     told = [event for event in events.read() if event["adapter"] == adapter]
     found = next((event for event in reversed(told) if event["event"] == "fleet.reconciled"), None)

@@ -76,7 +76,7 @@ class SecureFederation:
         return ["sh", "-c", f"cd {folder} && {exports} && mkdir -p $FLWR_HOME && exec {command}"]
 
     def run(self, folder: Path, command: str) -> str:
-        """What a command says that succeeds."""
+        """Run a command that succeeds; return its output."""
         ended = self.end(folder, command)
         assert ended.returncode == 0, ended.stdout
         return ended.stdout
@@ -104,7 +104,7 @@ class SecureFederation:
             return False
 
     def status(self, port: int, path: str, method: str = "POST") -> tuple[int, str]:
-        """What a path, to the letter, is answered with at a port: status, and by which server."""
+        """Ask a port for a path, to the letter; return the status and the server that answered."""
         context = ssl.create_default_context(cafile=self.centre / "ca.crt")
         connection = http.client.HTTPSConnection("localhost", port, context=context, timeout=30)
         kinds = dict.fromkeys(("content-type", "accept"), PROTOBUF_MEDIA_TYPE)

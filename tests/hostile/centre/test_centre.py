@@ -16,6 +16,8 @@ from tests.toys.registry import v
 from tests.toys.site import ToySite
 from umbel import peft_dir
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def world(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:

@@ -16,6 +16,8 @@ from tests.toys.registry import begun, grow
 from tests.toys.rehearsal import Rehearsals
 from umbel.adapter import AdapterRef
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rehearsals() -> Iterator[Rehearsals]:

@@ -18,6 +18,8 @@ from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import JournalError
 from umbel.faults import Point
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rehearsals() -> Iterator[Rehearsals]:

@@ -72,15 +72,15 @@ def test_another_file_in_its_place_is_read_from_its_beginning(tmp_path: Path) ->
 def test_a_reader_returns_only_what_was_added_and_says_when_the_file_is_another_one(tmp_path: Path) -> None:
     path, anew = tmp_path / EVENTS, []
     reader = EventReader(path, on_new_file=lambda: anew.append(True))
-    assert reader.read() == []
+    assert list(reader.read()) == []
     events = Events(path, clock=lambda: 1.5)
     events.emit("round.started", adapter="support", round=1, parent=None)
-    assert reader.read() == [{"event": "round.started", "at": 1.5, "adapter": "support", "round": 1}]
+    assert list(reader.read()) == [{"event": "round.started", "at": 1.5, "adapter": "support", "round": 1}]
     anew.clear()
-    assert reader.read() == []
+    assert list(reader.read()) == []
     events.emit("round.failed", adapter="support", round=1)
     assert [event["event"] for event in reader.read()] == ["round.failed"]
     assert not anew
     path.unlink()
-    assert reader.read() == []
+    assert list(reader.read()) == []
     assert anew

@@ -13,6 +13,8 @@ from server.registry.round_log import RoundState
 from tests.toys.registry import UNTRAINED, begun, blob, publish, publisher
 from umbel.adapter import AdapterRef
 
+pytestmark = pytest.mark.slow
+
 
 def whole(root: Path) -> AdapterRegistry:
     """Open the registry and read back every listed version."""

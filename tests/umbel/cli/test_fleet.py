@@ -55,7 +55,7 @@ def test_a_run_under_way_is_left_to_do_it(root: Path, app: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == [
         "support: support@v1 is live again at the centre",
-        "support: a run is under way; it brings the sites there before its next step",
+        "support: a run is under way; it brings the sites there before its next round",
     ]
     assert live(root) == AdapterRef("support", 1)
 
