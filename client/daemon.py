@@ -21,9 +21,9 @@ from client.control import control_api
 from client.data import user_examples
 from client.site import Site
 from serving.trainer_socket import socket_path
-from umbel.config import SiteConfig
 from umbel.errors import Conflict
-from umbel.site_check import require_short
+from umbel.site.check import require_short
+from umbel.site.config import SiteConfig
 
 MAX_HEADER_BYTES = 1 << 20  # a manifest travels in a header, and lists every module
 

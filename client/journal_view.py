@@ -12,9 +12,9 @@ from typing import Any
 
 from client.journal import LIVE_AGAIN, TAKEN_BACK
 from umbel.adapter import AdapterRef, Lifecycle
-from umbel.config import SiteConfig
 from umbel.errors import ConfigError
 from umbel.messages import JobState
+from umbel.site.config import SiteConfig
 
 ROLL_BACKS = (LIVE_AGAIN, TAKEN_BACK)
 """The journal's events of a roll-back."""

@@ -3,7 +3,7 @@
 from umbel import signing
 from umbel.adapter import AdapterManifest
 from umbel.messages import RoundOrder, RoundReport, Submit, UpdateStatement
-from umbel.site_sections import SiteSection
+from umbel.site.sections import SiteSection
 
 
 class SiteKeys:

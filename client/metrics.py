@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from client.journal import BY_ITSELF, LIVE_AGAIN, ROLLED_BACK, TAKEN_BACK
 from umbel.errors import ConfigError
 from umbel.metrics import ONE, Metric, Totals, Values, families
-from umbel.site_sections import MetricsSection
+from umbel.site.sections import MetricsSection
 
 SCRAPE_TIMEOUT_S = 8.0
 """Limit for one status, below the 10 s that Prometheus waits: a slow engine must not let threads pile up."""

@@ -15,9 +15,9 @@ import numpy as np
 
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, Personal
-from umbel.config import SiteConfig
 from umbel.errors import AdapterError
 from umbel.peft_dir import Tensors
+from umbel.site.config import SiteConfig
 
 
 class PersonalPart:

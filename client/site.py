@@ -21,10 +21,10 @@ from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from serving.user_example import Example
 from umbel.base import BaseFingerprint, linear_shapes
-from umbel.config import SiteConfig
 from umbel.errors import NotFound
 from umbel.messages import Hello
-from umbel.site_check import check_files
+from umbel.site.check import check_files
+from umbel.site.config import SiteConfig
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from client import journal_view
 from client.versions.served import Served
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient
-from umbel.config import SiteConfig
 from umbel.errors import EngineError, TrainingError
+from umbel.site.config import SiteConfig
 
 TIMEOUT_S = 3.0
 """Limit for each question to the engine: it answers between two iterations, and a stuck one must not block the rest."""

@@ -18,9 +18,9 @@ from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIA
 from serving.traffic_report import TrafficReport
 from umbel import ports
 from umbel.adapter import AdapterRef
-from umbel.config import SiteConfig
 from umbel.errors import EngineError
 from umbel.peft_dir import replace_durably
+from umbel.site.config import SiteConfig
 
 READY_POLL_S = 0.5
 """Seconds between two questions whether a starting engine is ready."""

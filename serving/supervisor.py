@@ -14,8 +14,8 @@ from serving.engine import Engine
 from serving.trainer_socket import CoTrainerClient
 from umbel import faults
 from umbel.adapter import AdapterRef
-from umbel.config import SiteConfig
 from umbel.errors import EngineError, EngineGone, TrainingError
+from umbel.site.config import SiteConfig
 
 RESTART_DELAY_S = 1.0
 """Seconds before the second try after a failed start; each further one waits twice as long."""

@@ -9,10 +9,10 @@ import zmq.asyncio
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 
 from umbel import wire
-from umbel.config import SiteConfig
 from umbel.errors import TrainingError
 from umbel.messages import Evaluation, JobState, TrainPlan
 from umbel.peft_dir import replace_durably
+from umbel.site.config import SiteConfig
 
 REPLY_TIMEOUT_S = 30.0
 """The co-trainer answers between two scheduler iterations; only a stuck or dead engine needs longer."""
@@ -27,7 +27,7 @@ class _Body(BaseModel):
 class CoTrainerSettings(_Body):
     """`trainer.json` in the run directory. An engine that finds the file trains; without it an engine only serves.
 
-    No field has a default: [training] and [slo] of the site file state them, in `umbel.site_sections`.
+    No field has a default: [training] and [slo] of the site file state them, in `umbel.site.sections`.
     """
 
     max_rank: int

@@ -23,10 +23,10 @@ from typing import Self
 
 from client.data.scrub import Scrubber
 from serving.user_example import SETTINGS, ConsentSettings, Example
-from umbel.config import SiteConfig
 from umbel.errors import Conflict, NotFound
 from umbel.peft_dir import replace_durably
-from umbel.site_sections import ExamplesSection
+from umbel.site.config import SiteConfig
+from umbel.site.sections import ExamplesSection
 
 DATABASE, KEY, RELEASED = "examples.sqlite3", "examples.key", "examples.jsonl"
 """Names of the files in the state directory."""

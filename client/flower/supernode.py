@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from umbel.config import SiteConfig
 from umbel.errors import ConfigError
+from umbel.site.config import SiteConfig
 
 PATIENCE_S = 90.0
 """Longer than the 60 s after which Flower itself gives up a silent ClientApp, and answers in its place."""

@@ -21,10 +21,10 @@ from serving.supervisor import Supervisor
 from umbel import faults, peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
-from umbel.config import SiteConfig
 from umbel.errors import Conflict, EngineError
 from umbel.faults import Point, reach
 from umbel.messages import Restored, ShadowReport
+from umbel.site.config import SiteConfig
 
 logger = logging.getLogger(__name__)
 

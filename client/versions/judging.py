@@ -21,11 +21,11 @@ from serving.scores import Scores
 from serving.supervisor import Supervisor
 from umbel import faults
 from umbel.adapter import AdapterRef, Lifecycle
-from umbel.config import SiteConfig
 from umbel.errors import AdapterError, Conflict, EngineError, EngineGone, TrainingError
 from umbel.faults import Point, reach
 from umbel.messages import ShadowReport
-from umbel.site_sections import ShadowSection
+from umbel.site.config import SiteConfig
+from umbel.site.sections import ShadowSection
 
 NOTICE_S = 2.0
 """Seconds in which the supervisor notices that an engine has died, after its connections broke."""

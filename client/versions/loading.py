@@ -13,9 +13,9 @@ from serving.engine import Engine
 from serving.run_dir import ALIASES
 from serving.supervisor import Supervisor
 from umbel.adapter import AdapterRef
-from umbel.config import SiteConfig
 from umbel.errors import EngineError
 from umbel.faults import AliasChange, Point, reach
+from umbel.site.config import SiteConfig
 
 DRAIN_POLL_S = 0.2
 """Seconds between two questions whether a version still answers a request."""

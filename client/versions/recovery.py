@@ -13,9 +13,9 @@ from pathlib import Path
 from client.journal import Journal
 from client.versions.version_files import directory, verify
 from umbel.adapter import Lifecycle
-from umbel.config import SiteConfig
 from umbel.errors import AdapterError
 from umbel.faults import Point, reach
+from umbel.site.config import SiteConfig
 
 logger = logging.getLogger(__name__)
 

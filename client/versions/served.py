@@ -8,7 +8,7 @@ from client.versions import recovery
 from client.versions.version_files import verify
 from serving.aliases import AliasTable
 from umbel.adapter import AdapterRef, Lifecycle
-from umbel.config import SiteConfig
+from umbel.site.config import SiteConfig
 
 
 class Served:

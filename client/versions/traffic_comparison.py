@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from scipy.stats import fisher_exact, mannwhitneyu
 
 from serving.traffic_report import MirrorTraffic, VersionTraffic
-from umbel.site_sections import ShadowSection
+from umbel.site.sections import ShadowSection
 
 FIRST_LOOK = 8
 """Number of requests and ratings before the first look."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from serving.scores import Scores
 from umbel.messages import Evaluation, Verdict
-from umbel.site_sections import ShadowSection
+from umbel.site.sections import ShadowSection
 
 RESAMPLES = 2000
 """Bootstrap samples per interval."""

@@ -7,8 +7,8 @@ from client.journal import Version
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.base import BaseFingerprint
-from umbel.config import SiteConfig
 from umbel.errors import AdapterError, BaseMismatch
+from umbel.site.config import SiteConfig
 
 NEEDED = ("r", "lora_alpha", "target_modules")
 """Keys of `adapter_config.json` that every release of peft writes; others may be missing."""

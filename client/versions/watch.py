@@ -17,7 +17,7 @@ from serving.traffic_report import TrafficReport, VersionTraffic
 from umbel.adapter import AdapterRef
 from umbel.errors import EngineError, EngineGone
 from umbel.messages import Verdict
-from umbel.site_sections import ShadowSection
+from umbel.site.sections import ShadowSection
 
 POLL_S = 2.0
 """Seconds between two questions to the router; an answer is a few kilobytes."""

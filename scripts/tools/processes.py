@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from scripts.tools.repository import REPOSITORY
-from umbel.site_template import toml_value
+from umbel.site.template import toml_value
 
 FLOWER_BIN = REPOSITORY / ".venv" / "bin"
 ENGINE_BIN = REPOSITORY / ".venv-engine" / "bin"

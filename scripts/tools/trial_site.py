@@ -19,7 +19,7 @@ from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.base import LINEARS, BaseFingerprint, linear_shapes
 from umbel.messages import RoundOrder, TrainPlan
-from umbel.site_template import Tables, site_toml
+from umbel.site.template import Tables, site_toml
 
 RANK = 8
 PATIENCE_S = 400.0

@@ -29,9 +29,9 @@ from serving.engine import Engine, command_line
 from serving.run_dir import RUN_DIR_VARIABLE
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from umbel.adapter import AdapterRef
-from umbel.config import SiteConfig
 from umbel.errors import ConfigError, EngineError
-from umbel.site_template import Tables, site_toml
+from umbel.site.config import SiteConfig
+from umbel.site.template import Tables, site_toml
 
 ENGINE_CORE, CLIENT_CORE = 0, 1
 INITIAL = AdapterRef(ADAPTER, 0)

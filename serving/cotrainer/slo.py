@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from serving.cotrainer.predictor import Predictor
-from umbel.site_sections import SloSection
+from umbel.site.sections import SloSection
 
 ACCELERATOR_QUANTUM_S = 2e-3
 """Longest quantum on an accelerator, whatever the targets."""

@@ -17,10 +17,10 @@ from tests.toys import cotrainer as toy_cotrainer
 from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
 from tests.toys.engine import site_config
 from umbel import signing
-from umbel.config import SiteConfig
 from umbel.errors import AdapterError, ConfigError, NotFound
 from umbel.messages import JobState, RoundReport, Submit, UpdateStatement
-from umbel.site_sections import SiteSection
+from umbel.site.config import SiteConfig
+from umbel.site.sections import SiteSection
 
 CENTRE, SITE, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (1, 2, 3))
 

@@ -13,7 +13,7 @@ from client.metrics import METRICS, Endpoint, SiteCollector
 from scripts.tools.processes import free_port
 from tests.toys.exposition import counters, lint, samples
 from umbel.errors import ConfigError
-from umbel.site_sections import MetricsSection
+from umbel.site.sections import MetricsSection
 
 STATUS: dict[str, Any] = {
     "site": "clinic-a",

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from client.personal import PersonalPart, first, join, served, split
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, Personal
-from umbel.config import SiteConfig
 from umbel.errors import AdapterError
 from umbel.peft_dir import Tensors
+from umbel.site.config import SiteConfig
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (6, 5), "model.layers.0.self_attn.v_proj": (4, 5)}
 RANK = 2

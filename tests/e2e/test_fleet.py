@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from scripts.tools.processes import FLOWER_BIN, Flower, Processes, free_port
 from scripts.tools.repository import REPOSITORY
 from server.bundle import export
-from umbel.site_template import site_toml
+from umbel.site.template import site_toml
 
 pytestmark = pytest.mark.e2e
 

@@ -24,7 +24,7 @@ from scripts.tools.trial_site import LENIENT
 from server.bundle import export
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest
-from umbel.site_template import site_toml
+from umbel.site.template import site_toml
 
 pytestmark = pytest.mark.e2e
 

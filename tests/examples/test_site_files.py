@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from scripts.tools.repository import REPOSITORY
-from umbel.config import SiteConfig
+from umbel.site.config import SiteConfig
 
 EXAMPLES = REPOSITORY / "examples"
 NOT_THE_DEFAULT = {"shadow.watch_s", "shadow.canary_share", "shadow.mirror_share", "shadow.rollback_window_s",

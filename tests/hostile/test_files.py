@@ -9,8 +9,8 @@ import pytest
 from tests.toys.hostile.catalogue import Hostile
 from tests.toys.hostile.sites import FILES
 from umbel import errors
-from umbel.config import SiteConfig
-from umbel.site_check import check_files
+from umbel.site.check import check_files
+from umbel.site.config import SiteConfig
 
 GOOD = """[site]
 name = "clinic-a"

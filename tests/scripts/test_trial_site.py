@@ -12,7 +12,7 @@ from scripts.tools.trial_site import LENIENT, RANK, TrialSite, random_adapter, r
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.base import LINEARS, linear_shapes
-from umbel.config import SiteConfig
+from umbel.site.config import SiteConfig
 
 
 def answered(site: TrialSite, answer: Callable[[httpx.Request], httpx.Response]) -> list[httpx.Request]:

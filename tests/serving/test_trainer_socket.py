@@ -6,9 +6,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from serving.trainer_socket import DAEMON_KEYS, CoTrainerSettings
-from umbel.config import SiteConfig
-from umbel.site_sections import SloSection, TrainingSection
-from umbel.site_template import Tables, site_toml
+from umbel.site.config import SiteConfig
+from umbel.site.sections import SloSection, TrainingSection
+from umbel.site.template import Tables, site_toml
 
 
 def load(folder: Path, tables: Tables | None = None) -> SiteConfig:

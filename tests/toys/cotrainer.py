@@ -22,9 +22,9 @@ from tests.toys.deployment import BASE, RANK, SHAPES, adapter, quick, scores, un
 from tests.toys.engine import MEASURED, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
-from umbel.config import SiteConfig
 from umbel.errors import TrainingError
 from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan
+from umbel.site.config import SiteConfig
 
 
 class ToyCoTrainer:

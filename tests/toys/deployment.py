@@ -25,9 +25,9 @@ from tests.toys.engine import MEASURED, ToyEngine, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base import BaseFingerprint
-from umbel.config import SiteConfig
 from umbel.errors import EngineGone, TrainingError
 from umbel.messages import ShadowReport
+from umbel.site.config import SiteConfig
 
 PATIENCE_S = 10.0
 RANK = 2

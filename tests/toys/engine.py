@@ -16,7 +16,7 @@ from serving.router.asgi import Receive, Scope, Send
 from serving.router.router import GENERATING, Router, apply_pin
 from serving.trainer_socket import CoTrainerStatus
 from umbel.adapter import AdapterRef
-from umbel.config import SiteConfig
+from umbel.site.config import SiteConfig
 
 KEY = "k" * 64
 LOAD, UNLOAD, GENERATE, ALIASES = "/load_lora_adapter", "/unload_lora_adapter", "/generate", "/umbel/aliases"

@@ -31,7 +31,7 @@ from tests.toys.serving.served_model import fused
 from umbel import peft_dir, token_file, wire
 from umbel.base import LINEARS, linear_shapes
 from umbel.messages import TrainPlan
-from umbel.site_sections import SloSection, TrainingSection
+from umbel.site.sections import SloSection, TrainingSection
 
 RANK, MAX_RANK, SEQ_LEN, MICRO_BATCH = 4, 8, 16, 2
 PATIENCE_MS = 20_000

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from umbel.cli.console import calls, explained, part_of
-from umbel.site_sections import TrainingSection
+from umbel.site.sections import TrainingSection
 
 bench_app = typer.Typer(
     no_args_is_help=True,

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from umbel.cli.console import SiteFile, explained, part_of
-from umbel.config import SiteConfig
 from umbel.errors import ConfigError
+from umbel.site.config import SiteConfig
 from umbel.telemetry import configure_logging
 
 

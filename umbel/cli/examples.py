@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umbel.cli.console import AsJson, SiteFile, calls, explained, part_of
-from umbel.config import SiteConfig
 from umbel.errors import ConfigError
+from umbel.site.config import SiteConfig
 
 if TYPE_CHECKING:  # the store is in the engine's environment only
     from client.data.user_examples import ExampleStore

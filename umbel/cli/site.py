@@ -11,9 +11,9 @@ import typer
 
 from umbel.adapter import AdapterRef
 from umbel.cli.console import AsJson, SiteFile, calls, explained, part_of
-from umbel.config import SiteConfig
 from umbel.errors import ConfigError
-from umbel.site_check import check_files
+from umbel.site.check import check_files
+from umbel.site.config import SiteConfig
 from umbel.telemetry import configure_logging
 
 if TYPE_CHECKING:  # the command imports it when it needs it

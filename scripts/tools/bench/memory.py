@@ -89,8 +89,8 @@ async def inside(base: Path, folder: Path) -> Any:
     from serving.aliases import AliasTable
     from serving.engine import Engine
     from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
-    from umbel.config import SiteConfig
-    from umbel.site_template import Tables, site_toml
+    from umbel.site.config import SiteConfig
+    from umbel.site.template import Tables, site_toml
 
     tables: Tables = {
         "engine": {"dtype": "float32", "max_lora_rank": RANK},

@@ -1,6 +1,6 @@
 """The files that `make_certs` writes for people: a page in each folder, nginx's configuration, and the site files."""
 
-from umbel.site_template import site_toml
+from umbel.site.template import site_toml
 
 CA_PAGE = """\
 # The federation's certificate authority

@@ -10,7 +10,7 @@ from scripts.tools.processes import ENGINE_BIN, ProcessError, Processes, free_po
 from umbel import signing
 from umbel.messages import Hello, RoundOrder, Submit, TrainPlan
 from umbel.peft_dir import digest
-from umbel.site_template import Tables, site_toml
+from umbel.site.template import Tables, site_toml
 
 RANK, BATCH, SEQ_LEN = 8, 8, 48
 SHARE_CAP = 0.6

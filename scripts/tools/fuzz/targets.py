@@ -19,9 +19,10 @@ from serving.aliases import AliasTable
 from serving.router.limits import MOST
 from serving.router.router import GENERATING, Router
 from strategies import records
-from umbel import messages, peft_dir, secret_file, signing, site_file, token_file, wire
+from umbel import messages, peft_dir, secret_file, signing, token_file, wire
 from umbel.adapter import AdapterManifest, Lifecycle
-from umbel.config import SiteConfig
+from umbel.site import file as site_file
+from umbel.site.config import SiteConfig
 from umbel.token_file import TokenFile
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (6, 5), "model.layers.0.mlp.down_proj": (5, 8)}

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from scripts.tools.reference.page import code, head, table
-from umbel.config import SiteConfig
+from umbel.site.config import SiteConfig
 
 INTRODUCTION = """
 One TOML file per site. Order: defaults < file < environment: `UMBEL_SITE__ENGINE__PORT=30001` sets `[engine].port`.
@@ -19,7 +19,7 @@ COLUMNS = ("key", "default", "meaning")
 
 def render() -> str:
     """Return the whole page."""
-    page = head("The site file", "the settings' docstrings in `umbel/site_sections.py`") + INTRODUCTION
+    page = head("The site file", "the settings' docstrings in `umbel/site/sections.py`") + INTRODUCTION
     for name, field in SiteConfig.model_fields.items():
         page += _tables(name, field.annotation)
     return page

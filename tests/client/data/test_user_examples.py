@@ -10,10 +10,10 @@ from client.data import user_examples
 from client.data.user_examples import ExampleStore, pseudonym
 from serving.user_example import SETTINGS, ConsentSettings
 from tests.toys.sites.user_examples import example, scrub
-from umbel.config import SiteConfig
 from umbel.errors import Conflict, NotFound
-from umbel.site_sections import ExamplesSection
-from umbel.site_template import site_toml
+from umbel.site.config import SiteConfig
+from umbel.site.sections import ExamplesSection
+from umbel.site.template import site_toml
 
 HOUR, DAY = 3600.0, 86400.0
 

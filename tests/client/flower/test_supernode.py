@@ -10,9 +10,9 @@ import pytest
 
 from client.flower import supernode
 from client.flower.supernode import PATIENCE_S, Watch, command, run
-from umbel.config import SiteConfig
 from umbel.errors import ConfigError
-from umbel.site_template import site_toml
+from umbel.site.config import SiteConfig
+from umbel.site.template import site_toml
 
 TAKEN = b"INFO :      Receiving: query.collect message (ID: 5f)\n"
 SENT = b"INFO :      Sent successfully\n"

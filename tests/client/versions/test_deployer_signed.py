@@ -15,8 +15,8 @@ from tests.toys.deployment import Deployment, adapter, manifest_of, quick, run
 from tests.toys.engine import ToyMachine, site_config
 from umbel import signing
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
-from umbel.config import SiteConfig
 from umbel.errors import AdapterError, ConfigError
+from umbel.site.config import SiteConfig
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))

@@ -5,7 +5,7 @@ import pytest
 
 from client.versions.traffic_comparison import FIRST_LOOK, Finding, Looks, compare
 from serving.traffic_report import MirrorTraffic, VersionTraffic
-from umbel.site_sections import ShadowSection
+from umbel.site.sections import ShadowSection
 
 ALPHA = 0.0125
 

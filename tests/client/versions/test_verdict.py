@@ -9,7 +9,7 @@ import pytest
 from client.versions.verdict import Probe, judge
 from serving.scores import Scores
 from umbel.messages import Verdict
-from umbel.site_sections import ShadowSection
+from umbel.site.sections import ShadowSection
 
 EXAMPLES = 64
 

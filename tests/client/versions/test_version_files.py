@@ -14,9 +14,9 @@ from tests.toys.deployment import BASE, RANK, Deployment, adapter, manifest_of, 
 from tests.toys.engine import ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterRef, Lifecycle
-from umbel.config import SiteConfig
 from umbel.errors import AdapterError, BaseMismatch, Conflict
 from umbel.messages import ShadowReport
+from umbel.site.config import SiteConfig
 
 V1, V2, V3 = (AdapterRef("support", version) for version in (1, 2, 3))
 REFUSALS: list[tuple[str, bytes, dict[str, Any], type[Exception], str]] = [

@@ -15,7 +15,7 @@ from client.versions.watch import Watch
 from serving.traffic_report import TrafficReport, VersionTraffic
 from tests.toys.sites.journal import make_live
 from umbel.adapter import AdapterRef
-from umbel.site_sections import ShadowSection
+from umbel.site.sections import ShadowSection
 
 V1, V2 = (AdapterRef("support", version) for version in (1, 2))
 BEFORE = VersionTraffic(requests=200)

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from scripts.tools.certs import make as make_certs
 from umbel import signing
 from umbel.adapter import AdapterManifest
-from umbel.config import SiteConfig
 from umbel.errors import AdapterError
 from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan, UpdateStatement
+from umbel.site.config import SiteConfig
 
 HOST = "centre.example.org"
 MANIFEST = AdapterManifest(

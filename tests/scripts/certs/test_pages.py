@@ -7,7 +7,7 @@ import pytest
 
 from scripts.tools.certs import make as make_certs
 from scripts.tools.certs.pages import CA_PAGE, centre_page, proxy_file, site_file, site_page
-from umbel.config import SiteConfig
+from umbel.site.config import SiteConfig
 
 HOSTS = [
     ("centre.example.org", "centre.example.org:9443"),

@@ -7,7 +7,7 @@ import pytest
 from scripts.tools.certs import make as make_certs
 from scripts.tools.demo.site import RANK, SEQ_LEN, DemoSite
 from scripts.tools.processes import ENGINE_BIN, Processes
-from umbel.config import SiteConfig
+from umbel.site.config import SiteConfig
 
 
 class Recorded(Processes):

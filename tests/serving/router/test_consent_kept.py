@@ -21,8 +21,8 @@ from serving.router.router import Router, apply_pin
 from serving.user_example import SETTINGS, ConsentSettings, Example
 from tests.toys.engine import site_config
 from tests.toys.serving.router import KEY, TABLE
-from umbel.config import SiteConfig
-from umbel.site_sections import ExamplesSection
+from umbel.site.config import SiteConfig
+from umbel.site.sections import ExamplesSection
 
 AGREED = {"x-umbel-consent": "train"}
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from umbel.config import SiteConfig
+from umbel.site.config import SiteConfig
 
 
 def config(folder: Path, extra: dict[str, Any] | None = None, **engine: Any) -> SiteConfig:

@@ -30,8 +30,8 @@ from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus
 from tests.toys.sites.no_engine import NoEngine
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
-from umbel.config import SiteConfig
 from umbel.messages import JobState, RoundOrder, RoundReport
+from umbel.site.config import SiteConfig
 
 IDLE_MS = 50
 

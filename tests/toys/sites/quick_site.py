@@ -22,8 +22,8 @@ from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toys.sites.no_engine import NoEngine
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
-from umbel.config import SiteConfig
 from umbel.messages import JobState
+from umbel.site.config import SiteConfig
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from umbel.config import SiteConfig
 from umbel.errors import ConfigError
+from umbel.site.config import SiteConfig
 
 GOOD = """
 [site]

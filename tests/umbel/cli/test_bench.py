@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from umbel.cli.main import app
-from umbel.site_sections import TrainingSection
+from umbel.site.sections import TrainingSection
 
 
 def simulate(out: Path, *more: str) -> list[object]:

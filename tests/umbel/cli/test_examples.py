@@ -10,8 +10,8 @@ from client.data import user_examples
 from client.data.user_examples import ExampleStore
 from tests.toys.sites.user_examples import example, scrub
 from umbel.cli.main import app
-from umbel.config import SiteConfig
-from umbel.site_template import site_toml
+from umbel.site.config import SiteConfig
+from umbel.site.template import site_toml
 
 
 @pytest.fixture

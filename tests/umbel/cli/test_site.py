@@ -11,7 +11,7 @@ from client.journal import Journal
 from tests.toys.command_line import refusal, umbel
 from tests.toys.sites.journal import make_live
 from umbel.adapter import AdapterRef
-from umbel.site_template import site_toml
+from umbel.site.template import site_toml
 
 SITE = site_toml()
 

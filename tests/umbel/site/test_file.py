@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.toys.sites.site_file import GOOD, GUARD, load, refusal
-from umbel.config import SiteConfig
 from umbel.errors import ConfigError
+from umbel.site.config import SiteConfig
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umbel.config import SiteConfig
-from umbel.site_template import site_toml, toml_value
+from umbel.site.config import SiteConfig
+from umbel.site.template import site_toml, toml_value
 
 
 def test_without_arguments_it_is_a_site_file_with_what_has_no_default(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from umbel import site_file
 from umbel.errors import ConfigError, NotFound
-from umbel.site_sections import (
+from umbel.site import file as site_file
+from umbel.site.sections import (
     AdapterSection,
     EngineSection,
     ExamplesSection,

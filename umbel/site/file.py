@@ -1,4 +1,4 @@
-"""Read a site file as TOML with absolute paths, and explain mistakes in it. `umbel.config` gives the tables meaning."""
+"""Read a site file as TOML with absolute paths, and explain its mistakes; `umbel.site.config` says what tables mean."""
 
 import difflib
 import os

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from umbel import secret_file, signing
 from umbel.base import read_config
-from umbel.config import SiteConfig
 from umbel.errors import ConfigError, UmbelError
+from umbel.site.config import SiteConfig
 
 LONGEST_SOCKET_PATH = 100
 """Largest length in bytes; the kernel's limit is 107."""

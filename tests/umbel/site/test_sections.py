@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.toys.sites.site_file import GOOD, GUARD, load, refusal
-from umbel.site_sections import OWNED_FLAGS, UNSERVED_FLAGS
+from umbel.site.sections import OWNED_FLAGS, UNSERVED_FLAGS
 
 
 def test_guards_are_named_files_from_the_site_files_folder(tmp_path: Path) -> None:

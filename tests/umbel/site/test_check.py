@@ -6,7 +6,7 @@ import pytest
 
 from tests.toys.sites.site_file import GOOD, GUARD, load
 from umbel.errors import ConfigError, UnsupportedModel
-from umbel.site_check import check_files
+from umbel.site.check import check_files
 
 
 def complete(folder: Path) -> None:
