@@ -1,18 +1,35 @@
-"""`ChatTokenizer`: turn a conversation into token ids and labels, by the chat template of the base's tokenizer."""
+"""`ChatTokenizer`: turn a conversation into token ids and labels, each answer behind the prompt that the engine sends.
 
-import json
-from bisect import bisect_left
+Prompt and answer are tokenised apart, because a model generates from the tokens of the prompt alone: were both one
+text, the answer's beginning could grow together with the prompt's end, into a token that the engine never sees there.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umbel.errors import ConfigError, DataError
-from umbel.token_file import NO_LOSS
+from client.data.base_tokenizer import load, stop_tokens, template_of
+from client.data.chat_template import Answer, ChatTemplate
+from client.data.conversation import Conversation
+from umbel.errors import DataError
+from umbel.token_file import NO_LOSS, LabelledTokens
 
-Turn = tuple[str, str]
-"""(role, content)."""
-Span = tuple[int, int]
-"""(first, end) of an answer in the rendered text, in characters; `end` is excluded."""
+Ids = list[int]
+_ANCHORS = ("\n", "a", ".")
+"""Texts in front of an answer, so that its tokens are those in the middle of a text, not at its beginning."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of a conversation."""
+
+    rows: tuple[LabelledTokens, ...]
+    """(ids, labels), equally long: a prompt and its answer. A token of an answer, or of its end, has its id as label;
+    any other token has NO_LOSS. Mostly one row holds all answers; an answer that would stand in another context than
+    the engine's has a row of its own, before the others."""
+    untold: int
+    """Answers without a loss, because nothing comes before them that a user could send: a greeting."""
 
 
 @dataclass(frozen=True)
@@ -20,29 +37,25 @@ class ChatTokenizer:
     """The base's tokenizer, its chat template, and the tokens that may end an answer.
 
     >>> tokenizer = ChatTokenizer.load(Path("/models/Llama-3.1-8B-Instruct"))
-    >>> ids, labels = tokenizer.encode([("user", "1 + 1 ="), ("assistant", "2")], "train.jsonl:1")
+    >>> conversation = Conversation((Turn("user", "1 + 1 ="), Turn("assistant", "2")))
+    >>> ((ids, labels),) = tokenizer.encode(conversation, "train.jsonl:1").rows
     """
 
     tokenizer: Any
-    """A fast `transformers` tokenizer; only fast ones map each token to its characters."""
-    template: str | None
+    """A fast `transformers` tokenizer."""
+    template: ChatTemplate | None
+    stops: frozenset[int]
+    """Tokens at which the engine ends an answer."""
     closing: frozenset[int]
-    """Tokens that may end a turn: the end-of-sequence tokens and every special token."""
+    """Tokens that may end a turn: `stops`, and every token that the tokenizer calls special."""
 
     @classmethod
     def load(cls, model: Path) -> "ChatTokenizer":
-        """Load the tokenizer of a model directory; raise ConfigError when there is none, or only a slow one."""
-        from transformers import AutoTokenizer  # seconds to import, needed only where data is prepared
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{model}: its tokenizer cannot be loaded; is tokenizer.json there and whole?") from error
-        if not tokenizer.is_fast:
-            raise ConfigError(f"{model}: only a slow tokenizer; convert it, so that the directory has a tokenizer.json")
-        template = tokenizer.get_chat_template() if tokenizer.chat_template else None
-        ends = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *_ends_of_generation(model)}
-        return cls(tokenizer, template, frozenset(ends - {None}))
+        """Load the tokenizer of a model directory; raise ConfigError, naming the file, where it cannot be used."""
+        tokenizer = load(model)
+        stops = stop_tokens(tokenizer, model)
+        flagged = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        return cls(tokenizer, template_of(tokenizer, model), stops, stops | flagged | {*tokenizer.all_special_ids})
 
     @property
     def pad_id(self) -> int:
@@ -50,99 +63,97 @@ class ChatTokenizer:
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(token for token in known if token is not None)
 
-    def encode(self, turns: list[Turn], where: str) -> tuple[list[int], list[int]]:
-        """Return (ids, labels) of equal length. A token of an answer has its id as label, any other token NO_LOSS.
+    def encode(self, conversation: Conversation, where: str) -> Encoded:
+        """Return the tokens of a conversation with a loss on every answer and its end.
 
-        Raises DataError, naming `where`, when the template refuses the turns or does not show where an answer begins.
+        Raises DataError, naming `where`, when the template refuses the turns, leaves one out, or does not show where
+        an answer begins.
         """
-        text, spans = self._render_plain(turns, where) if self.template is None else self._render_chat(turns, where)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids: list[int] = encoded["input_ids"]
-        starts: list[int] = [start for start, _ in encoded["offset_mapping"]]
-        labels = [NO_LOSS] * len(ids)
-        for span in spans:
-            first, end = self._tokens_of(text, span, ids, starts)
-            labels[first:end] = ids[first:end]
-        if labels:
-            labels[0] = NO_LOSS  # nothing comes before it that could predict it
-        return ids, labels
+        told = [index for index in conversation.answers if index > 0 or self.template is None]
+        rows: list[tuple[Ids, Ids]] = []
+        for index in reversed([index for index in told if conversation.turns[index].trained]):
+            prompt, answer = self._answer(conversation, index, where)
+            both = prompt + answer
+            labels = next((labels for ids, labels in rows if ids[: len(both)] == both), None)
+            if labels is None:
+                rows.append((both, [NO_LOSS] * len(prompt) + answer))
+            else:
+                labels[len(prompt) : len(both)] = answer
+        if not rows:
+            raise DataError(f"{where}: no answer follows a turn that a user could send, so there is nothing to learn")
+        return Encoded(tuple(reversed(rows)), len(conversation.answers) - len(told))
 
-    def _tokens_of(self, text: str, span: Span, ids: list[int], starts: list[int]) -> tuple[int, int]:
-        """Return (first, end) of an answer's tokens, from the first token in it up to the one that ends the turn.
+    def prompt_ids(self, prompt: str) -> Ids:
+        """Return the engine's tokens of a prompt: rendered by the chat template, or plain text for a base without."""
+        ids: Ids = self.tokenizer(prompt, add_special_tokens=self.template is None, verbose=False)["input_ids"]
+        return ids
 
-        Templates put the ending token inside the answer, before a line break, or right behind the answer.
+    def _answer(self, conversation: Conversation, index: int, where: str) -> tuple[Ids, Ids]:
+        """Return the tokens of an answer's prompt and of the answer, up to the token that ends it."""
+        if self.template is None:
+            prompt, text = self._plain(conversation, where)
+            ids = self.prompt_ids(prompt)
+            if not ids:
+                raise DataError(f"{where}: the prompt is empty, and a request cannot be; write one")
+            end = self.tokenizer.eos_token_id
+            return ids, self._continuation(prompt, ids, text, where) + ([] if end is None else [end])
+        answer = self.template.answer(conversation, index, where)
+        ids = self.prompt_ids(answer.prompt)
+        written = self._continuation(answer.prompt, ids, answer.text, where)
+        end = self._end(answer, written)
+        if end is not None:
+            return ids, written[:end]
+        told, behind = answer.text[: len(answer.text) - answer.tail], answer.text[len(answer.text) - answer.tail :]
+        stop = self.tokenizer.eos_token_id
+        if behind.strip() or stop is None:  # the template ends answers with a text
+            return ids, written
+        return ids, [*self._continuation(answer.prompt, ids, told, where), stop]
+
+    def _end(self, answer: Answer, ids: Ids) -> int | None:
+        """Return the number of tokens up to the first one behind the answer that ends a turn, with that token.
+
+        Special tokens are never part of another token, so the n-th token of a kind is the n-th occurrence of its text.
         """
-        begin, end = span
-        first = bisect_left(starts, begin)
-        before_space = bisect_left(starts, begin + len(text[begin:end].rstrip()))
-        if before_space > first and ids[before_space - 1] in self.closing:
-            return first, before_space
-        last = bisect_left(starts, end)
-        return first, last + (last < len(ids) and ids[last] in self.closing)
+        behind, place = len(answer.text) - answer.tail, 0
+        for number, token in enumerate(ids, start=1):
+            if token in self.closing:
+                text = self.tokenizer.convert_ids_to_tokens(token)
+                place = max(place, answer.text.find(text, place))
+                if place >= behind:
+                    return number
+                place += len(text)
+        return None
 
-    def _render_plain(self, turns: list[Turn], where: str) -> tuple[str, list[Span]]:
-        """Render for a base without a chat template: the prompt, the answer and the end token, one after the other."""
-        if [role for role, _ in turns] != ["user", "assistant"]:
+    def _continuation(self, prompt: str, prompt_ids: Ids, text: str, where: str) -> Ids:
+        """Return the tokens of a text that follows a prompt, whose own tokens stay as they are."""
+        whole = self.prompt_ids(prompt + text)
+        if whole[: len(prompt_ids)] == prompt_ids:
+            return whole[len(prompt_ids) :]
+        expected = self._decode(whole)
+        for anchor in ("", *_ANCHORS):
+            before, with_anchor = self._ids(anchor), self._ids(anchor + text)
+            ids = with_anchor[len(before) :]
+            if with_anchor[: len(before)] == before and self._decode([*prompt_ids, *ids]) == expected:
+                return ids
+        raise DataError(
+            f"{where}: an answer begins inside a token of this base, so it cannot follow its prompt; begin the answer "
+            "with a word, and end the prompt without a space"
+        )
+
+    def _ids(self, text: str) -> Ids:
+        ids: Ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    @staticmethod
+    def _plain(conversation: Conversation, where: str) -> tuple[str, str]:
+        """Return prompt and completion, the only conversation of a base without a chat template."""
+        turns = conversation.turns
+        if [turn.role for turn in turns] != ["user", "assistant"] or conversation.tools or turns[1].tool_calls:
             raise DataError(
                 f"{where}: the base has no chat template, so it knows only a prompt and its completion; add a "
                 "chat_template.jinja to the model directory, or write one prompt and completion per line"
             )
-        bos = self.tokenizer.bos_token_id
-        starts_with_bos = bos is not None and self.tokenizer("")["input_ids"][:1] == [bos]
-        prompt = (self.tokenizer.bos_token if starts_with_bos else "") + turns[0][1]
-        text = prompt + turns[1][1] + (self.tokenizer.eos_token or "")
-        return text, [(len(prompt), len(text))]
-
-    def _render_chat(self, turns: list[Turn], where: str) -> tuple[str, list[Span]]:
-        text, spans = self._render(turns, where, add_generation_prompt=False)
-        if spans is None:
-            spans = [
-                self._span(turns, index, text, where) for index, turn in enumerate(turns) if turn[0] == "assistant"
-            ]
-        return text, spans
-
-    def _span(self, turns: list[Turn], index: int, text: str, where: str) -> Span:
-        """Return the span of answer `index` for a template that marks none: the text it adds to the turns before."""
-        before, _ = self._render(turns[:index], where, add_generation_prompt=True)
-        after, _ = self._render(turns[: index + 1], where, add_generation_prompt=False)
-        if not after.startswith(before) or not text.startswith(after):
-            raise DataError(
-                f"{where}: messages[{index}]: the chat template writes this answer in another way when it is the last "
-                "turn, so its tokens cannot be told; write one line per answer, each ending with that answer, or mark "
-                "answers in the template with {% generation %}"
-            )
-        return len(before), len(after)
-
-    def _render(self, turns: list[Turn], where: str, *, add_generation_prompt: bool) -> tuple[str, list[Span] | None]:
-        """Return the text, and the spans that the template marks with `{% generation %}`; None if it marks none."""
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        # Not apply_chat_template(return_assistant_tokens_mask=True): with tokenizers that trim offsets, its mask loses
-        # an answer that begins with a space, and runs on to the end of the text after one that ends with a space.
-        template = self.template or ""
-        marked = "endgeneration" in template
-        rendered: Any  # (texts, spans), one of each per conversation, although annotated as str
-        try:
-            rendered = render_jinja_template(
-                [[{"role": role, "content": content} for role, content in turns]],
-                chat_template=template,
-                return_assistant_tokens_mask=marked,
-                add_generation_prompt=add_generation_prompt,
-                **self.tokenizer.special_tokens_map,
-            )
-        except TemplateError as error:
-            # The message may quote an example, so it is repeated only where the template's author wrote it.
-            said = f": {error}" if str(error) in template else ""
-            raise DataError(
-                f"{where}: the chat template refuses the turns{said}; check roles and their order"
-            ) from error
-        texts, spans = rendered
-        return texts[0], list(spans[0]) if marked else None
-
-
-def _ends_of_generation(model: Path) -> list[int]:
-    """Return the end-of-sequence ids in generation_config.json; an instruct model may have several."""
-    file = model / "generation_config.json"
-    ends = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+        return turns[0].content, turns[1].content

@@ -1,26 +1,39 @@
-"""Read a file of examples: JSONL in one of three shapes, as turns of a chat; count them and hold some out.
+"""Read a file of examples: JSON Lines or one JSON array, also gzipped; count the examples, and hold some out.
 
 No message of this module holds text of an example: a message names the line and the expected shape.
 """
 
-import hashlib
+import gzip
 import itertools
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from client.data.chat_tokens import Turn
+from client.data.conversation import Conversation, content_of
+from client.data.shapes import EXPECTED, conversation_of
 from umbel.errors import DataError
 
 MAX_LINE = 4 << 20
 """Largest line in bytes; far above any seq_len, far below memory."""
-EXPECTED = (
-    'expected a JSON object with "messages" (a list of {"role", "content"}), with "prompt" and "completion", or with '
-    '"instruction", "output" and perhaps "input"'
-)
-_SHAPES = (("messages",), ("prompt", "completion"), ("instruction", "output"))
+MAX_ARRAY = 1 << 30
+"""Largest file in bytes that may be one JSON array, which has to be read as a whole."""
+_GZIP = b"\x1f\x8b"
+_FOREIGN = {
+    b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"ARROW1": "an Arrow file",
+    b"SQLite": "a SQLite database",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+"""First bytes of a file → what it is."""
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,16 @@ class Counts:
 
     train: int
     held_out: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """One example of a file, or why it is refused."""
+
+    number: int
+    """Number of its line, or of the item in a JSON array; from 1 on."""
+    conversation: Conversation | None
+    refused: DataError | None = None
 
 
 def count(data: Path, eval_data: Path | None, eval_fraction: float) -> Counts:
@@ -47,15 +70,10 @@ def count(data: Path, eval_data: Path | None, eval_fraction: float) -> Counts:
 
 def contents(path: Path) -> list[str]:
     """Return the `content_of` every example in a file; raise DataError for a bad example, or where there is none."""
-    found = [content_of(turns) for _, turns in read(path)]
+    found = [content_of(conversation) for _, conversation in read(path)]
     if not found:
         raise DataError(f"{path}: holds no example; {EXPECTED}, one per line")
     return found
-
-
-def content_of(turns: list[Turn]) -> str:
-    """Return the sha256 of an example's turns, as hexadecimal digits. It decides the side of the split."""
-    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 
 
 def held_out(all_contents: Iterable[str], fraction: float) -> set[str]:
@@ -69,68 +87,97 @@ def held_out(all_contents: Iterable[str], fraction: float) -> set[str]:
     return (chosen | set(distinct[:1])) - set(distinct[-1:])
 
 
-def read(path: Path) -> Iterator[tuple[str, list[Turn]]]:
-    """Yield (file:line, turns) for every example, skipping blank lines; raise DataError for one that cannot be used."""
-    with path.open("rb") as file:
-        for number in itertools.count(1):
-            line = file.readline(MAX_LINE + 1)
-            if not line:
-                return
-            where = f"{path}:{number}"
-            if len(line) > MAX_LINE:
-                raise DataError(f"{where}: over {MAX_LINE >> 20} MiB in one line; write one example per line")
-            if line.strip():
-                turns = parse(line.removeprefix(b"\xef\xbb\xbf"), where)
-                if not any(content.strip() for role, content in turns if role == "assistant"):
-                    raise DataError(f"{where}: the answer is empty; write one or remove the line")
-                yield where, turns
+def read(path: Path) -> Iterator[tuple[str, Conversation]]:
+    """Yield (file:line, conversation) for every example; raise DataError for the first that cannot be used."""
+    for line in lines(path):
+        if line.refused is not None:
+            raise line.refused
+        assert line.conversation is not None
+        yield f"{path}:{line.number}", line.conversation
 
 
-def parse(line: bytes, where: str) -> list[Turn]:
-    """Parse one line of JSONL into (role, content) turns; raise DataError, naming `where`, for anything else."""
+def lines(path: Path) -> Iterator[Line]:
+    """Yield every example of a file, also those that are refused; blank lines are none.
+
+    Raises DataError where the file as a whole cannot be read: damaged gzip, another format, one endless line.
+    """
+    with path.open("rb") as raw:
+        start = raw.read(8)
+        raw.seek(0)
+        what = next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), None)
+        if what is not None:
+            raise DataError(f"{path}: this is {what}; convert it to JSON Lines in UTF-8, one example per line")
+        if not start.startswith(_GZIP):
+            yield from _examples(raw, path)
+            return
+        try:
+            with gzip.open(raw) as unpacked:
+                yield from _examples(unpacked, path)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{path}: gzip that is cut or damaged ({error}); copy it again") from error
+
+
+def _examples(file: IO[bytes] | gzip.GzipFile, path: Path) -> Iterator[Line]:
+    began = False
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE + 1)
+        if not line:
+            return
+        text = line.removeprefix(_BOM)
+        if not began and text.lstrip().startswith(b"["):  # no example begins so: one array holds them all
+            yield from _array(b"".join([text, file.read(MAX_ARRAY + 1)]), path, number)
+            return
+        if len(line) > MAX_LINE:
+            raise DataError(f"{path}:{number}: over {MAX_LINE >> 20} MiB in one line; write one example per line")
+        if text.strip():
+            began = True
+            yield _line(text, f"{path}:{number}", number)
+
+
+def _line(line: bytes, where: str, number: int) -> Line:
     try:
-        example = json.loads(line.decode())
-        json.dumps(example, ensure_ascii=False).encode()  # a lone surrogate is JSON, but no text
+        return Line(number, parse(line, where))
+    except DataError as refused:
+        return Line(number, None, refused)
+
+
+def _array(text: bytes, path: Path, first: int) -> Iterator[Line]:
+    """Yield the items of a file that is one JSON array; its first line is `first`."""
+    if len(text) > MAX_ARRAY:
+        raise DataError(f"{path}: one JSON array of over {MAX_ARRAY >> 30} GiB; write one example per line")
+    for number, item in enumerate(_value(text, f"{path}:{first}"), start=1):
+        where = f"{path}:{number}"
+        try:
+            yield Line(number, _conversation(item, where))
+        except DataError as refused:
+            yield Line(number, None, refused)
+
+
+def parse(line: bytes, where: str) -> Conversation:
+    """Return the conversation of one line of JSON Lines; raise DataError, naming `where`, for anything else."""
+    return _conversation(_value(line, where), where)
+
+
+def _conversation(example: object, where: str) -> Conversation:
+    if not isinstance(example, dict):
+        raise DataError(f"{where}: not a JSON object; {EXPECTED}")
+    return conversation_of(example, where)
+
+
+def _value(text: bytes, where: str) -> Any:
+    """Parse JSON; raise DataError, naming `where`, for anything else."""
+    try:
+        value = json.loads(text.decode())
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is JSON, but no text
     except UnicodeError as error:
         raise DataError(f"{where}: not UTF-8 text; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
+        if text.strip() in (b"{", b"},", b"}"):
+            raise DataError(
+                f"{where}: JSON over several lines; write one example per line: `jq -c . FILE`, or `jq -c '.[]' FILE` "
+                "for an array"
+            ) from error
         raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno}); {EXPECTED}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON that can be read; {EXPECTED}") from error
-    if not isinstance(example, dict):
-        raise DataError(f"{where}: not a JSON object; {EXPECTED}")
-    shapes = [shape for shape in _SHAPES if all(field in example for field in shape)]
-    if len(shapes) != 1:
-        raise DataError(f"{where}: {'more than one kind' if shapes else 'no kind'} of example; {EXPECTED}")
-    if shapes[0] == ("messages",):
-        return _messages(example["messages"], where)
-    question, answer = (_text(example, field, where) for field in shapes[0])
-    if "instruction" in shapes[0] and example.get("input") is not None:
-        question = "\n\n".join(filter(None, (question, _text(example, "input", where))))
-    return [("user", question), ("assistant", answer)]
-
-
-def _text(example: dict[str, Any], field: str, where: str) -> str:
-    if not isinstance(example[field], str):
-        raise DataError(f'{where}: "{field}" is {_kind(example[field])}; expected a string')
-    return str(example[field])
-
-
-def _messages(messages: object, where: str) -> list[Turn]:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f'{where}: "messages" is {_kind(messages)}; expected a list of {{"role", "content"}}')
-    turns = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise DataError(f'{where}: messages[{index}]: expected an object with "role" and "content" and no more')
-        inside = f"{where}: messages[{index}]"
-        turns.append((_text(message, "role", inside), _text(message, "content", inside)))
-    if all(role != "assistant" for role, _ in turns):
-        raise DataError(f'{where}: no message has the role "assistant", so there is no answer to learn')
-    return turns
-
-
-def _kind(value: object) -> str:
-    if value is None or value in ([], ""):
-        return "empty"
-    return {dict: "an object", list: "a list", bool: "a boolean", str: "a string"}.get(type(value), "a number")
+    return value

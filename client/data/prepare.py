@@ -16,8 +16,7 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from client.data.chat_tokens import ChatTokenizer
-from client.data.examples import EXPECTED, content_of, held_out, parse, read
+from client.data.examples import held_out
+from client.data.inspection import Inspected
+from client.data.summary import DATA, EVAL_DATA, RELEASED, Summary, guard_name
+from client.data.survey import survey
 from umbel import errors, token_file
 from umbel.errors import DataError, TrainingError, UmbelError
 
-RELEASED = "released"
-FORMAT = 1
+TRAIN, EVAL, COUNTS = "train.npy", "eval.npy", "counts.json"
+FORMAT = 2
 """Version of the token files, part of every cache key; raise it when the same inputs shall give other files."""
 
 
@@ -43,19 +45,25 @@ class Prepared:
     train_examples: int
     eval_examples: int
     train_loss_tokens: int
-    cut: int
-    """Examples that were longer than seq_len and lost their end."""
-    dropped: int
-    """Examples left out because no answer token was left in them."""
     guards: dict[str, Path] = field(default_factory=dict)
     """Name of a guard → its token file."""
+    files: dict[str, Summary] = field(default_factory=dict)
+    """Figures about each file of examples, by its name in sentences (`client.data.summary`)."""
 
+    @property
+    def cut(self) -> int:
+        """Examples that are longer than seq_len and lose their end."""
+        return sum(summary.cut for summary in self.files.values())
 
-@dataclass(frozen=True)
-class _Example:
-    content: str
-    """`content_of` its turns; decides the side of the split."""
-    tokens: token_file.LabelledTokens
+    @property
+    def dropped(self) -> int:
+        """Examples that are left out: no token of an answer is left in them, or a user gave what cannot be used."""
+        return sum(summary.dropped + summary.refused for summary in self.files.values())
+
+    @property
+    def untold(self) -> int:
+        """Answers without a loss, because nothing comes before them."""
+        return sum(summary.untold for summary in self.files.values())
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Preparation:
 
 
 _PREPARATION = TypeAdapter(Preparation)
+_PREPARED = TypeAdapter(Prepared)
 
 
 def prepare(wanted: Preparation) -> Prepared:
@@ -89,21 +98,17 @@ def prepare(wanted: Preparation) -> Prepared:
     other inputs are removed (an open file stays readable). Raises DataError naming file and line, ConfigError when the
     base's tokenizer cannot be used.
     """
-    data, eval_fraction, seq_len, into = wanted.data, wanted.eval_fraction, wanted.seq_len, wanted.into
-    others = {"eval": wanted.eval_data} if wanted.eval_data else {}
-    others |= {f"guard-{name}": file for name, file in wanted.guards.items()}
-    others |= {RELEASED: wanted.released} if wanted.released else {}
-    directory = into / _digest(data, others, eval_fraction, wanted.model, seq_len)
+    directory = wanted.into / _digest(wanted)
     if not directory.is_dir():
-        _remove_superseded(into)
-        temporary = into / f".{directory.name}.tmp"
+        _remove_superseded(wanted.into)
+        temporary = wanted.into / f".{directory.name}.tmp"
         temporary.mkdir(parents=True, mode=0o700)
-        counts = _write(data, others, eval_fraction, ChatTokenizer.load(wanted.model), seq_len, temporary)
-        (temporary / "counts.json").write_text(json.dumps(counts))
+        prepared = _write(wanted, ChatTokenizer.load(wanted.model), temporary)
+        (temporary / COUNTS).write_bytes(_PREPARED.dump_json(prepared))
         os.rename(temporary, directory)
-    counts = json.loads((directory / "counts.json").read_text())
-    files = {name: directory / f"guard-{name}.npy" for name in wanted.guards}
-    return Prepared(directory / "train.npy", directory / "eval.npy", **counts, guards=files)
+    prepared = _PREPARED.validate_json((directory / COUNTS).read_bytes())
+    guards = {name: directory / file.name for name, file in prepared.guards.items()}
+    return replace(prepared, train=directory / TRAIN, eval=directory / EVAL, guards=guards)
 
 
 def _remove_superseded(into: Path) -> None:
@@ -113,15 +118,22 @@ def _remove_superseded(into: Path) -> None:
             shutil.rmtree(old)
 
 
-def _digest(data: Path, others: Mapping[str, Path], eval_fraction: float, model: Path, seq_len: int) -> str:
+def _digest(wanted: Preparation) -> str:
     """Return the sha256 of everything that decides the content of the token files."""
-    parts: list[object] = [FORMAT, metadata.version("transformers"), seq_len]
-    parts += [_digest_file(data), [(name, _digest_file(file)) for name, file in sorted(others.items())]]
-    parts += [] if "eval" in others else [eval_fraction]
-    for file in sorted(model.glob("*")):  # the tokenizer's files under any name, without the weights
+    parts: list[object] = [FORMAT, metadata.version("transformers"), metadata.version("sglang"), wanted.seq_len]
+    parts += [(name, _digest_file(file)) for name, file in sorted(_files(wanted).items())]
+    parts += [] if wanted.eval_data else [wanted.eval_fraction]
+    for file in sorted(wanted.model.glob("*")):  # the tokenizer's files under any name, without the weights
         if file.suffix in (".json", ".jinja", ".model", ".txt"):
             parts.append((file.name, _digest_file(file)))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _files(wanted: Preparation) -> dict[str, Path]:
+    """Return all files of examples by their names in sentences."""
+    files = {DATA: wanted.data} | ({EVAL_DATA: wanted.eval_data} if wanted.eval_data else {})
+    files |= {guard_name(name): file for name, file in wanted.guards.items()}
+    return files | ({RELEASED: wanted.released} if wanted.released else {})
 
 
 def _digest_file(path: Path) -> str:
@@ -132,81 +144,39 @@ def _digest_file(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror}); see the site file") from error
 
 
-def _write(
-    data: Path, others: Mapping[str, Path], eval_fraction: float, tokenizer: ChatTokenizer, seq_len: int, into: Path
-) -> dict[str, int]:
-    """Write all token files; return the counts of Prepared."""
-    train, cut, dropped = _tokenise(data, tokenizer, seq_len)
-    sets: dict[str, list[_Example]] = {}
-    for name, file in others.items():
-        tokenise = _tokenise_given if name == RELEASED else _tokenise
-        sets[name], more_cut, more_dropped = tokenise(file, tokenizer, seq_len)
-        cut, dropped = cut + more_cut, dropped + more_dropped
-    released = sets.pop(RELEASED, [])
-    if "eval" not in sets:
-        train, sets["eval"] = _split(train, eval_fraction)
+def _write(wanted: Preparation, tokenizer: ChatTokenizer, into: Path) -> Prepared:
+    """Write all token files into a directory; return what is there."""
+    surveys = {name: survey(file, tokenizer, wanted.seq_len) for name, file in _files(wanted).items()}
+    for name, surveyed in surveys.items():
+        # What a user gave stops no site: some chat templates have no form for it, such as two turns of the same role.
+        for mistake in surveyed.mistakes() if name != RELEASED else ():
+            raise mistake
+    train = surveys[DATA].examples
+    sets = {f"guard-{name}.npy": surveys[guard_name(name)].examples for name in wanted.guards}
+    if EVAL_DATA in surveys:
+        sets[EVAL] = surveys[EVAL_DATA].examples
+    else:
+        train, sets[EVAL] = _split(train, wanted.eval_fraction)
     asked = {example.content for examples in sets.values() for example in examples}
-    train += [example for example in released if example.content not in asked]
-    # One example per row, no packing: attention is causal and nothing else masks it, so that an example packed behind
-    # another would read it.
-    for name, examples in {"train": train, **sets}.items():
-        rows = [example.tokens for example in examples]
-        token_file.write(into / f"{name}.npy", rows, seq_len=seq_len, pad_id=tokenizer.pad_id)
-    return {
-        "train_examples": len(train),
-        "eval_examples": len(sets["eval"]),
-        "train_loss_tokens": sum(_loss_tokens(example.tokens) for example in train),
-        "cut": cut,
-        "dropped": dropped,
-    }
+    released = surveys[RELEASED].examples if RELEASED in surveys else []
+    train = [*train, *(example for example in released if example.content not in asked)]
+    # One row, no packing: attention is causal and nothing else masks it, so that an example packed behind another
+    # would read it.
+    for name, examples in {TRAIN: train, **sets}.items():
+        rows = [row for example in examples for row in example.rows]
+        token_file.write(into / name, rows, seq_len=wanted.seq_len, pad_id=tokenizer.pad_id)
+    return Prepared(
+        train=into / TRAIN,
+        eval=into / EVAL,
+        train_examples=len(train),
+        eval_examples=len(sets[EVAL]),
+        train_loss_tokens=sum(example.loss_tokens for example in train),
+        guards={name: into / f"guard-{name}.npy" for name in wanted.guards},
+        files={name: surveyed.summary for name, surveyed in surveys.items()},
+    )
 
 
-def _tokenise(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[_Example], int, int]:
-    """Return the trainable examples of a file, how many were cut, and how many dropped; raise DataError for none."""
-    kept: list[_Example] = []
-    total = cut = 0
-    for where, turns in read(path):
-        ids, labels = tokenizer.encode(turns, where)
-        total, cut = total + 1, cut + (len(ids) > seq_len)
-        kept += _trainable(turns, (ids[:seq_len], labels[:seq_len]))
-    if total == 0:
-        raise DataError(f"{path}: holds no example; {EXPECTED}, one per line")
-    if not kept:
-        cause = (
-            f"{cut} of {total} prompts fill seq_len = {seq_len} before their answer begins; raise [training].seq_len"
-            if cut
-            else "the chat template renders no answer; check its {% generation %} spans"
-        )
-        raise DataError(f"{path}: no trainable token in any of {total} examples: {cause}")
-    return kept, cut, total - len(kept)
-
-
-def _tokenise_given(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> tuple[list[_Example], int, int]:
-    """Do the same as `_tokenise` for examples from users, but drop one that cannot be used: it must stop no site."""
-    kept: list[_Example] = []
-    total = cut = 0
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        where, total = f"{path}:{number}", total + 1
-        try:
-            turns = parse(line, where)
-            ids, labels = tokenizer.encode(turns, where)
-        except DataError:
-            continue
-        cut += len(ids) > seq_len
-        kept += _trainable(turns, (ids[:seq_len], labels[:seq_len]))
-    return kept, cut, total - len(kept)
-
-
-def _trainable(turns: Any, tokens: token_file.LabelledTokens) -> list[_Example]:
-    """Return the example as a list of one, or an empty list if it has no token to train on."""
-    return [_Example(content_of(turns), tokens)] if _loss_tokens(tokens) else []
-
-
-def _loss_tokens(tokens: token_file.LabelledTokens) -> int:
-    return sum(label != token_file.NO_LOSS for label in tokens[1])
-
-
-def _split(examples: list[_Example], fraction: float) -> tuple[list[_Example], list[_Example]]:
+def _split(examples: list[Inspected], fraction: float) -> tuple[list[Inspected], list[Inspected]]:
     """Split into (train, eval) by `held_out`."""
     chosen = held_out((example.content for example in examples), fraction)
     train = [example for example in examples if example.content not in chosen]
@@ -238,9 +208,7 @@ async def prepare_in_child(wanted: Preparation) -> Prepared:
     if "error" in answer:
         kind = getattr(errors, answer["error"])
         raise kind(answer["message"])
-    train, held_out = Path(answer.pop("train")), Path(answer.pop("eval"))
-    files = {name: Path(file) for name, file in answer.pop("guards").items()}
-    return Prepared(train, held_out, **answer, guards=files)
+    return _PREPARED.validate_python(answer)
 
 
 def _answer(order: bytes) -> dict[str, Any]:
@@ -253,7 +221,7 @@ def _answer(order: bytes) -> dict[str, Any]:
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{wanted.data}: preparing failed with {type(error).__name__} at {place.filename}:{place.lineno}"
         return {"error": TrainingError.__name__, "message": message}
-    return vars(prepared)
+    return dict(_PREPARED.dump_python(prepared, mode="json"))
 
 
 def main() -> None:
@@ -261,7 +229,7 @@ def main() -> None:
     os.nice(10)  # users come first
     with contextlib.redirect_stdout(sys.stderr):
         answer = _answer(sys.stdin.buffer.read())
-    json.dump(answer, sys.stdout, default=str)  # paths
+    json.dump(answer, sys.stdout)
 
 
 if __name__ == "__main__":

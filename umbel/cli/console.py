@@ -1,6 +1,8 @@
 """Parts that all of umbel's commands share: one-line errors, options, and imports from one environment only."""
 
 import getpass
+import importlib
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import Annotated
 import typer
 
 from umbel.errors import ConfigError, UmbelError
+from umbel.printable import escaped, one_line
 
 ENVIRONMENTS = {"site": ".venv-engine", "server": ".venv"}
 
@@ -42,6 +45,13 @@ def part_of(extra: str) -> Iterator[None]:
         ) from error
 
 
+def require_transformers() -> None:
+    """Import transformers, which only the site's environment has: offline, and silent. Raises ConfigError elsewhere."""
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
+    with part_of("site"):
+        importlib.import_module("transformers")
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn umbel's own errors and OSError into a message on stderr and exit status 1, without a traceback."""
@@ -49,9 +59,15 @@ def explained() -> Iterator[None]:
         yield
     except (UmbelError, OSError) as error:
         told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        for line in told.splitlines():
+        for line in escaped(told.replace("\r\n", "\n")).split("\n"):
             print(f"umbel: {line}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def say(*lines: object) -> None:
+    """Print lines that may hold what others wrote: each is one line, and drives no terminal."""
+    for line in lines:
+        print(one_line(str(line)))
 
 
 def who() -> str:

@@ -1,12 +1,13 @@
 """`umbel …`: the command line, put together from one file per kind of command.
 
-Commands of a site (`umbel.cli.site`, `examples`, `bench`) run in the engine's environment, those of the centre and of
-Flower (`umbel.cli.centre`, `adapter`, `registry`, `fleet`) in Flower's. Heavy imports wait until a command needs them.
+Commands of a site (`umbel.cli.site`, `data`, `examples`, `bench`) run in the engine's environment, those of the centre
+and of Flower (`umbel.cli.centre`, `adapter`, `registry`, `fleet`) in Flower's. Heavy imports wait until a command needs
+them.
 """
 
 import typer
 
-from umbel.cli import centre, site
+from umbel.cli import centre, data, site
 from umbel.cli.adapter import adapter_app
 from umbel.cli.bench import bench_app
 from umbel.cli.examples import examples_app
@@ -20,8 +21,11 @@ app = typer.Typer(
     help="Federated LoRA fine-tuning whose clients serve.",
 )
 for command in (site.check, site.serve, site.status, site.rollback, site.promote, centre.bundle):
-    app.command(epilog=site.EPILOGS.get(command.__name__))(command)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(centre.supernode)
+    app.command(epilog={**site.EPILOGS, **centre.EPILOGS}[command.__name__])(command)
+app.command(epilog=data.EPILOG)(data.data)
+app.command(
+    epilog=centre.EPILOGS["supernode"], context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(centre.supernode)
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(registry_app, name="registry")

@@ -1,32 +1,22 @@
-"""Loss is on the answers and only there, whatever the chat template."""
+"""Loss is on the answers and only there; a base whose files do not fit is refused, and its own file is blamed."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from client.data.chat_tokens import ChatTokenizer
+from client.data.conversation import Conversation, Turn
+from tests.toys.bases.chat_templates import with_template
 from tests.toys.sites.training_data import SECRET
 from umbel.errors import ConfigError, DataError
 from umbel.token_file import NO_LOSS
 
-CHATML = (  # like Qwen's: no generation spans, a line break after the end of a turn
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-MARKED_WITHOUT_END = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{% if m['role'] == 'assistant' %}"
-    "{% generation %}{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{{ '<|end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-THINKS_LAST = (  # like Qwen3's: only the last answer gets a thought
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
-    "{% if m['role'] == 'assistant' and loop.last %}{{ 'hm. ' }}{% endif %}{{ m['content'] + '<|end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-REFUSES = "{{ raise_exception('roles must alternate') }}"
-QUOTES = "{{ raise_exception('bad: ' + messages[0]['content']) }}"
-TWO_TURNS = [("user", "one"), ("assistant", " first "), ("user", "two"), ("assistant", "second\n\nlines é😀")]
+REFUSES = "{% if messages | length > 2 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+QUOTES = "{% if messages | length > 2 %}{{ raise_exception('bad: ' + messages[0]['content']) }}{% endif %}"
+WRITES = "{% for m in messages %}{{ m['content'] + '<|end|>' }}{% endfor %}"
+TWO = (Turn("user", "one"), Turn("assistant", "first"), Turn("user", "two"), Turn("assistant", "second"))
 
 
 @pytest.fixture
@@ -35,67 +25,78 @@ def model(tiny_llama: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_llama, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")))
 
 
-def with_template(model: Path, template: str | None) -> ChatTokenizer:
-    file = model / "chat_template.jinja"
-    file.unlink()
-    if template is not None:
-        file.write_text(template)
-    return ChatTokenizer.load(model)
-
-
-def learned(tokenizer: ChatTokenizer, turns: list[tuple[str, str]]) -> list[str]:
-    """The stretches of text that carry a loss."""
-    ids, labels = tokenizer.encode(turns, "x:1")
-    assert all(label in (NO_LOSS, token) for token, label in zip(ids, labels, strict=True))
-    stretches: list[list[int]] = [[]]
-    for label in labels:
-        if label == NO_LOSS:
-            stretches.append([])
-        else:
-            stretches[-1].append(label)
-    return [tokenizer.tokenizer.decode(stretch) for stretch in stretches if stretch]
-
-
-@pytest.mark.parametrize("template", ["as built", CHATML, MARKED_WITHOUT_END])
-def test_loss_is_on_answers_and_their_end_only(model: Path, template: str) -> None:
-    tokenizer = ChatTokenizer.load(model) if template == "as built" else with_template(model, template)
-    assert learned(tokenizer, TWO_TURNS) == [" first <|end|>", "second\n\nlines é😀<|end|>"]
-
-
-def test_marked_and_unmarked_templates_agree_with_transformers(model: Path) -> None:
-    tokenizer = ChatTokenizer.load(model)
-    turns = [("user", "one"), ("assistant", "first"), ("user", "two"), ("assistant", "second")]
+def test_a_template_with_marks_is_learnt_as_transformers_masks_it(tiny_llama: Path) -> None:
+    tokenizer = ChatTokenizer.load(tiny_llama)
     theirs = tokenizer.tokenizer.apply_chat_template(
-        [{"role": role, "content": content} for role, content in turns],
-        tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
-    )  # fmt: skip
-    ids, labels = tokenizer.encode(turns, "x:1")
+        [turn.message() for turn in TWO], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ((ids, labels),) = tokenizer.encode(Conversation(TWO), "f:7").rows
     assert ids == theirs["input_ids"]
     assert [int(label != NO_LOSS) for label in labels] == theirs["assistant_masks"]
 
 
-def test_template_that_writes_earlier_answers_differently(model: Path) -> None:
-    tokenizer = with_template(model, THINKS_LAST)
-    assert learned(tokenizer, TWO_TURNS[:2]) == ["hm.  first <|end|>"]
-    with pytest.raises(DataError, match=r"f:7: messages\[1\].*one line per answer"):
-        tokenizer.encode(TWO_TURNS, "f:7")
+def test_a_base_without_a_template_knows_only_a_prompt_and_its_completion(tiny_llama: Path, tmp_path: Path) -> None:
+    tokenizer = ChatTokenizer.load(with_template(tiny_llama, None, tmp_path / "model"))
+    told = Conversation((Turn("user", "1 + 1 ="), Turn("assistant", " 2")))
+    ((ids, labels),) = tokenizer.encode(told, "f:7").rows
+    assert tokenizer.tokenizer.decode([label for label in labels if label != NO_LOSS]) == " 2<|end|>"
+    assert tokenizer.tokenizer.decode(ids) == "1 + 1 = 2<|end|>"
+    for turns in (TWO, (Turn("system", "Be brief."), *TWO[:2]), TWO[1:]):
+        with pytest.raises(DataError, match=r"f:7: the base has no chat template.*add a chat_template\.jinja"):
+            tokenizer.encode(Conversation(turns), "f:7")
+    with pytest.raises(DataError, match=r"f:7: the prompt is empty"):
+        tokenizer.encode(Conversation((Turn("user", ""), Turn("assistant", "x"))), "f:7")
 
 
-def test_base_without_template(model: Path) -> None:
-    tokenizer = with_template(model, None)
-    assert learned(tokenizer, [("user", "1 + 1 ="), ("assistant", " 2")]) == [" 2<|end|>"]
-    with pytest.raises(DataError, match=r"f:7: .*no chat template"):
-        tokenizer.encode(TWO_TURNS, "f:7")
+def test_template_refusals_never_quote_an_example(tiny_llama: Path, tmp_path: Path) -> None:
+    said = []
+    for name, refuses in (("refuses", REFUSES), ("quotes", QUOTES)):
+        tokenizer = ChatTokenizer.load(with_template(tiny_llama, refuses + WRITES, tmp_path / name))
+        with pytest.raises(DataError, match="f:7: the chat template refuses the turns") as caught:
+            tokenizer.encode(Conversation((Turn("user", SECRET), *TWO[1:])), "f:7")
+        said.append(str(caught.value))
+    assert "roles must alternate" in said[0]
+    assert SECRET not in said[1]
 
 
-def test_template_refusals_never_quote_an_example(model: Path) -> None:
-    with pytest.raises(DataError, match=r"f:7: .*roles must alternate"):
-        with_template(model, REFUSES).encode(TWO_TURNS, "f:7")
-    with pytest.raises(DataError, match="f:7") as caught:
-        with_template(model, QUOTES).encode([("user", SECRET), ("assistant", "x")], "f:7")
-    assert SECRET not in str(caught.value)
-
-
-def test_base_without_tokenizer(tmp_path: Path) -> None:
+def test_a_base_without_a_tokenizer_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tokenizer\.json"):
-        ChatTokenizer.load(tmp_path)
+        ChatTokenizer.load(tmp_path / "nowhere")
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"no tokenizer\.json; copy the whole model directory"):
+        ChatTokenizer.load(model)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", ['{"version": ', "[]", "version https://git-lfs.github.com/spec/v1\noid x\n"])
+def test_a_broken_file_is_blamed_and_not_the_data(model: Path, file: str, content: str) -> None:
+    (model / file).write_text(content)
+    with pytest.raises(ConfigError, match=file.replace(".", r"\.")):
+        ChatTokenizer.load(model)
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for m in messages %}", "{{ messages[0]['text'].upper() }}", "{{ nothing() }}"]
+)
+def test_a_template_that_cannot_render_is_blamed_and_not_the_data(
+    tiny_llama: Path, tmp_path: Path, template: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"chat_template\.jinja: cannot render"):
+        ChatTokenizer.load(with_template(tiny_llama, template, tmp_path / "model"))
+
+
+def test_tokens_that_the_embedding_has_no_row_for_are_refused(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] - 1}))
+    with pytest.raises(ConfigError, match=r"ids up to 511, the base 511 rows"):
+        ChatTokenizer.load(model)
+
+
+def test_a_tokenizer_that_loses_letters_or_the_space_between_words_is_refused(model: Path) -> None:
+    file = model / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    lost = {"type": "Replace", "pattern": {"Regex": "[a-z ]"}, "content": ""}
+    for normalizer in (lost, lost | {"pattern": {"String": " "}}):
+        file.write_text(json.dumps(whole | {"normalizer": normalizer}))
+        with pytest.raises(ConfigError, match=r"tokenizer\.json: a text does not come back whole"):
+            ChatTokenizer.load(model)

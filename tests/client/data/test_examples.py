@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from client.data.examples import Counts, content_of, contents, count, held_out, parse
+from client.data.conversation import Conversation, Turn, content_of
+from client.data.examples import Counts, contents, count, held_out, parse
 from client.data.prepare import Preparation, prepare
 from tests.toys.sites.training_data import SECRET, write_lines
 from umbel.errors import DataError
@@ -14,7 +15,7 @@ from umbel.errors import DataError
 
 def test_parses_every_kind() -> None:
     def turns(example: dict[str, Any]) -> list[tuple[str, str]]:
-        return parse(json.dumps(example).encode(), "f:1")
+        return [(turn.role, turn.content) for turn in parse(json.dumps(example).encode(), "f:1").turns]
 
     assert turns({"prompt": "p", "completion": "c", "id": 3}) == [("user", "p"), ("assistant", "c")]
     assert turns({"instruction": "i", "output": "o"}) == [("user", "i"), ("assistant", "o")]
@@ -38,7 +39,7 @@ def test_parses_every_kind() -> None:
         (b'{"messages": "Zyxwv"}', '"messages" is a string; expected a list'),
         (b'{"messages": []}', '"messages" is empty'),
         (b'{"messages": ["Zyxwv"]}', r"messages\[0\]: expected an object"),
-        (b'{"messages": [{"role": "assistant", "content": "Zyxwv", "tool_calls": []}]}', "and no more"),
+        (b'{"messages": [{"role": "assistant", "content": "x", "notes_to_model": "Zyxwv"}]}', "is no known field"),
         (b'{"messages": [{"role": "assistant", "content": {"Zyxwv": 1}}]}', r'messages\[0\]: "content" is an object'),
         (b'{"messages": [{"role": "user", "content": "Zyxwv"}]}', "no answer to learn"),
         (b'{"prompt": "Zyxwv\xff", "completion": "x"}', "not UTF-8"),
@@ -63,7 +64,7 @@ def test_counts_are_those_of_the_token_files(tiny_llama: Path, tmp_path: Path, f
 
 
 def test_examples_keep_their_side_whatever_is_added(tmp_path: Path) -> None:
-    every = [content_of([("user", f"question {n}"), ("assistant", "answer")]) for n in range(200)]
+    every = [content_of(Conversation((Turn("user", f"question {n}"), Turn("assistant", "answer")))) for n in range(200)]
     chosen = held_out(every[:100], 0.3)
     assert 10 < len(chosen) < 50
     assert chosen <= held_out(every, 0.3)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from client.data.chat_tokens import ChatTokenizer
+from client.data.conversation import Conversation, Turn
 from client.data.examples import MAX_LINE
 from client.data.prepare import Preparation, Prepared, prepare, prepare_in_child
 from tests.toys.sites.training_data import SECRET, rows, write_lines
@@ -106,7 +107,7 @@ def test_an_empty_answer_is_nothing_to_learn(tmp_path: Path, tiny_llama: Path, a
     data.write_text(
         json.dumps({"prompt": "p", "completion": "c"}) + "\n" + json.dumps({"prompt": "p", "completion": answer})
     )
-    with pytest.raises(DataError, match=r"train\.jsonl:2: the answer is empty"):
+    with pytest.raises(DataError, match=r"train\.jsonl:2: completion: the answer is empty"):
         prepare(Preparation(data, None, 0.5, tiny_llama, 32, tmp_path / "out"))
 
 
@@ -159,7 +160,8 @@ def test_released_examples_are_trained_on_only_and_leave_with_the_next_preparati
 
 
 def _holds(model: Path, among: set[tuple[int, ...]], prompt: str, completion: str) -> bool:
-    ids, _ = ChatTokenizer.load(model).encode([("user", prompt), ("assistant", completion)], "x:1")
+    conversation = Conversation((Turn("user", prompt), Turn("assistant", completion)))
+    ((ids, _),) = ChatTokenizer.load(model).encode(conversation, "x:1").rows
     return tuple(ids) in among
 
 
@@ -169,7 +171,7 @@ def _holds(model: Path, among: set[tuple[int, ...]], prompt: str, completion: st
         (None, r"guard\.jsonl: cannot be read \(No such file or directory\); see the site file"),
         (b"", r"guard\.jsonl: holds no example"),
         (b'{"prompt": "Zyxwv"', r"guard\.jsonl:1: not JSON"),
-        (b'{"prompt": "Zyxwv", "completion": ""}', r"guard\.jsonl:1: the answer is empty"),
+        (b'{"prompt": "Zyxwv", "completion": ""}', r"guard\.jsonl:1: completion: the answer is empty"),
     ],
 )
 def test_an_unusable_guard_is_named_in_one_line(

@@ -1,0 +1,66 @@
+"""`Conversation`: one example for training, as turns of a chat and the tools that its answers may call."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    """system, user, assistant or tool."""
+    content: str
+    """Its text; empty where an answer only calls tools."""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """Calls of an answer, each `{"id", "index", "type", "function": {"name", "arguments"}}`, arguments as an object."""
+    tool_call_id: str | None = None
+    """The call that a tool's turn answers."""
+    name: str | None = None
+    """Name of the tool, in a tool's turn."""
+    reasoning_content: str | None = None
+    """Thoughts before an answer, for templates that write them."""
+    trained: bool = True
+    """Whether an answer carries a loss; other turns never do."""
+
+    def message(self) -> dict[str, Any]:
+        """Return the turn as SGLang hands it to the chat template: keys without a value left out."""
+        known = {
+            "role": self.role,
+            "content": self.content,
+            "tool_calls": list(self.tool_calls) or None,
+            "tool_call_id": self.tool_call_id,
+            "name": self.name,
+            "reasoning_content": self.reasoning_content,
+        }
+        return {key: value for key, value in known.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The turns of an example, ending with an answer.
+
+    >>> Conversation((Turn("user", "1 + 1 ="), Turn("assistant", "2")))
+    """
+
+    turns: tuple[Turn, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    """Tools that the prompt offers, each `{"type": "function", "function": {...}, "defer_loading": None}`."""
+
+    @property
+    def answers(self) -> list[int]:
+        """Indices of the assistant's turns."""
+        return [index for index, turn in enumerate(self.turns) if turn.role == "assistant"]
+
+
+def content_of(conversation: Conversation) -> str:
+    """Return the sha256 of everything in a conversation, as hexadecimal digits. It decides the side of the split."""
+    parts: list[Any] = []
+    for turn in conversation.turns:
+        more = {key: value for key, value in turn.message().items() if key not in ("role", "content")}
+        more |= {} if turn.trained else {"weight": 0}
+        parts.append([turn.role, turn.content, *([more] if more else [])])
+    parts += [{"tools": conversation.tools}] if conversation.tools else []
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""`Survey`: a whole file of examples, inspected and added up: the usable ones, the refused ones, the figures.
+
+`SiteSurvey`: the same for all files of a site, as `umbel check` tells it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.data.chat_tokens import ChatTokenizer
+from client.data.examples import held_out
+from client.data.inspection import Inspected, inspect, loss_tokens
+from client.data.shapes import EXPECTED
+from client.data.summary import DATA, EVAL_DATA, Summary, files_of, quantile
+from umbel.errors import DataError
+from umbel.site.config import SiteConfig
+from umbel.token_file import NO_LOSS
+
+SHOWN_REFUSALS = 3
+"""Refused examples that an error names one by one."""
+
+
+class Tally:
+    """Adds up the examples of one file.
+
+    >>> tally = Tally(tokenizer)
+    >>> for example in inspect(path, tokenizer, 512):
+    ...     tally.add(example)
+    >>> tally.summary()
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._stops = tokenizer.stops
+        self._counts = dict.fromkeys(("examples", "refused", "cut", "dropped", "untold", "repeated", "unending"), 0)
+        self._seen: set[str] = set()
+        self._lengths: list[int] = []
+        self._loss_tokens = self._filled = self._room = 0
+
+    def add(self, example: Inspected) -> None:
+        """Count one example."""
+        counts = self._counts
+        counts["examples"] += 1
+        if example.refused is not None:
+            counts["refused"] += 1
+            return
+        rows = example.rows
+        counts["cut"] += example.cut
+        counts["dropped"] += example.dropped
+        counts["untold"] += example.untold
+        counts["repeated"] += example.content in self._seen
+        counts["unending"] += self._unending(example)
+        self._seen.add(example.content)
+        self._lengths.append(example.tokens)
+        self._loss_tokens += sum(map(loss_tokens, rows))
+        self._filled += sum(len(ids) for ids, _ in rows)
+        self._room += example.seq_len * len(rows)
+
+    def summary(self) -> Summary:
+        """Return the figures about all examples so far."""
+        lengths = sorted(self._lengths)
+        return Summary(
+            **self._counts,
+            loss_tokens=self._loss_tokens,
+            median=quantile(lengths, 0.5),
+            p95=quantile(lengths, 0.95),
+            longest=quantile(lengths, 1),
+            padding=1 - self._filled / self._room if self._room else 0.0,
+        )
+
+    def _unending(self, example: Inspected) -> bool:
+        """Tell whether the last token with a loss, before cutting, is none at which the engine stops."""
+        ids, labels = example.whole[-1] if example.whole else ((), ())
+        last = next(
+            (token for token, label in zip(reversed(ids), reversed(labels), strict=True) if label != NO_LOSS), None
+        )
+        return last is not None and last not in self._stops
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A whole file."""
+
+    path: Path
+    examples: list[Inspected]
+    """The examples that training or a probe can use."""
+    refused: list[DataError]
+    """The reasons of the first `SHOWN_REFUSALS` examples that are refused."""
+    summary: Summary
+
+    def mistakes(self) -> list[DataError]:
+        """Return what keeps the file from being used: examples that are refused, or nothing to train on."""
+        summary = self.summary
+        if self.refused:
+            return self.refused
+        if not summary.examples:
+            return [DataError(f"{self.path}: holds no example; {EXPECTED}, one per line")]
+        return [] if self.examples else [DataError(f"{self.path}: no trainable token in any of {self._cause()}")]
+
+    def _cause(self) -> str:
+        total, cut = self.summary.examples, self.summary.cut
+        if cut:
+            return (
+                f"{total} examples: {cut} of {total} prompts fill seq_len before their answer begins; raise "
+                "[training].seq_len"
+            )
+        return f"{total} examples: the chat template renders no answer; check its {{% generation %}} spans"
+
+
+def survey(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> Survey:
+    """Inspect a whole file. Raises DataError where the file as a whole cannot be read."""
+    tally = Tally(tokenizer)
+    usable: list[Inspected] = []
+    refused: list[DataError] = []
+    for example in inspect(path, tokenizer, seq_len):
+        tally.add(example)
+        if example.refused is None and not example.dropped:
+            usable.append(example)
+        elif example.refused is not None and len(refused) < SHOWN_REFUSALS:
+            refused.append(example.refused)
+    return Survey(path, usable, refused, tally.summary())
+
+
+@dataclass(frozen=True)
+class SiteSurvey:
+    """All files of a site."""
+
+    files: dict[str, Survey]
+    """Name in sentences (`files_of`) → a file that can be read."""
+    mistakes: dict[str, list[DataError]]
+    """Name → what keeps the file from being used."""
+    train: int
+    """Examples to train on."""
+    held_out: int
+    """Examples for probes."""
+
+
+def survey_site(config: SiteConfig, tokenizer: ChatTokenizer) -> SiteSurvey:
+    """Inspect all files of a site, and count the examples of each side of the split."""
+    files: dict[str, Survey] = {}
+    mistakes: dict[str, list[DataError]] = {}
+    for name, path in files_of(config).items():
+        try:
+            files[name] = survey(path, tokenizer, config.training.seq_len)
+            found = files[name].mistakes()
+        except DataError as error:
+            found = [error]
+        mistakes |= {name: found} if found else {}
+    contents = [example.content for example in files[DATA].examples] if DATA in files else []
+    if EVAL_DATA in files_of(config):
+        return SiteSurvey(files, mistakes, len(contents), len(files[EVAL_DATA].examples) if EVAL_DATA in files else 0)
+    chosen = held_out(contents, config.training.eval_fraction)
+    kept_back = sum(content in chosen for content in contents)
+    return SiteSurvey(files, mistakes, len(contents) - kept_back, kept_back)
