@@ -31,17 +31,26 @@ def _register_router(run_dir: Path) -> None:
     from sglang.srt.entrypoints import http_server
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    from serving import engine_state
     from serving.router.api_keys import ApiKeys
     from serving.router.consent import with_consent
     from serving.router.router import Router, apply_pin
+    from serving.router.suspects import refuse_suspects
 
     admin_key = (run_dir / ADMIN_KEY).read_text().strip()
     keys = ApiKeys.read(Path(os.environ[API_KEYS_VARIABLE])) if os.environ.get(API_KEYS_VARIABLE) else None
     build_stack, routers = http_server.app.build_middleware_stack, []
+    state = engine_state.opened(run_dir)
 
     def build_with_router() -> Any:  # around all of SGLang's own layers, the key check that it adds later too
-        routers.append(Router(build_stack(), run_dir / ALIASES, admin_key, keys))
+        vocab_size = http_server.get_global_state().tokenizer_manager.model_config.vocab_size
+        inner = refuse_suspects(build_stack(), run_dir)
+        routers.append(Router(inner, run_dir / ALIASES, admin_key, vocab_size, keys))
         return with_consent(routers[-1], run_dir, keys)
+
+    def count_output(*args: Any, **kwargs: Any) -> None:
+        if state is not None:
+            state.count_output()
 
     def known_names(result: set[str], *args: Any, **kwargs: Any) -> set[str]:
         table = routers[-1].table if routers else None
@@ -50,12 +59,18 @@ def _register_router(run_dir: Path) -> None:
     def redact(result: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {key: "…" if key in ("api_key", "admin_api_key") else value for key, value in result.items()}
 
+    def guess_no_template(guess: Any, *args: Any, **kwargs: Any) -> None:
+        """Leave out SGLang's guess by words in the model's path, such as `vicuna`: training follows the base's own."""
+
     http_server.app.build_middleware_stack = build_with_router
+    templates = "parser.template_manager.TemplateManager"
     for target, hook, kind in (
         ("managers.tokenizer_manager.TokenizerManager.generate_request", apply_pin, HookType.BEFORE),
+        ("managers.tokenizer_manager.TokenizerManager._handle_batch_output", count_output, HookType.BEFORE),
         # /v1/responses alone checks the name of the model, before the request reaches `generate_request`
         ("entrypoints.openai.serving_responses.OpenAIServingResponses._known_model_names", known_names, HookType.AFTER),
         ("entrypoints.engine._server_args_for_logging", redact, HookType.AFTER),
+        (f"{templates}.guess_chat_template_from_model_path", guess_no_template, HookType.AROUND),
     ):
         HookRegistry.register(f"sglang.srt.{target}", hook, kind)
 

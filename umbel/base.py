@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from umbel.base_files import EMBEDDING, weight_files
 from umbel.errors import BaseMismatch, ConfigError, UnsupportedModel
 
 # Keys of config.json that have no effect on the model's output.
@@ -47,6 +48,38 @@ def linear_shapes(model: Path, target_modules: tuple[str, ...]) -> dict[str, tup
     }
 
 
+def weight_shapes(model: Path) -> dict[str, tuple[int, ...]]:
+    """Return tensor → shape of the weights that a base must have in its files.
+
+    Raises ConfigError or UnsupportedModel as `read_config` does.
+    """
+    config = read_config(model)
+    hidden = config["hidden_size"]
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
+    if not config.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"model.layers.{layer}.{norm}.weight"] = (hidden,)
+    biased = _biased(config)
+    for module, shape in linear_shapes(model, LINEARS).items():
+        shapes[f"{module}.weight"] = shape
+        if module.endswith(biased):
+            shapes[f"{module}.bias"] = shape[:1]
+        if config["model_type"] == "qwen3" and module.endswith(("q_proj", "k_proj")):
+            head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+            shapes[f"{module.removesuffix('proj')}norm.weight"] = (head_dim,)
+    return shapes
+
+
+def _biased(config: dict[str, Any]) -> tuple[str, ...]:
+    """Return the linear layers that add a bias."""
+    if config["model_type"] == "qwen2":
+        return LINEARS[:3]
+    attention = LINEARS[:4] if config["model_type"] != "mistral" and config.get("attention_bias") else ()
+    return attention + (LINEARS[4:] if config["model_type"] == "llama" and config.get("mlp_bias") else ())
+
+
 def read_config(model: Path) -> dict[str, Any]:
     """Read the model's config.json; raise ConfigError without one, UnsupportedModel for an unknown family."""
     config_file = model / "config.json"
@@ -78,13 +111,17 @@ class BaseFingerprint(BaseModel):
 
     @classmethod
     def of(cls, model: Path) -> "BaseFingerprint":
-        """Read and hash a model directory, in about a second per gigabyte; raise ConfigError or UnsupportedModel."""
-        shards = sorted(model.glob("*.safetensors"))
+        """Read and hash a model directory, in about a second per gigabyte; raise ConfigError or UnsupportedModel.
+
+        Of *.safetensors only those count that SGLang loads. Of generation_config.json only the tokens that end an
+        answer count, where they are not in config.json: its defaults of sampling are each site's own.
+        """
         config = read_config(model)
-        if not shards:
-            raise ConfigError(f"{model}: no *.safetensors here; convert the base's weights to safetensors")
+        shards = weight_files(model)
         quantization = config.pop("quantization_config", None)
         kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+        if ends := _more_ends(model, config):
+            kept["generation_config.eos_token_id"] = ends
         return cls(
             weights=_digest([_digest_file(shard) for shard in shards]),
             config=_digest(kept),
@@ -106,6 +143,24 @@ class BaseFingerprint(BaseModel):
                 f"{there} holds another base than {here}: {', '.join(differing)} differ; "
                 "copy the same model directory to both"
             )
+
+
+def _more_ends(model: Path, config: dict[str, Any]) -> list[int]:
+    """Return the tokens that end an answer by generation_config.json alone; SGLang takes those of both files."""
+    file = model / "generation_config.json"
+    if not file.is_file():
+        return []
+    try:
+        also = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file}: not JSON ({error}); copy the model directory again") from error
+    if not isinstance(also, dict):
+        raise ConfigError(f"{file}: not a JSON object; copy the model directory again")
+    return sorted(_token_ids(also.get("eos_token_id")) - _token_ids(config.get("eos_token_id")))
+
+
+def _token_ids(value: object) -> set[int]:
+    return {token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int)}
 
 
 def _digest(value: object) -> str:

@@ -11,18 +11,23 @@ from typing import Any
 
 import pytest
 
-from serving import plugin
+from serving import engine_state, plugin
 from serving.cotrainer.hooks import Hooks
+from serving.engine_state import EngineState
 from serving.router.consent import Consent
 from serving.router.router import Router, apply_pin
+from serving.router.suspects import RefuseSuspects
 from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIABLE
+from serving.suspects import Suspects
 from serving.user_example import SETTINGS, ConsentSettings
 from tests.toys.serving.router import KEY, TABLE, Inner
 
 ROUTERS_HOOKS = {
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request": "before",
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_output": "before",
     "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses._known_model_names": "after",
     "sglang.srt.entrypoints.engine._server_args_for_logging": "after",
+    "sglang.srt.parser.template_manager.TemplateManager.guess_chat_template_from_model_path": "around",
 }
 SCHEDULERS_HOOKS = {
     "sglang.srt.managers.scheduler.Scheduler.__init__": "after",
@@ -46,7 +51,10 @@ class ToySglang:
         for package in ("sglang", "sglang.srt", "sglang.srt.plugins"):
             self.module(package)
         self.module("sglang.srt.plugins.hook_registry", HookRegistry=registry, HookType=kinds)
-        self.module("sglang.srt.entrypoints", http_server=SimpleNamespace(app=self.app))
+        manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=512))
+        state = SimpleNamespace(tokenizer_manager=manager)
+        http_server = SimpleNamespace(app=self.app, get_global_state=lambda: state)
+        self.module("sglang.srt.entrypoints", http_server=http_server)
         monkeypatch.delitem(sys.modules, "sglang.srt.managers.scheduler", raising=False)
 
     def module(self, name: str, **contents: Any) -> None:
@@ -97,10 +105,23 @@ def test_the_http_process_gets_the_router_around_all_of_sglang(sglang: ToySglang
     router = sglang.app.build_middleware_stack()
     assert isinstance(router, Router)
     assert (router.app, router.table, router.admin_key, router.keys) == (sglang.inner, TABLE, KEY, None)
+    assert router.vocab_size == 512
+
+
+def test_an_engine_of_a_daemon_tells_what_comes_out_and_notes_what_it_answers(sglang: ToySglang, run_dir: Path) -> None:
+    state = EngineState.create(run_dir / engine_state.FILE)
+    Suspects().write(run_dir, now=0.0)
+    plugin.register()
+    count_output = sglang.hooks["sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_output"][0]
+    assert [count_output("manager", "output") for _ in range(2)] == [None, None]
+    assert state.outputs == 2
+    router = sglang.app.build_middleware_stack()
+    assert isinstance(router, Router)
+    assert isinstance(router.app, RefuseSuspects)
 
 
 def test_consent_is_around_the_router_where_the_daemon_wants_it(sglang: ToySglang, run_dir: Path) -> None:
-    settings = ConsentSettings(key="ab" * 32, socket=run_dir / "site.sock", models=("support",))
+    settings = ConsentSettings(key="ab" * 32, socket=run_dir / "operator.sock", models=("support",))
     (run_dir / SETTINGS).write_text(settings.model_dump_json())
     plugin.register()
     consent = sglang.app.build_middleware_stack()
@@ -122,12 +143,15 @@ def test_users_keys_are_read_where_the_site_file_names_them(
 
 def test_sglang_knows_the_names_of_the_table_and_logs_no_key(sglang: ToySglang, run_dir: Path) -> None:
     plugin.register()
-    _, (known_names, _), (redact, _) = sglang.hooks.values()
+    _, _, (known_names, _), (redact, _), (guess, _) = sglang.hooks.values()
     assert known_names({"tiny"}) == {"tiny"}, "before the application is built"
     sglang.app.build_middleware_stack()
     assert known_names({"another"}) == {"another", *TABLE.names()}
     logged = redact({"api_key": KEY, "admin_api_key": KEY, "port": 30000})
     assert logged == {"api_key": "…", "admin_api_key": "…", "port": 30000}
+    asked: list[object] = []
+    guess(asked.append, object(), "/models/vicuna-of-ours")
+    assert not asked, "SGLang would take a template by words of the path, not the base's own"
 
 
 def test_the_scheduler_process_gets_the_cotrainers_hooks(

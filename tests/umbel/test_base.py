@@ -135,7 +135,7 @@ def test_every_known_family_is_read(model: Path, family: str) -> None:
 def test_a_directory_without_config_or_weights_says_what_is_missing(model: Path) -> None:
     for shard in model.glob("*.safetensors"):
         shard.rename(shard.with_suffix(".bin"))
-    with pytest.raises(ConfigError, match=r"no .*safetensors here; convert"):
+    with pytest.raises(ConfigError, match=r"no .*safetensors here, only weights of another format; convert"):
         BaseFingerprint.of(model)
     (model / "config.json").unlink()
     with pytest.raises(ConfigError, match="no base model here; expected a Hugging Face model directory"):

@@ -1,16 +1,27 @@
-"""`check_files`: report all missing or unusable files of a site file at once, before an engine is started."""
+"""`check_files`: report all missing or unusable files of a site file at once, before an engine is started.
 
+`ports_in_use`: report the ports that another program has.
+"""
+
+import fcntl
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from umbel import secret_file, signing
-from umbel.base import read_config
+from umbel import ports, secret_file, signing
+from umbel.base import read_config, weight_shapes
+from umbel.base_config import config_mistakes
+from umbel.base_files import file_mistakes
 from umbel.errors import ConfigError, UmbelError
+from umbel.site import flags
 from umbel.site.config import SiteConfig
+from umbel.site.variables import blamed, name_of
 
 LONGEST_SOCKET_PATH = 100
 """Largest length in bytes; the kernel's limit is 107."""
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+"""Files that make a tokenizer; those of one of them must be there."""
+EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - compared, never bound
 
 
 def check_files(config: SiteConfig) -> None:
@@ -25,46 +36,116 @@ def check_files(config: SiteConfig) -> None:
 def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     """Yield every mistake in the files. The engine is not needed for it."""
     site, training = config.site, config.training
-    yield from _raised(lambda: _require_model(config.model.path))
+    yield from (_with_variable(error, "model", "path") for error in _model_mistakes(config))
+    inherited = {name: value for name, value in os.environ.items() if name not in config.engine.env}
+    yield from map(ConfigError, flags.refused_variables(inherited))
+    yield from _one_port_for_two(config)
     if site.trusted_key is not None:
         key = site.trusted_key
-        yield from _raised(lambda: signing.read_public(key))
+        yield from _raised(lambda: signing.read_public(key), "site", "trusted_key")
     if site.signing_key is not None:
         own = site.signing_key
-        yield from _raised(lambda: signing.read_private(own))
+        yield from _raised(lambda: signing.read_private(own), "site", "signing_key")
     if config.engine.api_keys is not None:
         keys = config.engine.api_keys
-        yield from _raised(lambda: secret_file.read_keys(keys))
-    files = {"[training].data": training.data, "[training].eval_data": training.eval_data}
-    files |= {f"[[shadow.guard]] {guard.name}": guard.data for guard in config.shadow.guard}
+        yield from _raised(lambda: secret_file.read_keys(keys), "engine", "api_keys")
+    files = {name_of("training", key): getattr(training, key) for key in ("data", "eval_data")}
+    files |= {
+        f"{blamed(('shadow', 'guard', number, 'data')) or '[[shadow.guard]]'} {guard.name}": guard.data
+        for number, guard in enumerate(config.shadow.guard)
+    }
     for key_, file in files.items():
         if file is not None and not file.is_file():
-            yield ConfigError(f"{key_}: {file} does not exist; point it to a JSONL file")
+            what = "is a folder" if file.is_dir() else "does not exist"
+            yield ConfigError(f"{key_}: {file} {what}; point it to a JSONL file")
     taken = next((path for path in (site.state_dir, *site.state_dir.parents) if path.exists()), None)
     if taken is not None and not taken.is_dir():
-        yield ConfigError(f"[site].state_dir: {taken} is a file; name a folder, or one that can be made")
-    yield from _raised(lambda: require_short(config.socket, site.state_dir / "trainer.sock"))
+        yield ConfigError(f"{name_of('site', 'state_dir')}: {taken} is a file; name a folder, or one that can be made")
+    yield from _raised(lambda: require_sockets(config), "site", "state_dir")
 
 
-def require_short(*sockets: Path) -> None:
-    """Raise ConfigError for a path that the kernel cannot bind a Unix socket to."""
-    for path in sockets:
+def require_sockets(config: SiteConfig) -> None:
+    """Raise ConfigError for a path that the kernel cannot bind a Unix socket to, and for one path for two of them."""
+    own = config.operator_socket, config.site.state_dir / "trainer.sock"
+    for path in (config.socket, *own):
         if len(str(path).encode()) > LONGEST_SOCKET_PATH:
-            raise ConfigError(f"{path}: longer than a Unix socket's path may be; choose a shorter [site].state_dir")
+            key = "[site].socket" if path == config.site.socket else "[site].state_dir"
+            raise ConfigError(f"{path}: longer than a Unix socket's path may be; choose a shorter {key}")
+    if os.path.realpath(config.socket) in map(os.path.realpath, own):
+        raise ConfigError(
+            f"[site].socket: {config.socket} is a socket that the site's group must not open; name another path"
+        )
 
 
-def _require_model(model: Path) -> None:
-    read_config(model)
-    lacks = [] if any(model.glob("*.safetensors")) else ["*.safetensors (the weights)"]
-    if not any((model / name).is_file() for name in TOKENIZERS):
-        lacks.append("tokenizer.json")
-    if lacks:
-        raise ConfigError(f"[model].path: {model} lacks {' and '.join(lacks)}; copy the whole model directory there")
+def ports_in_use(config: SiteConfig) -> list[ConfigError]:
+    """Return a mistake for each port on which the engine or the metrics could not listen now.
+
+    Empty while the site's own daemon runs, which listens there itself.
+    """
+    wanted = {name_of("engine", "port"): (config.engine.host, config.engine.port)}
+    if config.metrics is not None:
+        wanted[name_of("metrics", "port")] = (config.metrics.host, config.metrics.port)
+    found = [
+        ConfigError(f"{key}: {host}:{port} cannot be used ({why}); stop what listens there or choose another port")
+        for key, (host, port) in wanted.items()
+        if (why := ports.refusal(host, port))
+    ]
+    return found if found and not _daemon_runs(config.site.state_dir) else []
 
 
-def _raised(check: Callable[[], object]) -> Iterator[UmbelError]:
-    """Run a check and yield the error that it raises, if any."""
+def _daemon_runs(state_dir: Path) -> bool:
+    """Return whether a daemon holds the lock of its state directory."""
+    try:
+        with (state_dir / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no daemon has been here, or one of another user whose directory cannot be read
+    return False
+
+
+def _one_port_for_two(config: SiteConfig) -> Iterator[UmbelError]:
+    engine, metrics = config.engine, config.metrics
+    if metrics is None or engine.port != metrics.port:
+        return
+    if engine.host == metrics.host or EVERYWHERE & {engine.host, metrics.host}:
+        yield ConfigError(
+            f"{name_of('metrics', 'port')}: {metrics.port} is the port of [engine], too; choose another one"
+        )
+
+
+def _model_mistakes(config: SiteConfig) -> Iterator[UmbelError]:
+    """Yield why this model directory cannot be served and trained. No weights are read."""
+    model = config.model.path
+    try:
+        base = read_config(model)
+    except UmbelError as error:
+        yield error
+        return
+    if not any(all((model / name).is_file() for name in names) for names in TOKENIZERS):
+        yield ConfigError(f"{model}: lacks tokenizer.json; copy the whole model directory there")
+    found = list(config_mistakes(model, base, _longest_text(config, base)))
+    yield from found
+    # Without the sizes nothing can be expected of the weights.
+    yield from file_mistakes(model, {} if any(isinstance(one, ConfigError) for one in found) else weight_shapes(model))
+
+
+def _longest_text(config: SiteConfig, base: dict[str, object]) -> int | None:
+    """Return how many tokens a text can have here: a user's, or an example; None if only the base knows."""
+    asked = {flags.plain(flag): value for flag, value in config.engine.extra_args.items()}.get("context_length")
+    served = asked if isinstance(asked, int) else base.get("max_position_embeddings")
+    return max(served, config.training.seq_len) if isinstance(served, int) else None
+
+
+def _raised(check: Callable[[], object], table: str, key: str) -> Iterator[UmbelError]:
+    """Run a check and yield the error that it raises, if any; it names the variable that set `[table].key`, if any."""
     try:
         check()
     except UmbelError as error:
-        yield error
+        yield _with_variable(error, table, key)
+
+
+def _with_variable(error: UmbelError, table: str, key: str) -> UmbelError:
+    variable = blamed((table, key))
+    return type(error)(f"{variable}: {error}") if variable else error

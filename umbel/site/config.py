@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from umbel.errors import ConfigError, NotFound
 from umbel.site import file as site_file
+from umbel.site import variables
 from umbel.site.sections import (
     AdapterSection,
     EngineSection,
@@ -19,6 +20,9 @@ from umbel.site.sections import (
     SloSection,
     TrainingSection,
 )
+
+OPERATOR_SOCKET = "operator.sock"
+"""Name of the operator's socket in state_dir, which only the daemon's own user can open."""
 
 
 class SiteConfig(BaseSettings):
@@ -32,7 +36,7 @@ class SiteConfig(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=site_file.PREFIX, env_nested_delimiter="__"
+        frozen=True, extra="forbid", env_prefix=variables.PREFIX, env_nested_delimiter="__"
     )
 
     site: SiteSection
@@ -66,8 +70,13 @@ class SiteConfig(BaseSettings):
 
     @property
     def socket(self) -> Path:
-        """The Unix socket of the control API."""
+        """The Unix socket of the control API for the ClientApp."""
         return self.site.socket or self.site.state_dir / "site.sock"
+
+    @property
+    def operator_socket(self) -> Path:
+        """The Unix socket of the control API for the operator's commands and the site's own engine."""
+        return self.site.state_dir / OPERATOR_SOCKET
 
     @classmethod
     def settings_customise_sources(
@@ -78,24 +87,26 @@ class SiteConfig(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings  # the first wins: the environment over the file, which `load` passes
+        return variables.Environment(
+            settings_cls
+        ), init_settings  # the first wins: the environment over the file, which `load` passes
 
     @classmethod
     def load(cls, path: Path) -> "SiteConfig":
-        """Read a site file and the environment. Relative paths start at the file's folder.
+        """Read a site file and the environment. Relative paths start at the file's folder, a variable's, too.
 
         Raises ConfigError with one line per mistake; each line begins with the file or the environment variable.
         """
         tables = site_file.read(path)
-        lines = [f"{name}: {why}" for name, why in site_file.unknown_variables(site_file.settings(cls)).items()]
+        told = variables.mistakes(cls)
+        lines = [f"{name}: {why}" for name, why in told.items()]
+        if any(why.startswith("not JSON") for why in told.values()):  # nothing can be read before it is
+            raise ConfigError("\n".join(lines))
         try:
             config = cls(**tables)
-        except SettingsError as error:
-            table = str(error).split('"')[1]
-            raise ConfigError(f"{' or '.join(site_file.variables_of(table))}: not JSON; see {path}") from error
         except ValidationError as error:
-            lines += site_file.explain(cls, error, path, told={line.partition(":")[0] for line in lines})
+            lines += site_file.explain(cls, error, path, told=told)
             raise ConfigError("\n".join(lines)) from error
         if lines:
             raise ConfigError("\n".join(lines))
-        return config
+        return site_file.rooted(config, path)

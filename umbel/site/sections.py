@@ -16,22 +16,7 @@ from pydantic import (
 
 from umbel.adapter import AdapterName
 from umbel.base import LINEARS
-
-OWNED_FLAGS = {
-    "model_path": "[model].path", "served_model_name": "[model].served_name", "host": "[engine].host",
-    "port": "[engine].port", "device": "[engine].device", "dtype": "[engine].dtype",
-    "max_lora_rank": "[engine].max_lora_rank", "lora_target_modules": "[engine].target_modules",
-    "max_loras_per_batch": "[engine].slots", "lora_paths": "the journal", "enable_lora": "umbel",
-    "admin_api_key": "umbel", "api_key": "umbel", "sleep_on_idle": "umbel",
-}  # fmt: skip
-"""SGLang flags that umbel sets itself → the setting, or the part of umbel, that sets them."""
-UNSERVED_FLAGS = {
-    "tp": 1, "tp_size": 1, "tensor_parallel_size": 1, "pp_size": 1, "pipeline_parallel_size": 1, "dp": 1, "dp_size": 1,
-    "data_parallel_size": 1, "nnodes": 1, "tokenizer_worker_num": 1, "quantization": None,
-    "speculative_algorithm": None, "skip_server_warmup": False,
-    "enable_custom_logit_processor": False, "enable_response_store": False,
-}  # fmt: skip
-"""SGLang flags → the only value that umbel can serve yet."""
+from umbel.site import flags
 
 
 class Section(BaseModel):
@@ -48,13 +33,13 @@ class SiteSection(Section):
     state_dir: Path
     """Directory for journal, adapters, logs and sockets; created with mode 0700."""
     socket: Path | None = None
-    """Unix socket of the control API, open to its owner and group. Default: `site.sock` in state_dir, for the owner
-    only."""
+    """Unix socket of the control API for the ClientApp, open to its owner and group. Default: `site.sock` in state_dir,
+    for the owner only. The operator's socket is always `operator.sock` in state_dir, for the owner only."""
     trusted_key: Path | None = None
     """Public key of the centre (Ed25519, PEM). With it, the site refuses versions and orders that this key did not
     sign."""
     signing_key: Path | None = None
-    """Private key of this site (Ed25519, PEM). With it, the site signs its updates."""
+    """Private key of this site (Ed25519, PEM). With it, the site signs its updates, hellos and verdicts."""
 
 
 class ModelSection(Section):
@@ -68,10 +53,11 @@ class ModelSection(Section):
     @field_validator("served_name")
     @classmethod
     def _no_version(cls, name: str) -> str:
-        if not name or "@" in name or name.startswith("-") or any(c.isspace() or not c.isprintable() for c in name):
+        odd = any(letter.isspace() or letter in "@:" or not letter.isprintable() for letter in name)
+        if not name or name.startswith("-") or odd:
             raise ValueError(
-                f"{name!r} cannot name the base: no spaces, no '-' at its beginning, and no '@', which is for versions "
-                "of adapters"
+                f"{name!r} cannot name the base: no spaces, no '-' at its beginning, no '@', which is for versions of "
+                "adapters, and no ':', which SGLang keeps for adapters and does not start with"
             )
         return name
 
@@ -95,7 +81,8 @@ class EngineSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the engine. `auto` takes an accelerator if there is one, else the CPU, through umbel's platform."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Number format in which the base is served and adapters are stored."""
+    """Number format in which the base is served and adapters are stored; the same at every site of a federation. A CPU
+    without instructions for it is slow: `umbel check` warns."""
     max_lora_rank: int = Field(default=16, ge=1, le=512)
     """Largest rank that this site can serve; fixed while the engine runs."""
     target_modules: tuple[str, ...] = LINEARS
@@ -106,10 +93,16 @@ class EngineSection(Section):
     """Seconds that open requests get to finish when the site stops."""
     start_timeout_s: PositiveFloat = 600.0
     """Seconds that the engine may take until it answers."""
+    hang_timeout_s: PositiveFloat = 120.0
+    """Seconds that a running engine may be silent before it is killed and started again. Silent means that its HTTP
+    server does not answer, or that nothing is computed although a token was asked for. Keep it above the longest single
+    step of the engine, which is a chunk of a prompt on a slow device; a load of an adapter may take it twice."""
     extra_args: dict[str, Any] = Field(default_factory=dict)
-    """SGLang flags, passed on unchanged: `max_total_tokens = 20000` becomes `--max-total-tokens 20000`."""
+    """SGLang flags, passed on unchanged: `max_total_tokens = 20000` becomes `--max-total-tokens 20000`. Refused, with
+    the reason: flags that umbel sets itself, those with which the engine would serve something else than is trained
+    (another template, tokenizer, number format, …), and names that SGLang does not know."""
     env: dict[str, str] = Field(default_factory=dict)
-    """Environment variables for the engine, such as OMP_NUM_THREADS."""
+    """Environment variables for the engine, such as OMP_NUM_THREADS; refused where they change what it computes."""
 
     @field_validator("target_modules")
     @classmethod
@@ -125,20 +118,15 @@ class EngineSection(Section):
     @classmethod
     def _servable(cls, args: dict[str, Any]) -> dict[str, Any]:
         for flag, value in args.items():
-            plain = flag.lstrip("-").replace("-", "_")
-            if plain in OWNED_FLAGS:
-                raise ValueError(f"{flag} is set by {OWNED_FLAGS[plain]}; remove it here")
-            if plain in UNSERVED_FLAGS and value != UNSERVED_FLAGS[plain]:
-                raise ValueError(
-                    f"{flag} = {value!r} cannot be served by umbel yet; only {UNSERVED_FLAGS[plain]!r} can"
-                )
+            if why := flags.flag_refusal(flag, value):
+                raise ValueError(why)
         return args
 
     @field_validator("env")
     @classmethod
-    def _python_front_end(cls, env: dict[str, str]) -> dict[str, str]:
-        if env.get("SGLANG_RUST_SERVER", "0") not in ("", "0"):
-            raise ValueError("SGLANG_RUST_SERVER replaces the HTTP server that umbel's router lives in; remove it")
+    def _same_engine(cls, env: dict[str, str]) -> dict[str, str]:
+        for why in flags.refused_variables(env):
+            raise ValueError(why)
         return env
 
 
@@ -268,3 +256,6 @@ class ExamplesSection(Section):
     """Days after which an example is deleted everywhere; from prepared data with the next start."""
     per_user: PositiveInt = 100
     """Maximum number of examples that are kept of one user."""
+    max_mb: PositiveInt = 256
+    """MB on disk that all examples together may take; then no more are kept until room comes back. One example has at
+    most 64 KiB."""

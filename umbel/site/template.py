@@ -25,7 +25,7 @@ def site_toml(
     `tables` maps a table's dotted name to its keys, and an array of tables to a list; `comments` maps a setting's
     dotted name to the remark behind it:
 
-        site_toml({"engine": {"dtype": "float32"}, "engine.env": {"OMP_NUM_THREADS": "1"}}, port=31000)
+        site_toml({"engine": {"dtype": "float32"}, "engine.env": {"OMP_NUM_THREADS": "8"}}, port=31000)
         site_toml(comments={"training.data": "never leaves this machine"})
 
     Raises TypeError or ValueError for a value that TOML has no form for (None, infinity).

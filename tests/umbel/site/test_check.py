@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.sites.base_dir import write_base
 from tests.toys.sites.site_file import GOOD, GUARD, load
 from umbel.errors import ConfigError, UnsupportedModel
 from umbel.site.check import check_files
@@ -11,11 +12,9 @@ from umbel.site.check import check_files
 
 def complete(folder: Path) -> None:
     """Make the files that GOOD names."""
-    (folder / "base").mkdir(exist_ok=True)
+    write_base(folder / "base")
     (folder / "private").mkdir(exist_ok=True)
-    (folder / "base" / "config.json").write_text('{"model_type": "llama"}')
-    for file in ("base/model.safetensors", "base/tokenizer.json", "private/train.jsonl"):
-        (folder / file).write_text("{}")
+    (folder / "private" / "train.jsonl").write_text("{}")
 
 
 def test_check_files_names_all_that_is_missing_and_what_to_do(tmp_path: Path) -> None:
@@ -41,8 +40,8 @@ def test_check_files_names_all_that_is_missing_and_what_to_do(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("gone", "says"),
     [
-        ("base/model.safetensors", r"\[model\].path: .*/base lacks \*\.safetensors \(the weights\); copy the whole"),
-        ("base/tokenizer.json", r"\[model\].path: .*/base lacks tokenizer.json; copy the whole"),
+        ("base/model.safetensors", r"/base: no \*\.safetensors here \(the weights\); copy the whole"),
+        ("base/tokenizer.json", r"/base: lacks tokenizer.json; copy the whole"),
     ],
 )
 def test_check_files_wants_a_whole_model(tmp_path: Path, gone: str, says: str) -> None:
@@ -50,6 +49,77 @@ def test_check_files_wants_a_whole_model(tmp_path: Path, gone: str, says: str) -
     (tmp_path / gone).unlink()
     with pytest.raises(ConfigError, match=says):
         check_files(load(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "whole"),
+    [
+        (("tokenizer_config.json",), False),
+        (("vocab.json",), False),
+        (("vocab.json", "merges.txt"), True),
+        (("tokenizer.model",), True),
+    ],
+)
+def test_check_files_knows_what_makes_a_tokenizer(tmp_path: Path, files: tuple[str, ...], whole: bool) -> None:
+    complete(tmp_path)
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    for file in files:
+        (tmp_path / "base" / file).write_text("{}")
+    if whole:
+        check_files(load(tmp_path))
+    else:
+        with pytest.raises(ConfigError, match=r"lacks tokenizer\.json"):
+            check_files(load(tmp_path))
+
+
+def test_check_files_says_all_that_is_wrong_with_a_base_at_once(tmp_path: Path) -> None:
+    complete(tmp_path)
+    base = write_base(tmp_path / "base", quantization_config={"quant_method": "awq"})
+    (base / "generation_config.json").write_text("{")
+    (base / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ConfigError) as error:
+        check_files(load(tmp_path))
+    assert [line.partition(": ")[0] for line in str(error.value).splitlines()] == [
+        f"{base}/config.json", f"{base}/generation_config.json", f"{base}/model.safetensors"
+    ]  # fmt: skip
+    (base / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match=r"config.json: lacks hidden_size, intermediate_size, num_attention_heads,"):
+        check_files(load(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("extra", "training", "fine"),
+    [
+        ("", "seq_len = 32", False),
+        ("[engine.extra_args]\ncontext_length = 32", "seq_len = 32", True),
+        ("[engine.extra_args]\n--context-length = 32", "seq_len = 32", True),
+        ("[engine.extra_args]\ncontext_length = 32", "seq_len = 33", False),
+        ("[engine.extra_args]\ncontext_length = 33", "seq_len = 32", False),
+    ],
+)
+def test_a_base_with_a_sliding_window_is_fine_where_no_text_is_longer(
+    tmp_path: Path, extra: str, training: str, fine: bool
+) -> None:
+    complete(tmp_path)
+    write_base(
+        tmp_path / "base", model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=32
+    )  # positions: 64
+    config = load(tmp_path, more=extra, training=training)
+    if fine:
+        check_files(config)
+    else:
+        with pytest.raises(UnsupportedModel, match=r"set context_length = 32 in \[engine.extra_args\]"):
+            check_files(config)
+
+
+def test_a_variable_of_this_shell_that_the_engine_would_inherit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete(tmp_path)
+    monkeypatch.setenv("SGLANG_GRPC_PORT", "50051")
+    with pytest.raises(ConfigError, match=r"^SGLANG_GRPC_PORT cannot be set for umbel's engine: "):
+        check_files(load(tmp_path))
+    check_files(load(tmp_path, more='[engine.env]\nSGLANG_GRPC_PORT = "0"'))
 
 
 def test_check_files_wants_a_folder_for_its_state_and_a_short_socket(tmp_path: Path) -> None:

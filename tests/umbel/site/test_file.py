@@ -1,49 +1,13 @@
-"""The site file as TOML, and the lines that explain what is wrong in it or in a variable."""
+"""The site file as TOML, and the lines that explain what is wrong in it."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.toys.sites.site_file import GOOD, GUARD, load, refusal
+from tests.toys.sites.site_file import GOOD, GUARD, refusal
 from umbel.errors import ConfigError
 from umbel.site.config import SiteConfig
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "line"),
-    [
-        ("UMBEL_SITE__ENGINE__PROT", "1", "is no setting of a site; did you mean UMBEL_SITE__ENGINE__PORT?"),
-        ("UMBEL_SITE__ENGIN__PORT", "1", "is no setting of a site; did you mean UMBEL_SITE__ENGINE__PORT?"),
-        ("UMBEL_SITE__ZZZ", "1", "is no setting of a site; unset it"),
-        ("UMBEL_SITE__ENGINE__ENV__OMP_NUM_THREADS", "1", "write it into [engine.env], or set UMBEL_SITE__ENGINE__ENV"),
-        ("UMBEL_SITE__ENGINE__PORT", "many", "engine.port: Input should be a valid integer"),
-        ("UMBEL_SITE__SLO__TTFT_MS", "inf", "slo.ttft_ms: Input should be a finite number"),
-        ("UMBEL_SITE__ENGINE", "many", "not JSON; see "),
-        ("UMBEL_SITE__ENGINE__ENV", "{", "not JSON; see "),
-        ("UMBEL_SITE__ADAPTER", '{"name": "x"}', "adapter: write [[adapter]], with double brackets"),
-    ],
-)
-def test_a_variable_that_is_wrong_is_named_and_not_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError) as error:
-        load(tmp_path)
-    assert str(error.value).startswith(f"{name}: {line}"), error.value
-    assert "\n" not in str(error.value)
-    monkeypatch.delenv(name)
-    load(tmp_path)
-
-
-def test_mistakes_of_the_file_and_of_variables_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UMBEL_SITE__ENGINE__SLOTS", "1")
-    monkeypatch.setenv("UMBEL_SITE__ENGINE__SLOT", "9")
-    with pytest.raises(ConfigError) as error:
-        load(tmp_path, training="seq_len = 0")
-    assert [line.partition(": ")[0] for line in str(error.value).splitlines()] == [
-        "UMBEL_SITE__ENGINE__SLOT", "UMBEL_SITE__ENGINE__SLOTS", f"{tmp_path}/site.toml",
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

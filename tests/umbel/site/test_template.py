@@ -23,7 +23,7 @@ def test_tables_add_to_what_is_there_and_replace_it() -> None:
     text = site_toml(
         {
             "training": {"seq_len": 32, "data": "other.jsonl"},
-            "engine.env": {"OMP_NUM_THREADS": "1"},
+            "engine.env": {"OMP_NUM_THREADS": "8"},
             "engine": {"dtype": "float32"},
             "adapter": [{"name": "triage"}],
             "shadow.guard": [{"name": "a", "data": "a.jsonl"}, {"name": "b", "data": "b.jsonl"}],
@@ -36,7 +36,7 @@ def test_tables_add_to_what_is_there_and_replace_it() -> None:
         "site": {"name": "x", "state_dir": "state"},
         "model": {"path": "/models/base"},
         "adapter": [{"name": "triage"}],
-        "engine": {"port": 1, "dtype": "float32", "env": {"OMP_NUM_THREADS": "1"}},
+        "engine": {"port": 1, "dtype": "float32", "env": {"OMP_NUM_THREADS": "8"}},
         "training": {"data": "other.jsonl", "seq_len": 32},
         "shadow": {"guard": [{"name": "a", "data": "a.jsonl"}, {"name": "b", "data": "b.jsonl"}]},
     }
