@@ -15,9 +15,14 @@ MAX_VERSION = 10**9 - 1
 _REF = re.compile(rf"({_NAME})@v(0|[1-9][0-9]{{0,8}})")
 
 
+def is_name(name: str) -> bool:
+    """Return whether `name` may name an adapter."""
+    return re.fullmatch(_NAME, name) is not None and len(name) <= 40
+
+
 def check_name(name: str) -> str:
     """Return `name` if it may name an adapter; raise AdapterError otherwise."""
-    if not re.fullmatch(_NAME, name) or len(name) > 40:
+    if not is_name(name):
         raise AdapterError(
             f"{name!r} cannot name an adapter: use at most 40 lower-case letters, digits, single '-' and '_', "
             "starting with a letter"

@@ -7,16 +7,20 @@ example), the SuperNode stays online and never takes a message again: flwr 1.41 
 the SuperNode's parent.
 """
 
+import argparse
 import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from umbel import ports
 from umbel.errors import ConfigError
 from umbel.site.config import SiteConfig
 
@@ -26,6 +30,8 @@ LOOK_S = 5.0
 """Seconds between two looks at the processes."""
 END_S = 10.0
 """Seconds between SIGTERM and SIGKILL."""
+HOST, PORT = "127.0.0.1", "9094"
+"""Flower's defaults: where a SuperNode answers its ClientApps."""
 CLIENT_APP = b"flwr-clientapp"
 TAKEN = b"Receiving: "
 ANSWERED = (b"Sent successfully", b"Ignoring", b"Failed to", b"error reply")
@@ -66,14 +72,64 @@ class Watch:
 def command(config: SiteConfig, arguments: Sequence[str]) -> list[str]:
     """Return the command line of `flower-supernode`: the operator's arguments, and this site's socket.
 
-    Raises ConfigError where the arguments hold --node-config, which is umbel's, or the program is not installed here.
+    Raises ConfigError where the arguments name no SuperLink, hold --node-config, which is umbel's, or name a port that
+    is taken, and where the program is not installed here.
     """
-    if "--node-config" in arguments:
+    given = _Arguments().read(arguments)
+    if given.node_config is not None:
         raise ConfigError("--node-config is umbel's: it names the control socket of the site file; remove it here")
+    _require_superlink(given.superlink)
+    _require_port(given.host, given.port)
+    if not given.insecure and given.root_certificates is None:
+        logger.info(
+            "supernode.tls superlink=%s its certificate must be of an authority that this system trusts; name the "
+            "federation's own with --root-certificates FILE, or say --insecure if the SuperLink does", given.superlink,
+        )  # fmt: skip
     program = Path(sys.executable).with_name("flower-supernode")
     if not program.exists():
         raise ConfigError(f"{program} does not exist; this command belongs to Flower's environment, umbel[server]")
     return [str(program), *arguments, "--node-config", f'socket="{config.socket}"']
+
+
+class _Arguments(argparse.ArgumentParser):
+    """Reads those of Flower's arguments that are checked here; all of them are left to Flower."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        for name in ("--superlink", "--node-config", "--root-certificates"):
+            self.add_argument(name)
+        self.add_argument("--insecure", action="store_true")
+        self.add_argument("--host", default=HOST)
+        self.add_argument("--port", default=PORT)
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        return self.parse_known_args(arguments)[0]
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"umbel supernode: {message}")
+
+
+def _require_superlink(superlink: str | None) -> None:
+    """Raise ConfigError unless a SuperLink is named: Flower would join whatever listens on port 8000 of this machine.
+
+    It is HOST:PORT, or [ADDRESS]:PORT for IPv6.
+    """
+    if not superlink:
+        raise ConfigError(
+            "no SuperLink is named, and Flower would join whatever listens on port 8000 of this machine; add "
+            "--superlink HOST:PORT, the Fleet API of the federation's centre"
+        )
+    if "/" in superlink or not re.fullmatch(r".+:[0-9]+", superlink):
+        raise ConfigError(f"--superlink {superlink}: write HOST:PORT, without a URL's prefix, such as centre.org:8000")
+
+
+def _require_port(host: str, port: str) -> None:
+    """Raise ConfigError where the SuperNode cannot listen; a port that is no number is left to Flower's own words."""
+    if port.isdecimal() and (why := ports.refusal(host, int(port))):
+        raise ConfigError(
+            f"{host}:{port}, where a SuperNode answers its ClientApps, cannot be listened on ({why}); a second "
+            f"SuperNode on this machine needs a port of its own: add --port {int(port) + 1}, or any other that is free"
+        )
 
 
 async def run(command: Sequence[str]) -> int:

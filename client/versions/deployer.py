@@ -7,6 +7,7 @@ beside the users' requests.
 import logging
 import shutil
 
+from client.disk import require_room
 from client.journal import Journal, Version
 from client.keys import SiteKeys
 from client.personal import served as joined
@@ -61,7 +62,7 @@ class Deployer:
         self._shapes = shapes
         self._keys = keys
         self.background = Background()
-        loading = Loading(config, journal, supervisor, served)
+        loading = Loading(config, journal, supervisor, served, self.background)
         self._switch = Switch(journal, supervisor, loading, self.background)
         self._watch = Watch(config.shadow, journal, supervisor, self._switch)
         evidence = Evidence(config, journal, served, jobs)
@@ -83,7 +84,7 @@ class Deployer:
     def receive(self, name: str, manifest: AdapterManifest, blob: bytes, signature: str = "") -> ShadowReport:
         """Validate and store a version, then judge it in the background. The same version again: return its report.
 
-        Raises AdapterError, BaseMismatch or Conflict before anything is stored.
+        Raises AdapterError, BaseMismatch, Conflict or NoRoom before anything is stored.
         """
         self._keys.require(manifest, signature)
         ref = manifest.ref
@@ -92,6 +93,7 @@ class Deployer:
         if known is not None and again and not self._is_gone(known):
             return known.report
         validate(self._config, self._fingerprint, self._shapes, name, manifest, blob)
+        require_room(self._config.site.state_dir, len(blob), str(ref))
         stored, weights = joined(self._config, manifest, blob)
         report = ShadowReport(ref=str(ref), state=Lifecycle.CANDIDATE)
         if known is None or again:
@@ -106,9 +108,10 @@ class Deployer:
         self._judge(ref)
         return report
 
-    def report(self, ref: AdapterRef) -> ShadowReport:
-        """Return a version's state, measurements and verdict; raises NotFound."""
-        return self._journal.get(ref).report
+    def report(self, ref: AdapterRef, nonce: str = "") -> ShadowReport:
+        """Return a version's state, measurements and verdict, signed for the question `nonce`; raises NotFound."""
+        version = self._journal.get(ref)
+        return self._keys.sign_verdict(version.manifest, version.report, nonce)
 
     async def promote(self, ref: AdapterRef, *, forced: bool = False) -> ShadowReport:
         """Make a judged shadow answer the users. Promoting the live version again is no change.

@@ -10,7 +10,7 @@ from typing import Protocol
 import httpx
 
 from client.journal import Journal
-from client.versions.loading import Loading
+from client.versions.loading import AGAIN_S, LONGEST_AGAIN_S, Loading
 from client.versions.served import Served
 from client.versions.switch import Switch
 from client.versions.verdict import Probe, judge
@@ -21,14 +21,20 @@ from serving.scores import Scores
 from serving.supervisor import Supervisor
 from umbel import faults
 from umbel.adapter import AdapterRef, Lifecycle
-from umbel.errors import AdapterError, Conflict, EngineError, EngineGone, TrainingError
+from umbel.errors import (
+    AdapterError,
+    Conflict,
+    CoTrainerSilent,
+    EngineError,
+    EngineGone,
+    NoAnswer,
+    NoRoom,
+    TrainingError,
+)
 from umbel.faults import Point, reach
 from umbel.messages import ShadowReport
 from umbel.site.config import SiteConfig
 from umbel.site.sections import ShadowSection
-
-NOTICE_S = 2.0
-"""Seconds in which the supervisor notices that an engine has died, after its connections broke."""
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +111,11 @@ class Judging:
         self._switch = switch
 
     async def judge(self, ref: AdapterRef) -> None:
-        """Load, warm and probe a candidate; whatever the engine does meanwhile, this ends with a verdict."""
+        """Load, warm and probe a candidate; whatever the engine does meanwhile, this ends with a verdict.
+
+        An engine that is late, or a full disk, is no fault of the version: it is tried again until it is discarded.
+        """
+        pause = AGAIN_S
         while True:
             engine = await self._supervisor.ready()
             try:
@@ -113,12 +123,15 @@ class Judging:
                     return
             except EngineGone as gone:
                 logger.warning("adapter.judge ref=%s interrupted: %s", ref, gone)
+            except (NoAnswer, CoTrainerSilent, NoRoom) as late:
+                logger.warning("adapter.judge ref=%s delayed: %s; again in %.0f s", ref, late, pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_AGAIN_S)
             except (AdapterError, EngineError, TrainingError) as error:
                 await self._switch.discard(ref, str(error))
                 return
             except httpx.HTTPError as error:
-                await asyncio.sleep(NOTICE_S)  # a dead engine is noticed a moment after its connections break
-                if self._supervisor.engine is engine:
+                if not await self._loading.is_gone(engine):
                     await self._switch.discard(ref, f"the engine does not answer: {error}")
                     return
                 logger.warning("adapter.judge ref=%s interrupted: %s", ref, error)

@@ -15,7 +15,7 @@ from serving.engine import Engine
 from serving.supervisor import Supervisor
 from serving.traffic_report import TrafficReport, VersionTraffic
 from umbel.adapter import AdapterRef
-from umbel.errors import EngineError, EngineGone
+from umbel.errors import EngineError, EngineGone, NoRoom
 from umbel.messages import Verdict
 from umbel.site.sections import ShadowSection
 
@@ -86,18 +86,19 @@ class Watch:
         if found is not None and self._journal.alias(ref.name, "live") == ref:
             why = f"worse than {promotion.instead_of or 'the base'}, {found.reasons[0]}"
             logger.error("adapter.worse ref=%s %s; rolling back", ref, why)
-            self._journal.note(ref, f"{BY_ITSELF}{why}")
-            self._journal.report(ref, self._journal.get(ref).report.model_copy(update={"taken_back": why}))
-            await self._insist_on_roll_back(ref)
+            await self._insist_on_roll_back(ref, why)
         self._journal.windows.end(ref)
 
-    async def _insist_on_roll_back(self, ref: AdapterRef) -> None:
-        """Roll back `ref`, and try again for as long as the engine fails: users wait for it."""
+    async def _insist_on_roll_back(self, ref: AdapterRef, why: str) -> None:
+        """Roll back `ref`, and try again for as long as the engine fails or the disk is full: users wait for it."""
         while True:
             try:
+                if not self._journal.get(ref).report.taken_back:
+                    taken_back = self._journal.get(ref).report.model_copy(update={"taken_back": why})
+                    self._journal.report(ref, taken_back, f"{BY_ITSELF}{why}")
                 await self._switch.roll_back(ref.name, ref)
                 return
-            except (EngineError, httpx.HTTPError) as error:
+            except (EngineError, NoRoom, httpx.HTTPError) as error:
                 logger.error("rollback.delayed %s; trying again", error)
                 await asyncio.sleep(POLL_S)
 

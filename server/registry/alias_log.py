@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -72,6 +73,14 @@ class AliasLog:
                 )
             found.append(move)
         return found
+
+    def named(self) -> set[int]:
+        """Return the numbers of all versions that an alias pointed to, as far as the lines can be read."""
+        found: set[int | None] = set()
+        for line in self._lines():
+            with suppress(ValidationError):  # a damaged line is an error for who asks for an alias
+                found |= set(Move.model_validate_json(line).to.values())
+        return {version for version in found if version is not None}
 
     def aliases(self) -> dict[str, int]:
         """Alias → version, after all moves."""

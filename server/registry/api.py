@@ -22,6 +22,7 @@ from starlette.background import BackgroundTask
 from server.registry import export as adapter_export
 from server.registry import lineage, metrics
 from server.registry import views as registry_views
+from server.registry.index import explained
 from server.registry.registry import AdapterRegistry
 from umbel import http_errors, ports, secret_file
 from umbel.errors import ConfigError, Conflict, NotFound, UmbelError
@@ -94,7 +95,8 @@ def _authorized(request: Request) -> None:
 @contextmanager
 def _opened(request: Request) -> Iterator[AdapterRegistry]:
     """Open the registry for one request: SQLite connections stay in the thread that made them."""
-    with closing(AdapterRegistry(request.app.state.root)) as registry:
+    root: Path = request.app.state.root
+    with explained(root), closing(AdapterRegistry(root)) as registry:
         yield registry
 
 

@@ -1,6 +1,7 @@
 """`BlobStore`: the weights of all versions, each under its sha256, in a directory or at any fsspec URL (`s3://…`)."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import fsspec
 from umbel import peft_dir
 from umbel.errors import RegistryError
 from umbel.faults import Point, reach
+
+_OURS = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]+\.[0-9]+\.tmp")
+"""Names of weights, and of weights that a killed writer left half-written."""
 
 
 class BlobStore:
@@ -43,6 +47,8 @@ class BlobStore:
             content: bytes = self._files.cat_file(self._key(digest))
         except FileNotFoundError as error:
             raise RegistryError(f"{self.where(digest)} is missing; restore it from your backup") from error
+        except OSError as error:
+            raise RegistryError(f"{self.where(digest)}: cannot be read ({error}); see that it can be") from error
         if peft_dir.digest(content) != digest:
             raise RegistryError(
                 f"{self.where(digest)}: its sha256 is not the manifest's; the file was changed or damaged; restore it "
@@ -51,10 +57,17 @@ class BlobStore:
         return content
 
     def digests(self) -> Iterator[str]:
-        """Yield every name in the store, half-written files of killed writers included."""
+        """Yield the name of all weights in the store, half-written files of killed writers included."""
+        yield from (name for name in self._names() if _OURS.fullmatch(name))
+
+    def foreign(self) -> list[str]:
+        """Return the names of what is in the store and no weights; nothing reads it, and nothing removes it."""
+        return sorted(name for name in self._names() if not _OURS.fullmatch(name))
+
+    def _names(self) -> Iterator[str]:
         self._files.invalidate_cache()
         for key in self._files.find(self._root):
-            yield str(key).rsplit("/", 1)[-1]
+            yield str(key).removeprefix(self._root.rstrip("/") + "/")
 
     def remove(self, digest: str) -> int:
         """Delete a blob; return the number of bytes it had."""

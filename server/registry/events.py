@@ -6,6 +6,7 @@
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -14,10 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from umbel.telemetry import LinePerRecord
+
 EVENTS = "events.jsonl"
 """Name of the file, in the registry's directory."""
 
 log = logging.getLogger("umbel")
+_WORD = re.compile(r"[!#-~]+")
+"""A value that stands in the log as it is: one word, without quotation marks."""
 
 
 class Events:
@@ -40,13 +45,13 @@ def show_log() -> None:
     """Let umbel's log lines reach the ServerApp's output, which Flower keeps for `flwr log`."""
     if not log.handlers:
         handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(LinePerRecord())
         log.addHandler(handler)
     log.setLevel(logging.INFO)
 
 
 def _plain(value: object) -> str:
-    return value if isinstance(value, str) and " " not in value else json.dumps(value)
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else json.dumps(value)
 
 
 ENDS = {"round.promoted", "round.rejected", "round.failed"}
@@ -147,12 +152,13 @@ class EventReader:
 
 
 def _event(line: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the event of a line; nothing for a line that a killed writer left broken."""
+    """Yield the event of a line; nothing for a line that a killed writer left broken, or that is no event."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
-    if isinstance(event, dict) and {"event", "at", "adapter"} <= event.keys():
+    kinds = {"event": str, "at": int | float, "adapter": str}
+    if isinstance(event, dict) and all(isinstance(event.get(key), kind) for key, kind in kinds.items()):
         yield event
 
 
@@ -170,7 +176,10 @@ class EventTail:
         """Take in the events that were added since the last call; start over where the file is another one."""
         for event in self._reader.read():
             self.counts[event["event"]] += 1
-            self.last.setdefault(event["adapter"], LastRound()).take(event)
+            try:
+                self.last.setdefault(event["adapter"], LastRound()).take(event)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:  # a line that another program wrote
+                log.warning("events.damaged %s at %s is no event of umbel's: %s", event["event"], event["at"], error)
 
     def _forget(self) -> None:
         self.counts.clear()

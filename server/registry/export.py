@@ -10,6 +10,7 @@ from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import ConfigError
 from umbel.peft_dir import CONFIG, MANIFEST, WEIGHTS
+from umbel.printable import one_line
 
 CARD = "README.md"
 
@@ -98,5 +99,5 @@ def _plain(values: object) -> str:
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Format a Markdown table; text from a site cannot break out of its cell."""
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows]
+    cells = [[one_line(" ".join(cell.split())).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *cells])

@@ -1,8 +1,12 @@
-"""`Identity`: the id of a registry and the place of its weights, written once, as `<root>/registry.json`."""
+"""`Identity`: the id of a registry and the place of its weights, written once, as `<root>/registry.json`.
+
+`strangers` names what lies in a registry's directory and is none of its files.
+"""
 
 import re
 import secrets
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -11,13 +15,17 @@ from pydantic import BaseModel, ValidationError
 
 from server.registry import version_dir
 from server.registry.blobs import BlobStore
+from server.registry.events import EVENTS
 from server.registry.index import INDEX
 from umbel import peft_dir
-from umbel.adapter import AdapterManifest
+from umbel.adapter import AdapterManifest, is_name
 from umbel.errors import RegistryError
 
 Model = TypeVar("Model", bound=BaseModel)
 IDENTITY, PIN, ALIASES = "registry.json", "pin.json", "aliases.jsonl"
+_OWN = {IDENTITY, EVENTS, INDEX, f"{INDEX}-wal", f"{INDEX}-shm", f"{INDEX}-journal", "blobs", "nonce.key", ".lock"}
+_UNFINISHED = re.compile(r"\..+\.[0-9]+\.tmp")
+"""Names of files, and folders of versions, that are being written, or that a killed writer left."""
 
 
 class Identity(BaseModel):
@@ -40,7 +48,7 @@ def open_directory(root: Path, *, create: bool, blobs: str) -> Path:
             "`umbel registry init --registry DIR --blobs s3://bucket/prefix`"
         )
     root = root.absolute()
-    if not ((root / IDENTITY).is_file() or (root / INDEX).is_file() or version_dir.every(root)):
+    if not ((root / IDENTITY).is_file() or (root / INDEX).is_file() or _versions(root)):
         if not create:
             raise RegistryError(f"{root}: no adapter registry here; `flwr run` makes one at its `registry` setting")
         if blobs:
@@ -64,7 +72,7 @@ def establish(root: Path, blobs: str) -> None:
     """
     if (root / IDENTITY).is_file():
         return
-    versions = version_dir.every(root)
+    versions = _versions(root)
     if versions and not blobs and not any((path / peft_dir.WEIGHTS).exists() for path in versions):
         raise RegistryError(
             f"{root / IDENTITY} is gone, and the weights are not here; restore it, or say where they lie: "
@@ -74,10 +82,50 @@ def establish(root: Path, blobs: str) -> None:
     peft_dir.replace_durably(root / IDENTITY, Identity(lineage=lineage, blobs=blobs).model_dump_json().encode())
 
 
+def adapters(root: Path) -> list[str]:
+    """Return the names of the adapters that were begun, also of those without a version that can be listed."""
+    folders = (path for path in root.iterdir() if is_name(path.name) and path.is_dir() and path.name != "blobs")
+    return sorted(path.name for path in folders if (path / PIN).exists() or (path / ALIASES).exists())
+
+
+def strangers(root: Path) -> list[str]:
+    """Name everything in a registry's directory that is none of its files: nothing reads it, and nothing removes it."""
+    return [f"{path}: is none of the registry's; nothing reads it; move it out of {root}" for path in _strangers(root)]
+
+
+def _strangers(root: Path) -> Iterator[Path]:
+    begun = set(adapters(root))
+    places = set(version_dir.every(root))
+    for entry in sorted(root.iterdir()):
+        if entry.name in begun or any(place.parent == entry for place in places):
+            for inner in _others(entry, {PIN, ALIASES}):
+                if inner not in places:
+                    yield inner
+                elif inner.is_dir():
+                    yield from _others(inner, version_dir.FILES)
+        elif entry.name not in _OWN and not _UNFINISHED.fullmatch(entry.name):
+            yield entry
+
+
+def _others(folder: Path, own: set[str]) -> list[Path]:
+    """Return the entries of a folder whose names are not its `own`, nor those of unfinished ones."""
+    try:
+        return sorted(
+            path for path in folder.iterdir() if path.name not in own and not _UNFINISHED.fullmatch(path.name)
+        )
+    except OSError:  # the damage of what cannot be read is named elsewhere
+        return []
+
+
+def _versions(root: Path) -> list[Path]:
+    """Return the directories that hold a manifest, where a version may be."""
+    return [path for path in version_dir.every(root) if (path / peft_dir.MANIFEST).exists()]
+
+
 def _lineage_of_versions(root: Path) -> str | None:
     """Return the lineage that most versions name; None where there are no versions."""
     found: Counter[str] = Counter()
-    for path in version_dir.every(root):
+    for path in _versions(root):
         with suppress(OSError, ValidationError):  # damaged ones are named when the versions are listed
             found[AdapterManifest.model_validate_json((path / peft_dir.MANIFEST).read_bytes()).lineage] += 1
     return found.most_common(1)[0][0] if found else None

@@ -1,11 +1,16 @@
 """The lineage of an adapter's versions, as a graph and as text."""
 
+import logging
 from collections import defaultdict
 from dataclasses import dataclass
 
 from server.registry import version_dir
 from server.registry.registry import HEAD, AdapterRegistry
 from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.errors import RegistryError
+from umbel.printable import one_line
+
+log = logging.getLogger("umbel")
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,13 @@ class Node:
 
 
 def graph(registry: AdapterRegistry, name: str) -> list[Node]:
-    """Return an adapter's versions, oldest first."""
+    """Return an adapter's versions, oldest first; without aliases, and with a warning, where their log is damaged."""
     pointers: defaultdict[AdapterRef, list[str]] = defaultdict(list)
-    for alias, ref in registry.pointers(name).items():
-        pointers[ref].append(alias)
+    try:
+        for alias, ref in registry.pointers(name).items():
+            pointers[ref].append(alias)
+    except RegistryError as damage:  # the versions are there all the same
+        log.warning("registry.damaged the aliases of %s are not known: %s", name, damage)
     states = {record.version: str(record.state) for record in registry.rounds.all(name)}
     latest: dict[str, AdapterRef] = {}
     nodes = []
@@ -80,4 +88,4 @@ def describe(node: Node) -> str:
     parts += [f"{site} {share:.2f}" for site, share in sorted(manifest.weights.items())]
     parts += [f"also from {parent}" for parent in node.parents[1:]]
     parts += [f"[{mark}]" for mark in (*node.pointers, "pruned" if node.pruned else "") if mark]
-    return "  ".join([*parts, *([node.state] if node.state not in ("", "promoted") else [])])
+    return one_line("  ".join([*parts, *([node.state] if node.state not in ("", "promoted") else [])]))

@@ -13,8 +13,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from server.registry.events import EVENTS, EventTail, LastRound
+from server.registry.index import explained
 from server.registry.registry import HEAD, LIVE, AdapterRegistry
 from server.registry.round_log import RoundState
+from umbel.errors import RegistryError
 from umbel.metrics import ONE, Metric, Totals, Values, families
 
 FINAL = tuple(state for state in RoundState if state.final)
@@ -84,6 +86,8 @@ METRICS = (
            _parts(_last(lambda last: last.heldout_loss)), ("adapter", "role")),
     Metric(_PREFIX + "events_total", "counter", "Lines of events.jsonl.",
            lambda snapshot: {(event,): count for event, count in snapshot["events"].items()}, ("event",)),
+    Metric(_PREFIX + "registry_damages", "gauge", "Versions and alias logs that cannot be read, and foreign folders in "
+           "a version's place; `umbel adapter verify` names them.", lambda snapshot: {ONE: snapshot["damages"]}),
     Metric(_PREFIX + "blob_bytes", "gauge", "Weights on this machine's disk; an object store counts its own.",
            lambda snapshot: {} if snapshot["blob_bytes"] is None else {ONE: snapshot["blob_bytes"]}),
 )  # fmt: skip
@@ -98,10 +102,12 @@ class CentreCollector(Collector):
         self._one_at_a_time = threading.Lock()  # each request has a thread of its own
 
     def collect(self) -> Iterator[Family]:
-        with self._one_at_a_time, closing(AdapterRegistry(self._root)) as registry:
+        with self._one_at_a_time, explained(self._root), closing(AdapterRegistry(self._root)) as registry:
             self._events.catch_up()
             snapshot = {
                 "adapters": {name: self._adapter(registry, name) for name in registry.names()},
+                "damages": len(registry.index.damaged())
+                + sum(_aliases(registry, one) is None for one in registry.names()),
                 "events": dict(self._events.counts),
                 "blob_bytes": registry.blobs.bytes_here(),
             }
@@ -112,6 +118,14 @@ class CentreCollector(Collector):
         return {
             "rounds": {state: states.count(state) for state in FINAL},
             "open": sum(not state.final for state in states),
-            "aliases": {alias: ref.version for alias, ref in registry.aliases(name).items()},
+            "aliases": _aliases(registry, name) or {},
             "last": self._events.last.get(name, LastRound()),
         }
+
+
+def _aliases(registry: AdapterRegistry, name: str) -> dict[str, int] | None:
+    """Return alias → number of its version; None where the alias log is damaged."""
+    try:
+        return {alias: ref.version for alias, ref in registry.aliases(name).items()}
+    except RegistryError:
+        return None

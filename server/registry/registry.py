@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from server.registry import identity as registry_identity
-from server.registry import run_lock, version_dir
+from server.registry import index, run_lock, version_dir
 from server.registry.alias_log import HEAD, LIVE, PREVIOUS, SHADOW, Aliases, AliasLog, Move, check_alias
 from server.registry.blobs import BlobStore
 from server.registry.identity import ALIASES, IDENTITY, PIN, Identity
@@ -58,8 +58,7 @@ class AdapterRegistry:
         self._key = key
         root = self.root = registry_identity.open_directory(root, create=create, blobs=blobs)
         self.index = VersionIndex(root)
-        self._database = self.index.database
-        self.rounds = self.index.rounds
+        self._database, self.rounds = self.index.database, self.index.rounds
         if not (root / IDENTITY).is_file():
             with transaction(self._database):
                 registry_identity.establish(root, blobs)
@@ -68,9 +67,10 @@ class AdapterRegistry:
             raise Conflict(f"{root} keeps its weights at {self._identity.blobs or root / 'blobs'}, not at {blobs}")
         self.blobs = BlobStore(self._identity.blobs or str(root / "blobs"))
         self.lost: list[str] = []
-        if self.index.fresh or self.index.unlisted():
-            with transaction(self._database):
-                self._bring_up()
+        with index.explained(root):
+            if self.index.fresh or self.index.unlisted():
+                with transaction(self._database):
+                    self._bring_up()
 
     def close(self) -> None:
         """Close the index; the registry cannot be used afterwards."""
@@ -99,7 +99,7 @@ class AdapterRegistry:
 
     def manifest(self, ref: AdapterRef) -> AdapterManifest:
         """A version's manifest as it was published; raise NotFound if there is no such version."""
-        return self._entry(ref)[0]
+        return self.index.get(ref)[0]
 
     def aliases(self, name: str) -> dict[str, AdapterRef]:
         """`head`, `live` once a version was promoted, and the operator's own; each → its version."""
@@ -130,13 +130,13 @@ class AdapterRegistry:
         """Return the version of `support@v3`, `support@live` or `support@sha256:0123abcd…`; raise NotFound."""
         name, _, alias = text.partition("@")
         known = self.versions(name)
-        pointers = self.pointers(name) if known else {}
-        if alias in pointers:
-            return pointers[alias]
         digest = re.fullmatch(r"sha256:([0-9a-f]{8,64})", alias)
         for manifest in reversed(known):
             if str(manifest.ref) == text or (digest and manifest.digest.startswith(digest[1])):
                 return manifest.ref
+        pointers = self.pointers(name) if known else {}
+        if alias in pointers:
+            return pointers[alias]
         exist = [f"{name}@{alias}" for alias in pointers] + [str(manifest.ref) for manifest in known[-3:]]
         raise NotFound(
             f"{text!r} is not in {self.root}; there is {', '.join(exist) or ', '.join(self.names()) or 'nothing'}"
@@ -144,7 +144,7 @@ class AdapterRegistry:
 
     def read(self, ref: AdapterRef) -> tuple[bytes, AdapterManifest]:
         """Return a version's safetensors bytes and manifest; raise NotFound, or RegistryError when it is damaged."""
-        manifest, sums = self._entry(ref)
+        manifest, sums = self.index.get(ref)
         directory = self.directory(ref)
         for damage in version_dir.inspect(directory, manifest, sums):
             raise RegistryError(damage)
@@ -156,7 +156,7 @@ class AdapterRegistry:
 
     def verify(self, ref: AdapterRef) -> list[str]:
         """Name each damage of a version, file by file; empty when every byte is the one that was published."""
-        manifest, sums = self._entry(ref)
+        manifest, sums = self.index.get(ref)
         directory = self.directory(ref)
         damages = version_dir.inspect(directory, manifest, sums)
         return damages + version_dir.inspect_weights(directory, manifest, self.blobs)
@@ -168,7 +168,8 @@ class AdapterRegistry:
 
         Raises Conflict when the adapter is pinned to something else.
         """
-        check_name(name)
+        if check_name(name) == "blobs":
+            raise RegistryError(f"an adapter cannot be called blobs: {self.root}/blobs holds the weights; rename it")
         with transaction(self._database):
             held, versions = self.pin(name), self.versions(name)
             if held not in (None, pin) or any(known.base != pin.fingerprint.digest for known in versions):
@@ -177,6 +178,8 @@ class AdapterRegistry:
                 (self.root / name).mkdir(exist_ok=True)
                 peft_dir.replace_durably(self.root / name / PIN, pin.model_dump_json(indent=2).encode())
                 reach(Point.BEGIN_PINNED)
+            if not versions and (head := self.aliases(name).get(HEAD)):
+                raise RegistryError(self.index.missing(head))
             if not versions:
                 self._write(name, pin, peft_dir.encode(pin.initial(seed)), {"round": 0})
             if HEAD not in self.aliases(name):
@@ -255,17 +258,16 @@ class AdapterRegistry:
             return self.index.rebuild(self.lineage)
 
     def _bring_up(self) -> None:
-        """List the versions on disk that the index does not have: all, or the last one of a killed publisher."""
-        if self.index.fresh:
-            self.lost = self.index.rebuild(self.lineage)
-            for what in self.lost:
-                log.warning("registry.restored %s: %s", self.root, what)
-        for path in self.index.unlisted():
-            self.index.take_up(path, self.lineage)
+        """List what is on disk and not in the index: all, the last version of a killed publisher, or what is none."""
+        fresh = self.index.fresh
+        self.lost = self.index.rebuild(self.lineage) if fresh else self.index.take_up(self.lineage)
+        for what in self.lost:
+            log.warning("registry.%s %s: %s", "restored" if fresh else "damaged", self.root, what)
 
     def _write(self, name: str, pin: Pin, blob: bytes, facts: dict[str, Any]) -> AdapterManifest:
+        version = self.index.next_version(name, self._alias_log(name).named())
         manifest = AdapterManifest(
-            name=name, version=self.index.next_version(name), digest=self.blobs.put(blob),
+            name=name, version=version, digest=self.blobs.put(blob),
             base=pin.fingerprint.digest, fingerprint=pin.fingerprint, lineage=self.lineage,
             rank=peft_dir.rank_of(peft_dir.decode(blob)),  # flora's rank may exceed the pin's
             target_modules=pin.target_modules, created=now(), **facts,
@@ -292,9 +294,3 @@ class AdapterRegistry:
 
     def _alias_log(self, name: str) -> AliasLog:
         return AliasLog(self.root / check_name(name) / ALIASES)
-
-    def _entry(self, ref: AdapterRef) -> tuple[AdapterManifest, str]:
-        entry = self.index.find(ref)
-        if entry is None:
-            raise NotFound(f"{ref} is not in {self.root}")
-        return entry

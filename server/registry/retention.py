@@ -3,11 +3,11 @@
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.registry import lineage, version_dir
-from server.registry.registry import AdapterRegistry
+from server.registry.registry import PREVIOUS, AdapterRegistry
 from server.registry.round_log import now, transaction
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
@@ -25,6 +25,8 @@ class Garbage:
     """Names in the blob store that no version needs, those of `versions` included."""
     left_overs: tuple[Path, ...]
     """Half-written versions of killed publishers."""
+    kept: tuple[str, ...] = ()
+    """Damages because of which weights stay that no listed version needs."""
     freed: int = 0
     """Bytes of weights that were removed; 0 for a plan."""
 
@@ -32,34 +34,36 @@ class Garbage:
 def plan(registry: AdapterRegistry, *, drop_ancestors: bool = False) -> Garbage:
     """Return what can go: weights that no alias and no open round needs, and left-overs.
 
-    Ancestors of needed versions are needed, too, unless `drop_ancestors`. Raises RegistryError while damaged versions,
-    or aliases of versions that are gone, hide what they need.
+    Ancestors of needed versions are needed, too, unless `drop_ancestors`. Where something may be a version and cannot
+    be read, weights that no listed version names stay; where an alias log is damaged, all of its adapter. Raises
+    RegistryError while an alias or an open round points to a version that is gone or damaged.
     """
-    hidden = registry.index.damaged()
-    if hidden:
-        raise RegistryError(
-            f"{registry.root}: what {', '.join(hidden)} needs is not known; restore it, or move it out of the "
-            "registry, then `umbel adapter reindex`"
-        )
+    hidden = list(registry.index.unexplained(registry.lineage).values())
     goes: list[AdapterRef] = []
     kept: set[str] = set()
+    every: set[str] = set()
     for name in registry.names():
         nodes = lineage.graph(registry, name)
-        needed = set(registry.pointers(name).values())
-        gone = sorted(map(str, set(registry.aliases(name).values()) - {node.ref for node in nodes}))
-        if gone:
-            raise RegistryError(
-                f"{registry.root}: an alias points to {', '.join(gone)}, which is not here, so that what it needs is "
-                "not known; restore it from your backup, or point the alias elsewhere with `umbel adapter alias`"
-            )
+        every |= {node.manifest.digest for node in nodes}
+        gone: set[AdapterRef] = set()
+        try:
+            pointers = registry.pointers(name)
+            needed = set(pointers.values())
+            gone = {ref for alias, ref in pointers.items() if alias != PREVIOUS} - {node.ref for node in nodes}
+        except RegistryError as damage:
+            hidden.append(str(damage))
+            needed = {node.ref for node in nodes}
+        _require_there(registry, gone)
         if not drop_ancestors:
             needed = {node.ref for node in lineage.ancestry(nodes, needed)}
         goes += [
             node.ref for node in nodes if node.ref not in needed and not (node.pruned and _gone(registry, node.ref))
         ]
         kept |= {node.manifest.digest for node in nodes if node.ref in needed}
-    unused = tuple(sorted(set(registry.blobs.digests()) - kept))
-    return Garbage(tuple(goes), unused, tuple(sorted(registry.root.glob("*/.v*.tmp"))))
+    unused = {
+        digest for digest in registry.blobs.digests() if digest not in kept and not (hidden and digest not in every)
+    }
+    return Garbage(tuple(goes), tuple(sorted(unused)), tuple(version_dir.unfinished(registry.root)), tuple(hidden))
 
 
 def collect(registry: AdapterRegistry, *, who: str, why: str, drop_ancestors: bool = False) -> Garbage:
@@ -73,7 +77,18 @@ def collect(registry: AdapterRegistry, *, who: str, why: str, drop_ancestors: bo
             (registry.directory(ref) / peft_dir.WEIGHTS).unlink(missing_ok=True)
             reach(Point.GC_UNLINKED)
         freed = sum(_remove(registry, garbage))
-    return Garbage(garbage.versions, garbage.blobs, garbage.left_overs, freed)
+    return replace(garbage, freed=freed)
+
+
+def _require_there(registry: AdapterRegistry, gone: set[AdapterRef]) -> None:
+    """Raise RegistryError where something points to versions that are `gone`: what they need is not known."""
+    if not gone:
+        return
+    raise RegistryError(
+        f"{registry.root}: an alias points to {', '.join(map(str, sorted(gone)))}, which is not here, so that what it "
+        "needs is not known; restore it from your backup, or point the alias elsewhere with `umbel adapter alias`"
+        + "".join(f"\n{registry.index.missing(ref)}" for ref in sorted(gone))
+    )
 
 
 def _gone(registry: AdapterRegistry, ref: AdapterRef) -> bool:

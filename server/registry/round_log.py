@@ -7,7 +7,7 @@ index is rebuilt: it fills the log from the registry's files.
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -111,6 +111,12 @@ class RoundLog:
             (name, number, run_id, state, version, json.dumps(dict(reasons or {})), now()),
         )
 
+    def forget(self, name: str, but: set[tuple[str, int]]) -> None:
+        """Remove an adapter's rounds, but those in `but`, as (name, round)."""
+        for record in self.all(name):
+            if (name, record.round) not in but:
+                self._database.execute("DELETE FROM rounds WHERE name = ? AND round = ?", (name, record.round))
+
     def expect(self, name: str, number: int, aliases: Mapping[str, int]) -> None:
         """Store the aliases as a round begins; one that differs at the round's end was moved by an operator."""
         row = (name, number, json.dumps(dict(aliases)))
@@ -153,10 +159,11 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
+        database.execute("COMMIT")
     except BaseException:
-        database.execute("ROLLBACK")
+        with suppress(sqlite3.OperationalError):  # SQLite has ended it already where the disk is full
+            database.execute("ROLLBACK")
         raise
-    database.execute("COMMIT")
 
 
 def now() -> str:

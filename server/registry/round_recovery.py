@@ -32,9 +32,11 @@ def recover(
         if event["adapter"] != name or not isinstance(number, int) or (name, number) in known:
             continue
         if kind in _FINAL:
+            version, reasons = event.get("version"), event.get("reasons")
             rounds.record(
-                name, number, event.get("run_id", ""), _FINAL[kind], version=event.get("version"),
-                reasons=event.get("reasons"),
+                name, number, str(event.get("run_id", "")), _FINAL[kind],
+                version=version if isinstance(version, int) else None,
+                reasons=reasons if isinstance(reasons, dict) else None,
             )  # fmt: skip
         elif kind == "round.started":
             started.add(number)

@@ -9,17 +9,21 @@
 """
 
 import os
+import re
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from server.registry.blobs import BlobStore
 from umbel import peft_dir, signing
-from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.adapter import AdapterManifest, AdapterRef, is_name
 from umbel.errors import AdapterError, RegistryError
 from umbel.peft_dir import CONFIG, MANIFEST, WEIGHTS
 
 SUMS, PRUNED, SIGNATURE = "SHA256SUMS", "pruned.json", "manifest.sig"
+FILES = {CONFIG, WEIGHTS, MANIFEST, SUMS, PRUNED, SIGNATURE}
+_FOLDER = re.compile(r"v([0-9]{6}|[1-9][0-9]{6,8})")
+_UNFINISHED = re.compile(r"\.v[0-9]{6,9}\.[0-9]+\.tmp")
 
 
 class Pruned(BaseModel):
@@ -37,8 +41,19 @@ def path(root: Path, ref: AdapterRef) -> Path:
 
 
 def every(root: Path, name: str = "*") -> list[Path]:
-    """Return the directories of all versions, listed or not, in order."""
-    return sorted(path for path in root.glob(f"{name}/v[0-9]*") if path.name[1:].isdigit())
+    """Return everything that stands where a version may, in order: versions, listed or not, and what is none."""
+    return [path for path in sorted(root.glob(f"{name}/v[0-9]*")) if is_place(path)]
+
+
+def is_place(path: Path) -> bool:
+    """Return whether a version may have this path: the folder of an adapter, and a number as `path` writes it."""
+    return bool(_FOLDER.fullmatch(path.name)) and is_name(path.parent.name) and path.parent.name != "blobs"
+
+
+def unfinished(root: Path) -> list[Path]:
+    """Return the half-written versions that killed publishers left, in order."""
+    found = [path for path in root.glob("*/.v*.tmp") if _UNFINISHED.fullmatch(path.name) and is_name(path.parent.name)]
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
 
 def write(directory: Path, manifest: AdapterManifest, blobs: BlobStore, signature: str = "") -> str:
@@ -71,21 +86,25 @@ def read_manifest(directory: Path) -> tuple[AdapterManifest, str]:
     except ValidationError as error:
         raise RegistryError(f"{directory / MANIFEST}: not a manifest; the file was changed or damaged") from error
     found = checksums({CONFIG: peft_dir.digest(config), MANIFEST: peft_dir.digest(content), WEIGHTS: manifest.digest})
-    sums = directory / SUMS
-    if sums.is_file() and sums.read_bytes() != found.encode():
+    if (sums := _content(directory / SUMS)) is not None and sums != found.encode():
         raise RegistryError(f"{directory}: {CONFIG}, {MANIFEST} or {SUMS} was changed or damaged")
     return manifest, found
 
 
 def read_weights(directory: Path, manifest: AdapterManifest, blobs: BlobStore) -> bytes:
     """Return a version's safetensors bytes; raise RegistryError when they are missing, damaged or were pruned."""
-    if (directory / PRUNED).is_file():
-        pruned = Pruned.model_validate_json((directory / PRUNED).read_bytes())
+    if (marker := _content(directory / PRUNED)) is not None:
+        try:
+            pruned = Pruned.model_validate_json(marker)
+        except ValidationError as error:
+            raise RegistryError(
+                f"{directory}: its weights were removed; {PRUNED}, which says why, is damaged"
+            ) from error
         raise RegistryError(f"{directory}: its weights were removed at {pruned.at} by {pruned.who}: {pruned.why}")
     own = directory / WEIGHTS
-    if not own.is_file() or own.is_symlink():
+    content = None if own.is_symlink() else _content(own)  # a copy that stands in the place of the link
+    if content is None:
         return blobs.get(manifest.digest)
-    content = own.read_bytes()  # a copy that stands in the place of the link
     if peft_dir.digest(content) != manifest.digest:
         raise RegistryError(
             f"{own}: its sha256 is not the manifest's; the file was changed or damaged; restore it from your backup"
@@ -100,9 +119,14 @@ def inspect(directory: Path, manifest: AdapterManifest, sums: str) -> list[str]:
     damages = []
     for name, digest in expected.items():
         file = directory / name
-        if not file.is_file():
+        try:
+            content = _content(file)
+        except RegistryError as error:
+            damages.append(str(error))
+            continue
+        if content is None:
             damages.append(f"{file}: is missing; restore it from your backup")
-        elif peft_dir.digest(file.read_bytes()) != digest:
+        elif peft_dir.digest(content) != digest:
             damages.append(f"{file}: its sha256 is not the one that was published; restore it from your backup")
     return damages
 
@@ -119,6 +143,16 @@ def inspect_weights(directory: Path, manifest: AdapterManifest, blobs: BlobStore
     if weights is not None and own.resolve() != weights.resolve() and (own.is_symlink() or not own.is_file()):
         return [f"{own}: does not lead to {weights}; make it a symbolic link to it"]
     return []
+
+
+def _content(file: Path) -> bytes | None:
+    """Return the bytes of a file, None where there is no file; raise RegistryError where it cannot be read."""
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        raise RegistryError(f"{file}: cannot be read ({error.strerror}); mend its permissions or its disk") from error
 
 
 def signature_of(directory: Path) -> str:

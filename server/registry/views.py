@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from server.registry import diff as adapter_diff
-from server.registry import lineage, retention
+from server.registry import identity, lineage, retention
 from server.registry.registry import AdapterRegistry
 from server.registry.retention import Garbage
 from server.registry.version_dir import inspect_signature, signature_of
@@ -60,14 +60,21 @@ def verify(registry: AdapterRegistry, ref: str | None = None, key: PublicKey | N
     """Read one version, or everything, and return the number of versions and each damage, file by file.
 
     With `key`, a version that was signed with another key is damaged; versions without a signature are `unsigned`.
+    `foreign`, where there is any, names what lies in the registry and is none of its files: no damage.
     """
     refs = [manifest.ref for name in registry.names() for manifest in registry.versions(name)]
     every = refs if ref is None else [registry.resolve(ref)]
     damages = [damage for one in every for damage in _damages(registry, one, key)]
+    foreign: list[str] = []
     if ref is None:
-        damages = list(registry.index.damaged().values()) + damages + _files(registry)
+        damages = registry.index.inspect() + list(registry.index.damaged().values()) + damages + _files(registry)
+        foreign = identity.strangers(registry.root) + [
+            f"{registry.blobs.where(name)}: no weights of a version; nothing reads it; move it elsewhere"
+            for name in registry.blobs.foreign()
+        ]
     unsigned = [str(one) for one in every if key is not None and not signature_of(registry.directory(one))]
-    return {"versions": len(every), "damages": damages, **({} if key is None else {"unsigned": unsigned})}
+    more = {**({} if key is None else {"unsigned": unsigned}), **({"foreign": foreign} if foreign else {})}
+    return {"versions": len(every), "damages": damages, **more}
 
 
 def gc(registry: AdapterRegistry, *, apply: bool, drop_ancestors: bool, who: str, why: str) -> dict[str, Any]:
@@ -81,6 +88,7 @@ def gc(registry: AdapterRegistry, *, apply: bool, drop_ancestors: bool, who: str
         "versions": [str(ref) for ref in garbage.versions],
         "blobs": list(garbage.blobs),
         "left_overs": [str(path) for path in garbage.left_overs],
+        "kept": list(garbage.kept),
         "freed": garbage.freed,
         "removed": apply,
     }
@@ -95,7 +103,7 @@ def _damages(registry: AdapterRegistry, ref: AdapterRef, key: PublicKey | None) 
 def _files(registry: AdapterRegistry) -> list[str]:
     """Name each damage of pins and alias logs."""
     damages = []
-    for name in registry.names():
+    for name in sorted({*registry.names(), *identity.adapters(registry.root)}):
         for read in (registry.pin, registry.moves):
             try:
                 read(name)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel.cli.console import AsJson, Name, Registry, Why, calls, explained, part_of, reason, who
+from umbel.cli.console import AsJson, Name, Registry, Why, calls, explained, part_of, reason, say, who
 from umbel.signing import read_public
 
 AT = "--registry /srv/umbel/registry"
@@ -27,7 +27,7 @@ def ls(registry: Registry, as_json: AsJson = False) -> None:
     """List every version: its round, its state, and the aliases that point to it."""
     with _opened(registry) as (opened, views):
         rows = views.ls(opened)
-        print(json.dumps(rows, indent=2) if as_json else "\n".join(_line(row) for row in rows))
+        _print_json(rows) if as_json else say(*map(_line, rows))
 
 
 @adapter_app.command(
@@ -36,7 +36,7 @@ def ls(registry: Registry, as_json: AsJson = False) -> None:
 def show(registry: Registry, ref: Ref) -> None:
     """Show one version: its parents, weights and reasons per site, truncation error per module."""
     with _opened(registry) as (opened, views):
-        print(json.dumps(views.show(opened, ref), indent=2))
+        _print_json(views.show(opened, ref))
 
 
 @adapter_app.command(
@@ -52,7 +52,7 @@ def diff(
     """Compare two versions: fields of the manifest that differ, and how far apart their updates of the base are."""
     with _opened(registry) as (opened, views):
         found = views.diff(opened, old, new)
-        print(json.dumps(found, indent=2) if as_json else _diff_text(found))
+        _print_json(found) if as_json else say(*_diff_lines(found))
 
 
 @adapter_app.command(
@@ -82,7 +82,7 @@ def alias(
             print(f"{adapter}@{name} {'is removed' if to is None else f'is {to}'}")
             return
         moves = views.history(opened, adapter)
-        print(json.dumps(moves, indent=2) if as_json else "\n".join(_move(move) for move in moves))
+        _print_json(moves) if as_json else say(*map(_move, moves))
 
 
 @adapter_app.command(
@@ -112,14 +112,14 @@ def verify(
         Path | None, typer.Option(help="The centre's public key; a version signed with another one is damaged.")
     ] = None,
 ) -> None:
-    """Read every byte and compare it with what was published; exit status 1, naming what differs or is unsigned."""
+    """Read every byte and compare it with what was published; exit status 1, naming what differs or is unsigned.
+
+    Files and folders that are none of the registry's are named, too; they are no damage.
+    """
     with _opened(registry) as (opened, views):
         found = views.verify(opened, ref or None, read_public(key) if key else None)
         unsigned = found.get("unsigned", [])
-        for damage in found["damages"]:
-            print(damage)
-        for version in unsigned:
-            print(f"{version}: unsigned")
+        say(*found["damages"], *(f"{version}: unsigned" for version in unsigned), *found.get("foreign", []))
         counted = f"{found['versions']} versions read, {len(found['damages'])} damaged files"
         print(counted + (f", {len(unsigned)} unsigned versions" if unsigned else ""))
     if found["damages"] or unsigned:
@@ -163,7 +163,7 @@ def gc(
     with _opened(registry) as (opened, views):
         given = why or "not needed by an alias, a round or a lineage"
         found = views.gc(opened, apply=yes, drop_ancestors=drop_ancestors, who=who(), why=given)
-        print(json.dumps(found, indent=2) if as_json else _gc_text(found))
+        _print_json(found) if as_json else say(*_gc_lines(found))
 
 
 @adapter_app.command(
@@ -196,8 +196,7 @@ def reindex(registry: Registry) -> None:
     """Rebuild the index from the files, and name everything that could not be restored."""
     with _opened(registry) as (opened, _):
         lost = opened.reindex()
-        for what in lost:
-            print(what)
+        say(*lost)
         versions = sum(len(opened.versions(name)) for name in opened.names())
         print(f"{versions} versions listed, {len(lost)} things not restored")
         if lost:
@@ -209,10 +208,14 @@ def _opened(registry: Path) -> Iterator[tuple[Any, Any]]:
     """Open a registry; yield it and the module `server.registry.views`."""
     with explained():
         with part_of("server"):
-            from server.registry import views
+            from server.registry import index, views
             from server.registry.registry import AdapterRegistry
-        with closing(AdapterRegistry(registry)) as opened:
+        with index.explained(registry), closing(AdapterRegistry(registry)) as opened:
             yield opened, views
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))  # ASCII only: nothing that a site wrote drives a terminal
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -230,17 +233,18 @@ def _move(move: dict[str, Any]) -> str:
     return f"{move['at']}  {to:<32} {move['who']}{run}: {move['why']}"
 
 
-def _diff_text(found: dict[str, Any]) -> str:
+def _diff_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{field}: {old} → {new}" for field, (old, new) in found["fields"].items() if field != "certificate"]
     lines.append(f"updates of the base: relative distance {found['distance']:.4g}, cosine {found['cosine']:.4f}")
     furthest = sorted(found["modules"].items(), key=lambda entry: -entry[1])[:5]
-    return "\n".join(lines + [f"  {module} {distance:.4g}" for module, distance in furthest])
+    return lines + [f"  {module} {distance:.4g}" for module, distance in furthest]
 
 
-def _gc_text(found: dict[str, Any]) -> str:
+def _gc_lines(found: dict[str, Any]) -> list[str]:
     verb = "removed" if found["removed"] else "would remove"
     lines = [f"{verb} the weights of {ref}" for ref in found["versions"]]
     lines += [f"{verb} {path}" for path in found["left_overs"]]
+    lines += [f"kept weights that no version here names, because of {why}" for why in found["kept"]]
     lines.append(f"{verb} {len(found['blobs'])} blobs")
     lines[-1] += f", {found['freed'] / 1e6:.1f} MB" if found["removed"] else "; --yes removes them"
-    return "\n".join(lines)
+    return lines

@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
+from flwr.supercore.constant import SUPERNODE_UVICORN_DEFAULT_PORT, UVICORN_DEFAULT_HOST
 
 from client.flower import supernode
 from client.flower.supernode import PATIENCE_S, Watch, command, run
@@ -90,14 +93,68 @@ def test_what_the_operator_wrote_is_passed_on_with_the_sites_socket(
 ) -> None:
     config = SiteConfig.load(site_file)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    port = str(free_port())
+    written = ["--insecure", "--superlink", "centre:8000", "--port", port, "--max-retries", "3"]
     with pytest.raises(ConfigError, match="belongs to Flower's environment"):
-        command(config, [])
+        command(config, written)
     (tmp_path / "flower-supernode").touch()
-    assert command(config, ["--insecure"]) == [
-        str(tmp_path / "flower-supernode"), "--insecure", "--node-config", f'socket="{config.socket}"',
+    assert command(config, written) == [
+        str(tmp_path / "flower-supernode"), *written, "--node-config", f'socket="{config.socket}"',
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match="remove it here"):
-        command(config, ["--node-config", "a=1"])
+    joined = [f"--superlink=[::1]:{port}", f"--port={port}"]
+    assert command(config, joined)[1:3] == joined
+    for own in (["--node-config", "a=1"], ["--node-config=a=1"]):
+        with pytest.raises(ConfigError, match="remove it here"):
+            command(config, [*written, *own])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "add --superlink HOST:PORT"),
+        (["--insecure"], "Flower would join whatever listens on port 8000 of this machine"),
+        (["--superlink="], "add --superlink HOST:PORT"),
+        (["--superlink"], "expected one argument"),
+        (["--superlink", "centre"], "--superlink centre: write HOST:PORT"),
+        (["--superlink=https://centre:8000"], "without a URL's prefix"),
+    ],
+)
+def test_a_supernode_that_is_not_told_its_superlink_is_refused(
+    site_file: Path, arguments: list[str], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        command(SiteConfig.load(site_file), arguments)
+
+
+def test_a_second_supernode_on_a_machine_is_told_to_take_another_port(site_file: Path) -> None:
+    config = SiteConfig.load(site_file)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"127.0.0.1:{port}, .*Address already in use.*add --port {port + 1}"):
+            command(config, ["--superlink", "centre:8000", "--port", str(port)])
+
+
+def test_the_defaults_are_flowers() -> None:
+    assert (UVICORN_DEFAULT_HOST, str(SUPERNODE_UVICORN_DEFAULT_PORT)) == (supernode.HOST, supernode.PORT)
+
+
+def test_without_certificates_and_without_insecure_it_says_whom_flower_will_trust(
+    site_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "flower-supernode").touch()
+    written = ["--superlink", "centre:8000", "--port", str(free_port())]
+    with caplog.at_level("INFO"):
+        for more in (["--insecure"], ["--root-certificates=ca.crt"]):
+            command(SiteConfig.load(site_file), [*written, *more])
+        assert "supernode.tls" not in caplog.text
+        command(SiteConfig.load(site_file), written)
+    assert "name the federation's own with --root-certificates FILE" in caplog.text
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 @pytest.fixture

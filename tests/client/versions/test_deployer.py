@@ -79,8 +79,13 @@ def test_only_a_judged_shadow_is_promoted_and_the_control_api_says_409(tmp_path:
             assert "support@v1: this site's own verdict is keep: held-out loss" in against.json()["error"]["message"]
             assert "with `umbel promote SITE_FILE support@v1`" in against.json()["error"]["message"]
             assert site.engine.answers("support") is None
+            forced = await http.post("/adapters/support@v1/promote?forced=true")
+            assert (forced.status_code, forced.json()["error"]["type"]) == (404, "NotFound")
+            assert "has no parameter 'forced' on this socket" in forced.json()["error"]["message"]
+            assert site.engine.answers("support") is None
             for _ in range(2):
-                reply = await http.post("/adapters/support@v1/promote?forced=true")
+                async with site.http(operator=True) as operator:
+                    reply = await operator.post("/adapters/support@v1/promote?forced=true")
                 assert (reply.status_code, reply.json()["state"]) == (200, "live")
             assert (await http.post("/adapters/support@v9/promote")).status_code == 404
             assert (await http.post("/adapters/support/promote")).status_code == 422

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from tests.toys.engine import ToyMachine, site_config
 from umbel import signing
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.errors import AdapterError, ConfigError
+from umbel.messages import ShadowReport, Verdict
 from umbel.site.config import SiteConfig
+from umbel.statements import VerdictStatement
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -24,6 +27,7 @@ V1 = AdapterRef("support", 1)
 BLOB = adapter(1)
 MANIFEST = manifest_of(1, BLOB)
 TRUNCATED = MANIFEST.model_copy(update={"truncation_of": "f" * 64})
+NONCE = "ab" * 32
 SIGNATURE = signing.sign(KEY, MANIFEST)
 
 
@@ -119,6 +123,35 @@ def test_a_site_without_a_key_takes_both(tmp_path: Path, machine: ToyMachine) ->
         manifest = manifest_of(2, blob)
         site.deployer.receive("support", manifest, blob, signing.sign(OTHER_KEY, manifest))
         assert (await site.judged(manifest.ref)).state is Lifecycle.JUDGED
+
+    run(tmp_path, machine, story)
+
+
+def test_a_verdict_is_signed_for_the_question_the_version_and_its_registry(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        site.deployer._keys._own = OTHER_KEY
+        await site.ready()
+        header = base64.b64encode(MANIFEST.model_dump_json().encode()).decode()
+        async with site.http() as http:
+            push = partial(http.post, "/adapters/support/shadow", headers={"x-umbel-manifest": header}, content=BLOB)
+            received = ShadowReport.model_validate_json((await push(params={"nonce": NONCE})).content)
+            await site.judged(V1)
+            asked = await http.get("/adapters/support@v1/shadow", params={"nonce": NONCE, "wait": "1"})
+            judged = ShadowReport.model_validate_json(asked.content)
+            again = ShadowReport.model_validate_json((await push(params={"nonce": NONCE})).content)
+        assert (judged.verdict is not None, again) == (True, judged)
+        for report in (received, judged):
+            statement = VerdictStatement.of("clinic-a", NONCE, MANIFEST, report)
+            signing.verify(OTHER_KEY.public_key(), statement, report.signature)
+        wrong: dict[str, object] = {
+            "site": "b", "nonce": "cd" * 32, "lineage": "other", "digest": "f" * 64,
+            "report": judged.model_copy(update={"verdict": Verdict(accepted=True, reasons=())}),
+        }  # fmt: skip
+        assert wrong.keys() == VerdictStatement.model_fields.keys()
+        for name, value in wrong.items():
+            with pytest.raises(AdapterError, match="for another question, version, registry or report"):
+                signing.verify(OTHER_KEY.public_key(), statement.model_copy(update={name: value}), judged.signature)
+        assert site.deployer.report(V1).signature == "", "the journal keeps none: it is for one question"
 
     run(tmp_path, machine, story)
 

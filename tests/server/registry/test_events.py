@@ -84,3 +84,38 @@ def test_a_reader_returns_only_what_was_added_and_says_when_the_file_is_another_
     path.unlink()
     assert list(reader.read()) == []
     assert anew
+
+
+def test_lines_that_are_no_events_cost_no_figure(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lines = [
+        '{"event": "round.started", "at": 1.0, "adapter": "support", "round": 1}',
+        '{"event": "site.trained", "at": 2.0, "adapter": "support"}',
+        '{"event": ["a"], "at": 3.0, "adapter": "support"}',
+        '{"event": "round.started", "at": 4.0, "adapter": ["support"], "round": 2}',
+        '{"event": "round.published", "at": "now", "adapter": "support", "weights": {}}',
+        "[" * 100_000,
+        '{"event": "round.published", "at": 5.0, "adapter": "support", "weights": {"a": 1.0}}',
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    tail = EventTail(path)
+    tail.catch_up()
+    assert tail.last["support"].number == 1
+    assert tail.last["support"].admitted == 1
+    assert sum(tail.counts.values()) == 3
+
+
+def test_a_line_of_the_log_is_one_event_whatever_a_site_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events.log, "handlers", [])
+    monkeypatch.setattr(events.log, "propagate", False)
+    events.show_log()
+    said = {"a\nround.promoted": "no\x1b[2K\r\nround.promoted"}
+    Events(tmp_path / EVENTS).emit("round.failed", adapter="support", reasons=said, site="a\u00a0event=x", plain="b=c")
+    events.log.warning("site %s left out: %s", "a\nb", "no\x1b[2K")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith(r'adapter=support reasons={"a\nround.promoted": "no\u001b[2K\r\nround.promoted"} '
+                          r'site="a\u00a0event=x" plain=b=c')  # fmt: skip
+    assert second.endswith(r"site a\nb left out: no\u001b[2K")
+    assert json.loads((tmp_path / EVENTS).read_text())["reasons"] == said

@@ -31,6 +31,15 @@ def test_lineage_of_one_version_is_what_it_came_from(tmp_path: Path) -> None:
             registry_views.nodes(registry, unknown)
 
 
+def test_what_a_site_called_itself_stays_on_its_line() -> None:
+    manifest = AdapterManifest(
+        name="support", version=1, digest="1" * 64, base="0" * 64, lineage="l", round=1, rank=1,
+        target_modules=("q_proj",), strategy="exact", weights={"a\nsupport@v9  round 9\x1b[2K\u202e": 1.0},
+    )  # fmt: skip
+    text = lineage.text([lineage.Node(manifest, (), (), "", False)])
+    assert text == r"support@v1  round 1 exact  a\nsupport@v9  round 9\u001b[2K\u202e 1.00"
+
+
 def test_a_thousand_rounds_are_one_straight_line() -> None:
     manifests = [
         AdapterManifest(

@@ -119,5 +119,5 @@ def test_nothing_goes_while_a_damaged_version_hides_what_it_needs(tmp_path: Path
     grow(registry, "ar")
     flip(registry.directory(v(1)) / "manifest.json", 0)
     registry.reindex()
-    with pytest.raises(RegistryError, match=r"v000001.*is not known"):
+    with pytest.raises(RegistryError, match=r"(?s)support@v1, which is not here.*v000001.*restore it from your backup"):
         collect(registry)

@@ -108,3 +108,24 @@ def test_reindex_ends_with_1_when_something_was_not_restored(root: Path) -> None
     ended = umbel("adapter", "reindex", "--registry", root)
     assert ended.returncode == 1
     assert ended.stdout.splitlines()[-1] == "4 versions listed, 1 things not restored"
+
+
+def test_verify_names_what_is_none_of_the_registrys_and_a_half_copied_version_and_ends_with_1_for_the_latter(
+    root: Path,
+) -> None:
+    (root / "support" / "old.bak").mkdir()
+    named = said("verify", root).splitlines()
+    assert named[0].startswith(
+        f"{root / 'support' / 'old.bak'}: is none of the registry's; nothing reads it; move it out"
+    )
+    assert named[1] == "5 versions read, 0 damaged files"
+    (root / "support" / "v000005").mkdir()
+    for command in ("verify", "reindex"):
+        ended = umbel("adapter", command, "--registry", root)
+        assert ended.returncode == 1
+        assert f"{root / 'support' / 'v000005'}: not an adapter version" in ended.stdout
+        assert f"move it out of {root}, then `umbel adapter reindex`" in ended.stdout
+    assert len(said("ls", root).splitlines()) == 5
+    kept = said("gc", root, "--yes").splitlines()
+    assert kept[0] == "removed the weights of support@v3"
+    assert kept[1].startswith("kept weights that no version here names, because of")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tests.toys.command_line import refusal
+from umbel.site.template import site_toml
 
 
 def test_bundle_wants_a_new_folder(tmp_path: Path) -> None:
@@ -16,3 +17,10 @@ def test_bundle_wants_a_new_folder(tmp_path: Path) -> None:
 def test_a_supernode_without_a_site_file_is_told_which(tmp_path: Path) -> None:
     said = refusal("supernode", tmp_path / "site.toml", "--insecure")
     assert said.startswith(f"{tmp_path / 'site.toml'}: cannot be read")
+
+
+def test_a_supernode_that_is_not_told_its_superlink_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text(site_toml())
+    said = refusal("supernode", tmp_path / "site.toml", "--insecure")
+    assert said.startswith("no SuperLink is named, and Flower would join whatever listens on port 8000")
+    assert "add --superlink HOST:PORT" in said
