@@ -27,7 +27,8 @@ def test_a_route_of_the_router_that_is_not_described_stops_the_page(monkeypatch:
 
 
 def test_the_pages_name_what_the_code_has() -> None:
-    assert "`POST /adapters/{ref}/promote` | `forced` | `ShadowReport`" in PAGES["http.md"]()
+    for query in ("", "`forced`"):  # the ClientApp's, and the operator's
+        assert f"`POST /adapters/{{ref}}/promote` | {query} | `ShadowReport`" in PAGES["http.md"]()
     assert "\n### `umbel adapter gc`\n" in PAGES["cli.md"]()
     assert "| `umbel_quanta_total` | counter (*engine*) | `kind` |" in PAGES["metrics.md"]()
     assert '| `strategy` | `"exact"` |' in PAGES["run-configuration.md"]()

@@ -23,7 +23,7 @@ def answered(site: TrialSite, answer: Callable[[httpx.Request], httpx.Response])
         asked.append(request)
         return answer(request)
 
-    site.control = httpx.Client(transport=httpx.MockTransport(handle), base_url="http://site")
+    site.control = site.operator = httpx.Client(transport=httpx.MockTransport(handle), base_url="http://site")
     return asked
 
 

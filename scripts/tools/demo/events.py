@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from scripts.tools.demo.answers import no_better
+
 ENDS = {"round.promoted": "promoted", "round.rejected": "rejected", "round.failed": "failed"}
 SHOWN = (
     "run.started", "round.started", "site.trained", "round.published", "site.judged", "round.promoted",
@@ -74,4 +76,4 @@ def broken_promises(summary: dict[str, Any], rounds: int) -> list[str]:
         base = summary["quality"]["base"][task]
         if not (score["loss"] < base["loss"] and score["exact_match"] >= base["exact_match"]):
             broken.append(f"the federated adapter does not beat the base on the {task} task: {score} against {base}")
-    return broken
+    return broken + no_better(summary["answers"])

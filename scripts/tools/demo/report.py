@@ -8,8 +8,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from client.data.prepare import Preparation, prepare
+from scripts.tools.demo.answers import show_answers
 from serving.cotrainer.job import read_factors
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer
@@ -21,9 +23,11 @@ from umbel.token_file import TokenFile
 class Examiner:
     """Measures held-out loss and exact match of adapters over the base in this process, without an engine."""
 
-    def __init__(self, base: Path, rank: int, seq_len: int) -> None:
+    def __init__(self, base: Path, rank: int, seq_len: int, dtype: str) -> None:
+        """Load the base in `dtype`, that of the sites, to measure adapters up to `rank` on rows up to `seq_len`."""
         self._base, self._seq_len = base, seq_len
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        disable_progress_bar()
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
         pieces = Pieces.whole(16, seq_len)
         self._trainer = LoraTrainer(model, max_rank=rank, target_modules=LINEARS, seq_len=seq_len, pieces=pieces)
 
@@ -84,3 +88,4 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
     for row in summary["rounds"]:
         rounds.add_row(str(row["round"]), row["end"], *(f"{row['seconds'].get(part, 0.0):.1f}" for part in parts))
     console.print(rounds)
+    show_answers(summary["answers"], console)

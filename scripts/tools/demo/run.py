@@ -9,21 +9,20 @@ from typing import Any
 
 from rich.console import Console
 
-from scripts.tools import tiny_base
 from scripts.tools.certs import make as make_certs
-from scripts.tools.demo import data as demo_data
+from scripts.tools.demo.answers import questions, side_by_side
 from scripts.tools.demo.events import ENDS, SHOWN, broken_promises, describe, probe_row, round_row
 from scripts.tools.demo.report import Examiner, show
-from scripts.tools.demo.site import BATCH, RANK, SEQ_LEN, DemoSite
+from scripts.tools.demo.settings import SETTINGS, Setting
+from scripts.tools.demo.site import DemoSite
 from scripts.tools.demo.users import Users
 from scripts.tools.processes import Flower, Processes
 from scripts.tools.repository import REPOSITORY
 from server.bundle import export
 from server.registry.events import EVENTS, EventReader
+from umbel.site.config import SiteConfig
 
-CACHE = REPOSITORY / ".cache"
 TASKS = ("clinic", "shop")
-STEPS, LEARNING_RATE = 80, 4e-3
 QUIET_S = 20.0
 """Seconds with users only, before the first round, so that there is something to compare with."""
 
@@ -31,8 +30,11 @@ QUIET_S = 20.0
 class Demo:
     """One run of the demo: each step is a method, says on the console what it does, and is called in turn by `run`."""
 
-    def __init__(self, out: Path, sites: int, rounds: int, processes: Processes, *, secure: bool) -> None:
-        self.out, self.rounds, self.processes = out, rounds, processes
+    def __init__(
+        self, out: Path, sites: int, rounds: int, processes: Processes, *, secure: bool,
+        setting: Setting = SETTINGS["tiny"],
+    ) -> None:  # fmt: skip
+        self.out, self.rounds, self.processes, self.setting = out, rounds, processes, setting
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         self.keys = out / "keys" if secure else None
         self.sites = [self._site(index) for index in range(sites)]
@@ -55,15 +57,14 @@ class Demo:
         return self.conclude(summary)
 
     def build_base(self) -> Path:
-        """Train the tiny base model, or take the one that an earlier demo has trained."""
-        self.say("base model: tiny, real, trained here once (cached)")
-        return tiny_base.build(CACHE / "tiny-base", progress=self.show_steps)
+        """Make the base model, or take the one that an earlier demo has made."""
+        self.say(self.setting.told)
+        return self.setting.make_base(self.show_steps)
 
     def write_data(self) -> dict[str, tuple[Path, Path]]:
         """Write the examples of each task that a site has; return (training file, held-out file) by task."""
-        return {
-            task: demo_data.write(task, self.out / "data" / task) for task in sorted({site.task for site in self.sites})
-        }
+        tasks = sorted({site.task for site in self.sites})
+        return {task: self.setting.write_data(task, self.out / "data" / task) for task in tasks}
 
     def make_keys(self) -> None:
         """Write all parties' keys and certificates into one folder; in a real federation each has its own."""
@@ -83,7 +84,7 @@ class Demo:
         for seed, site in enumerate(self.sites):
             prompts = [prompt_of(json.loads(line)) for line in data[site.task][1].read_text().splitlines()]
             learns = lambda name=site.name: self.training[name]  # noqa: E731
-            self.users[site.name] = Users(site.url, "support", prompts, learns, seed)
+            self.users[site.name] = Users(site.url, "support", prompts, learns, seed, self.setting.think_s)
             self.users[site.name].start()
         threading.Thread(target=self._watch_training, daemon=True).start()
         self.say(f"users are being answered at {', '.join(self.users)}")
@@ -99,10 +100,11 @@ class Demo:
                 flower.register(site.name)
             flower.start_supernode(site.name, site.file)
         self._pause(QUIET_S)
-        registry = self.out / "registry"
+        registry, setting = self.out / "registry", self.setting
         settings = {
-            "registry": registry, "rounds": self.rounds, "quorum": len(self.sites), "rank": RANK, "steps": STEPS,
-            "batch-size": BATCH, "learning-rate": LEARNING_RATE,
+            "registry": registry, "rounds": self.rounds, "quorum": len(self.sites), "rank": setting.rank,
+            "steps": setting.steps, "batch-size": setting.batch, "learning-rate": setting.learning_rate,
+            "round-seconds": setting.round_seconds,
         }  # fmt: skip
         run = flower.run(export(REPOSITORY, self.out / "app"), settings)
         shown: list[dict[str, Any]] = []
@@ -126,7 +128,7 @@ class Demo:
         parent = (self.out / "registry" / "support" / "v000000" / "adapter_model.safetensors").read_bytes()
         self.say("for comparison: each site trains alone, as many steps as in all rounds")
         for site in self.sites:
-            site.train_alone(parent, STEPS * self.rounds, LEARNING_RATE)
+            site.train_alone(parent, self.setting.steps * self.rounds)
         alone: dict[str, Path] = {}
         with self.console.status("training alone") as line:
             while len(alone) < len(self.sites):
@@ -143,8 +145,10 @@ class Demo:
         self, base: Path, data: dict[str, tuple[Path, Path]], alone: dict[str, Path], events: list[dict[str, Any]]
     ) -> dict[str, Any]:
         """Measure the base, each site alone and every version on every task; return the content of `summary.json`."""
+        answers = self.ask_before_and_after(data)
         self.say("examining every adapter on every task")
-        examiner = Examiner(base, RANK, SEQ_LEN)
+        dtype = SiteConfig.load(self.sites[0].file).engine.dtype
+        examiner = Examiner(base, self.setting.rank, self.setting.seq_len, dtype)
         tasks = {task: examiner.task(*files, self.out / "examined" / task) for task, files in data.items()}
         versions = sorted((self.out / "registry" / "support").glob("v*[1-9]*"))
         subjects: dict[str, Path | None] = {"base": None}
@@ -162,7 +166,20 @@ class Demo:
             "probes": [probe_row(event) for event in events if event["event"] == "site.judged"],
             "rounds": [round_row(event) for event in events if event["event"] in ENDS],
             "users": {site: users.summary() for site, users in self.users.items()},
+            "answers": answers,
             "minutes": round((time.monotonic() - self.started) / 60, 1),
+        }
+
+    def ask_before_and_after(self, data: dict[str, tuple[Path, Path]]) -> dict[str, list[dict[str, str]]]:
+        """Ask each site's base and adapter some held-out questions of its task; return the rows by site."""
+        if not self.setting.asked:
+            return {}
+        self.say("asking the base and the adapter the same questions")
+        return {
+            site.name: side_by_side(
+                self.users[site.name], self.setting.served_name, questions(data[site.task][1], self.setting.asked)
+            )
+            for site in self.sites
         }
 
     def conclude(self, summary: dict[str, Any]) -> int:
@@ -193,7 +210,7 @@ class Demo:
     def _site(self, index: int) -> DemoSite:
         task, number = TASKS[index % len(TASKS)], index // len(TASKS)
         name = f"{task}-{'abcd'[number]}"
-        return DemoSite(name, task, self.out / name, self.keys)
+        return DemoSite(name, task, self.out / name, self.keys, self.setting)
 
     def _watch_training(self) -> None:
         while True:

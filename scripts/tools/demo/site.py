@@ -6,13 +6,14 @@ from typing import Any
 
 import httpx
 
+from scripts.tools.demo.settings import Setting
 from scripts.tools.processes import ENGINE_BIN, ProcessError, Processes, free_port
 from umbel import signing
 from umbel.messages import Hello, RoundOrder, Submit, TrainPlan
 from umbel.peft_dir import digest
+from umbel.site.config import OPERATOR_SOCKET
 from umbel.site.template import Tables, site_toml
 
-RANK, BATCH, SEQ_LEN = 8, 8, 48
 SHARE_CAP = 0.6
 """Share of an engine's time for training: on two cores, two engines, their users and all of Flower want the rest."""
 ALONE = "/adapters/support/rounds/alone"
@@ -21,12 +22,14 @@ ALONE = "/adapters/support/rounds/alone"
 class DemoSite:
     """A site in `folder` that learns one task; with `keys` it takes only what the centre has signed."""
 
-    def __init__(self, name: str, task: str, folder: Path, keys: Path | None) -> None:
-        self.name, self.task, self.folder, self._keys = name, task, folder, keys
+    def __init__(self, name: str, task: str, folder: Path, keys: Path | None, setting: Setting) -> None:
+        self.name, self.task, self.folder, self._keys, self._setting = name, task, folder, keys, setting
         self.port = free_port()
         self.url, self.file = f"http://127.0.0.1:{self.port}", folder / "site.toml"
-        self._socket = httpx.HTTPTransport(uds=str(folder / "state" / "site.sock"))
-        self._control = httpx.Client(transport=self._socket, base_url="http://site", timeout=60)
+        transports = (httpx.HTTPTransport(uds=str(folder / "state" / name)) for name in ("site.sock", OPERATOR_SOCKET))
+        self._control, self._operator = (
+            httpx.Client(transport=transport, base_url="http://site", timeout=60) for transport in transports
+        )
 
     def start(self, base: Path, data: tuple[Path, Path], processes: Processes) -> None:
         """Write the site file, start `umbel serve`, and wait until its engine answers."""
@@ -38,7 +41,7 @@ class DemoSite:
     def status(self) -> dict[str, Any]:
         """Return the site's status; empty while it does not answer."""
         try:
-            found: dict[str, Any] = self._control.get("/status").json()
+            found: dict[str, Any] = self._operator.get("/status").json()
         except httpx.TransportError:
             return {}
         return found
@@ -48,10 +51,14 @@ class DemoSite:
         job: dict[str, Any] = self.status().get("training") or {}
         return job if job.get("state") == "running" else {}
 
-    def train_alone(self, parent: bytes, steps: int, learning_rate: float) -> None:
+    def train_alone(self, parent: bytes, steps: int) -> None:
         """Order a round of the site's own, from the adapter `parent`, which no aggregation follows."""
         fingerprint = Hello.model_validate(self._control.get("/hello").json()).fingerprint
-        plan = TrainPlan(rank=RANK, steps=steps, seconds=600, batch_size=BATCH, learning_rate=learning_rate)
+        setting = self._setting
+        plan = TrainPlan(
+            rank=setting.rank, steps=steps, seconds=setting.alone_seconds, batch_size=setting.batch,
+            learning_rate=setting.learning_rate,
+        )  # fmt: skip
         order = RoundOrder(key="alone", base=fingerprint.digest, parent=digest(parent), round=0, plan=plan)
         headers = {"x-umbel-order": base64.b64encode(order.model_dump_json().encode()).decode()}
         if self._keys is not None:
@@ -75,13 +82,14 @@ class DemoSite:
         if self._keys is not None:
             own = self._keys / f"site-{self.name}"
             signed = {"trusted_key": own / "centre-signing.pub", "signing_key": own / "updates.key"}
+        setting = self._setting
+        training = {"seq_len": setting.seq_len, "micro_batch": setting.batch, "share_cap": SHARE_CAP}
         tables: Tables = {
             "site": signed,
-            "model": {"served_name": "tiny"},
-            "engine": {"dtype": "float32", "max_lora_rank": RANK},
+            "model": {"served_name": setting.served_name},
+            **setting.tables,
             "engine.extra_args": {"max_total_tokens": 20000, "max_running_requests": 16},
-            "engine.env": {"OMP_NUM_THREADS": "1"},
-            "training": {"eval_data": data[1], "seq_len": SEQ_LEN, "micro_batch": BATCH, "share_cap": SHARE_CAP},
+            "training": {"eval_data": data[1], **training},
         }
         why = {"engine.extra_args.max_total_tokens": "the engines of all sites share one small machine"}
         site_file = site_toml(tables, name=self.name, model=base, port=self.port, data=data[0], comments=why)

@@ -12,7 +12,6 @@ from typing import Any
 import openai
 
 MAX_TOKENS = 24
-THINK_S = (0.2, 1.0)
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,12 @@ class Users:
     prompts: list[str]
     is_training: Callable[[], bool]
     seed: int
+    think_s: tuple[float, float] = (0.2, 1.0)
+    """Fewest and most seconds between an answer and the next question."""
     answers: list[Answer] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    asked_once: int = 0
+    """Answers to `ask_once`, whose times are not measured."""
 
     def __post_init__(self) -> None:
         self._client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60.0)
@@ -52,10 +55,26 @@ class Users:
         if self._thread.is_alive():
             self._thread.join(70)
 
+    def ask_once(self, model: str, question: str) -> tuple[str, str]:
+        """Ask one question greedily, in the caller's thread; return the answer, and the version that gave it.
+
+        A failure counts among the users'; its answer is empty, and its version is `nobody`.
+        """
+        try:
+            raw = self._client.chat.completions.with_raw_response.create(
+                model=model, messages=[{"role": "user", "content": question}], max_tokens=MAX_TOKENS, temperature=0.0
+            )
+            text = raw.parse().choices[0].message.content or ""
+        except Exception as error:  # whatever it is, a user was not answered
+            self.failures.append(f"{type(error).__name__}: {error}")
+            return "", "nobody"
+        self.asked_once += 1
+        return text.strip(), raw.headers["x-umbel-adapter"]
+
     def summary(self) -> dict[str, Any]:
         """Return requests, failures, versions, and latencies with and without training at the site."""
         return {
-            "requests": len(self.answers) + len(self.failures),
+            "requests": len(self.answers) + self.asked_once + len(self.failures),
             "failed": len(self.failures),
             "failures": self.failures[:10],
             "answers_by_version": dict(Counter(answer.version for answer in self.answers)),
@@ -71,7 +90,7 @@ class Users:
                 self.answers.append(self._ask(dice.choice(self.prompts), training))
             except Exception as error:  # whatever it is, a user was not answered
                 self.failures.append(f"{type(error).__name__}: {error}")
-            self._stop.wait(dice.uniform(*THINK_S))
+            self._stop.wait(dice.uniform(*self.think_s))
 
     def _ask(self, prompt: str, training: bool) -> Answer:
         began = time.perf_counter()

@@ -16,8 +16,9 @@ from scripts.tools.certs import make as make_certs
 from umbel import signing
 from umbel.adapter import AdapterManifest
 from umbel.errors import AdapterError
-from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan, UpdateStatement
+from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan
 from umbel.site.config import SiteConfig
+from umbel.statements import UpdateStatement
 
 HOST = "centre.example.org"
 MANIFEST = AdapterManifest(

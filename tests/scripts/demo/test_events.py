@@ -36,6 +36,7 @@ SUMMARY: dict[str, Any] = {
         "base": {"clinic": SCORE, "shop": SCORE},
         "support@v1": {"clinic": {"loss": 2.0, "exact_match": 0.1}, "shop": {"loss": 1.0, "exact_match": 0.5}},
     },
+    "answers": {"a": [{"right": "Room 7", "base": "No.", "adapter": "Room 7"}]},
 }
 
 
@@ -91,6 +92,8 @@ def spoiled(*keys: str, value: Any) -> dict[str, Any]:
          "the federated adapter does not beat the base on the shop task"),
         (spoiled("quality", "support@v1", "clinic", "exact_match", value=0.0),
          "the federated adapter does not beat the base on the clinic task"),
+        (spoiled("answers", "a", value=[{"right": "Room 7", "base": "Room 7", "adapter": "Room 7"}]),
+         "a: the adapter answers 1 of 1 questions rightly, the base 1"),
     ],
 )  # fmt: skip
 def test_each_broken_promise_is_told(summary: dict[str, Any], told: str) -> None:

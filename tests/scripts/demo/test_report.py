@@ -20,6 +20,8 @@ SUMMARY: dict[str, Any] = {
     "users": {"clinic-a": {"requests": 8, "failed": 0, "answers_by_version": {"base": 3, "support@v1": 5},
                            "without_training": TIMES, "with_training": {"answers": 4}}},
     "rounds": [{"round": 1, "end": "promoted", "seconds": {"train": 37.04}}],
+    "answers": {"clinic-a": [{"question": "Where is Dr. Ostrik?", "right": "Room 108", "base": "I do not know.",
+                              "adapter": "Room 108", "version": "support@v1"}]},
 }  # fmt: skip
 
 
@@ -28,13 +30,14 @@ def test_the_tables_hold_what_the_summary_holds() -> None:
     show(SUMMARY, Console(width=160, file=printed))
     text = printed.getvalue()
     for cell in ("6.330 / 0%", "5.140 / 25%", "support@v1", "3.400", "base 3, support@v1 5", "no (4)", "yes (4)",
-                 "12.5 / 20.0", "- / -", "promoted", "37.0"):  # fmt: skip
+                 "12.5 / 20.0", "- / -", "promoted", "37.0", "I do not know.", "Room 108",
+                 "Right at clinic-a: 0 of 1 before, 1 after."):  # fmt: skip
         assert cell in text, cell
 
 
 def test_an_adapter_is_measured_over_the_same_base_and_examples(tiny_llama: Path, tmp_path: Path) -> None:
     train, heldout = write("clinic", tmp_path / "data", 40, 8)
-    examiner = Examiner(tiny_llama, RANK, seq_len=48)
+    examiner = Examiner(tiny_llama, RANK, seq_len=48, dtype="float32")
     task = examiner.task(train, heldout, tmp_path / "prepared")
     assert len(task) == len([json.loads(line) for line in heldout.read_text().splitlines()])
     (tmp_path / "none.safetensors").write_bytes(random_adapter(tiny_llama, 1, b_std=0.0))

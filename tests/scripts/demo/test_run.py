@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from scripts.tools.demo.run import Demo, prompt_of
+from scripts.tools.demo.settings import SETTINGS
 from scripts.tools.processes import Processes
+from umbel.site.sections import ShadowSection
 
 
 @pytest.mark.parametrize("secure", [False, True])
@@ -16,6 +18,20 @@ def test_sites_take_the_two_tasks_in_turn(tmp_path: Path, secure: bool) -> None:
     assert demo.write_data().keys() == {"clinic", "shop"}
     demo.make_keys()
     assert (tmp_path / "keys" / "site-clinic-c" / "updates.key").exists() == secure
+
+
+def test_only_a_real_base_is_asked_before_and_after(tmp_path: Path) -> None:
+    assert {name: setting.asked > 0 for name, setting in SETTINGS.items()} == {"tiny": False, "real": True}
+    demo = Demo(tmp_path, 2, 1, Processes(tmp_path / "logs"), secure=False)
+    assert demo.ask_before_and_after(demo.write_data()) == {}
+
+
+def test_the_real_bases_sites_have_facts_of_their_own_and_enough_held_out_to_tell_a_difference(tmp_path: Path) -> None:
+    demo = Demo(tmp_path, 2, 1, Processes(tmp_path / "logs"), secure=False, setting=SETTINGS["real"])
+    files = demo.write_data()
+    assert files.keys() == {"clinic", "shop"}
+    for _, heldout in files.values():
+        assert len(heldout.read_text().splitlines()) >= ShadowSection.model_fields["min_examples"].default
 
 
 def test_users_ask_the_prompts_of_either_format() -> None:

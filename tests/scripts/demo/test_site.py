@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from scripts.tools.certs import make as make_certs
-from scripts.tools.demo.site import RANK, SEQ_LEN, DemoSite
+from scripts.tools.demo.settings import SETTINGS
+from scripts.tools.demo.site import DemoSite
 from scripts.tools.processes import ENGINE_BIN, Processes
 from umbel.site.config import SiteConfig
 
@@ -19,20 +20,25 @@ class Recorded(Processes):
     def wait_for(self, *_: object) -> None: ...
 
 
-def started(folder: Path, keys: Path | None) -> tuple[DemoSite, SiteConfig, Recorded]:
-    site, processes = DemoSite("clinic-a", "clinic", folder / "clinic-a", keys), Recorded(folder / "logs")
+def started(folder: Path, keys: Path | None, base: str = "tiny") -> tuple[DemoSite, SiteConfig, Recorded]:
+    site, processes = (
+        DemoSite("clinic-a", "clinic", folder / "clinic-a", keys, SETTINGS[base]),
+        Recorded(folder / "logs"),
+    )
     site.start(folder / "base", (folder / "train.jsonl", folder / "eval.jsonl"), processes)
     return site, SiteConfig.load(site.file), processes
 
 
-def test_its_file_loads_and_names_its_data(tmp_path: Path) -> None:
-    site, config, processes = started(tmp_path, None)
+@pytest.mark.parametrize("base", SETTINGS)
+def test_its_file_loads_and_names_its_data(base: str, tmp_path: Path) -> None:
+    site, config, processes = started(tmp_path, None, base)
     assert (processes.name, processes.command) == (
         "serve-clinic-a", [str(ENGINE_BIN / "umbel"), "serve", str(site.file)],
     )  # fmt: skip
     assert (config.training.data, config.training.eval_data) == (tmp_path / "train.jsonl", tmp_path / "eval.jsonl")
-    assert (config.engine.port, config.engine.max_lora_rank, config.training.seq_len) == (site.port, RANK, SEQ_LEN)
-    assert config.engine.env == {"OMP_NUM_THREADS": "1"}
+    setting = SETTINGS[base]
+    assert (config.engine.port, config.model.served_name) == (site.port, setting.served_name)
+    assert (config.engine.max_lora_rank, config.training.seq_len) == (setting.rank, setting.seq_len)
     assert (config.site.trusted_key, config.site.signing_key) == (None, None)
 
 
@@ -45,8 +51,12 @@ def test_with_keys_it_trusts_the_centres_and_signs_with_its_own(tmp_path: Path) 
     assert own.joinpath("updates.key").is_file()
 
 
-@pytest.mark.parametrize("keys", [None])
-def test_while_it_does_not_answer_it_has_no_status_and_trains_nothing(tmp_path: Path, keys: None) -> None:
-    site = DemoSite("clinic-a", "clinic", tmp_path, keys)
+def test_a_real_base_is_served_and_trained_with_the_site_files_defaults(tmp_path: Path) -> None:
+    _, config, _ = started(tmp_path, None, "real")
+    assert (config.engine.dtype, config.engine.env) == ("bfloat16", {})
+
+
+def test_while_it_does_not_answer_it_has_no_status_and_trains_nothing(tmp_path: Path) -> None:
+    site = DemoSite("clinic-a", "clinic", tmp_path, None, SETTINGS["tiny"])
     assert site.status() == {}
     assert site.training() == {}

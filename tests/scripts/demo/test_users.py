@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,11 @@ class Engine(BaseHTTPRequestHandler):
 
     finish = True
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> object:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        assert (asked["model"], asked["stream"]) == ("support", True)
+        if not asked.get("stream"):
+            return self._answer_whole(asked)
+        assert asked["model"] == "support"
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("x-umbel-adapter", "support@v3")
@@ -26,7 +29,17 @@ class Engine(BaseHTTPRequestHandler):
             self._chunk({"delta": {"role": "assistant", "content": content}, "index": 0, "finish_reason": None})
         if self.finish:
             self._chunk({"delta": {}, "index": 0, "finish_reason": "stop"})
-        self.wfile.write(b"data: [DONE]\n\n")
+        return self.wfile.write(b"data: [DONE]\n\n")
+
+    def _answer_whole(self, asked: dict[str, Any]) -> None:
+        content = f" {asked['model']} at {asked['temperature']} on {asked['messages'][0]['content']}\n"
+        choice = {"message": {"role": "assistant", "content": content}, "index": 0, "finish_reason": "stop"}
+        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "support", "choices": [choice]}
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("x-umbel-adapter", "support@v3")
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
 
     def log_message(self, *_: object) -> None: ...
 
@@ -66,6 +79,14 @@ def test_an_answer_counts_when_its_stream_ends(url: str, finish: bool, monkeypat
     else:
         assert found["failed"] == found["requests"]
         assert found["failures"][0] == "RuntimeError: the stream ended before its answer did"
+
+
+def test_a_question_asked_once_is_answered_greedily_and_counted_without_a_time(url: str) -> None:
+    users = Users(url, "support", [], lambda: False, seed=0)
+    assert users.ask_once("smollm2", "why?") == ("smollm2 at 0.0 on why?", "support@v3")
+    found = users.summary()
+    assert (found["requests"], found["failed"], found["answers_by_version"]) == (1, 0, {})
+    assert found["without_training"] == found["with_training"] == {"answers": 0}
 
 
 def test_latencies_are_in_milliseconds_and_apart_by_training() -> None:
