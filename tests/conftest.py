@@ -1,6 +1,7 @@
 """Fixtures for all tests (tiny bases, short folders for Unix sockets), and which environment runs which folder."""
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,6 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+# Eight processes of tests share two cores. What tests start has these variables, too; a file that sets none is served
+# by test_readme_site.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine has it by itself
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: its threads spin under any setting
 
 SITE = ("client", "serving", "scripts", "interop", "hostile/site", "recovery/site", "e2e")
 """Folders whose tests need SGLang: they run in the engine's environment only."""
@@ -30,7 +36,9 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return OfTheOther.from_parent(parent, path=module_path) if needs and not importlib.util.find_spec(module) else None
 
 
-LONGEST = ("test_kills.py", "test_rounds.py", "test_fleet.py", "test_served_tokens.py", "test_verdicts.py")
+LONGEST = (
+    "test_kills.py", "test_rounds.py", "test_fleet.py", "test_served_tokens.py", "test_verdicts.py", "test_hangs.py",
+)  # fmt: skip
 """End-to-end tests that wait for Flower or start several engines: begun first, so that no worker ends long after."""
 
 

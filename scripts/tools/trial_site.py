@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel
 
 from scripts.tools.processes import ProcessError, free_port
@@ -19,6 +20,7 @@ from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.base import LINEARS, BaseFingerprint, linear_shapes
 from umbel.messages import RoundOrder, TrainPlan
+from umbel.site.config import OPERATOR_SOCKET
 from umbel.site.template import Tables, site_toml
 
 RANK = 8
@@ -34,7 +36,6 @@ SETTINGS: Tables = {
     "model": {"served_name": "tiny"},
     "engine": {"dtype": "float32", "max_lora_rank": RANK, "drain_s": 5},
     "engine.extra_args": {"max_total_tokens": 20000, "max_running_requests": 16},
-    "engine.env": {"OMP_NUM_THREADS": "1"},
     "training": {"seq_len": 32, "micro_batch": 4},
 }
 """Tables of the site file that differ from the defaults: small enough for two cores."""
@@ -52,14 +53,12 @@ class TrialSite:
         examples = [{"prompt": f"ward {i}", "completion": f"room {i * 7 % 13}"} for i in range(40)]
         (folder / "train.jsonl").write_text(data or "\n".join(map(json.dumps, examples)))
         self.file.write_text(f"{site_toml(SETTINGS, name=name, model=model, port=self.port)}{extra}\n")
-        self.control = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.state_dir / "site.sock")), base_url="http://site", timeout=120
-        )
+        self.control, self.operator = self._client("site.sock"), self._client(OPERATOR_SOCKET)
         self._base = BaseFingerprint.of(model).digest
 
     def status(self) -> dict[str, Any]:
         """Return what `umbel status --json` shows; raise httpx.TransportError while the daemon does not answer."""
-        found: dict[str, Any] = self.control.get("/status").json()
+        found: dict[str, Any] = self.operator.get("/status").json()
         return found
 
     def starts(self) -> int:
@@ -99,15 +98,15 @@ class TrialSite:
 
     def promote(self, ref: AdapterRef) -> httpx.Response:
         """Promote a version as the operator, whatever its verdict is."""
-        return self.control.post(f"/adapters/{ref}/promote?forced=true")
+        return self.operator.post(f"/adapters/{ref}/promote?forced=true")
 
     def discard(self, ref: AdapterRef) -> httpx.Response:
         """Discard a shadow."""
         return self.control.post(f"/adapters/{ref}/discard")
 
     def roll_back(self) -> httpx.Response:
-        """Go back to the version that answered before."""
-        return self.control.post("/adapters/support/rollback")
+        """Go back to the version that answered before, as the operator."""
+        return self.operator.post("/adapters/support/rollback")
 
     def submit(self, key: str, blob: bytes, number: int = 1, **plan: Any) -> httpx.Response:
         """Order a round of training that starts from the adapter `blob`; `plan` changes the default plan."""
@@ -120,6 +119,10 @@ class TrialSite:
     def wait_round(self, key: str) -> dict[str, Any]:
         """Wait for a round's end; return its report."""
         return self._wait(f"/adapters/support/rounds/{key}", ("done", "failed", "cancelled"))
+
+    def _client(self, socket: str) -> httpx.Client:
+        transport = httpx.HTTPTransport(uds=str(self.state_dir / socket))
+        return httpx.Client(transport=transport, base_url="http://site", timeout=120)
 
     def _post(self, path: str, blob: bytes, header: dict[str, BaseModel]) -> httpx.Response:
         coded = {key: base64.b64encode(message.model_dump_json().encode()).decode() for key, message in header.items()}
@@ -140,15 +143,15 @@ def require_done(reply: httpx.Response) -> None:
         raise ProcessError(f"{reply.request.url.path}: {reply.text}")
 
 
-def random_adapter(model: Path, seed: int, b_std: float = 0.3) -> bytes:
+def random_adapter(model: Path, seed: int, b_std: float = 0.3, dtype: npt.DTypeLike = np.float32) -> bytes:
     """Return the bytes of an adapter that changes the base's answers (b_std = 0: one that does not)."""
     generator = np.random.default_rng(seed)
     tensors: peft_dir.Tensors = {}
     for module, (out_features, in_features) in linear_shapes(model, LINEARS).items():
         a = generator.standard_normal((RANK, in_features)) / in_features**0.5
         b = generator.standard_normal((out_features, RANK)) * b_std
-        tensors[peft_dir.key(module, "A")] = a.astype(np.float32)
-        tensors[peft_dir.key(module, "B")] = b.astype(np.float32)
+        tensors[peft_dir.key(module, "A")] = a.astype(dtype)
+        tensors[peft_dir.key(module, "B")] = b.astype(dtype)
     return peft_dir.encode(tensors)
 
 

@@ -37,7 +37,7 @@ ENGINE_CORE, CLIENT_CORE = 0, 1
 INITIAL = AdapterRef(ADAPTER, 0)
 MICRO_BATCH = 8
 MAX_RUNNING = 8
-START_S = 300.0
+START_S = 600.0
 ANY_NICE = 20
 """RLIMIT_NICE with which a process may go back to nice 0."""
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
@@ -46,7 +46,7 @@ _SITE: Tables = {
     "adapter": [{"name": ADAPTER}],
     "engine": {"dtype": "float32", "max_lora_rank": domain.RANK},
     "engine.extra_args": {"max_total_tokens": 20000, "max_running_requests": MAX_RUNNING},
-    "engine.env": {"OMP_NUM_THREADS": "1", "SGLANG_PLUGINS": "umbel_bench,umbel_cpu"},
+    "engine.env": {"SGLANG_PLUGINS": "umbel_bench,umbel_cpu"},
     "training": {"micro_batch": MICRO_BATCH, "seq_len": domain.SEQ_LEN},
 }
 
@@ -129,6 +129,8 @@ async def start(folder: Path, world: domain.World, symbols: int, with_stock: boo
     engine = BenchEngine(config)
     stock = StockServer(config, world, engine.key) if with_stock else None
     process: asyncio.subprocess.Process | None = None
+    # Started where they will run, they find one core and take one thread each.
+    _pin_threads(os.getpid(), ENGINE_CORE)
     try:
         process = await _start_separate(folder / "separate", world.model)
         table = AliasTable(base="base", adapters={ADAPTER: {"live": str(INITIAL)}})
@@ -172,7 +174,7 @@ async def _start_separate(run_dir: Path, model: Path) -> asyncio.subprocess.Proc
     with (run_dir / "trainer.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
             sys.executable, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+            start_new_session=True,
         )  # fmt: skip
 
 
@@ -198,7 +200,7 @@ class StockServer:
 
     async def start(self) -> None:
         """Start it and wait until it answers. Raises EngineError if it ends, TimeoutError after `START_S`."""
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SGLANG_PLUGINS": "umbel_cpu"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SGLANG_PLUGINS": "umbel_cpu"}
         environment.pop(RUN_DIR_VARIABLE, None)
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -52,7 +52,7 @@ def engine(tiny_llama: Path, directories: dict[str, Path], tmp_path_factory: pyt
         "--lora-target-modules", *LINEARS, "--lora-paths", *(f"{name}={path}" for name, path in directories.items()),
     ]  # fmt: skip
     log = tmp_path_factory.mktemp("engine") / "engine.log"
-    environment = {**os.environ, "SGLANG_PLUGINS": "umbel_cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "SGLANG_PLUGINS": "umbel_cpu", "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     url = f"http://127.0.0.1:{port}"

@@ -67,7 +67,7 @@ class PlainFederation:
         (folder / "site.toml").write_text(site_file + LENIENT)
         script = REPOSITORY / "tests" / "toys" / "sites" / "plain_site.py"
         command = [sys.executable, str(script), str(folder / "site.toml"), "--fault", FAULTS.get(name, "none@0")]
-        self.processes.start(f"site-{name}", command, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
+        self.processes.start(f"site-{name}", command, PYTHONPATH=str(REPOSITORY))
 
     def start_run(self, rounds: int, **settings: object) -> "subprocess.Popen[bytes]":
         return self.flower.run(self.app, {**SETTINGS, **settings, "registry": self.registry, "rounds": rounds})
@@ -109,7 +109,7 @@ class PlainFederation:
         return {module: after[module] - before[module] for module in after}
 
     def socket(self, name: str) -> Path:
-        return self.folder / name / "state" / "site.sock"
+        return self.folder / name / "state" / "operator.sock"
 
     def is_ready(self, name: str) -> bool:
         try:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 def measure(strategy: str, sites: int) -> dict[str, int]:
     command = [sys.executable, "-m", "tests.toys.server_memory", strategy, str(sites)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     measured: dict[str, int] = json.loads(done.stdout.splitlines()[-1])

@@ -79,7 +79,7 @@ def child(options: argparse.Namespace, method: str, sites: int) -> Any:
         "--dense", options.dense, "--repeat", str(options.repeat), "--threads", str(options.threads),
     ]  # fmt: skip
     # Threads that wait do not spin: on a machine with other work, spinning ones would measure each other.
-    threads = {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    threads = {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **threads})
     return json.loads(done.stdout.splitlines()[-1])
 

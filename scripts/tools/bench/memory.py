@@ -95,7 +95,6 @@ async def inside(base: Path, folder: Path) -> Any:
     tables: Tables = {
         "engine": {"dtype": "float32", "max_lora_rank": RANK},
         "engine.extra_args": {"max_total_tokens": 4000, "max_running_requests": 4},
-        "engine.env": {"OMP_NUM_THREADS": "1"},
         "training": {"micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN},
     }
     (folder / "site.toml").write_text(site_toml(tables, name="bench", model=base, port=free_port(), data="none"))

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--mlp-tokens", type=int, help="cut below the sub-blocks as well, in runs of so many tokens")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(1)  # CPU time of the loops is compared, which threads that wait for each other would add to
     print(f"threads {torch.get_num_threads()}, torch {torch.__version__}, peft {peft.__version__}")
     for name in options.model or ["tiny", "large"]:
         compare(name, options)

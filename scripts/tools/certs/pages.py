@@ -126,7 +126,7 @@ def site_file(site: str) -> str:
     keys = {"site": {"trusted_key": "centre-signing.pub", "signing_key": "updates.key"}}
     comments = {
         "site.trusted_key": "nothing is served, and nothing trained, that the centre did not sign",
-        "site.signing_key": "the centre knows this site's updates by its signature",
+        "site.signing_key": "the centre knows this site's updates, hellos and verdicts by its signature",
         "model.path": "the same base model at every site",
         "training.data": "never leaves this machine",
     }

@@ -16,7 +16,7 @@ from client.data import examples
 from server.registry import version_dir
 from server.registry.alias_log import AliasLog, Move
 from serving.aliases import AliasTable
-from serving.router.limits import MOST
+from serving.router.asgi import MESSAGES
 from serving.router.router import GENERATING, Router
 from strategies import records
 from umbel import messages, peft_dir, secret_file, signing, token_file, wire
@@ -26,7 +26,8 @@ from umbel.site.config import SiteConfig
 from umbel.token_file import TokenFile
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (6, 5), "model.layers.0.mlp.down_proj": (5, 8)}
-RANK, KEY = 2, "k" * 64
+RANK, KEY, VOCAB = 2, "k" * 64, 512
+_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}
 MODELS: list[type[BaseModel]] = [
     messages.Hello, messages.RoundReport, messages.ShadowReport, messages.Submit, messages.Shadow, messages.RoundQuery,
     messages.VersionQuery, messages.AdapterQuery, messages.LiveVersion, messages.Failure, AdapterManifest,
@@ -167,18 +168,19 @@ def _table() -> AliasTable:
 
 
 class _Requests:
-    """Sends bodies to the router, without SGLang; every answer has a documented status and OpenAI's form."""
+    """Sends bodies to the router, without SGLang; every answer has a documented status and its route's form."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "aliases.json"
         _table().write(self.file)
-        self.router = Router(_answer_ok, self.file, KEY)
+        self.router = Router(_answer_ok, self.file, KEY, VOCAB)
 
     def __call__(self, data: bytes) -> None:
         for path in sorted(GENERATING):
             status, body = asyncio.run(self.send(path, data))
             assert status in (200, 400, 404), status
-            assert status == 200 or set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+            form = {"message", "type"} if path == MESSAGES else {"message", "type", "param", "code"}
+            assert status == 200 or set(json.loads(body)["error"]) == form
 
     async def send(self, path: str, data: bytes) -> tuple[int, bytes]:
         incoming = [{"type": "http.request", "body": data}]
@@ -218,7 +220,10 @@ def _requests() -> list[bytes]:
     bodies = [
         chat,
         {"model": "tiny", "prompt": ["a", "b"], "stream": True},
-        {"model": "x@v1", **dict.fromkeys(MOST, 2)},
+        {"model": "x@v1", "prompt": [1, 2], "n": 2, "best_of": 2, "logprobs": 2, "logit_bias": {"7": -2.5}},
+        {**chat, "tools": [_TOOL], "tool_choice": "required", "stop": ["a"], "seed": 3, "top_logprobs": 2},
+        {"model": "tiny", "input": [{"role": "user", "content": "a"}], "text": {"format": {"type": "json_object"}}},
+        {"model": "tiny", "max_tokens": 3, "system": "a", "messages": [{"role": "user", "content": "b"}]},
     ]
     return [json.dumps(body).encode() for body in bodies]
 

@@ -10,9 +10,15 @@ from umbel.site.config import SiteConfig
 
 INTRODUCTION = """
 One TOML file per site. Order: defaults < file < environment: `UMBEL_SITE__ENGINE__PORT=30001` sets `[engine].port`.
-Relative paths start at the file's folder. `umbel check site.toml` checks the file offline; with `--json` it prints
-every setting as it is resolved. `[[adapter]]` is a list of length one for now. The settings of a run at the centre are
-in [run-configuration.md](run-configuration.md).
+Relative paths start at the file's folder, also those that variables set. `umbel check site.toml` checks the file
+offline; with `--json` it prints every setting as it is resolved. `[[adapter]]` is a list of length one for now. The
+settings of a run at the centre are in [run-configuration.md](run-configuration.md).
+
+A variable holds a text or a number as it is, and a list or a table as JSON:
+`UMBEL_SITE__ENGINE__TARGET_MODULES='["q_proj", "v_proj"]'`. Lists of tables are set as a whole:
+`UMBEL_SITE__ADAPTER='[{"name": "support"}]'`. A flag of SGLang may have a variable of its own, read as JSON where it is
+some: `UMBEL_SITE__ENGINE__EXTRA_ARGS__MAX_TOTAL_TOKENS=20000`. A mistake that a variable made is reported under the
+variable's name.
 """
 COLUMNS = ("key", "default", "meaning")
 

@@ -16,8 +16,8 @@ from serving.router import consent, feedback, router
 from umbel.errors import UmbelError
 
 INTRODUCTION = """
-Three servers answer HTTP: the engine answers users, a site's daemon answers its ClientApp and its operator, and the
-centre may serve its registry.
+Three servers answer HTTP: the engine answers users, a site's daemon answers its ClientApp and, on another socket, its
+operator, and the centre may serve its registry.
 """
 OPENAI = "Answer with tokens, as OpenAI's API does; `model` names the base, an adapter or a version."
 USERS = {
@@ -60,21 +60,30 @@ def _users() -> str:
 
 With `[engine].api_keys` users send a key of theirs (`Authorization: Bearer KEY` or `x-api-key: KEY`), except to
 {", ".join(map(code, sorted(router.OPEN)))}. Any other route is 404. The answer's header `x-umbel-adapter` names
-the version that answered. `priority` in the body is {classes}, or a number. Errors have OpenAI's form.
+the version that answered. `priority` in the body is {classes}, or a number. Errors have OpenAI's
+form, and Anthropic's on `/v1/messages`. Any other field of a body than
+[those of the usual clients](../how-to/use-openai-clients.md) is 400.
 
 {table(("route", "meaning"), [*posted, *asked])}"""
 
 
 def _control() -> str:
-    routes = client.control.routes.routes
     return f"""
-## A site's control API: its Unix socket
+## A site's control API: two Unix sockets
 
-On `[site].socket`, for those who may open it. Answers are the messages of `umbel/messages.py`, as JSON. A request whose
-body is an adapter (safetensors bytes) carries its message in a header, as base64 of JSON, and the centre's signature in
-`x-umbel-signature`.
+Answers are the messages of `umbel/messages.py`, as JSON. A query parameter that a route does not have is refused, 404.
 
-{_table(routes)}
+On `[site].socket`, for the ClientApp, and for whoever else may open it; what is not here cannot be asked there. A
+request whose body is an adapter (safetensors bytes) carries its message in a header, as base64 of JSON, and the
+centre's signature in `x-umbel-signature`. With a `nonce` the answer is signed with `[site].signing_key`.
+
+{_table(client.control.GROUP.routes)}
+
+On `operator.sock` in `state_dir`, for the daemon's own user only: what `umbel status`, `umbel promote` and
+`umbel rollback` ask, and the engine.
+
+{_table(client.control.OPERATOR.routes)}
+
 {_errors(client.control.STATUS)}"""
 
 
