@@ -17,6 +17,15 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 MAX_BODY_BYTES = 64 << 20
 """Limit on the body of a user's request; longer ones are answered with 413."""
+FORWARDED = frozenset({b"content-type", b"accept", b"traceparent", b"tracestate"})
+"""Headers of a user's request that SGLang gets: by others a request chooses a worker, a label or what is told of it."""
+MESSAGES = "/v1/messages"
+"""Anthropic's route, whose errors have a form of their own."""
+ANTHROPIC_ERRORS = {
+    400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 413: "request_too_large",
+    503: "overloaded_error",
+}  # fmt: skip
+"""Status → the `type` of Anthropic's errors."""
 REQUEST_KEYS = frozenset({"headers", "query_string", "path", "raw_path", "method", "path_params", "extensions"})
 """Keys of a scope that describe one request; all others describe the server and are the same for every request."""
 
@@ -49,6 +58,16 @@ def with_length(scope: Scope, length: int) -> Scope:
     return {**scope, "headers": [*others, (b"content-length", str(length).encode())]}
 
 
+def length(scope: Scope) -> int:
+    """Return the content length of a request of `with_length` (bytes); 0 where it says none."""
+    return int(dict(scope["headers"]).get(b"content-length", b"0"))
+
+
+def forwarded(scope: Scope) -> Scope:
+    """Return the request with those headers only that SGLang needs, and without a query."""
+    return {**scope, "query_string": b"", "headers": [pair for pair in scope["headers"] if pair[0] in FORWARDED]}
+
+
 def without_keys(scope: Scope) -> Scope:
     """Return the request without the user's key, which nothing behind the router may see."""
     kept = [(name, value) for name, value in scope["headers"] if name not in (b"authorization", b"x-api-key")]
@@ -70,23 +89,28 @@ async def reply(send: Send, status: int, body: object, headers: Headers = ()) ->
 
 
 async def error(
-    send: Send, status: int, message: str, kind: str, param: str | None = None, code: str | None = None
+    send: Send,
+    status: int,
+    message: str,
+    kind: str,
+    param: str | None = None,
+    code: str | None = None,
+    *,
+    path: str = "",
+    headers: Headers = (),
 ) -> None:
-    """Answer with an error in the form that OpenAI's clients expect."""
-    await reply(send, status, {"error": {"message": message, "type": kind, "param": param, "code": code}})
+    """Answer with an error in the form that OpenAI's clients expect, or Anthropic's if the request's `path` is one."""
+    body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    if path == MESSAGES:
+        body = {"type": "error", "error": {"type": ANTHROPIC_ERRORS.get(status, "api_error"), "message": message}}
+    await reply(send, status, body, headers)
 
 
-async def not_ready(send: Send) -> None:
+async def not_ready(send: Send, path: str = "") -> None:
     """Answer 503 and ask the client to try again."""
-    body = {
-        "error": {
-            "message": "The site is starting or stopping; try again.",
-            "type": "server_error",
-            "param": None,
-            "code": "not_ready",
-        }
-    }
-    await reply(send, 503, body, ((b"retry-after", b"2"),))
+    message = "The site is starting or stopping; try again."
+    again = ((b"retry-after", b"2"),)
+    await error(send, 503, message, "server_error", code="not_ready", path=path, headers=again)
 
 
 async def post(app: ASGIApp, scope: Scope, path: str, body: dict[str, Any], key: str) -> tuple[int, bytes]:

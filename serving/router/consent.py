@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from serving.router import asgi
 from serving.router.api_keys import ApiKeys
 from serving.router.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
-from serving.user_example import SETTINGS, ConsentSettings, Example
+from serving.user_example import MAX_EXAMPLE_BYTES, ROLES, SETTINGS, ConsentSettings, Example, unfit
+from umbel.printable import control
 
 CHAT, EXAMPLES = "/v1/chat/completions", "/v1/examples"
 HEADER, CONSENT = b"x-umbel-consent", b"train"
@@ -45,7 +46,7 @@ class Offer(BaseModel):
 
     id: Annotated[str, Field(min_length=1, max_length=256)]
     accept: Literal[True] | None = None
-    correction: Annotated[str, Field(pattern=r"\S", max_length=MAX_BYTES)] | None = None
+    correction: Annotated[str, Field(pattern=r"\S")] | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -113,6 +114,8 @@ class Consent:
         answer, text = found
         user = hmac.new(bytes.fromhex(self._settings.key), asked["user"].encode(), hashlib.sha256).hexdigest()
         messages = [*asked["messages"], {"role": "assistant", "content": text}]
+        if unfit(messages):
+            return
         example = Example(user=user, messages=messages, version=seen.version, kind="accepted")
         self._answers[answer] = _Answer(example, self._clock())
         self._forget_old()
@@ -136,19 +139,26 @@ class Consent:
         if answer is None:
             message = (
                 f"There is no answer {offer.id!r} that could be kept: one of the last hour, from {CHAT}, asked with "
-                "the header and a 'user', and come to its own end rather than cut by max_tokens."
+                "the header and a 'user', come to its own end rather than cut by max_tokens, and with its prompt at "
+                f"most {MAX_EXAMPLE_BYTES >> 10} KiB of text without control characters, from {', '.join(ROLES)}."
             )
             return await asgi.error(send, 404, message, "invalid_request_error")
         example = answer.example
         if offer.correction is not None:
             corrected = [*example.messages[:-1], {"role": "assistant", "content": offer.correction}]
+            if why := unfit(corrected):
+                self._put_back(offer.id, answer)
+                return await asgi.error(send, 400, f"correction: {why}.", "invalid_request_error", "correction")
             example = example.model_copy(update={"messages": corrected, "kind": "corrected"})
         status, said = await self._hand_over(example)
         if status == 200:
             return await asgi.reply(send, 200, {"id": offer.id, "object": "example", "state": "quarantine"})
-        self._answers[offer.id] = answer
-        self._answers.move_to_end(offer.id, last=False)
-        return await asgi.error(send, status, said, "server_error" if status == 503 else "invalid_request_error")
+        self._put_back(offer.id, answer)
+        return await asgi.error(send, status, said, "server_error" if status >= 500 else "invalid_request_error")
+
+    def _put_back(self, name: str, answer: _Answer) -> None:
+        self._answers[name] = answer
+        self._answers.move_to_end(name, last=False)
 
     async def _hand_over(self, example: Example) -> tuple[int, str]:
         """Send an example to the daemon; return its status, and its reason if it refuses."""
@@ -225,10 +235,6 @@ def _suitable(body: bytes, models: tuple[str, ...]) -> dict[str, Any] | None:
         return None  # the router refuses it
     if not isinstance(asked, dict) or asked.get("model") not in models or asked.get("n", 1) not in (1, None):
         return None
-    messages = asked.get("messages")
-    texts = isinstance(messages, list) and all(
-        isinstance(one, dict) and set(one) == {"role", "content"} and all(isinstance(v, str) for v in one.values())
-        for one in messages
-    )
-    user = asked.get("user")
-    return asked if texts and messages and isinstance(user, str) and user and not asked.get("tools") else None
+    messages, user = asked.get("messages"), asked.get("user")
+    fit = isinstance(messages, list) and unfit(messages) is None
+    return asked if fit and isinstance(user, str) and user and not control(user) and not asked.get("tools") else None

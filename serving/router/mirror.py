@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serving.router import asgi
 from serving.router.asgi import Scope
 from serving.router.traffic import Answer
 from serving.traffic_report import MirrorTraffic
@@ -27,6 +28,8 @@ MIRRORED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Routes whose answers can be compared."""
 QUEUE = 32
 """Highest number of requests that wait to be replayed; more are dropped."""
+MAX_REQUEST_BYTES = 1 << 20
+"""Longer requests are not mirrored: each waits in memory for its turn."""
 MAX_ANSWER_BYTES = 1 << 20
 """Longer answers (bytes as sent) are not mirrored."""
 TIMEOUT_S = 120.0
@@ -81,7 +84,7 @@ class Mirror:
         """Queue the request of an answer that has ended, if the answer was recorded, is whole, and there is room."""
         if answer.kept is None or ref is None or not answer.whole:
             return
-        if len(self._queue) >= QUEUE:
+        if len(self._queue) >= QUEUE or asgi.length(scope) > MAX_REQUEST_BYTES:
             self._add(ref, dropped=1)
             return
         self._queue.append(Mirrored(ref, scope["path"], scope, request, answer.kept, answer.streamed))

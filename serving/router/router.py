@@ -2,7 +2,7 @@
 
 The router never rewrites `model`, as SGLang's endpoints each read it differently. It resolves the alias and pins the
 version in a context variable; one hook on `TokenizerManager.generate_request`, `apply_pin`, applies it for every
-endpoint. Routes that users need answer; all others are 404 without the admin key.
+endpoint. Routes that users need answer, with the fields that `fields` knows; all others are 404 without the admin key.
 """
 
 import asyncio
@@ -25,20 +25,22 @@ from serving.router.api_keys import ApiKeys
 from serving.router.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
 from serving.router.canary import version_for
 from serving.router.feedback import Feedback
-from serving.router.limits import refusal
+from serving.router.fields import body as fields
+from serving.router.fields.routes import ROUTES, checked
 from serving.router.mirror import Mirror
 from serving.router.prefixes import Prefixes
 from serving.router.traffic import Traffic
 from serving.traffic_report import TrafficReport
 from umbel.adapter import AdapterRef
-from umbel.errors import EngineError, NotFound
+from umbel.errors import EngineError, NotFound, RequestRefused
 
-GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+GENERATING = frozenset(ROUTES)
 """Routes that answer users with tokens."""
 OPEN = frozenset({"/health", "/health_generate", "/ready"})
 """Routes that answer GET without a key, also where users have API keys."""
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
 UNAUTHORIZED = "An API key of this site is needed: 'Authorization: Bearer KEY', or 'x-api-key: KEY'."
+TOO_LONG = f"The body is over {MAX_BODY_BYTES >> 20} MiB."
 BUSY = (429, 503)
 """Statuses with which SGLang refuses a request because it has too many."""
 
@@ -80,11 +82,15 @@ class Router:
     """ASGI middleware around SGLang's whole application; with `[examples]`, a `Consent` is around it.
 
     `table_file` holds the alias table, which POST /umbel/aliases reads anew; until it is there, users are answered 503.
-    `admin_key` opens every route and is SGLang's own key. Where there are `keys`, users need one of them.
+    `admin_key` opens every route and is SGLang's own key. Token ids in requests must be below `vocab_size`, the base's.
+    Where there are `keys`, users need one of them.
     """
 
-    def __init__(self, app: ASGIApp, table_file: Path, admin_key: str, keys: ApiKeys | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, table_file: Path, admin_key: str, vocab_size: int, keys: ApiKeys | None = None
+    ) -> None:
         self.app = app
+        self.vocab_size = vocab_size
         self.keys = keys
         self.table_file = table_file
         self.admin_key = admin_key
@@ -110,7 +116,7 @@ class Router:
         if path in OPEN and scope["method"] == "GET":
             return await (self._ready if path == "/ready" else self.app)(scope, receive, send)
         if not known:
-            return await asgi.error(send, 401, UNAUTHORIZED, "invalid_request_error", code="invalid_api_key")
+            return await asgi.error(send, 401, UNAUTHORIZED, "invalid_request_error", code="invalid_api_key", path=path)
         if path == FEEDBACK and scope["method"] == "POST":
             return await self._rate(receive, send)
         if path in GENERATING and scope["method"] == "POST":
@@ -122,38 +128,36 @@ class Router:
         return await asgi.error(send, 404, f"{scope['method']} {path[:200]} does not exist here.", "not_found_error")
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
         if self.table is None or self.draining:
-            return await asgi.not_ready(send)
+            return await asgi.not_ready(send, path)
         body = await asgi.read_body(receive, MAX_BODY_BYTES)
         if body is None:
-            return await asgi.error(send, 413, f"The body is over {MAX_BODY_BYTES >> 20} MiB.", "invalid_request_error")
+            return await asgi.error(send, 413, TOO_LONG, "invalid_request_error", path=path)
         try:
-            request = json.loads(body)
-        except (ValueError, RecursionError):
-            return await asgi.error(send, 400, "The body is not valid JSON.", "invalid_request_error")
-        model = request.get("model") if isinstance(request, dict) else None
-        if not isinstance(model, str):
-            return await asgi.error(send, 400, "'model' is missing; name a model.", "invalid_request_error", "model")
-        refused = refusal(request)
-        if refused is not None:
-            return await asgi.error(send, 400, refused[0], "invalid_request_error", refused[1])
-        try:
-            ref = version_for(self.table, model, request, scope["headers"])
+            asked = fields.parse(body)
+            model = asked.get("model")
+            if not isinstance(model, str):
+                raise RequestRefused("'model' is missing; name a model.", "model")
+            ref = version_for(self.table, model, asked, scope["headers"])
+            request = checked(path, asked, self.vocab_size)
+            body = fields.serialise(request)  # SGLang reads what was checked, whatever else the body may have said
         except NotFound as error:
-            return await asgi.error(send, 404, str(error), "invalid_request_error", "model", "model_not_found")
-        if isinstance(request.get("priority"), str):
-            body = json.dumps({**request, "priority": CLASSES[request["priority"]]}).encode()
-            scope = asgi.with_length(scope, len(body))
+            refusal = (404, str(error), "invalid_request_error", "model", "model_not_found")
+            return await asgi.error(send, *refusal, path=path)
+        except RequestRefused as error:
+            return await asgi.error(send, 400, str(error), "invalid_request_error", error.field, path=path)
+        scope = asgi.with_length(asgi.forwarded(scope), len(body))
         pinned = PinnedVersion.of(ref)
         _pinned.set(pinned)
-        if scope["path"] == CHAT and model in self.table.adapters:
+        if path == CHAT and model in self.table.adapters:
             self.prefixes.count(model, request)
         shadow = self.table.shadow(model)
         self.in_flight[pinned.label] += 1
         try:
             with self.traffic.answer(pinned.label) as answer:
                 if ref != shadow:
-                    self.mirror.watch(answer, scope["path"], self.table.mirror.get(model, 0.0))
+                    self.mirror.watch(answer, path, self.table.mirror.get(model, 0.0))
                 # SGLang itself answers nobody without the key: if this router were ever missing, nothing would be open.
                 inner = asgi.with_key(scope, self.admin_key)
                 await self.app(inner, answer.receive(asgi.replay(body, receive)), _tagged(answer.send(send), pinned))

@@ -13,7 +13,7 @@ from serving.router.asgi import Message
 from serving.router.router import GENERATING, OPEN, Router
 from tests.toys.hostile.catalogue import Hostile
 from tests.toys.hostile.requests import CHAT, OVERRULED, USERS, Request, chat
-from tests.toys.serving.router import KEY, TABLE, Inner, send
+from tests.toys.serving.router import KEY, TABLE, VOCAB, Inner, send
 
 
 @pytest.fixture
@@ -24,27 +24,30 @@ def inner() -> Inner:
 @pytest.fixture
 def router(inner: Inner, tmp_path: Path) -> Router:
     TABLE.write(tmp_path / "aliases.json")
-    return Router(inner, tmp_path / "aliases.json", KEY)
+    return Router(inner, tmp_path / "aliases.json", KEY, VOCAB)
 
 
 @pytest.mark.parametrize("one", USERS, ids=lambda one: one.what)
 def test_a_hostile_request_is_refused_before_sglang_sees_it(router: Router, inner: Inner, one: Hostile) -> None:
-    status, body, _ = send(router, one.make())
+    _, path, *_ = asked = one.make()
+    status, body, _ = send(router, asked)
     error = json.loads(body)["error"]
     assert str(status) == one.answer
     assert re.search(one.says, error["message"]), error
     assert len(error["message"]) < 1000
-    assert set(error) == {"message", "type", "param", "code"}, "as OpenAI's clients expect it"
+    form = {"message", "type"} if path == "/v1/messages" else {"message", "type", "param", "code"}
+    assert set(error) == form, "as the route's clients expect it"
     assert (inner.paths, router.in_flight.total()) == ([], 0)
     assert send(router, chat())[0] == 200, "a good one right after"
 
 
 @pytest.mark.parametrize("asked", OVERRULED)
-def test_what_a_request_asks_for_beside_its_model_has_no_effect(router: Router, inner: Inner, asked: Request) -> None:
+def test_what_a_request_asks_for_in_its_headers_has_no_effect(router: Router, inner: Inner, asked: Request) -> None:
     status, body, headers = send(router, asked)
     answer = json.loads(body)
     assert (status, headers["x-umbel-adapter"]) == (200, "support@v2")
     assert (answer["lora_path"], answer["extra_key"]) == ("support-v2", None)
+    assert set(inner.headers) == {b"content-type", b"content-length", b"authorization"}
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/realtime", "/generate", "/metrics"])

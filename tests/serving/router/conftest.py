@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serving.router.router import Router
-from tests.toys.serving.router import KEY, TABLE, Inner
+from tests.toys.serving.router import KEY, TABLE, VOCAB, Inner
 
 
 @pytest.fixture
@@ -21,4 +21,4 @@ def inner() -> Inner:
 
 @pytest.fixture
 def router(inner: Inner, table_file: Path) -> Router:
-    return Router(inner, table_file, KEY)
+    return Router(inner, table_file, KEY, VOCAB)

@@ -113,7 +113,7 @@ def test_a_canary_starts_and_stops_with_one_assignment_and_no_request_changes_it
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"{}"})
 
-        router = Router(sglang, file, KEY)
+        router = Router(sglang, file, KEY, 512)
         body = {"model": "support", "messages": HELLO}
         async with httpx.AsyncClient(transport=httpx.ASGITransport(router), base_url="http://site") as http:
             first = asyncio.create_task(http.post("/v1/chat/completions", json=body))

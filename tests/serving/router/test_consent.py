@@ -13,7 +13,7 @@ import pytest
 from serving.router import consent
 from serving.router.asgi import Receive, Scope, Send
 from serving.router.consent import CHAT, EXAMPLES, Consent, with_consent
-from serving.user_example import SETTINGS, ConsentSettings
+from serving.user_example import MAX_EXAMPLE_BYTES, SETTINGS, ConsentSettings
 
 KEY = "ab" * 32
 AGREED = {"x-umbel-consent": "train"}
@@ -142,6 +142,9 @@ def test_without_consent_nothing_is_looked_at(site: Site, headers: dict[str, str
         {"messages": []}, {"messages": "x"}, {"tools": [{"type": "function"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         {"messages": [{"role": "user", "content": "x", "name": "eva"}]},
+        {"messages": [{"role": "user", "content": "x\x1b[1K"}]}, {"messages": [{"role": "root", "content": "x"}]},
+        {"messages": [{"role": "user", "content": "x" * MAX_EXAMPLE_BYTES}]}, {"user": "eva\ud800"},
+        {"messages": [{"role": "user", "content": "\ud800"}]},
     ],
 )  # fmt: skip
 def test_what_cannot_be_an_example_is_answered_and_not_remembered(site: Site, changes: dict[str, Any]) -> None:
@@ -190,6 +193,26 @@ def test_an_offer_that_says_nothing_clear_is_refused_without_a_word_of_it(site: 
     assert reply.status_code == 400
     assert "confidential" not in reply.text
     assert site.accept().status_code == 200, "the answer can still be accepted"
+
+
+def test_a_correction_is_bounded_in_bytes_and_holds_no_control_characters(site: Site) -> None:
+    site.ask()
+    long = site.accept(correction="ß" * (MAX_EXAMPLE_BYTES // 2))
+    assert (long.status_code, long.json()["error"]["param"]) == (400, "correction")
+    assert f"not 1 to {MAX_EXAMPLE_BYTES} (64 KiB)" in long.json()["error"]["message"]
+    hidden = site.accept(correction="secret\x1b[1K")
+    assert (hidden.status_code, "U+001B" in hidden.text, "secret" in hidden.text) == (400, True, False)
+    assert site.daemon.kept == []
+    assert site.accept(correction="Ward\t7\nor 8 🙂").status_code == 200, "the answer can still be corrected"
+
+
+def test_an_answer_that_is_too_much_or_hides_something_is_not_remembered(site: Site) -> None:
+    for said in ("x" * MAX_EXAMPLE_BYTES, "Ward\x1b[1K 7"):
+        choice = {"message": {"content": said}, "finish_reason": "stop"}
+        site.inner.chunks = [json.dumps({"id": "chatcmpl-1", "choices": [choice]}).encode()]
+        assert site.ask().status_code == 200
+        refused = site.accept()
+        assert (refused.status_code, "64 KiB of text without control characters" in refused.text) == (404, True)
 
 
 def test_what_the_daemon_refuses_can_be_offered_again(site: Site) -> None:

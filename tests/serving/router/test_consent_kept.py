@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from client.control import control_api
+from client.control import operator_api
 from client.data import user_examples
 from client.data.user_examples import ExampleStore
 from client.site import Site
@@ -20,7 +20,7 @@ from serving.router.consent import CHAT, EXAMPLES, Consent
 from serving.router.router import Router, apply_pin
 from serving.user_example import SETTINGS, ConsentSettings, Example
 from tests.toys.engine import site_config
-from tests.toys.serving.router import KEY, TABLE
+from tests.toys.serving.router import KEY, TABLE, VOCAB
 from umbel.site.config import SiteConfig
 from umbel.site.sections import ExamplesSection
 
@@ -52,8 +52,8 @@ def users(config: SiteConfig, scrub: Any = str.upper) -> httpx.AsyncClient:
     site.keep = partial(Site.keep, site)
     state = config.site.state_dir
     settings = ConsentSettings.model_validate_json((state / SETTINGS).read_text())
-    router = Router(sglang, state / "aliases.json", KEY)
-    app = Consent(router, settings, httpx.ASGITransport(control_api(site)))
+    router = Router(sglang, state / "aliases.json", KEY, VOCAB)
+    app = Consent(router, settings, httpx.ASGITransport(operator_api(site)))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://site")
 
 

@@ -48,7 +48,7 @@ def test_a_request_is_replayed_as_it_was_at_the_priority_of_nobody_waiting(
         (live, _, _), (shadow, where, body) = site.chat.answered
         assert (live, shadow, where) == (LIVE, SHADOW, path)
         original = {"prompt": "hello"} if path != CHAT else {"messages": [{"role": "user", "content": "hi"}]}
-        expected = {"model": "support", "temperature": 0.3, "max_tokens": 7, "user": "u", **original}
+        expected = {"model": "support", "temperature": 0.3, "max_tokens": 7, **original}
         assert body == {**expected, "n": 1, "stream": False, "priority": -1}
         assert site.chat.keys == {f"Bearer {KEY}".encode()}
         assert site.router.in_flight.total() == 0
@@ -67,6 +67,19 @@ def test_only_requests_to_the_live_version_that_went_well_are_replayed(tmp_path:
         await site.ask(http)
         await replayed(site)
         assert [version for version, *_ in site.chat.answered].count(SHADOW) == 0
+
+    run(tmp_path, story)
+
+
+def test_a_long_request_does_not_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "MAX_REQUEST_BYTES", 400)
+
+    async def story(site: Site, http: httpx.AsyncClient) -> None:
+        await site.ask(http, messages=[{"role": "user", "content": "x" * 400}])
+        assert len(site.router.mirror._queue) == 0
+        await site.ask(http, messages=[{"role": "user", "content": "x" * 40}])
+        found = await replayed(site)
+        assert (found.compared, found.dropped) == (1, 1)
 
     run(tmp_path, story)
 

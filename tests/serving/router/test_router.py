@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from serving.router.router import GENERATING, Router, apply_pin
-from tests.toys.serving.router import ADMIN, CHAT, KEY, TABLE, Inner, ask, call, generate
+from tests.toys.serving.router import ADMIN, CHAT, KEY, TABLE, VOCAB, Inner, ask, call, generate
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_websockets_are_closed(router: Router) -> None:
 def test_the_version_is_the_tables_whatever_the_body_asks_for(
     router: Router, inner: Inner, path: str, model: str, engine_name: str | None, label: str
 ) -> None:
-    reply = generate(router, model, path, lora_path="support-v9", extra_key="another tenant's")
+    reply = generate(router, model, path)
     assert reply.json() == {"lora_path": engine_name, "extra_key": None, "model": model}, "`model` is never rewritten"
     assert reply.headers["x-umbel-adapter"] == label
     assert inner.headers[b"authorization"] == f"Bearer {KEY}".encode(), "SGLang answers nobody without it"
@@ -69,7 +69,7 @@ def test_a_request_of_the_daemon_itself_is_not_pinned(router: Router) -> None:
 
 
 def test_the_header_is_of_what_was_applied_only(router: Router) -> None:
-    reply = generate(router, "support", max_tokens=0)
+    reply = generate(router, "support", messages=[])
     assert reply.status_code == 400
     assert "x-umbel-adapter" not in reply.headers
 
@@ -99,7 +99,7 @@ def test_a_body_that_names_no_model_is_400(router: Router, inner: Inner, body: b
 
 
 def test_without_a_table_there_is_nobody_to_answer(inner: Inner, tmp_path: Path) -> None:
-    router = Router(inner, tmp_path / "aliases.json", KEY)
+    router = Router(inner, tmp_path / "aliases.json", KEY, VOCAB)
     for reply in (generate(router, "tiny"), ask(router, "GET", "/v1/models"), ask(router, "GET", "/ready")):
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "not_ready")
         assert int(reply.headers["retry-after"]) > 0

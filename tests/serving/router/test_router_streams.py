@@ -30,7 +30,7 @@ def make(tmp_path: Path, body: Body, live: str | None = "support@v1") -> Router:
         await body(receive, send)
 
     made: ASGIApp = app
-    return Router(made, tmp_path / "aliases.json", KEY)
+    return Router(made, tmp_path / "aliases.json", KEY, 512)
 
 
 def start() -> Message:

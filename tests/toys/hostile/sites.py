@@ -4,8 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.toys.hostile.catalogue import Hostile
+from umbel import signing
+from umbel.statements import HelloStatement, VerdictStatement
 
 Site = Any
 """A `tests.toys.site.ToySite`, which only Flower's environment can import."""
@@ -86,6 +89,52 @@ REPLIES = [  # what makes an honest toy site hostile; the others' round goes on,
     Hostile("empty answers, whatever it is asked", babbling, "left out", "did not answer with a"),
     Hostile("a verdict on another version", judged(ref="support@v99"), "left out",
             "answered for support@v99, asked was"),
+    Hostile("a version's name with a line break", judged(ref="support@v1\nclinic-b: ok"), "left out", "ShadowReport"),
+    Hostile("a live version that drives a terminal", said(live={"support": "\x1b[2J"}), "left out", "Hello"),
+]  # fmt: skip
+
+OTHER = Ed25519PrivateKey.from_private_bytes(bytes([7] * 32))
+THEN = "0" * 64
+"""A nonce of another time."""
+
+
+def proved(hello: bool, key: Any = None, nonce: str = "", **changes: Any) -> Callable[[Site], None]:
+    """Have a site sign its hellos (or else its verdicts) with another key, for another nonce, or with `changes`."""
+
+    def spoil(site: Site) -> None:
+        def sign(answer: Any, asked: str) -> Any:
+            if isinstance(answer, tuple):
+                return answer
+            if hello:
+                statement: Any = HelloStatement.of(nonce or asked, answer)
+            else:
+                statement = VerdictStatement.of(site.name, nonce or asked, site.manifests[answer.ref], answer)
+            signature = signing.sign(key or site.key, statement.model_copy(update=changes))
+            return answer.model_copy(update={"signature": signature})
+
+        setattr(site, "sign_hello" if hello else "sign_verdict", sign)
+
+    return spoil
+
+
+NOT_ITS_HELLO = "site c: the hello's signature is not by this site's key, or is for another question"
+NOT_ITS_VERDICT = "support@v1: the verdict's signature is not by this site's key, or is for another question, version"
+SIGNED = [  # as REPLIES, where the centre has the sites' keys
+    Hostile("a hello without a signature", lambda s: setattr(s, "sign_hello", lambda hello, nonce: hello), "left out",
+            "site c: the hello is not signed; the site signs with `.site..signing_key`"),
+    Hostile("a hello that another key signed", proved(True, OTHER), "left out", NOT_ITS_HELLO),
+    Hostile("a hello of another time", proved(True, nonce=THEN), "left out", NOT_ITS_HELLO),
+    Hostile("another site's name", lambda s: setattr(s, "name", "a"), "left out",
+            "site a: the hello's signature is not by this site's key"),
+    Hostile("a name that the centre has no key for", lambda s: setattr(s, "name", "ghost"), "left out",
+            "ghost has no key in .*; put its public one there, as ghost.pub"),
+    Hostile("a verdict without a signature", lambda s: setattr(s, "sign_verdict", lambda report, nonce: report),
+            "left out", "support@v1: the verdict is not signed; the site signs with"),
+    Hostile("a verdict that another key signed", proved(False, OTHER), "left out", NOT_ITS_VERDICT),
+    Hostile("a verdict of another time", proved(False, nonce=THEN), "left out", NOT_ITS_VERDICT),
+    Hostile("a verdict on another registry's version", proved(False, lineage="other"), "left out", NOT_ITS_VERDICT),
+    Hostile("a verdict on other weights", proved(False, digest="f" * 64), "left out", NOT_ITS_VERDICT),
+    Hostile("another site's verdict", proved(False, site="a"), "left out", NOT_ITS_VERDICT),
 ]  # fmt: skip
 
 Steps = tuple[tuple[str, str], ...]
@@ -95,14 +144,17 @@ ORDERS = [  # → steps; the last one is the one that is answered so
             "round k is not known at this site; submit it again"),
     Hostile("an update before its round", lambda: (("GET", "/adapters/support/rounds/k/update"),), "404",
             "round k is not"),
-    Hostile("cancel before submit", lambda: (("DELETE", "/adapters/support/rounds/k"),), "404", "round k is not known"),
     Hostile("promote before shadow", lambda: (("POST", "/adapters/support@v9/promote"),), "404", "push it as a shadow"),
     Hostile("discard before shadow", lambda: (("POST", "/adapters/support@v9/discard"),), "404", "push it as a shadow"),
     Hostile("discard after promote", lambda: (("POST", "/adapters/support@v1/discard"),), "409",
             "support@v1 is live.*cannot be discarded.*umbel rollback"),
     Hostile("promote after discard", lambda: (("POST", "/adapters/support@v2/discard"),
             ("POST", "/adapters/support@v2/promote")), "409", "only a judged shadow can be promoted"),
-    Hostile("promote twice", lambda: (("POST", "/adapters/support@v2/promote?forced=true"),) * 2, "200", "live"),
+    Hostile("a promotion that is forced", lambda: (("POST", "/adapters/support@v2/promote?forced=true"),), "404",
+            "has no parameter 'forced' on this socket"),
+    Hostile("a promotion against the site's verdict", lambda: (("POST", "/adapters/support@v2/promote"),), "409",
+            "this site's own verdict is keep"),
+    Hostile("promote twice", lambda: (("POST", "/adapters/support@v1/promote"),) * 2, "200", "live"),
     Hostile("discard twice", lambda: (("POST", "/adapters/support@v2/discard"),) * 2, "200", "rejected"),
     Hostile("roll back another adapter", lambda: (("POST", "/adapters/other/rollback"),), "404", "there is no adapter"),
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """The table of hostile inputs in docs/security.md: `python -m tests.toys.hostile` writes it, a test checks it."""
 
 from scripts.tools.repository import REPOSITORY
-from tests.toys.hostile import catalogue, requests, sites
+from tests.toys.hostile import catalogue, examples, requests, sites
 from tests.toys.hostile.catalogue import Hostile
 
 BEGIN, END = "<!-- hostile inputs: written by `python -m tests.toys.hostile` -->\n", "<!-- end of hostile inputs -->\n"
@@ -15,10 +15,12 @@ def surfaces() -> dict[str, list[Hostile]]:
         "a manifest, to a site that trusts a key": catalogue.MANIFESTS,
         "a message between processes": catalogue.MESSAGES,
         "what a site answers the centre": sites.REPLIES,
+        "what a site answers a centre that has its key": sites.SIGNED,
         "the order of messages to a site": sites.ORDERS,
         "the users' port": requests.USERS,
         "a site's control API": requests.CONTROL,
         "a site file": sites.FILES,
+        "a user's example, to the daemon": examples.EXAMPLES,
     }
 
 

@@ -14,6 +14,7 @@ from serving.router.router import GENERATING, Router, apply_pin
 from tests.toys.hostile.requests import Request
 
 KEY = "0123abcd" * 8
+VOCAB = 512
 ADMIN = {"authorization": f"Bearer {KEY}"}
 TABLE = AliasTable(
     base="tiny",
@@ -44,12 +45,13 @@ class Inner:
         raw = (await receive())["body"]
         assert int(self.headers.get(b"content-length", len(raw))) == len(raw)
         self.body = body = json.loads(raw)
-        asked = SimpleNamespace(lora_path=body.get("lora_path"), extra_key=body.get("extra_key"))
-        if body.get("max_tokens") != 0:  # an invalid request never reaches the tokenizer manager
+        asked = SimpleNamespace(lora_path="support-v9", extra_key="another tenant's")
+        invalid = body.get("messages") == []
+        if not invalid:  # an invalid request never reaches the tokenizer manager
             apply_pin(None, asked, None)
         if self.after is not None:
             await self.after()
-        await answer(send, {**vars(asked), "model": body["model"]}, status=200 if body.get("max_tokens") != 0 else 400)
+        await answer(send, {**vars(asked), "model": body["model"]}, status=400 if invalid else 200)
         return None
 
 

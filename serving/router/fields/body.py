@@ -1,0 +1,45 @@
+"""`parse`, `serialise`: between the bytes of a body and the request, which has one meaning for every reader."""
+
+import json
+from typing import Any, NoReturn
+
+from umbel.errors import RequestRefused
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body.
+
+    Raises RequestRefused for what is no JSON or no object, for a key that is there twice, and for NaN and Infinity.
+    """
+    try:
+        request = json.loads(body, object_pairs_hook=_once, parse_constant=_no_number)
+    except RecursionError as error:
+        raise RequestRefused("The body is not valid JSON: it is nested too deeply.") from error
+    except ValueError as error:
+        if isinstance(error, RequestRefused):
+            raise
+        raise RequestRefused("The body is not valid JSON.") from error
+    if not isinstance(request, dict):
+        raise RequestRefused("The body is not a JSON object; send {\"model\": …}.")  # fmt: skip
+    return request
+
+
+def serialise(request: dict[str, Any]) -> bytes:
+    """Return a request as UTF-8 JSON; raise RequestRefused for text that cannot be written (half a surrogate pair)."""
+    try:
+        return json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise RequestRefused("The body is not valid JSON: it holds half of a surrogate pair.") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RequestRefused(f"The body holds {twice[:100]!r} twice; leave one out.", twice[:100])
+    return found
+
+
+def _no_number(name: str) -> NoReturn:
+    raise RequestRefused(f"The body is not valid JSON: {name} is no number of it.")

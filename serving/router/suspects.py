@@ -1,0 +1,87 @@
+"""`RefuseSuspects`: note each request to a model while it is answered, and refuse those that ended an engine before."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from serving import engine_state
+from serving.engine_state import EngineState
+from serving.router import asgi
+from serving.router.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
+from serving.router.fields.routes import ROUTES
+from serving.suspects import Refusals
+
+CODE = "ended_the_engine"
+
+
+class RefuseSuspects:
+    """ASGI middleware between the router and SGLang: it sees the bodies that SGLang gets.
+
+    It keeps digests only. A request counts as answered if all of a 200 was sent before its client left: then it is not
+    what ends an engine that dies while the same request is in flight again.
+    """
+
+    def __init__(
+        self, app: ASGIApp, state: EngineState, refusals: Refusals, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._app = app
+        self._state = state
+        self._refusals = refusals
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in ROUTES:
+            return await self._app(scope, receive, send)
+        body = await asgi.read_body(receive, MAX_BODY_BYTES)
+        if body is None:
+            return await asgi.error(send, 413, "The body is too long.", "invalid_request_error")
+        digest = self._refusals.digest(scope["path"], body)
+        until = self._refusals.until.get(digest.hex(), 0.0)
+        if until > self._clock():
+            return await asgi.error(send, 400, _reason(until), "invalid_request_error", code=CODE, path=scope["path"])
+        ending = _Ending(asgi.replay(body, receive), send)
+        slot = self._state.begin(digest)
+        try:
+            await self._app(scope, ending.receive, ending.send)
+        finally:
+            self._state.end(slot, answered=ending.whole)
+        return None
+
+
+class _Ending:
+    """Follows one answer, to know whether it came to its end."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._status = 0
+        self._left = self._ended = False
+
+    @property
+    def whole(self) -> bool:
+        return self._status == 200 and self._ended
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._left = self._left or message["type"] == "http.disconnect"
+        return message
+
+    async def send(self, message: Message) -> None:
+        self._status = message.get("status", self._status)
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        self._ended = self._ended or (last and not self._left)
+        await self._send(message)
+
+
+def refuse_suspects(app: ASGIApp, run_dir: Path) -> ASGIApp:
+    """Wrap `app` in a `RefuseSuspects` if a daemon runs this engine; else return `app` itself."""
+    state, refusals = engine_state.opened(run_dir), Refusals.read(run_dir)
+    return RefuseSuspects(app, state, refusals) if state is not None and refusals is not None else app
+
+
+def _reason(until: float) -> str:
+    at = datetime.fromtimestamp(until, UTC).strftime("%H:%M:%S UTC")
+    return (
+        "The engine ended when it was asked exactly this before, so this request is not answered again until "
+        f"{at}. Change the request; others are answered."
+    )
