@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from client.data.prepare import Prepared
+from client.disk import require_room
 from client.keys import SiteKeys
 from client.personal import PersonalPart, split
 from client.round_journal import RoundJournal
@@ -16,7 +17,7 @@ from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob
 from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.base import BaseFingerprint
-from umbel.errors import AdapterError, BaseMismatch, EngineGone, NotFound, TrainingError
+from umbel.errors import AdapterError, BaseMismatch, CoTrainerSilent, EngineGone, NoRoom, NotFound, TrainingError
 from umbel.faults import Point, reach
 from umbel.messages import JobState, RoundOrder, RoundReport, Submit, TrainPlan
 
@@ -28,8 +29,12 @@ PARENT, UPDATE = "parent.safetensors", "update.safetensors"
 """Files in a round's folder: the adapter that was received, and the one that is sent."""
 JOINED, TRAINED, PERSONAL = "joined.safetensors", "trained.safetensors", "personal.safetensors"
 """Files of a round with a personal part: the joined input, the trained output, the part that stays at the site."""
+NO_ROOM_S = 60.0
+"""Seconds before a round goes on that met a full disk."""
 MAX_ATTEMPTS = 5
-"""Attempts at a round; an engine that dies in all of them probably dies of the round."""
+"""Attempts at a round that count; an engine that dies in all of them probably dies of the round."""
+MAX_EXCUSED = 20
+"""Attempts that do not count, because users may have ended the engine, or it was silent and its end not yet seen."""
 
 PersonalParts = Callable[[str, str, Personal], PersonalPart]
 """Makes the personal part of an adapter, by its name, lineage and kind."""
@@ -70,7 +75,7 @@ class Jobs:
         self._serial = 0
 
     def submit(self, adapter: str, order: RoundOrder, parent: bytes, signature: str = "") -> RoundReport:
-        """Queue a round, or find it again; return its report. Raises AdapterError, BaseMismatch or Conflict."""
+        """Queue a round, or find it again; return its report. Raises AdapterError, BaseMismatch, Conflict, NoRoom."""
         self._keys.require(Submit(adapter=adapter, order=order), signature)
         if order.base != self._base:
             raise BaseMismatch(
@@ -84,6 +89,7 @@ class Jobs:
         known = self._rounds.find(order)
         if known is not None:
             return self._progress.get(order.key, known)
+        require_room(self._directory.parent, 5 * len(parent), f"round {order.key}")  # all of its files
         files = {PARENT: parent}
         if order.plan.personal is not None:
             part = self._personal(adapter, _lineage(order), order.plan.personal)
@@ -139,9 +145,13 @@ class Jobs:
             self._keep_part(key)
         while True:
             self._submitted.clear()
-            for order in self._rounds.open():
-                await self._train(order)
-            await self._submitted.wait()
+            try:
+                for order in self._rounds.open():
+                    await self._train(order)
+                await self._submitted.wait()
+            except (NoRoom, OSError) as error:  # users are answered meanwhile
+                logger.error("round.delayed %s; again in %.0f s", error, NO_ROOM_S)
+                await asyncio.sleep(NO_ROOM_S)
 
     async def evaluate(self, adapter: Path | None, guard: str | None = None) -> Scores:
         """Score an adapter's folder (None: the base) on each held-out example, or on each example of a guard.
@@ -155,11 +165,9 @@ class Jobs:
             scores = self._directory / f"{name}.npy"
             self._directory.mkdir(parents=True, exist_ok=True)
             job = EvaluateJob(
-                id=name,
-                adapter=str(adapter / peft_dir.WEIGHTS) if adapter else None,
-                data=str(self._prepared.guards[guard] if guard else self._prepared.eval),
-                output=str(scores),
-            )
+                id=name, adapter=str(adapter / peft_dir.WEIGHTS) if adapter else None,
+                data=str(self._prepared.guards[guard] if guard else self._prepared.eval), output=str(scores),
+            )  # fmt: skip
             try:
                 status = await self._follow(job)
                 if status.state is not JobState.DONE:
@@ -176,7 +184,7 @@ class Jobs:
         reach(Point.ATTEMPT_BEGUN)
         report = RoundReport(key=order.key, state=JobState.RUNNING, parent=order.parent)
         if attempt > MAX_ATTEMPTS:
-            error = f"given up after {MAX_ATTEMPTS} attempts; the site's log says what ended each"
+            error = f"given up after {self._rounds.begun(order.key) - 1} attempts; the site's log says what ended each"
             return self._finish(report.model_copy(update={"state": JobState.FAILED, "error": error}))
         self._progress[order.key] = report
         folder, plan = self._folder(order.key), order.plan
@@ -188,22 +196,27 @@ class Jobs:
             output=str(folder / _output(plan)),
         )
         logger.info("round.start key=%s attempt=%d", order.key, attempt)
+        deaths = self._supervisor.deaths_under_users
         try:
             async with self._one_at_a_time:
                 status = await self._follow(job)
         except (EngineGone, TrainingError) as error:  # the round stays open and is begun again
-            logger.warning("round.interrupted key=%s: %s", order.key, error)
+            users = self._supervisor.deaths_under_users > deaths or isinstance(error, CoTrainerSilent)
+            excused = users and self._rounds.excuse_attempt(order.key, MAX_EXCUSED)
+            counted = "not counted" if excused else "counted"
+            logger.warning("round.interrupted key=%s attempt=%s: %s", order.key, counted, error)
             return self._submitted.set()
         if self.report(order.key).state is JobState.CANCELLED:
             return None
-        concluded = self._keys.sign(order, self._conclude(order, status))
+        concluded = self._keys.sign_update(order, self._conclude(order, status))
         reach(Point.UPDATE_WRITTEN)
         self._finish(concluded)
         reach(Point.ROUND_DONE)
         return self._keep_part(order.key)
 
     def _conclude(self, order: RoundOrder, status: CoTrainerStatus) -> RoundReport:
-        report = _report(order, status)
+        report = RoundReport(key=order.key, state=status.state, parent=order.parent, error=status.error)
+        report = report.model_copy(update=_counts(status))
         if status.state is not JobState.DONE:
             return report
         folder, plan = self._folder(order.key), order.plan
@@ -285,8 +298,3 @@ def _counts(status: CoTrainerStatus) -> dict[str, float]:
         "seconds": status.seconds,
         "share": status.share,
     }
-
-
-def _report(order: RoundOrder, status: CoTrainerStatus) -> RoundReport:
-    report = RoundReport(key=order.key, state=status.state, parent=order.parent, error=status.error)
-    return report.model_copy(update=_counts(status))

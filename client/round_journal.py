@@ -10,6 +10,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS rounds (
     key TEXT PRIMARY KEY, adapter TEXT NOT NULL, state TEXT NOT NULL, job TEXT NOT NULL, report TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS excused (key TEXT PRIMARY KEY, attempts INTEGER NOT NULL);
 """
 
 
@@ -82,8 +83,23 @@ class RoundJournal:
         )
 
     def begin_attempt(self, key: str) -> int:
-        """Count an attempt at a round; return the number of attempts so far."""
-        row = self._db.execute(
-            "UPDATE rounds SET attempts = attempts + 1 WHERE key = ? RETURNING attempts", (key,)
-        ).fetchone()
-        return int(row[0])
+        """Count an attempt at a round; return the number of attempts so far, without those that were excused."""
+        self._db.execute("UPDATE rounds SET attempts = attempts + 1 WHERE key = ?", (key,))
+        return self.begun(key) - self._excused(key)
+
+    def excuse_attempt(self, key: str, most: int) -> bool:
+        """Let the last attempt at a round not count; return False, and change nothing, once `most` do not."""
+        if self._excused(key) >= most:
+            return False
+        self._db.execute(
+            "INSERT INTO excused VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET attempts = attempts + 1", (key,)
+        )
+        return True
+
+    def begun(self, key: str) -> int:
+        """Return the number of all attempts at a round."""
+        return int(self._db.execute("SELECT attempts FROM rounds WHERE key = ?", (key,)).fetchone()[0])
+
+    def _excused(self, key: str) -> int:
+        row = self._db.execute("SELECT attempts FROM excused WHERE key = ?", (key,)).fetchone()
+        return int(row[0]) if row else 0

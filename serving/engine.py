@@ -13,21 +13,28 @@ from typing import Any
 
 import httpx
 
+from serving import engine_log
 from serving.aliases import AliasTable
-from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIABLE
+from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, PARENT_VARIABLE, RUN_DIR_VARIABLE
 from serving.traffic_report import TrafficReport
 from umbel import ports
 from umbel.adapter import AdapterRef
-from umbel.errors import EngineError
+from umbel.errors import EngineError, NoAnswer
 from umbel.peft_dir import replace_durably
 from umbel.site.config import SiteConfig
 
 READY_POLL_S = 0.5
 """Seconds between two questions whether a starting engine is ready."""
+ANSWER_S = 60.0
+"""Seconds that a call of the running engine may take."""
 PREFILL_S = 5.0
 """Seconds that a promotion or a roll-back may wait for the KV cache of shared prompts."""
-LOG_TAIL_LINES = 15
-"""Number of last lines of the engine's log that an error quotes."""
+PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment in which OpenMP's threads sleep when they wait; by default they spin for milliseconds first.
+
+Beside other busy processes, spinning threads keep the cores from those that they wait for: a token takes 20 times as
+long. `GOMP_SPINCOUNT` follows from it: libgomp, torch's OpenMP, sets it to 0.
+"""
 MEASURED_LOADS = [(together, tokens) for tokens in (8, 32, 100) for together in (1, 1, 2, 4)]
 """(requests at a time, prompt tokens of each) for each step of `EngineClient.measure`."""
 
@@ -42,6 +49,9 @@ def command_line(config: SiteConfig, adapters: Mapping[AdapterRef, Path]) -> lis
         "host": engine.host,
         "port": engine.port,
         "dtype": engine.dtype,
+        # With "auto", SGLang would read another format's files by the name of a folder or the files beside them.
+        "load_format": "safetensors",
+        "model_config_parser": "hf",
         "enable_lora": True,
         "max_lora_rank": engine.max_lora_rank,
         "lora_target_modules": list(engine.target_modules),
@@ -83,7 +93,7 @@ class Engine:
     def __init__(self, config: SiteConfig) -> None:
         self.config = config
         self.key = secrets.token_hex(32)  # SGLang hands it to argparse: it must not begin with "-"
-        self.log = config.site.state_dir / "engine.log"
+        self.log = config.site.state_dir / engine_log.FILE
         self.client = EngineClient(f"http://{_reachable(config.engine.host)}:{config.engine.port}", self.key)
         self._process: asyncio.subprocess.Process | None = None
 
@@ -99,11 +109,13 @@ class Engine:
         replace_durably(state_dir / ADMIN_KEY, self.key.encode())
         replace_durably(state_dir / "engine.yaml", f"api-key: {self.key}\nadmin-api-key: {self.key}\n".encode())
         environment = {
+            **PASSIVE_WAITING,
             **os.environ,
             "HF_HUB_OFFLINE": "1",
             "SGLANG_PLUGINS": "umbel,umbel_cpu",
             **self.config.engine.env,
             RUN_DIR_VARIABLE: str(state_dir),
+            PARENT_VARIABLE: str(os.getpid()),
             API_KEYS_VARIABLE: str(self.config.engine.api_keys or ""),
         }
         with self.log.open("ab") as log:
@@ -136,7 +148,7 @@ class Engine:
             raise self._failure("runs without umbel's router; is umbel installed in the engine's environment?")
 
     def _failure(self, what: str) -> EngineError:
-        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+        tail = engine_log.tail(self.log)
         return EngineError(f"{self.config.site.name}: SGLang {what}. The end of {self.log}:\n{tail}")
 
     async def wait(self) -> int:
@@ -162,12 +174,18 @@ class Engine:
 
 
 class EngineClient:
-    """HTTP client of a running engine, with its admin key. Calls raise EngineError or httpx.HTTPError if they fail."""
+    """HTTP client of a running engine, with its admin key.
+
+    Calls raise NoAnswer where the engine did not answer in time and may still do what was asked, any other EngineError
+    where it refuses, and httpx.HTTPError where the connection breaks or nobody listens.
+    """
 
     def __init__(self, url: str, key: str) -> None:
         self.url = url
+        self.loading = 0
+        """Number of versions that are being loaded."""
         self._http = httpx.AsyncClient(
-            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60.0, trust_env=False
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=ANSWER_S, trust_env=False
         )
 
     async def ready(self) -> bool:
@@ -179,19 +197,23 @@ class EngineClient:
 
     async def has_router(self) -> bool:
         """Return whether umbel's router is in the engine's HTTP process."""
-        return (await self._http.get("/umbel/inflight")).status_code == 200
+        return (await self.ask("GET", "/umbel/inflight")).status_code == 200
 
     async def load(self, ref: AdapterRef, directory: Path) -> None:
         """Load a version beside the others; it answers no user yet. Loading it twice changes nothing."""
         body = {"lora_name": ref.engine_name, "lora_path": str(directory)}
-        reply = await self._http.post("/load_lora_adapter", json=body)
+        self.loading += 1
+        try:
+            reply = await self.ask("POST", "/load_lora_adapter", json=body)
+        finally:
+            self.loading -= 1
         if reply.status_code != 200 and "already loaded" not in reply.text:
             raise EngineError(f"{ref}: SGLang refused to load {directory}: {reply.text}")
 
     async def warm(self, ref: AdapterRef) -> None:
         """Generate one token with a version, so that its weights are on the device before users need them."""
         body = {"text": "hello", "lora_path": ref.engine_name, "sampling_params": {"max_new_tokens": 1}}
-        reply = await self._http.post("/generate", json=body)
+        reply = await self.ask("POST", "/generate", json=body)
         if reply.status_code != 200:
             raise EngineError(f"{ref}: SGLang loaded it but cannot generate with it: {reply.text}")
 
@@ -206,28 +228,31 @@ class EngineClient:
                 }
                 for _ in range(together)
             ]
-            await asyncio.gather(*(self._http.post("/generate", json=body) for body in bodies))
+            await asyncio.gather(*(self.ask("POST", "/generate", json=body) for body in bodies))
 
     async def unload(self, ref: AdapterRef) -> None:
         """Unload a version; return once no request uses it any more."""
-        reply = await self._http.post("/unload_lora_adapter", json={"lora_name": ref.engine_name})
+        reply = await self.ask("POST", "/unload_lora_adapter", json={"lora_name": ref.engine_name})
         if reply.status_code != 200 and "not exist" not in reply.text and "not loaded" not in reply.text:
             raise EngineError(f"{ref}: SGLang did not unload it: {reply.text}")
 
     async def reload_aliases(self) -> None:
         """Make the router read `aliases.json` again; a promotion takes effect here."""
-        reply = await self._http.post("/umbel/aliases")
+        reply = await self.ask("POST", "/umbel/aliases")
         if reply.status_code != 200:
             raise EngineError(f"the router did not take the new alias table: {reply.text}")
 
     async def in_flight(self) -> dict[str, int]:
         """Return the number of requests that each version is answering."""
-        counts: dict[str, int] = (await self._http.get("/umbel/inflight")).json()
+        reply = await self.ask("GET", "/umbel/inflight")
+        if reply.status_code != 200:
+            raise EngineError(f"the router did not tell what is being answered: {reply.text}")
+        counts: dict[str, int] = reply.json()
         return counts
 
     async def traffic(self) -> TrafficReport:
         """Return the counts of each version's answers, to users and to the mirror, since the engine started."""
-        reply = await self._http.get("/umbel/traffic")
+        reply = await self.ask("GET", "/umbel/traffic")
         if reply.status_code != 200:
             raise EngineError(f"the router did not tell what users get: {reply.text}")
         return TrafficReport.model_validate_json(reply.content)
@@ -235,7 +260,7 @@ class EngineClient:
     async def prefill(self, ref: AdapterRef, most: int) -> int:
         """Let a version compute the `most` most used prompt beginnings within PREFILL_S; return how many it did."""
         body = {"version": str(ref), "most": most, "seconds": PREFILL_S}
-        reply = await self._http.post("/umbel/prefill", json=body, timeout=2 * PREFILL_S)
+        reply = await self.ask("POST", "/umbel/prefill", 2 * PREFILL_S, json=body)
         if reply.status_code != 200:
             raise EngineError(f"{ref}: the router could not prefill ({reply.status_code})")
         return int(reply.json()["prefilled"])
@@ -247,8 +272,15 @@ class EngineClient:
             async with asyncio.timeout(seconds):
                 while await self.in_flight():
                     await asyncio.sleep(0.1)
-        except (TimeoutError, httpx.HTTPError):
+        except (TimeoutError, EngineError, httpx.HTTPError):
             pass  # the time is up, or the engine is dead; it is ended next either way
+
+    async def ask(self, method: str, path: str, seconds: float = ANSWER_S, **content: Any) -> httpx.Response:
+        """Send one request; raise NoAnswer if it takes longer than `seconds`."""
+        try:
+            return await self._http.request(method, path, timeout=seconds, **content)
+        except httpx.TimeoutException as error:
+            raise NoAnswer(f"{self.url}{path}: no answer within {seconds:g} s; the engine may still do it") from error
 
     async def close(self) -> None:
         """Close the connections to the engine."""

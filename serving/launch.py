@@ -10,7 +10,7 @@ import runpy
 import signal
 import sys
 
-import torch
+from serving.run_dir import PARENT_VARIABLE
 
 PR_SET_PDEATHSIG = 1
 """The option of prctl(2) that sets the signal a process gets when its parent dies."""
@@ -27,11 +27,11 @@ CPU_FLAGS = {
 def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent, the daemon, dies in any way.
 
-    Raises SystemExit if the parent is dead already.
+    Raises SystemExit if the parent is dead already: the one whose pid is in the environment, where it says its own.
     """
-    parent = os.getppid()
+    parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent died before prctl took effect
+    if os.getppid() != parent:  # it died before prctl took effect, and the kernel would never tell
         sys.exit("the parent process is gone")
 
 
@@ -41,8 +41,15 @@ def with_cpu_flags(arguments: list[str]) -> list[str]:
     return [*arguments, *(word for pair in missing.items() for word in pair)]
 
 
+def has_accelerator() -> bool:
+    """Return whether torch finds an accelerator. The import takes seconds, in which the parent may die."""
+    import torch
+
+    return torch.accelerator.is_available()
+
+
 if __name__ == "__main__":
     die_with_parent()
-    if not torch.accelerator.is_available():
+    if not has_accelerator():
         sys.argv[1:] = with_cpu_flags(sys.argv[1:])
     runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)

@@ -9,7 +9,7 @@ import zmq.asyncio
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 
 from umbel import wire
-from umbel.errors import TrainingError
+from umbel.errors import CoTrainerSilent
 from umbel.messages import Evaluation, JobState, TrainPlan
 from umbel.peft_dir import replace_durably
 from umbel.site.config import SiteConfig
@@ -224,7 +224,7 @@ class CoTrainerClient:
             async with asyncio.timeout(timeout_s):
                 payload = await socket.recv()
         except TimeoutError as error:
-            raise TrainingError(f"the co-trainer did not answer within {timeout_s:.0f} s") from error
+            raise CoTrainerSilent(f"the co-trainer did not answer within {timeout_s:.0f} s") from error
         finally:
             socket.close()
         return wire.unpack_model(payload, CoTrainerStatus)

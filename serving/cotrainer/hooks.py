@@ -11,6 +11,7 @@ from typing import Any
 
 import zmq
 
+from serving import engine_state
 from serving.cotrainer.cotrainer import CoTrainer
 from serving.trainer_socket import CoTrainerSettings
 
@@ -24,6 +25,7 @@ class Hooks:
         self.run_dir = run_dir
         self.cotrainer_type = cotrainer_type
         self.cotrainer: CoTrainer | None = None
+        self._state = engine_state.opened(run_dir)
         self._logged = ""
 
     def after_init(self, result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
@@ -50,7 +52,9 @@ class Hooks:
             self._give_up(error)
 
     def before_batch(self, scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
-        """BEFORE `Scheduler.run_batch`: note the batch of the iteration."""
+        """BEFORE `Scheduler.run_batch`: count the batch, and note it for the iteration."""
+        if self._state is not None:
+            self._state.count_batch()
         if self.cotrainer is None:
             return
         try:

@@ -1,14 +1,15 @@
 """`Observer`: reads SGLang's scheduler and describes its requests in the governor's terms. It changes nothing.
 
 Every look happens on the scheduler's thread before an iteration. A request is taken to arrive at the last moment at
-which it was certainly not there: SGLang notes it only when it reads its socket, which may be a quantum later.
+which it was certainly not there: SGLang notes it only when it reads its socket, which may be a quantum later. The
+supervisor's checks (`CHECK_PRIORITY`) are not seen at all: nobody waits for them, and nothing is learnt from them.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from serving.aliases import CLASSES
+from serving.aliases import CHECK_PRIORITY, CLASSES
 from serving.cotrainer.governor import Finished, Load, Stream, Waiting
 from serving.cotrainer.predictor import Batch
 
@@ -55,7 +56,7 @@ class Observer:
 
     def starts(self, batch: Any) -> None:
         """Note the batch that the scheduler is about to run."""
-        self._batch = batch_of(batch)
+        self._batch = batch_of(batch) if any(map(_counts, batch.reqs)) else None
 
     def look(self, scheduler: Any, now: float) -> tuple[Load, Iteration | None, list[Finished]]:
         """Return the load before the next iteration, the iteration that has ended, and the requests it finished."""
@@ -126,7 +127,7 @@ def _in_batches(scheduler: Any) -> Iterable[Any]:
     """Return every request that has been computed on: decoding, just prefilled, or prefilled in chunks."""
     seen: dict[str, Any] = {}
     for batch in (scheduler.running_batch, scheduler.last_batch):
-        for req in () if batch is None else batch.reqs:
+        for req in () if batch is None else filter(_counts, batch.reqs):
             seen[req.rid] = req
     if getattr(scheduler, "chunked_req", None) is not None:
         seen[scheduler.chunked_req.rid] = scheduler.chunked_req
@@ -134,7 +135,12 @@ def _in_batches(scheduler: Any) -> Iterable[Any]:
 
 
 def _unfinished(reqs: Iterable[Any]) -> Iterable[Any]:
-    return (req for req in reqs if not req.finished())
+    return (req for req in reqs if _counts(req) and not req.finished())
+
+
+def _counts(req: Any) -> bool:
+    """Return whether a request is more than a check of the supervisor's."""
+    return req.priority is None or req.priority > CHECK_PRIORITY
 
 
 def _finished(req: Any, request: _Request, now: float, trained: float) -> list[Finished]:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.jobs import MAX_ATTEMPTS
+from client.jobs import MAX_ATTEMPTS, MAX_EXCUSED
 from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
 from tests.toys.deployment import RANK, adapter, until
 from umbel import peft_dir
-from umbel.errors import AdapterError, BaseMismatch, Conflict, NotFound, TrainingError
+from umbel.errors import AdapterError, BaseMismatch, Conflict, CoTrainerSilent, NotFound, TrainingError
 from umbel.messages import JobState
 
 
@@ -142,6 +142,31 @@ def test_a_round_of_which_the_engine_dies_each_time_is_given_up(run: Run) -> Non
         queue.cotrainer.hold.set()
         queue.submit("r2")
         assert (await queue.ended("r2")).state is JobState.DONE, "the next round is not held up"
+
+    run(story)
+
+
+def test_deaths_of_engines_that_users_may_have_caused_do_not_count_up_to_a_bound(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        queue.cotrainer.hold = asyncio.Event()
+        queue.submit("r1")
+        for attempt in range(1, MAX_EXCUSED + MAX_ATTEMPTS + 1):
+            await until(lambda attempt=attempt: len(queue.cotrainer.started) == attempt)  # type: ignore[misc]
+            assert not queue.jobs.report("r1").state.final
+            await queue.restart_engine(under_a_user=True)
+        report = await queue.ended("r1")
+        assert report.state is JobState.FAILED
+        assert f"given up after {MAX_EXCUSED + MAX_ATTEMPTS} attempts" in report.error
+
+    run(story)
+
+
+def test_a_cotrainer_whose_silence_ends_is_no_failed_attempt(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        queue.cotrainer.silence = CoTrainerSilent("the co-trainer did not answer within 30 s")
+        queue.cotrainer.silent = MAX_ATTEMPTS + 1
+        queue.submit("r1")
+        assert (await queue.ended("r1")).state is JobState.DONE
 
     run(story)
 

@@ -46,6 +46,16 @@ def test_attempts_are_counted_across_kills(path: Path, journal: Journal) -> None
     ] == [1, 2, 3]
 
 
+def test_excused_attempts_do_not_count_up_to_a_bound_and_across_kills(path: Path, journal: Journal) -> None:
+    for key in ("r1", "r2"):
+        journal.rounds.add("support", order(key))
+    assert journal.rounds.begin_attempt("r1") == 1
+    assert [journal.rounds.excuse_attempt("r1", most=1) for _ in range(2)] == [True, False]
+    other = Journal(path).rounds
+    assert [other.begin_attempt("r1"), other.begin_attempt("r1"), other.begin_attempt("r2")] == [1, 2, 1]
+    assert (other.begun("r1"), other.begun("r2")) == (3, 1)
+
+
 def test_orders_and_reports_of_an_older_release_are_still_read(journal: Journal) -> None:
     """An older journal holds no run, no nonce, no signature."""
     plan = TrainPlan(rank=2, steps=1, seconds=1.0)

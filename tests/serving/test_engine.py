@@ -48,13 +48,13 @@ def test_the_device_is_left_to_sglang_unless_one_is_set(
 def test_flags_of_the_operator_are_passed_on_as_they_are(tmp_path: Path) -> None:
     extra = {
         "max_total_tokens": 20000, "--mem-fraction-static": 0.5, "disable_radix_cache": True, "enable_metrics": False,
-        "cuda-graph-bs": [1, 2, 4],
+        "cuda-graph-bs-decode": [1, 2, 4],
     }  # fmt: skip
     line = command_line(config(tmp_path, extra), {})
     assert words(line, "--max-total-tokens") == ["20000"]
     assert words(line, "--mem-fraction-static") == ["0.5"]
     assert words(line, "--disable-radix-cache") == []
-    assert words(line, "--cuda-graph-bs") == ["1", "2", "4"]
+    assert words(line, "--cuda-graph-bs-decode") == ["1", "2", "4"]
     assert "--enable-metrics" not in line
 
 
@@ -144,6 +144,38 @@ def test_an_engine_that_ends_while_it_starts_says_so_with_the_end_of_its_log(
     assert AliasTable.read(state / ALIASES) == TABLE
     for secret in (ADMIN_KEY, "engine.yaml"):
         assert engine.key in (state / secret).read_text()
+
+
+@pytest.mark.parametrize(
+    ("daemon", "env", "spins"),
+    [
+        ({}, {}, "'0'"),
+        ({}, {"OMP_WAIT_POLICY": "ACTIVE"}, "'30000000000'"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {}, "'30000000000'"),
+        ({}, {"GOMP_SPINCOUNT": "7"}, "'7'"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}, "'0'"),
+    ],
+)
+def test_threads_that_wait_do_not_spin_unless_the_operator_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, daemon: dict[str, str], env: dict[str, str], spins: str
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**daemon, "OMP_DISPLAY_ENV": "VERBOSE"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(engine_module, "command_line", lambda *_: ["-c", "import torch"])
+    with listening("127.0.0.1") as port:
+        pass
+    (tmp_path / "state").mkdir()
+    engine = Engine(config(tmp_path, port=port, env=env))
+
+    async def main() -> None:
+        with pytest.raises(EngineError, match="ended while starting"):
+            await engine.start(TABLE, {})
+        await engine.stop(drain_s=0)
+
+    asyncio.run(main())
+    assert re.findall("GOMP_SPINCOUNT = (.*)", engine.log.read_text()) == [spins], "as torch's OpenMP understood it"
 
 
 def asked(story: Callable[[EngineClient], Awaitable[None]], answer: Callable[[httpx.Request], httpx.Response]) -> None:

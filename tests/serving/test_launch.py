@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from serving.launch import CPU_FLAGS, with_cpu_flags
+from serving.run_dir import PARENT_VARIABLE
 from tests.toys.serving.engine_flags import words
 
 
@@ -41,6 +42,23 @@ def test_the_engine_ends_when_its_parent_is_killed() -> None:
         engine = psutil.Process(int(process.stdout.readline()))
         os.kill(process.pid, signal.SIGKILL)
         assert psutil.wait_procs([engine], timeout=30)[1] == []
+
+
+def test_an_engine_whose_daemon_died_before_it_looked_does_not_start() -> None:
+    """The parent that it finds is not the one that started it: whoever adopts orphans is alive, and does not end."""
+    script = "from serving.launch import die_with_parent; die_with_parent(); print('started')"
+    for daemon, started in ((os.getpid(), True), (os.getppid(), False)):
+        environment = {**os.environ, PARENT_VARIABLE: str(daemon)}
+        ended = subprocess.run(
+            [sys.executable, "-c", script], check=False, capture_output=True, text=True, env=environment
+        )
+        assert (ended.returncode, ended.stdout) == ((0, "started\n") if started else (1, ""))
+        assert started or "the parent process is gone" in ended.stderr
+
+
+def test_an_engine_looks_for_its_daemon_before_it_imports_anything_large() -> None:
+    script = "import sys, serving.launch; print([name for name in ('torch', 'sglang') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_an_engine_whose_parent_is_dead_already_does_not_start() -> None:

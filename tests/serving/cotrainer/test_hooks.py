@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from serving import engine_state
 from serving.cotrainer.hooks import Hooks, reserve_memory
+from serving.engine_state import EngineState
 from serving.trainer_socket import StatusQuery
 from tests.toys.scheduler import Make, schedulers, trainer_settings
 from umbel.messages import JobState
@@ -66,6 +68,14 @@ def test_hooks_survive_a_scheduler_of_another_release(make: Make, sockets: Path)
     other.before_iteration(strange)
     other.around_sleep(slept.append, strange)
     assert slept == [strange]
+
+
+def test_batches_are_counted_whatever_becomes_of_the_training(tmp_path: Path) -> None:
+    state = EngineState.create(tmp_path / engine_state.FILE)
+    hooks, strange = Hooks(tmp_path), SimpleNamespace()
+    for number in (1, 2):
+        hooks.before_batch(strange, strange)
+        assert state.batches == number
 
 
 def test_settings_that_cannot_be_read_do_not_stop_the_engine(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from serving.aliases import CHECK_PRIORITY
 from serving.cotrainer.governor import Finished, Load, Stream, Waiting
 from serving.cotrainer.observer import Iteration, Observer
 from serving.cotrainer.predictor import Batch
@@ -114,6 +115,26 @@ def test_a_priority_below_zero_is_of_the_batch_class(priority: int | None, inter
     waiting, streaming = request("a", priority=priority), request("b", answered=1, priority=priority)
     load, _, _ = observer.look(scheduler(running=(streaming,), waiting=(waiting,)), now=1.0)
     assert {load.waiting[0].interactive, load.streams[0].interactive} == {interactive}
+
+
+def test_a_check_is_no_request_and_teaches_nothing() -> None:
+    observer, check = Observer(), request("check", priority=CHECK_PRIORITY)
+    load, _, _ = observer.look(scheduler(waiting=(check,)), now=1.0)
+    assert load.idle
+    observer.starts(extend(check))
+    check.output_ids, check.finished_reason = [1], SimpleNamespace()
+    assert observer.look(scheduler(last=(check,)), now=2.0) == (Load(), None, [])
+    assert observer.arrivals == 0
+
+
+def test_a_batch_of_a_user_and_a_check_is_the_users_iteration() -> None:
+    observer, user, check = Observer(), request("a"), request("check", priority=CHECK_PRIORITY)
+    load, _, _ = observer.look(scheduler(waiting=(user, check)), now=1.0)
+    assert len(load.waiting) == 1
+    observer.starts(extend(user, check))
+    _, iteration, _ = observer.look(scheduler(), now=2.0)
+    assert iteration is not None
+    assert iteration.batch.requests == 2
 
 
 def test_the_time_that_an_idle_engine_slept_is_no_iteration() -> None:
