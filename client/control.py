@@ -1,36 +1,63 @@
-"""`control_api`: the control API of a site: JSON bodies from `umbel.messages`, adapters as raw bytes."""
+"""`group_api`, `operator_api`: the control API of a site, on two sockets; adapters travel as raw bytes.
+
+What the ClientApp asks is in the table `GROUP`: code that the centre sends can open that socket. Everything else is in
+`OPERATOR`, for the daemon's own user: what overrules the site's verdict, what is trained on unsigned, and the status.
+"""
 
 import asyncio
 import base64
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from client.site import Site
 from serving.user_example import Example
 from umbel import http_errors
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
-from umbel.errors import Conflict, EngineError, NotFound, TrainingError, WireError
-from umbel.messages import Hello, LiveVersion, Restored, RoundOrder, RoundReport, ShadowReport
+from umbel.errors import Conflict, CoTrainerSilent, EngineError, NoRoom, NotFound, TrainingError, WireError
+from umbel.messages import NONCE, Hello, LiveVersion, Restored, RoundOrder, RoundReport, ShadowReport, Submit
 
 MAX_ADAPTER_BYTES = 4 << 30
 """Largest body that is read."""
-STATUS = {NotFound: 404, Conflict: 409, TrainingError: 409, EngineError: 503}
+STATUS = {NotFound: 404, Conflict: 409, CoTrainerSilent: 503, TrainingError: 409, EngineError: 503, NoRoom: 507}
 """HTTP status of an error; every other umbel error is a refusal, 422."""
 
 LOOK_S = 0.1
 """Seconds between two looks at the journal while a caller waits for a report."""
 Wait = Annotated[float, Query(ge=0, le=20)]
 """Seconds that a caller is willing to wait for the end of what it asks about (long polling)."""
+Nonce = Annotated[str, Query(pattern=NONCE)]
+"""The centre's question, for which the site signs its answer."""
 R = TypeVar("R", RoundReport, ShadowReport)
 
-routes = APIRouter()
+
+def _known_query(request: Request) -> None:
+    """Raise NotFound for a query parameter that the route does not have: it would mean nothing, silently."""
+    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            raise NotFound(f"{request.method} {request.url.path} has no parameter {name[:80]!r} on this socket")
 
 
-def control_api(site: Site) -> FastAPI:
-    """Make the application that answers for one site on the daemon's Unix socket."""
+GROUP = APIRouter(dependencies=[Depends(_known_query)])
+"""What the ClientApp asks: the routes of the socket `[site].socket`, which the site's group may open."""
+OPERATOR = APIRouter(dependencies=[Depends(_known_query)])
+"""What the operator's commands and the engine ask: the routes of `operator.sock` in state_dir, for its owner only."""
+
+
+def group_api(site: Site) -> FastAPI:
+    """Make the application that answers the ClientApp."""
+    return _api(site, GROUP)
+
+
+def operator_api(site: Site) -> FastAPI:
+    """Make the application that answers the operator and the site's own engine."""
+    return _api(site, OPERATOR)
+
+
+def _api(site: Site, routes: APIRouter) -> FastAPI:
     api = FastAPI(title="umbel site", docs_url=None, redoc_url=None, openapi_url=None)
     api.state.site = site
     api.include_router(routes)
@@ -38,94 +65,111 @@ def control_api(site: Site) -> FastAPI:
     return api
 
 
-@routes.get("/hello")
-async def hello(request: Request) -> Hello:
-    """Return the site's name, base fingerprint, layers, counts of examples and live versions."""
-    return _site(request).hello()
+@GROUP.get("/hello")
+async def hello(request: Request, nonce: Nonce = "") -> Hello:
+    """Return the site's name, base fingerprint, layers, counts of examples and live versions, signed for `nonce`."""
+    site = _site(request)
+    return site.keys.sign_hello(site.hello(), nonce)
 
 
-@routes.get("/status")
-async def status(request: Request) -> dict[str, Any]:
-    """Return what `umbel status --json` prints."""
-    return await _site(request).status()
-
-
-@routes.post("/adapters/{name}/rounds/{key}")
+@GROUP.post("/adapters/{name}/rounds/{key}")
 async def submit(name: str, key: str, request: Request) -> RoundReport:
     """Start a round or find it again by its key: the order in `x-umbel-order`, the parent adapter as the body."""
-    order = _header(request, "x-umbel-order", RoundOrder)
+    site, order = _site(request), _header(request, "x-umbel-order", RoundOrder)
     if order.key != key:
         raise WireError(f"the order is for round {order.key}, not {key}")
-    _site(request).config.require_adapter(name)
+    site.config.require_adapter(name)
     signature = request.headers.get("x-umbel-signature", "")
-    report = _site(request).jobs.submit(name, order, await _body(request), signature)
-    await _site(request).jobs.supersede(name, order)
+    site.keys.require(Submit(adapter=name, order=order), signature)  # before its body is read
+    report = site.jobs.submit(name, order, await _body(request), signature)
+    await site.jobs.supersede(name, order)
     return report
 
 
-@routes.get("/adapters/{name}/rounds/{key}")
+@GROUP.get("/adapters/{name}/rounds/{key}")
 async def round_report(name: str, key: str, request: Request, wait: Wait = 0) -> RoundReport:
     """Return how a round stands; `wait`: once it has ended, or after so many seconds."""
     site = _site(request)
     return await _once(lambda report: report.state.final, lambda: site.jobs.report(key), site, wait)
 
 
-@routes.get("/adapters/{name}/rounds/{key}/update")
+@GROUP.get("/adapters/{name}/rounds/{key}/update")
 async def update(name: str, key: str, request: Request) -> Response:
     """Return the trained adapter of a round that is done, as safetensors bytes."""
     return Response(_site(request).jobs.update(key), media_type="application/octet-stream")
 
 
-@routes.delete("/adapters/{name}/rounds/{key}")
-async def cancel(name: str, key: str, request: Request) -> RoundReport:
-    """Stop a round; one that is over stays as it is."""
-    return await _site(request).jobs.cancel(key)
-
-
-@routes.post("/adapters/{name}/shadow")
-async def shadow(name: str, request: Request) -> ShadowReport:
+@GROUP.post("/adapters/{name}/shadow")
+async def shadow(name: str, request: Request, nonce: Nonce = "") -> ShadowReport:
     """Receive a version and begin to judge it: its manifest in `x-umbel-manifest`, its weights as the body."""
-    manifest = _header(request, "x-umbel-manifest", AdapterManifest)
+    site, manifest = _site(request), _header(request, "x-umbel-manifest", AdapterManifest)
     signature = request.headers.get("x-umbel-signature", "")
-    return _site(request).deployer.receive(name, manifest, await _body(request), signature)
+    site.keys.require(manifest, signature)  # before its body is read
+    site.deployer.receive(name, manifest, await _body(request), signature)
+    return site.deployer.report(manifest.ref, nonce)
 
 
-@routes.get("/adapters/{ref}/shadow")
-async def shadow_report(ref: str, request: Request, wait: Wait = 0) -> ShadowReport:
-    """Return how a version that was received stands; `wait`: once there is a verdict, or after so many seconds."""
+@GROUP.get("/adapters/{ref}/shadow")
+async def shadow_report(ref: str, request: Request, wait: Wait = 0, nonce: Nonce = "") -> ShadowReport:
+    """Return how a version stands, signed for `nonce`; `wait`: once there is a verdict, or after so many seconds."""
     site, version = _site(request), AdapterRef.parse(ref)
-    return await _once(_is_settled, lambda: site.deployer.report(version), site, wait)
+    await _once(_is_settled, lambda: site.deployer.report(version), site, wait)
+    return site.deployer.report(version, nonce)
 
 
-@routes.post("/adapters/{ref}/promote")
-async def promote(ref: str, request: Request, forced: bool = False) -> ShadowReport:
-    """Make a judged version answer users; `forced`: also against this site's own verdict."""
-    return await _site(request).deployer.promote(AdapterRef.parse(ref), forced=forced)
+@GROUP.post("/adapters/{ref}/promote")
+async def promote(ref: str, request: Request) -> ShadowReport:
+    """Make a judged version answer users; 409 where this site's own verdict is against it."""
+    return await _site(request).deployer.promote(AdapterRef.parse(ref))
 
 
-@routes.post("/adapters/{name}/restore")
+@GROUP.post("/adapters/{name}/restore")
 async def restore(name: str, request: Request, ref: str | None = None) -> Restored:
     """Make `ref` answer users, as the registry says; without `ref` the base."""
     return await _site(request).deployer.restore(name, AdapterRef.parse(ref) if ref else None)
 
 
-@routes.post("/adapters/{ref}/discard")
+@GROUP.post("/adapters/{ref}/discard")
 async def discard(ref: str, request: Request) -> ShadowReport:
     """Unload a shadow and never use it again."""
     return await _site(request).deployer.discard(AdapterRef.parse(ref))
 
 
-@routes.post("/examples")
+@GROUP.post("/adapters/{name}/rollback")
+async def roll_back(name: str, request: Request, instead_of: str | None = None) -> LiveVersion:
+    """Make the previous version answer users; `instead_of`: only if that version answers them now."""
+    only_if = AdapterRef.parse(instead_of) if instead_of else None
+    return LiveVersion(live=await _site(request).deployer.roll_back(name, only_if))
+
+
+@OPERATOR.get("/status")
+async def status(request: Request) -> dict[str, Any]:
+    """Return what `umbel status --json` prints."""
+    return await _site(request).status()
+
+
+@OPERATOR.post("/adapters/{ref}/promote")
+async def operator_promotes(ref: str, request: Request, forced: bool = False) -> ShadowReport:
+    """Make a judged version answer users; `forced`: also against this site's own verdict."""
+    return await _site(request).deployer.promote(AdapterRef.parse(ref), forced=forced)
+
+
+@OPERATOR.post("/adapters/{name}/rollback")
+async def operator_rolls_back(name: str, request: Request, forced: bool = False) -> LiveVersion:
+    """Make the previous version answer users; `forced`: also one from which this site went back by itself."""
+    return LiveVersion(live=await _site(request).deployer.roll_back(name, forced=forced))
+
+
+@OPERATOR.delete("/adapters/{name}/rounds/{key}")
+async def cancel(name: str, key: str, request: Request) -> RoundReport:
+    """Stop a round; one that is over stays as it is."""
+    return await _site(request).jobs.cancel(key)
+
+
+@OPERATOR.post("/examples")
 async def keep(example: Example, request: Request) -> dict[str, int]:
     """Keep an example that a user agreed to give, scrubbed and quarantined; the router sends it."""
     return {"id": await _site(request).keep(example)}
-
-
-@routes.post("/adapters/{name}/rollback")
-async def roll_back(name: str, request: Request, instead_of: str | None = None, forced: bool = False) -> LiveVersion:
-    """Make the previous version answer users; `instead_of`: only if that version answers them now."""
-    only_if = AdapterRef.parse(instead_of) if instead_of else None
-    return LiveVersion(live=await _site(request).deployer.roll_back(name, only_if, forced=forced))
 
 
 def _site(request: Request) -> Site:

@@ -1,7 +1,8 @@
 """`serve`: run a site's daemon, `umbel serve site.toml`: all that lives longer than one Flower message.
 
 The daemon prepares the data, keeps the engine running, works through training jobs, moves adapter versions through
-their life, and answers the control API on a Unix socket that only its own user can open, or also its group.
+their life, and answers the control API on two Unix sockets: one for the ClientApp, which may be open to a group, and
+one for the operator, which only its own user can open.
 """
 
 import asyncio
@@ -12,17 +13,19 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from client import metrics
-from client.control import control_api
+from client.control import group_api, operator_api
 from client.data import user_examples
 from client.site import Site
-from serving.trainer_socket import socket_path
+from serving import engine_log
 from umbel.errors import Conflict
-from umbel.site.check import require_short
+from umbel.site.check import require_sockets
 from umbel.site.config import SiteConfig
 
 MAX_HEADER_BYTES = 1 << 20  # a manifest travels in a header, and lists every module
@@ -35,25 +38,20 @@ async def serve(config: SiteConfig) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    with _only_daemon(config), _listen(config) as listener:
+    with _only_daemon(config), _listen(config) as listeners:
         site = await _unless_stopped(Site.prepare(config), stop)
         if site is None:
             return
         endpoint = metrics.Endpoint(config.metrics, site.status) if config.metrics else None
-        server = _Server(
-            uvicorn.Config(
-                control_api(site),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                http="h11",
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            )
-        )
+        servers = [_server(group_api(site)), _server(operator_api(site))]
         tasks = [
-            asyncio.create_task(server.serve(sockets=[listener]), name="control API"),
+            *(
+                asyncio.create_task(server.serve(sockets=[listener]), name="control API")
+                for server, listener in zip(servers, listeners, strict=True)
+            ),
             asyncio.create_task(site.supervisor.run(), name="supervisor"),
             asyncio.create_task(site.jobs.run(), name="jobs"),
+            asyncio.create_task(engine_log.keep_bounded(config.site.state_dir / engine_log.FILE), name="engine log"),
             *(
                 [asyncio.create_task(user_examples.keep_retention(config), name="retention")]
                 if config.examples.enabled
@@ -69,14 +67,16 @@ async def serve(config: SiteConfig) -> None:
         finally:
             if endpoint is not None:
                 await endpoint.close()
-            await _shut_down(site, server, tasks)
+            await _shut_down(site, servers, tasks)
 
 
-async def _shut_down(site: Site, server: uvicorn.Server, tasks: list[asyncio.Task[None]]) -> None:
+async def _shut_down(site: Site, servers: list[uvicorn.Server], tasks: list[asyncio.Task[None]]) -> None:
     """Let the control API end its answers, cancel all other tasks, then drain and end the engine."""
     logger.info("site.stopping site=%s", site.config.site.name)
-    site.stopping = server.should_exit = True
-    for task in tasks[1:]:
+    site.stopping = True
+    for server in servers:
+        server.should_exit = True
+    for task in tasks[len(servers) :]:
         task.cancel()
     await site.deployer.close()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -96,6 +96,15 @@ async def _unless_stopped(work: Any, stop: asyncio.Event) -> Any:
     return None
 
 
+def _server(api: FastAPI) -> uvicorn.Server:
+    return _Server(
+        uvicorn.Config(
+            api, log_config=None, access_log=False, lifespan="off", http="h11",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        )
+    )  # fmt: skip
+
+
 class _Server(uvicorn.Server):
     """A uvicorn server that leaves signals to the daemon."""
 
@@ -111,7 +120,7 @@ def _only_daemon(config: SiteConfig) -> Iterator[None]:
     state_dir = config.site.state_dir
     state_dir.mkdir(parents=True, exist_ok=True)
     state_dir.chmod(0o700)
-    require_short(config.socket, socket_path(state_dir))
+    require_sockets(config)
     with (state_dir / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,12 +132,20 @@ def _only_daemon(config: SiteConfig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _listen(config: SiteConfig) -> Iterator[socket.socket]:
-    """Open the control API's socket for this user; where `[site].socket` sets its place, for the group too.
+def _listen(config: SiteConfig) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Open the sockets of the ClientApp and of the operator, for this user.
 
-    So a SuperNode can run as another user of the same group, and can read nothing else of the site.
+    Where `[site].socket` sets the place of the first one, it is for the group too: so a SuperNode can run as another
+    user of the same group, and can do nothing else at the site.
     """
-    path, shared = config.socket, config.site.socket is not None
+    shared = config.site.socket is not None
+    with _bound(config.socket, shared) as group, _bound(config.operator_socket, shared=False) as operator:
+        yield group, operator
+
+
+@contextlib.contextmanager
+def _bound(path: Path, shared: bool) -> Iterator[socket.socket]:
+    """Open a Unix socket; `shared`: for the group, too."""
     if not path.parent.exists():
         path.parent.mkdir(parents=True)
         path.parent.chmod(0o750 if shared else 0o700)

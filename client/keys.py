@@ -1,9 +1,10 @@
-"""`SiteKeys`: the centre's public key, which the site trusts, and the private key that signs the site's updates."""
+"""`SiteKeys`: the centre's public key, which the site trusts, and the private key with which the site signs."""
 
 from umbel import signing
 from umbel.adapter import AdapterManifest
-from umbel.messages import RoundOrder, RoundReport, Submit, UpdateStatement
+from umbel.messages import Hello, RoundOrder, RoundReport, ShadowReport, Submit
 from umbel.site.sections import SiteSection
+from umbel.statements import HelloStatement, UpdateStatement, VerdictStatement
 
 
 class SiteKeys:
@@ -25,9 +26,22 @@ class SiteKeys:
         if self._trusted is not None:
             signing.verify(self._trusted, document, signature)
 
-    def sign(self, order: RoundOrder, report: RoundReport) -> RoundReport:
+    def sign_update(self, order: RoundOrder, report: RoundReport) -> RoundReport:
         """Return a finished round's report, signed for the order it answers; unchanged without a key or an update."""
         if self._own is None or report.update is None:
             return report
         statement = UpdateStatement.of(self._name, order, report)
+        return report.model_copy(update={"signature": signing.sign(self._own, statement)})
+
+    def sign_hello(self, hello: Hello, nonce: str) -> Hello:
+        """Return the hello, signed for the centre's question; unchanged without a key or a nonce."""
+        if self._own is None or not nonce:
+            return hello
+        return hello.model_copy(update={"signature": signing.sign(self._own, HelloStatement.of(nonce, hello))})
+
+    def sign_verdict(self, manifest: AdapterManifest, report: ShadowReport, nonce: str) -> ShadowReport:
+        """Return a version's report, signed for the centre's question; unchanged without a key or a nonce."""
+        if self._own is None or not nonce:
+            return report
+        statement = VerdictStatement.of(self._name, nonce, manifest, report)
         return report.model_copy(update={"signature": signing.sign(self._own, statement)})

@@ -9,6 +9,7 @@ from server.config import RunConfig
 from server.exchange import Exchange
 from server.federation import Federation
 from server.registry.events import EVENTS, Events, show_log
+from server.registry.index import explained
 from server.registry.registry import AdapterRegistry
 from umbel.signing import read_private
 
@@ -23,7 +24,7 @@ def main(grid: Grid, context: Context) -> None:
     config = RunConfig.of(context.run_config)
     key = read_private(config.signing_key) if config.signing_key else None
     registry = AdapterRegistry(config.registry, create=True, key=key)
-    with registry.exclusive(config.grace_seconds):
+    with explained(registry.root), registry.exclusive(config.grace_seconds):
         events = Events(config.registry / EVENTS)
         run(Federation(config, registry, Exchange(grid), events, str(context.run_id)))
 

@@ -10,12 +10,14 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from server.keyring import Keyring, new_nonce
 from strategies.adapter import Update
 from umbel.adapter import AdapterManifest, Lifecycle
 from umbel.errors import UmbelError
 from umbel.messages import (
     AdapterQuery,
     Hello,
+    HelloQuery,
     JobState,
     LiveVersion,
     Restore,
@@ -28,6 +30,7 @@ from umbel.messages import (
     Submit,
     VersionQuery,
 )
+from umbel.statements import HelloStatement, VerdictStatement
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -38,6 +41,14 @@ POLL_S = 2.0
 
 class SiteFailure(UmbelError):
     """A site is left out of the rest of the dialogue; the message is the reason."""
+
+
+class NameChanged(SiteFailure):
+    """A node that speaks for one site says that it is another one, `said`."""
+
+    def __init__(self, site: str, said: str) -> None:
+        super().__init__(f"its SuperNode says now that it is site {said[:80]!r}, not {site}")
+        self.said = said[:80]
 
 
 @dataclass(frozen=True)
@@ -95,19 +106,26 @@ def _is_done(report: RoundReport, order: RoundOrder) -> bool:
     return report.state is JobState.DONE
 
 
-def shadow(manifest: AdapterManifest, blob: bytes, signature: str) -> Dialogue[ShadowReport, ShadowReport]:
-    """Have a version loaded beside the live one and measured; return the report with the site's verdict."""
-    ref = str(manifest.ref)
-    reply = yield Request("query.shadow", Shadow(manifest=manifest, signature=signature), ShadowReport, blob)
+def shadow(
+    site: str, keys: Keyring, manifest: AdapterManifest, blob: bytes, signature: str
+) -> Dialogue[ShadowReport, ShadowReport]:
+    """Have a version loaded beside the live one and measured; return the report with the site's verdict.
+
+    Raises SiteFailure for a verdict that the site did not sign for this question, version and registry.
+    """
+    ref, nonce = str(manifest.ref), new_nonce()
+    push = Shadow(manifest=manifest, signature=signature, nonce=nonce)
+    reply = yield Request("query.shadow", push, ShadowReport, blob)
     while True:
         report = reply.body
         if report.ref != ref:
             raise SiteFailure(f"answered for {report.ref}, asked was {ref}")
         if report.verdict is not None or report.state is Lifecycle.LIVE:
+            _require(keys, site, VerdictStatement.of(site, nonce, manifest, report), report.signature)
             return report
         if report.state in (Lifecycle.REJECTED, Lifecycle.RETIRED):
             raise SiteFailure(f"{ref} is {report.state} there, without a verdict")
-        reply = yield Request("query.collect", VersionQuery(ref=ref), ShadowReport, delay=POLL_S)
+        reply = yield Request("query.collect", VersionQuery(ref=ref, nonce=nonce), ShadowReport, delay=POLL_S)
 
 
 def promote(ref: str) -> Dialogue[ShadowReport, ShadowReport]:
@@ -126,10 +144,25 @@ def discard(ref: str) -> Dialogue[ShadowReport, ShadowReport]:
     return reply.body
 
 
-def hello() -> Dialogue[Hello, Hello]:
-    """Ask for a site's current hello; the exchange asks for one only when it first sees a node."""
-    reply = yield Request("query.hello", None, Hello)
-    return reply.body
+def hello(site: str, keys: Keyring) -> Dialogue[Hello, Hello]:
+    """Ask for a site's current hello; the exchange asks for one only when it first sees a node.
+
+    Raises NameChanged for the hello of another site, SiteFailure for one that the site did not sign for this question.
+    """
+    nonce = new_nonce()
+    reply = yield Request("query.hello", HelloQuery(nonce=nonce), Hello)
+    said = reply.body
+    if said.site != site:
+        raise NameChanged(site, said.site)
+    _require(keys, site, HelloStatement.of(nonce, said), said.signature)
+    return said
+
+
+def _require(keys: Keyring, site: str, statement: HelloStatement | VerdictStatement, signature: str) -> None:
+    try:
+        keys.require(site, statement, signature)
+    except UmbelError as refusal:
+        raise SiteFailure(str(refusal)) from refusal
 
 
 def restore(

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from flwr.serverapp import Grid
 from pydantic import BaseModel
 
-from server.dialogues import Dialogue, Reply, Request, SiteFailure
+from server.dialogues import Dialogue, NameChanged, Reply, Request, SiteFailure
 from server.mailbox import TTL_S, Answer, Broken, Letter, Lost, Mailbox
 from server.roster import Roster
 from strategies.records import pack, unpack, unpack_adapter
@@ -51,7 +51,7 @@ class Exchange:
 
     >>> exchange = Exchange(grid)
     >>> exchange.gather(lambda sites: len(sites) >= 2, exchange.clock() + 60)
-    >>> asked = exchange.converse(lambda hello: dialogues.hello(), exchange.clock() + 30, group="round 1")
+    >>> asked = exchange.converse(lambda site, _: dialogues.hello(site, keys), exchange.clock() + 30, group="round 1")
     >>> asked.answers, asked.left_out
     """
 
@@ -84,7 +84,7 @@ class Exchange:
 
     def converse(
         self,
-        begin: Callable[[Hello], Dialogue[M, T]],
+        begin: Callable[[str, Hello], Dialogue[M, T]],
         deadline: float,
         *,
         group: str,
@@ -94,15 +94,15 @@ class Exchange:
         """Hold one dialogue with each site until all are over, the answers are `enough`, or the deadline passes.
 
         Without `sites`: with every site that is online, and with sites that come while others still talk. A site that
-        goes away is waited for. `group` is Flower's group id. Results are kept until the end, so a dialogue that
-        fetches something large uses it and returns something small.
+        goes away is waited for. `begin` gets a site's name and its hello. `group` is Flower's group id. Results are
+        kept until the end, so a dialogue that fetches something large uses it and returns something small.
         """
         talks: dict[str, _Talk[M, T]] = {}
         answers: dict[str, T] = {}
         while sites is None or sites:
             for site, hello in self.roster.sites.items():
                 if site not in talks and (sites is None or site in sites):
-                    talks[site] = _Talk(site, begin(hello), self.clock())
+                    talks[site] = _Talk(site, begin(site, hello), self.clock())
             self._turn(talks, group)
             begun = bool(talks) and set(sites or ()) <= talks.keys()
             answers = {site: talk.results[0] for site, talk in talks.items() if talk.results}
@@ -139,7 +139,10 @@ class Exchange:
             if isinstance(key, tuple):
                 self.roster.hear(key[1], answer)
             elif key in talks:
-                talks[str(key)].hear(answer, self.clock())
+                talk = talks[str(key)]
+                talk.hear(answer, self.clock())
+                if talk.renamed:
+                    self.roster.rename(talk.site, talk.renamed)
             del answer  # frees an adapter before the next one is pulled
 
 
@@ -152,6 +155,8 @@ class _Talk(Generic[M, T]):
         """Node that the request is on its way to; None while no request is."""
         self.results: list[T] = []
         self.failure = ""
+        self.renamed = ""
+        """The name that its node says now, if that is another one."""
         self._trouble = ""
         self._dialogue = dialogue
         self._request: Request[M]
@@ -209,3 +214,4 @@ class _Talk(Generic[M, T]):
             self.results.append(end.value)
         except SiteFailure as reason:
             self.failure = str(reason)
+            self.renamed = reason.said if isinstance(reason, NameChanged) else ""

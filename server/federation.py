@@ -9,6 +9,7 @@ from functools import partial
 
 from server.config import RunConfig
 from server.exchange import Exchange
+from server.keyring import Keyring
 from server.orders import Orders
 from server.quorum import Quorum
 from server.reconcile import ASK_S, reconcile
@@ -20,7 +21,7 @@ from server.training import RoundResult, Training
 from strategies import catalogue
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.errors import Conflict
+from umbel.errors import Conflict, NotFound, RegistryError
 from umbel.faults import Point, reach
 from umbel.messages import RoundReport
 
@@ -37,14 +38,15 @@ class Federation:
         self._exchange = exchange
         self._events = events
         self._run_id = run_id
+        self._keys = Keyring(config.site_keys)
         self._rollout = Rollout(
             exchange, quorum=config.quorum, straggler_s=config.straggler_seconds, grace_s=config.grace_seconds,
-            sign=registry.sign, waves=config.rollout,
+            sign=registry.sign, keys=self._keys, waves=config.rollout,
         )  # fmt: skip
         self._strategy = catalogue.find(config.strategy)(**config.options)
-        self._orders = Orders(config, registry)
+        self._orders = Orders(config, registry, self._keys)
         self._training = Training(config, registry, exchange, self._orders, self._strategy, self._tell)
-        self._quorum = Quorum(config, registry, exchange, self._orders, self._strategy)
+        self._quorum = Quorum(config, registry, exchange, self._keys, self._strategy)
         self._round = 0
         self._aside: dict[str, str] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -68,7 +70,10 @@ class Federation:
             if record is None or not record.state.final:
                 self.reconcile()
                 self._seconds.clear()
-                yield number
+                if damage := self._damage_of(number):
+                    self._fail(number, {"*": damage})
+                else:
+                    yield number
         self.reconcile()
         self._emit("run.finished", head=str(self._registry.aliases(self._name).get(HEAD, "none")))
 
@@ -76,7 +81,7 @@ class Federation:
         """Bring the sites that are online to the version that is live in the registry; a site's refusal stands."""
         grace_s = self._config.grace_seconds
         ask_s = min(ASK_S, grace_s) if self._config.rounds else grace_s
-        found = reconcile(self._exchange, self._registry, self._name, ask_s=ask_s, grace_s=grace_s)
+        found = reconcile(self._exchange, self._registry, self._keys, self._name, ask_s=ask_s, grace_s=grace_s)
         aside = {**found.kept, **found.missed} if found else {}
         if found and (found.brought or aside != self._aside or not self._config.rounds):
             self._emit("fleet.reconciled", **asdict(found))
@@ -88,6 +93,17 @@ class Federation:
         if record is None or record.version is None:
             return None
         return self._registry.manifest(AdapterRef(self._name, record.version))
+
+    def _damage_of(self, number: int) -> str:
+        """Say why the version of an interrupted round cannot be read; empty where it can, or there is none yet."""
+        record = self._registry.rounds.find(self._name, number)
+        if record is None or record.version is None:
+            return ""
+        try:
+            self._registry.read(AdapterRef(self._name, record.version))
+        except (NotFound, RegistryError) as error:
+            return f"its version cannot be read: {error}"
+        return ""
 
     def train(self, number: int) -> AdapterManifest | None:
         """Train at the sites, aggregate and publish; return None, with the round failed, when there is no quorum."""

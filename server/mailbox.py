@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from umbel.printable import LONGEST_REASON, one_line
+
 TTL_S = 120.0
 """Seconds after which a message is sent again: Flower never redelivers one that a restarted SuperNode had taken."""
 _SLACK_S = 5.0
@@ -182,5 +184,5 @@ class _Pull(threading.Thread):
 def _answer(message: Message) -> Answer:
     if message.has_content():
         return message.content
-    code, reason = message.error.code, message.error.reason or "no reason given"
+    code, reason = message.error.code, one_line(message.error.reason or "no reason given", LONGEST_REASON)
     return Lost(f"Flower error {code}: {reason}") if code in _LOST else Broken(f"Flower error {code}: {reason}")

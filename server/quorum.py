@@ -2,7 +2,7 @@
 
 from server.config import RunConfig
 from server.exchange import Exchange
-from server.orders import Orders
+from server.keyring import Keyring
 from server.registry.pin import Pin
 from server.registry.registry import HEAD, AdapterRegistry
 from strategies.strategy import LoraStrategy
@@ -17,13 +17,13 @@ class Quorum:
     """
 
     def __init__(
-        self, config: RunConfig, registry: AdapterRegistry, exchange: Exchange, orders: Orders, strategy: LoraStrategy
+        self, config: RunConfig, registry: AdapterRegistry, exchange: Exchange, keys: Keyring, strategy: LoraStrategy
     ) -> None:
         self._config = config
         self._name = config.adapter
         self._registry = registry
         self._exchange = exchange
-        self._orders = orders
+        self._keys = keys
         self._strategy = strategy
         self._require(registry.pin(self._name))
 
@@ -71,13 +71,12 @@ class Quorum:
         personal = self._strategy.personal
 
         def admit(hello: Hello) -> None:
-            self._orders.require_key(hello.site)
             held = pin or Pin.of(hello, self._config.rank)
             held.require(hello, self._name)
             if training:
                 held.require_rank(hello, mixed=self._strategy.mixed_ranks, own=personal.rank if personal else 0)
 
-        self._exchange.roster.require(admit)
+        self._exchange.roster.require(admit, self._keys)
 
 
 def _disagreements(sites: dict[str, Hello]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from server import dialogues
 from server.exchange import Exchange
+from server.keyring import Keyring
 from server.registry.registry import LIVE, AdapterRegistry
 from server.rollout import at_rank
 from strategies.adapter import Adapter
@@ -41,7 +42,7 @@ class Reconciled:
 
 
 def reconcile(
-    exchange: Exchange, registry: AdapterRegistry, name: str, *, ask_s: float, grace_s: float
+    exchange: Exchange, registry: AdapterRegistry, keys: Keyring, name: str, *, ask_s: float, grace_s: float
 ) -> Reconciled | None:
     """Bring the sites that are online to the registry's `live`; return None while there is none.
 
@@ -55,8 +56,9 @@ def reconcile(
     some, all_of_them = exchange.clock() + grace_s, exchange.clock() + ask_s
     exchange.gather(lambda sites: exchange.roster.settled or bool(sites and exchange.clock() >= all_of_them), some)
     asked = exchange.converse(
-        lambda _: dialogues.hello(), exchange.clock() + ask_s, group="reconcile", sites=exchange.roster.sites.keys()
-    )
+        lambda site, _: dialogues.hello(site, keys), exchange.clock() + ask_s, group="reconcile",
+        sites=exchange.roster.sites.keys(),
+    )  # fmt: skip
     open_rounds = _under_way(registry, name)
     apart = {
         site: hello
@@ -72,7 +74,7 @@ def reconcile(
     refusing = {site for site, why in outcome.left_out.items() if why.startswith(REFUSAL)} - outcome.late
     failing = outcome.left_out.keys() - refusing
     exchange.converse(  # a version that a site loaded and then refused does not stay loaded
-        lambda _: dialogues.discard(str(wanted)), exchange.clock() + grace_s, group=f"discard {wanted}",
+        lambda *_: dialogues.discard(str(wanted)), exchange.clock() + grace_s, group=f"discard {wanted}",
         sites=(outcome.left_out.keys() - outcome.late) & pushed,
     )  # fmt: skip
     kept = dict.fromkeys(against, f"it has rejected {wanted}, or went back from it by itself")
@@ -87,7 +89,7 @@ def reconcile(
 
 def _bring(
     registry: AdapterRegistry, wanted: AdapterRef, target: str | None, pushed: set[str]
-) -> Callable[[Hello], dialogues.Dialogue[Any, Restored]]:
+) -> Callable[[str, Hello], dialogues.Dialogue[Any, Restored]]:
     """Return a dialogue per site. Weights are read when a first site lacks them; `pushed` collects such sites."""
 
     @functools.cache
@@ -95,12 +97,12 @@ def _bring(
         blob, manifest = registry.read(wanted)
         return manifest, Adapter.of(blob, manifest.base)
 
-    def begin(hello: Hello) -> dialogues.Dialogue[Any, Restored]:
+    def begin(site: str, hello: Hello) -> dialogues.Dialogue[Any, Restored]:
         def weights() -> tuple[AdapterManifest, bytes, str]:
             manifest, adapter = version()
             own = manifest.joined_rank - manifest.rank
             received, blob = at_rank(manifest, adapter, hello.max_lora_rank - own)
-            pushed.add(hello.site)
+            pushed.add(site)
             return received, blob, registry.sign(received)
 
         return dialogues.restore(wanted.name, target, weights)

@@ -6,6 +6,7 @@ from typing import Any
 
 from server import dialogues
 from server.exchange import Exchange
+from server.keyring import Keyring
 from server.waves import Waves, went_back
 from strategies.adapter import Adapter
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
@@ -52,7 +53,8 @@ class Rollout:
     """Rolls versions out over an Exchange. `quorum` sites have to accept; each step may take `grace_s` seconds.
 
     Once a quorum has accepted, the other sites' verdicts are waited for only until `straggler_s` seconds have passed.
-    `sign` signs the manifest that a site gets, which differs from the published one (see `at_rank`).
+    `sign` signs the manifest that a site gets, which differs from the published one (see `at_rank`). Verdicts have
+    to be signed with `keys`.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class Rollout:
         straggler_s: float,
         grace_s: float,
         sign: Callable[[AdapterManifest], str],
+        keys: Keyring,
         waves: Waves = Waves(),  # noqa: B008 - frozen
     ) -> None:
         self._exchange = exchange
         self._waves = waves
         self._sign = sign
+        self._keys = keys
         self._quorum = quorum
         self._straggler_s = straggler_s
         self._grace_s = grace_s
@@ -81,9 +85,9 @@ class Rollout:
         def enough(reports: Mapping[str, ShadowReport]) -> bool:
             return self._exchange.clock() >= in_time and sum(map(accepts, reports.values())) >= self._quorum
 
-        def begin(hello: Hello) -> dialogues.Dialogue[ShadowReport, ShadowReport]:
+        def begin(site: str, hello: Hello) -> dialogues.Dialogue[ShadowReport, ShadowReport]:
             received, weights = at_rank(manifest, version, hello.max_lora_rank - own)
-            return dialogues.shadow(received, weights, self._sign(received))
+            return dialogues.shadow(site, self._keys, received, weights, self._sign(received))
 
         outcome = self._exchange.converse(
             begin,
@@ -118,7 +122,7 @@ class Rollout:
             if promotion.stopped:
                 return promotion
             outcome = self._exchange.converse(
-                lambda _: dialogues.promote(str(ref)), self._deadline(), group=f"promote {ref}", sites=set(wave)
+                lambda *_: dialogues.promote(str(ref)), self._deadline(), group=f"promote {ref}", sites=set(wave)
             )
             promotion.sites |= outcome.answers
             promotion.left_out |= outcome.left_out
@@ -139,7 +143,7 @@ class Rollout:
     def _watch(self, ref: AdapterRef, promotion: Promotion, sites: set[str]) -> None:
         """Ask the sites of the waves so far which version is live, and stop when too many have rolled back."""
         asked = self._exchange.converse(
-            lambda _: dialogues.hello(), self._deadline(), group=f"watch {ref}",
+            lambda site, _: dialogues.hello(site, self._keys), self._deadline(), group=f"watch {ref}",
             sites=sites & self._exchange.roster.sites.keys(),
         )  # fmt: skip
         left = {site: went_back(hello, ref, promoted=site in promotion.sites) for site, hello in asked.answers.items()}
@@ -154,8 +158,8 @@ class Rollout:
         Sites where it may be `answering` users are rolled back to the version before it.
         """
 
-        def begin(hello: Hello) -> dialogues.Dialogue[Any, ShadowReport]:
-            if hello.site in answering:
+        def begin(site: str, _: Hello) -> dialogues.Dialogue[Any, ShadowReport]:
+            if site in answering:
                 return dialogues.withdraw(ref.name, str(ref))
             return dialogues.discard(str(ref))
 

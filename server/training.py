@@ -112,7 +112,7 @@ class Training:
         started = clock()
         in_time = started + config.round_seconds + config.straggler_seconds
         outcome = self._exchange.converse(
-            lambda hello: self._train(hello, number, head, parent, fold, result),
+            lambda site, hello: self._train(site, hello, number, head, parent, fold, result),
             started + config.round_seconds + config.grace_seconds,
             group=f"round {number}",
             enough=lambda _: clock() >= in_time and len(fold.admitted) >= config.quorum,
@@ -126,10 +126,11 @@ class Training:
         self._late = away | late if config.buffered else {}
 
     def _train(
-        self, hello: Hello, number: int, head: AdapterManifest, parent: Adapter, fold: Fold, result: RoundResult
-    ) -> Dialogue[RoundReport, None]:
+        self, site: str, hello: Hello, number: int, head: AdapterManifest, parent: Adapter, fold: Fold,
+        result: RoundResult,
+    ) -> Dialogue[RoundReport, None]:  # fmt: skip
         """Train at one site; its update is kept nowhere but in the fold."""
-        site, name = hello.site, self._config.adapter
+        name = self._config.adapter
         given = self._late.get(site)
         if given is None:
             given = _Given(self._order(hello, number, head, parent), head)

@@ -20,12 +20,17 @@ from pydantic import (
 
 from umbel.adapter import AdapterManifest, AdapterName, Lifecycle, Personal
 from umbel.base import BaseFingerprint
+from umbel.printable import Reason
 
 SIGNATURE = r"^([0-9a-f]{128})?$"
 """An Ed25519 signature (umbel/signing.py), or none."""
+NONCE = r"^([0-9a-f]{64})?$"
+"""32 bytes that the centre has used once, in hex, or none."""
 
 
-class _Message(BaseModel):
+class Message(BaseModel):
+    """A frozen message without unknown fields."""
+
     # JSON has no NaN, but a loss can be one: it is written as a string and read back as a number.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -34,13 +39,15 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """A measured time, in seconds; the centre adds up those of several sites."""
 RoundKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
 """`<lineage>-<round>-<parent>`: the registry's id, the round, and the version that it trains from."""
+VersionName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,40}@v[0-9]{1,9}$")]
+"""Name of a version, such as `support@v12`."""
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,15}$", max_length=200)]
 """Path of a module in the base, such as `model.layers.0.self_attn.q_proj`."""
 Width = Annotated[int, Field(ge=1, le=1 << 20)]
 """Width of a linear layer; bounded, as the centre makes the first adapter from the widths that sites report."""
 
 
-class TrainPlan(_Message):
+class TrainPlan(Message):
     """The settings of one round of training. A site stops at `steps` or after `seconds`, whichever comes first."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -73,7 +80,7 @@ class TrainPlan(_Message):
         return self.rank + (self.personal.rank if self.personal else 0)
 
 
-class RoundOrder(_Message):
+class RoundOrder(Message):
     """Order to start one round of training, or to find it again: POST /adapters/{name}/rounds/{key}."""
 
     key: RoundKey
@@ -85,7 +92,7 @@ class RoundOrder(_Message):
     plan: TrainPlan
     run: str = ""
     """Digest of the run's training settings; a run that continues an interrupted one has the same."""
-    nonce: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    nonce: str = Field(default="", pattern=NONCE)
     """Unique to this order, made by the centre; the same whenever the order is sent again."""
 
 
@@ -104,10 +111,10 @@ class JobState(StrEnum):
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
-class RoundReport(_Message):
+class RoundReport(Message):
     """State and result of a round at a site: GET /adapters/{name}/rounds/{key}."""
 
-    key: str
+    key: RoundKey
     state: JobState
     parent: str
     steps: NonNegativeInt = 0
@@ -124,27 +131,12 @@ class RoundReport(_Message):
     update: str | None = None
     """Digest of the trained adapter, once done."""
     rank: PositiveInt | None = None
-    error: str = ""
+    error: Reason = ""
     signature: str = Field(default="", pattern=SIGNATURE)
-    """The site's signature of an UpdateStatement; empty while there is no update, and where the site has no key."""
+    """Of an UpdateStatement (umbel/statements.py); empty while there is no update, and where the site has no key."""
 
 
-class UpdateStatement(_Message):
-    """The document that a site signs for an update (umbel/signing.py). It is never sent: each end builds it."""
-
-    site: str
-    order: RoundOrder
-    """The order that was carried out: run, round, parent, base, plan and nonce."""
-    report: RoundReport
-    """The result: the update's digest and the counts, without the signature."""
-
-    @classmethod
-    def of(cls, site: str, order: RoundOrder, report: RoundReport) -> Self:
-        """Build the statement; the report's signature is left out."""
-        return cls(site=site, order=order, report=report.model_copy(update={"signature": ""}))
-
-
-class Evaluation(_Message):
+class Evaluation(Message):
     """Measurement of an adapter, or of the base, on a site's held-out examples, as sums."""
 
     loss_sum: float
@@ -169,12 +161,12 @@ Decision = Literal["promote", "keep", "reject"]
 """A site's decision on a shadow. promote: better than the incumbent; keep: not shown to be better; reject: worse."""
 
 
-class Verdict(_Message):
+class Verdict(Message):
     """A site's judgement of a shadow, and its reasons."""
 
     accepted: bool
     """True if the site is in favour of promoting it; a quorum counts these."""
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     decision: Decision = Field(default_factory=lambda known: "promote" if known.get("accepted") else "reject")
 
     @model_validator(mode="after")
@@ -184,10 +176,10 @@ class Verdict(_Message):
         return self
 
 
-class ShadowReport(_Message):
+class ShadowReport(Message):
     """State of a pushed version at a site: POST /adapters/{name}/shadow and GET /adapters/{ref}/shadow."""
 
-    ref: str
+    ref: VersionName
     state: Lifecycle
     """The version's state at the site; the site's journal keeps no other."""
     probe: dict[str, Evaluation] = Field(default_factory=dict)
@@ -196,15 +188,24 @@ class ShadowReport(_Message):
     load_s: Seconds = 0.0
     probe_s: Seconds = 0.0
     watch_s: Seconds = 0.0
-    taken_back: str = ""
+    taken_back: Reason = ""
     """The reason for which the site rolled it back automatically; empty if it did not."""
+    signature: str = Field(default="", pattern=SIGNATURE)
+    """Of a VerdictStatement for the nonce that was asked with; empty without one, and where the site has no key."""
 
 
-class Hello(_Message):
+class HelloQuery(Message):
+    """Flower's `query.hello`. Answered by a Hello."""
+
+    nonce: str = Field(default="", pattern=NONCE)
+    """New for each question; the answer is signed for it."""
+
+
+class Hello(Message):
     """A site's description of itself: GET /hello."""
 
     site: str
-    adapters: tuple[str, ...]
+    adapters: tuple[AdapterName, ...]
     fingerprint: BaseFingerprint
     shapes: dict[Module, tuple[Width, Width]] = Field(min_length=1)
     """Module path → (out, in) of every linear layer that is adapted here."""
@@ -213,13 +214,15 @@ class Hello(_Message):
     max_lora_rank: PositiveInt
     train_examples: NonNegativeInt
     eval_examples: NonNegativeInt
-    live: dict[str, str | None]
+    live: dict[AdapterName, VersionName | None]
     """Adapter → the version that answers users; None while the base does."""
-    refused: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    refused: dict[AdapterName, tuple[VersionName, ...]] = Field(default_factory=dict)
     """Adapter → versions that this site rejected, or that were rolled back here: the newest 20, newest first."""
+    signature: str = Field(default="", pattern=SIGNATURE)
+    """Of a HelloStatement for the nonce that was asked with; empty without one, and where the site has no key."""
 
 
-class Submit(_Message):
+class Submit(Message):
     """Flower's `train.submit`: start a round; the parent adapter travels beside it. Answered by a RoundReport."""
 
     adapter: AdapterName
@@ -228,15 +231,17 @@ class Submit(_Message):
     """The centre's signature of adapter and order; empty where it does not sign."""
 
 
-class Shadow(_Message):
+class Shadow(Message):
     """Flower's `query.shadow`: load and measure a version; its weights travel beside it. Answered by a ShadowReport."""
 
     manifest: AdapterManifest
     signature: str = Field(default="", pattern=SIGNATURE)
     """The centre's signature of this manifest (umbel/signing.py); empty where it does not sign."""
+    nonce: str = Field(default="", pattern=NONCE)
+    """New for each question about a verdict; the report is signed for it."""
 
 
-class RoundQuery(_Message):
+class RoundQuery(Message):
     """Flower's `query.collect` of a round. Answered by a RoundReport."""
 
     adapter: AdapterName
@@ -245,13 +250,15 @@ class RoundQuery(_Message):
     """True to send the update along, if the round is done. Without it answers are small, so asking often is cheap."""
 
 
-class VersionQuery(_Message):
+class VersionQuery(Message):
     """Flower's `query.collect` of a shadow, `query.promote` and `query.discard`. Answered by a ShadowReport."""
 
     ref: str
+    nonce: str = Field(default="", pattern=NONCE)
+    """As in the `Shadow` whose verdict is waited for; the report is signed for it."""
 
 
-class AdapterQuery(_Message):
+class AdapterQuery(Message):
     """Flower's `query.rollback`. Answered by a LiveVersion."""
 
     adapter: AdapterName
@@ -259,7 +266,7 @@ class AdapterQuery(_Message):
     """Roll back only if this version is live, so that a repeated message rolls back once. None: any version."""
 
 
-class Restore(_Message):
+class Restore(Message):
     """Flower's `query.restore`: the version that is live in the federation. Answered by a Restored."""
 
     adapter: AdapterName
@@ -267,25 +274,25 @@ class Restore(_Message):
     """The version; None for the base."""
 
 
-class Restored(_Message):
+class Restored(Message):
     """Answer to a Restore."""
 
-    live: str | None
+    live: VersionName | None
     """The version that answers users now; None while the base does."""
     state: Lifecycle | None
     """State of the asked version at the site; None for the base, and when the weights must be sent first."""
 
 
-class LiveVersion(_Message):
+class LiveVersion(Message):
     """The version that answers users after a roll back; None for the base."""
 
-    live: str | None
+    live: VersionName | None
 
 
-class Failure(_Message):
+class Failure(Message):
     """A site's answer when it cannot do what was asked."""
 
-    error: str
+    error: Reason
     """`Type: message`, from the site's daemon."""
     final: bool
     """True if asking again will not help."""

@@ -1,4 +1,4 @@
-"""`sign`, `verify`: Ed25519 signatures (RFC 8032) of manifests and orders by the centre, of updates by their sites.
+"""`sign`, `verify`: Ed25519 signatures (RFC 8032) of manifests and orders by the centre, of statements by the sites.
 
 Each site holds the centre's public key, and the centre the public key of each site. Manifests, orders and statements
 contain weights by their digest. Keys are PEM files as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout`
@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from umbel.adapter import AdapterManifest
 from umbel.errors import AdapterError, ConfigError
-from umbel.messages import Submit, UpdateStatement
+from umbel.messages import Submit
+from umbel.statements import HelloStatement, UpdateStatement, VerdictStatement
 
 PrivateKey = Ed25519PrivateKey
 PublicKey = Ed25519PublicKey
-Signed = AdapterManifest | Submit | UpdateStatement
+Signed = AdapterManifest | Submit | UpdateStatement | HelloStatement | VerdictStatement
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ _KINDS: dict[type[Signed], _Kind] = {
         "the update's signature is not by this site's key, or is for another order, update or counts; compare the "
         "public key with the site's",
     ),
+    HelloStatement: _Kind(
+        b"umbel hello statement 1\n", "the hello is not signed; the site signs with `[site].signing_key`",
+        "the hello's signature is not by this site's key, or is for another question or another hello; compare the "
+        "public key with the site's",
+    ),
+    VerdictStatement: _Kind(
+        b"umbel verdict statement 1\n", "the verdict is not signed; the site signs with `[site].signing_key`",
+        "the verdict's signature is not by this site's key, or is for another question, version, registry or report; "
+        "compare the public key with the site's",
+    ),
 }  # fmt: skip
 
 
@@ -75,13 +86,26 @@ def sign(key: PrivateKey, document: Signed) -> str:
 
 def verify(key: PublicKey, document: Signed, signature: str) -> None:
     """Raise AdapterError unless `signature` is of this document and was made with the private half of `key`."""
-    what = str(document.ref) if isinstance(document, AdapterManifest) else f"round {document.order.key}"
+    what = _subject(document)
     if not signature:
         raise AdapterError(f"{what}: {_kind(document).missing}")
     try:
         key.verify(bytes.fromhex(signature), canonical(document))
     except (InvalidSignature, ValueError) as error:
         raise AdapterError(f"{what}: {_kind(document).wrong}") from error
+
+
+def _subject(document: Signed) -> str:
+    """Name what a document is about, for messages."""
+    match document:
+        case AdapterManifest():
+            return str(document.ref)
+        case HelloStatement():
+            return f"site {document.hello.site}"
+        case VerdictStatement():
+            return document.report.ref
+        case _:
+            return f"round {document.order.key}"
 
 
 def _kind(document: Signed) -> _Kind:

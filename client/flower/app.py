@@ -23,6 +23,7 @@ from umbel.messages import (
     AdapterQuery,
     Failure,
     Hello,
+    HelloQuery,
     JobState,
     LiveVersion,
     Restore,
@@ -40,6 +41,8 @@ Handler = Callable[[httpx.Client, RecordDict], RecordDict]
 
 STYPE = "umbel.safetensors"
 """Serialisation type of an adapter's bytes in a Flower Array."""
+NO_ROOM = 507
+"""Status with which the daemon says that its disk is full: the centre does not wait until somebody makes room."""
 _PATH = re.compile(r"[A-Za-z0-9@/_-]+")
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 """Seconds. The daemon answers within WAIT; a minute covers the upload of a large adapter to a busy disk."""
@@ -78,9 +81,9 @@ def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
 
 @app.query("hello")
 @_answers
-def hello(site: httpx.Client, _: RecordDict) -> RecordDict:
+def hello(site: httpx.Client, content: RecordDict) -> RecordDict:
     """Describe the site: its name, its adapters, its base and the versions it serves."""
-    return _records(_call(site, Hello, "GET", "/hello"))
+    return _records(_call(site, Hello, "GET", "/hello", params={"nonce": _body(content, HelloQuery).nonce}))
 
 
 @app.train("submit")
@@ -99,7 +102,8 @@ def submit(site: httpx.Client, content: RecordDict) -> RecordDict:
 def collect(site: httpx.Client, content: RecordDict) -> RecordDict:
     """Report the state of a round or a shadow, with the update of a finished round if it is asked for."""
     if _kind(content) == VersionQuery.__name__:
-        return _records(_call(site, ShadowReport, "GET", f"/adapters/{_ref(content)}/shadow", params=WAIT))
+        params = {**WAIT, "nonce": _body(content, VersionQuery).nonce}
+        return _records(_call(site, ShadowReport, "GET", f"/adapters/{_ref(content)}/shadow", params=params))
     asked = _body(content, RoundQuery)
     path = f"/adapters/{asked.adapter}/rounds/{asked.key}"
     report = _call(site, RoundReport, "GET", path, params=WAIT)
@@ -120,7 +124,7 @@ def shadow(site: httpx.Client, content: RecordDict) -> RecordDict:
     manifest = base64.b64encode(asked.manifest.model_dump_json().encode()).decode()
     path = f"/adapters/{asked.manifest.name}/shadow"
     headers = {"x-umbel-manifest": manifest, "x-umbel-signature": asked.signature}
-    return _records(_call(site, ShadowReport, "POST", path, _adapter(content), headers))
+    return _records(_call(site, ShadowReport, "POST", path, _adapter(content), headers, {"nonce": asked.nonce}))
 
 
 @app.query("promote")
@@ -187,13 +191,16 @@ def _send(
         raise WireError(f"{path[:120]!r} is not a path of the control API; names have letters, digits, '-' and '_'")
     try:
         response = site.request(method, path, content=body, headers=headers, params=params)
+    except httpx.TimeoutException as error:  # the centre asks again, which is safe
+        reason = f"EngineError: the site's daemon did not answer {method} {path} in time; it may still do it"
+        raise Refused(reason, final=False) from error
     except httpx.HTTPError as error:
         socket = site.headers["x-umbel-socket"]
         reason = f"EngineError: {socket}: the site's daemon does not answer ({error}); is `umbel serve` running?"
         raise Refused(reason, final=False) from error
     if response.is_success:
         return response
-    raise Refused(_reason(response), final=response.is_client_error)
+    raise Refused(_reason(response), final=response.is_client_error or response.status_code == NO_ROOM)
 
 
 def _reason(response: httpx.Response) -> str:

@@ -1,4 +1,4 @@
-"""A site's control API: no input is answered with a 5xx, and a caller who waits is answered when there is news."""
+"""A site's control API: two tables of routes, no input is answered with a 5xx, and news to a caller who waits."""
 
 import asyncio
 import base64
@@ -8,8 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
 
-from client.control import control_api
+from client.control import GROUP, OPERATOR, group_api, operator_api
+from client.keys import SiteKeys
 from serving.user_example import Example
 from tests.toys.deployment import BASE, SHAPES, Deployment, adapter, manifest_of
 from tests.toys.schema import answers
@@ -31,6 +34,60 @@ async def keep(example: Example) -> int:
     raise NotFound("this site keeps no examples")
 
 
+CLIENT_APP = {
+    "GET /hello", "POST /adapters/{name}/rounds/{key}", "GET /adapters/{name}/rounds/{key}",
+    "GET /adapters/{name}/rounds/{key}/update", "POST /adapters/{name}/shadow", "GET /adapters/{ref}/shadow",
+    "POST /adapters/{ref}/promote", "POST /adapters/{ref}/discard", "POST /adapters/{name}/rollback",
+    "POST /adapters/{name}/restore",
+}  # fmt: skip
+"""What the group may ask, and code that the centre sends with it; see client/flower/app.py."""
+OPERATORS = {
+    "GET /status", "POST /adapters/{ref}/promote", "POST /adapters/{name}/rollback",
+    "DELETE /adapters/{name}/rounds/{key}", "POST /examples",
+}  # fmt: skip
+
+
+def routes(table: APIRouter) -> dict[str, set[str]]:
+    """Route → its query parameters."""
+    found = [route for route in table.routes if isinstance(route, APIRoute)]
+    assert len(found) == len(table.routes)
+    return {
+        f"{method} {one.path}": {parameter.name for parameter in one.dependant.query_params}
+        for one in found for method in one.methods
+    }  # fmt: skip
+
+
+def test_each_socket_has_its_routes_and_not_one_more() -> None:
+    assert routes(GROUP).keys() == CLIENT_APP
+    assert routes(OPERATOR).keys() == OPERATORS
+    assert set().union(*routes(GROUP).values()) == {"wait", "nonce", "ref", "instead_of"}, "nothing is forced"
+    assert {route for route, query in routes(OPERATOR).items() if "forced" in query} == {
+        "POST /adapters/{ref}/promote", "POST /adapters/{name}/rollback",
+    }  # fmt: skip
+    for table, api in ((GROUP, group_api), (OPERATOR, operator_api)):
+        paths: dict[str, Any] = api(Any).openapi()["paths"]
+        served = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+        assert served == routes(table).keys(), "and nothing beside the table"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/adapters/support@v1/promote?forced=true"), ("POST", "/adapters/support@v1/promote?forced=false"),
+        ("POST", "/adapters/support@v1/promote?Forced=1"), ("POST", "/adapters/support/rollback?forced=true"),
+        ("POST", "/adapters/support@v1/discard?forced=true"), ("GET", "/status"), ("POST", "/examples"),
+        ("DELETE", "/adapters/support/rounds/k"), ("GET", "/hello?name=other"),
+    ],
+)  # fmt: skip
+def test_what_is_the_operators_is_not_there_for_the_group(method: str, path: str, tmp_path: Path) -> None:
+    site = Deployment(tmp_path)
+    with asyncio.Runner() as runner:
+        reply = runner.run(site.http().request(method, path))
+    assert reply.status_code == (405 if method == "DELETE" else 404), reply.text
+    assert set(reply.json()["error"]) == {"type", "message"}
+    site.journal.close()
+
+
 def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
     site = Deployment(tmp_path)  # no engine runs: a stored version would be found, and loading one would fail
     parts: Any = SimpleNamespace(
@@ -40,19 +97,20 @@ def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
         hello=lambda: HELLO,
         status=status,
         keep=keep,
+        keys=SiteKeys(site.config.site),
         stopping=True,  # nobody is kept waiting
     )
-    api = control_api(parts)
     manifest = base64.b64encode(manifest_of(1, adapter(1)).model_dump_json().encode()).decode()
-    with asyncio.Runner() as runner:
-        http = httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://site")
+    for api, table in ((group_api(parts), CLIENT_APP), (operator_api(parts), OPERATORS)):
+        with asyncio.Runner() as runner:
+            http = httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://site")
 
-        def send(**request: Any) -> httpx.Response:
-            return runner.run(http.request(**request))
+            def send(runner: asyncio.Runner = runner, http: httpx.AsyncClient = http, **request: Any) -> httpx.Response:
+                return runner.run(http.request(**request))
 
-        asked = answers(api, [{}, {"x-umbel-manifest": manifest, "x-umbel-order": "e30="}], send=send)
-        runner.run(http.aclose())
-    assert len(asked) == 13, "every route"
+            asked = answers(api, [{}, {"x-umbel-manifest": manifest, "x-umbel-order": "e30="}], send=send)
+            runner.run(http.aclose())
+        assert asked.keys() == table
     assert site.journal.versions() == []
     assert not (tmp_path / "adapters").exists()
     site.journal.close()
@@ -76,7 +134,7 @@ def asked(jobs: Growing, wait: str, *, stopping: bool = False) -> httpx.Response
     )
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(control_api(parts))
+        transport = httpx.ASGITransport(group_api(parts))
         async with httpx.AsyncClient(transport=transport, base_url="http://site") as http:
             return await http.get("/adapters/support/rounds/k", params={"wait": wait})
 

@@ -1,4 +1,4 @@
-"""The daemon's socket and state directory: who may open them."""
+"""The daemon's sockets and state directory: who may open them."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import pytest
 
 from client import daemon
 from tests.toys.engine import site_config
+from umbel.errors import ConfigError
 
 
 @pytest.fixture
@@ -29,8 +30,11 @@ def test_the_socket_is_the_owners_unless_it_was_put_somewhere_for_the_group(
     with daemon._only_daemon(config), daemon._listen(config):
         assert config.socket.stat().st_mode & 0o777 == socket_mode
         assert config.socket.parent.stat().st_mode & 0o777 == folder_mode
+        assert config.operator_socket == config.site.state_dir / "operator.sock"
+        assert config.operator_socket.stat().st_mode & 0o777 == 0o600, "never the group's"
         assert config.site.state_dir.stat().st_mode & 0o777 == 0o700
     assert not config.socket.exists()
+    assert not config.operator_socket.exists()
 
 
 @pytest.mark.usefixtures("umask")
@@ -41,3 +45,14 @@ def test_a_folder_that_is_there_keeps_its_mode(sockets: Path) -> None:
     section = config.site.model_copy(update={"socket": sockets / "shared" / "a.sock"})
     with daemon._listen(config.model_copy(update={"site": section})):
         assert (sockets / "shared").stat().st_mode & 0o7777 == 0o2770
+
+
+@pytest.mark.usefixtures("umask")
+def test_the_groups_socket_cannot_take_the_operators_place(sockets: Path) -> None:
+    config = site_config(sockets / "state")
+    section = config.site.model_copy(update={"socket": sockets / "state" / ".." / "state" / "operator.sock"})
+    with (
+        pytest.raises(ConfigError, match="is a socket that the site's group must not open; name another path"),
+        daemon._only_daemon(config.model_copy(update={"site": section})),
+    ):
+        pass

@@ -1,6 +1,8 @@
-"""The keys at a site: it trains what the centre ordered and nothing else, and signs what it trained."""
+"""The keys at a site: it takes what the centre signed and nothing else, and signs what it trained, says and judged."""
 
+import asyncio
 import base64
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,16 +13,19 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from client.control import control_api
+from client.control import group_api
 from client.keys import SiteKeys
 from tests.toys import cotrainer as toy_cotrainer
 from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
+from tests.toys.deployment import BASE, SHAPES, adapter, manifest_of
 from tests.toys.engine import site_config
 from umbel import signing
+from umbel.adapter import Lifecycle
 from umbel.errors import AdapterError, ConfigError, NotFound
-from umbel.messages import JobState, RoundReport, Submit, UpdateStatement
+from umbel.messages import Hello, JobState, RoundReport, ShadowReport, Submit
 from umbel.site.config import SiteConfig
 from umbel.site.sections import SiteSection
+from umbel.statements import HelloStatement, UpdateStatement, VerdictStatement
 
 CENTRE, SITE, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (1, 2, 3))
 
@@ -115,7 +120,7 @@ def test_without_keys_a_site_takes_every_order_and_signs_nothing() -> None:
     keys = SiteKeys(SiteSection(name="a", state_dir=Path("state")))
     keys.require(Submit(adapter="support", order=order("r1")), "")
     done = RoundReport(key="r1", state=JobState.DONE, parent="p", update="u")
-    assert keys.sign(order("r1"), done) == done
+    assert keys.sign_update(order("r1"), done) == done
 
 
 @pytest.mark.parametrize("name", ["trusted_key", "signing_key"])
@@ -128,8 +133,8 @@ def test_a_key_that_cannot_be_read_ends_the_daemon_at_its_start(tmp_path: Path, 
 
 def test_the_control_api_passes_the_signature_on(run: Run, tmp_path: Path) -> None:
     async def story(queue: Queue) -> None:
-        site: Any = SimpleNamespace(config=site_config(tmp_path), jobs=queue.jobs)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(control_api(site)), base_url="http://site") as http:
+        site: Any = SimpleNamespace(config=site_config(tmp_path), jobs=queue.jobs, keys=queue.jobs._keys)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
             post = partial(http.post, "/adapters/support/rounds/r1", content=PARENT)
             headers = {"x-umbel-order": base64.b64encode(order("r1").model_dump_json().encode()).decode()}
             refused = await post(headers=headers)
@@ -138,3 +143,65 @@ def test_the_control_api_passes_the_signature_on(run: Run, tmp_path: Path) -> No
             assert (taken.status_code, taken.json()["key"]) == (200, "r1")
 
     run(story)
+
+
+@pytest.mark.parametrize("path", ["/adapters/support/rounds/r1", "/adapters/support/shadow"])
+def test_a_body_is_not_read_before_the_signature_is_checked(tmp_path: Path, path: str) -> None:
+    """Gigabytes would be buffered for whoever can open the socket."""
+    config, sent = site_config(tmp_path), []
+
+    async def body() -> AsyncIterator[bytes]:
+        sent.append(1)
+        yield bytes(1 << 20)
+
+    async def main() -> None:
+        keys = SiteKeys(SiteSection(name="clinic-a", state_dir=tmp_path, **write_keys(tmp_path)))
+        site: Any = SimpleNamespace(config=config, keys=keys)  # jobs and deployer are not asked
+        manifest = manifest_of(1, adapter(1))
+        headers = {
+            "x-umbel-order": base64.b64encode(order("r1").model_dump_json().encode()).decode(),
+            "x-umbel-manifest": base64.b64encode(manifest.model_dump_json().encode()).decode(),
+        }
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
+            for wrong in ("", signing.sign(OTHER, manifest)):
+                reply = await http.post(path, content=body(), headers={**headers, "x-umbel-signature": wrong})
+                assert (reply.status_code, reply.json()["error"]["type"]) == (422, "AdapterError")
+
+    asyncio.run(main())
+    assert sent == []
+
+
+NONCE = "ab" * 32
+HELLO = Hello(
+    site="clinic-a", adapters=("support",), fingerprint=BASE, shapes=SHAPES, dtype="float32", max_lora_rank=4,
+    train_examples=1, eval_examples=1, live={"support": None},
+)  # fmt: skip
+
+
+def test_a_hello_and_a_verdict_are_signed_for_the_question_that_was_asked(tmp_path: Path) -> None:
+    keys = SiteKeys(SiteSection(name="clinic-a", state_dir=tmp_path, **write_keys(tmp_path)))
+    manifest = manifest_of(1, adapter(1))
+    report = ShadowReport(ref="support@v1", state=Lifecycle.JUDGED)
+
+    async def main() -> None:
+        def found(ref: object, nonce: str = "") -> ShadowReport:
+            return keys.sign_verdict(manifest, report, nonce)
+
+        deployer = SimpleNamespace(report=found)
+        site: Any = SimpleNamespace(keys=keys, hello=lambda: HELLO, deployer=deployer, stopping=True)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
+            hello = Hello.model_validate_json((await http.get("/hello", params={"nonce": NONCE})).content)
+            asked = await http.get("/adapters/support@v1/shadow", params={"nonce": NONCE})
+            said = ShadowReport.model_validate_json(asked.content)
+            signing.verify(SITE.public_key(), HelloStatement.of(NONCE, hello), hello.signature)
+            statement = VerdictStatement.of("clinic-a", NONCE, manifest, said)
+            signing.verify(SITE.public_key(), statement, said.signature)
+            for other in (HelloStatement.of("cd" * 32, hello), statement.model_copy(update={"nonce": "cd" * 32})):
+                with pytest.raises(AdapterError, match="for another question"):
+                    signing.verify(SITE.public_key(), other, hello.signature)
+            assert (await http.get("/hello")).json()["signature"] == "", "without a question nothing is signed"
+
+    asyncio.run(main())
+    keyless = SiteKeys(SiteSection(name="clinic-a", state_dir=tmp_path))
+    assert keyless.sign_hello(HELLO, NONCE) == HELLO
+    assert keyless.sign_verdict(manifest, report, NONCE) == report

@@ -9,6 +9,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from server import dialogues
 from server.dialogues import Reply
+from server.keyring import Keyring
 from tests.toys.exchange import ORDER, World
 from tests.toys.registry import v
 from tests.toys.site import BASE
@@ -23,7 +24,7 @@ MANIFEST = AdapterManifest(
 
 
 def test_a_shadow_that_is_watched_is_asked_for_until_it_has_a_verdict() -> None:
-    dialogue = dialogues.shadow(MANIFEST, b"", "")
+    dialogue = dialogues.shadow("a", Keyring(None), MANIFEST, b"", "")
     request = next(dialogue)
     assert request.message_type == "query.shadow"
     for state in (Lifecycle.CANDIDATE, Lifecycle.PROBING, Lifecycle.WATCHING, Lifecycle.WATCHING):

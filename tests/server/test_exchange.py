@@ -85,10 +85,10 @@ def test_a_site_that_failed_is_not_late(world: World) -> None:
 
 
 def test_a_dialogue_that_is_over_before_it_asks_leaves_its_site_out(world: World) -> None:
-    def refuse(hello: Hello) -> dialogues.Dialogue[RoundReport, Update]:
-        if hello.site == "b":
+    def refuse(site: str, hello: Hello) -> dialogues.Dialogue[RoundReport, Update]:
+        if site == "b":
             raise dialogues.SiteFailure("nothing for this site")
-        return (yield from train(hello))
+        return (yield from train(site, hello))
 
     world.gather()
     outcome = world.exchange.converse(refuse, world.clock() + 60, group="round 1")

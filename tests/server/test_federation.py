@@ -184,3 +184,19 @@ def test_a_verdict_stands_even_if_a_site_changes_its_mind(world: World, monkeypa
     world.clock.after(200, lambda: world.grid.nodes.update({2: world.sites["b"].socket}))
     registry = world.start(rounds=1)
     assert states(registry) == [RoundState.PROMOTED]
+
+
+def test_a_round_whose_version_cannot_be_read_is_failed_and_the_next_one_runs(world: World) -> None:
+    world.start(rounds=1)
+    registry = AdapterRegistry(world.root)
+    blob, manifest = registry.read(v(1))
+    open_one = registry.publish("support", blob, round=2, run_id="one", parent=manifest.digest)
+    assert open_one.ref == v(2)
+    (registry.directory(v(2)) / "manifest.json").write_text("{")
+    registry.close()
+    registry = world.start(run_id="two", rounds=1)
+    assert states(registry) == [RoundState.PROMOTED, RoundState.FAILED, RoundState.PROMOTED]
+    reason = registry.rounds.find("support", 2).reasons["*"]
+    assert reason.startswith("its version cannot be read: ")
+    assert "v000002/manifest.json" in reason
+    assert registry.aliases("support")["live"] == v(3)

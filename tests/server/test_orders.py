@@ -14,7 +14,8 @@ from tests.toys.federation import World, a_world, states
 from tests.toys.site import ToySite
 from umbel import signing
 from umbel.errors import AdapterError, ConfigError, RegistryError
-from umbel.messages import RoundOrder, RoundReport, UpdateStatement
+from umbel.messages import RoundOrder, RoundReport
+from umbel.statements import UpdateStatement
 
 CENTRE, STRANGER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 
@@ -50,13 +51,15 @@ def test_updates_that_their_sites_signed_are_taken(world: World) -> None:
         assert (set(version.weights), version.left_out) == ({"a", "b", "c"}, {})
 
 
-def resigned(site: ToySite, **changes: object) -> Callable[[RoundReport], RoundReport]:
-    """The same report, signed by the site for an order that differs in `changes`."""
+def resigned(
+    site: ToySite, *, by: Ed25519PrivateKey | None = None, name: str = "", **changes: object
+) -> Callable[[RoundReport], RoundReport]:
+    """The same report, signed for an order that differs in `changes`; `by`: with that key, `name`: as that site."""
 
     def tamper(report: RoundReport) -> RoundReport:
         assert site.key is not None
         order = site.orders[report.key].model_copy(update=changes)
-        signature = signing.sign(site.key, UpdateStatement.of(site.name, order, report))
+        signature = signing.sign(by or site.key, UpdateStatement.of(name or site.name, order, report))
         return report.model_copy(update={"signature": signature})
 
     return tamper
@@ -95,9 +98,9 @@ def test_an_update_that_its_site_did_not_sign_for_this_order_is_left_out_with_th
 
 def test_what_is_signed_with_another_key_or_for_another_site_is_left_out(world: World) -> None:
     c = world.sites["c"]
-    c.key = STRANGER
+    c.tamper = resigned(c, by=STRANGER)
     assert WRONG in start(world).versions("support")[1].left_out["c"]
-    c.key = world.sites["a"].key  # a's own key, but it says it is c
+    c.tamper = resigned(c, by=world.sites["a"].key, name="a")  # an update of a's own, from c
     assert WRONG in start(world, "two").versions("support")[2].left_out["c"]
 
 
@@ -128,7 +131,8 @@ def test_who_takes_the_name_of_a_site_that_is_away_is_not_that_site(world: World
     world.grid.nodes[2] = impostor.socket
     version = start(world).versions("support")[1]
     assert set(version.weights) == {"a", "c"}
-    assert WRONG in version.left_out["b"]
+    assert "site b: the hello's signature is not by this site's key" in version.left_out["b"]
+    assert impostor.submits == []
 
 
 def test_a_site_without_a_key_at_the_centre_is_asked_nothing_until_it_has_one(world: World) -> None:

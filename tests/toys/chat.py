@@ -15,6 +15,7 @@ from serving.router.asgi import Receive, Scope, Send
 from serving.router.router import Router, apply_pin
 
 KEY = "k" * 64
+VOCAB = 512
 ADMIN = {"authorization": f"Bearer {KEY}"}
 CHAT = "/v1/chat/completions"
 
@@ -72,7 +73,7 @@ class Site:
         )
         self.table.write(self.file)
         self.chat = ToyChat()
-        self.router = Router(self.chat, self.file, KEY)
+        self.router = Router(self.chat, self.file, KEY, VOCAB)
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -81,5 +82,6 @@ class Site:
             yield http
 
     async def ask(self, http: httpx.AsyncClient, path: str = CHAT, **body: Any) -> httpx.Response:
-        asked = {"prompt": "hello"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "hi"}]}
+        said = {"/v1/completions": {"prompt": "hello"}, "/v1/responses": {"input": "hi"}}
+        asked = said.get(path, {"messages": [{"role": "user", "content": "hi"}]})
         return await http.post(path, json={"model": "support", **asked, **body})

@@ -35,6 +35,7 @@ class ToyCoTrainer:
         self.fails_with = ""
         self.silent = 0
         """Number of next calls that are not answered."""
+        self.silence: Exception = TrainingError("the co-trainer did not answer within 30 s")
         self.value: float | None = None
         """Value of one tensor of the update; None: the parent's."""
         self.hold: asyncio.Event | None = None
@@ -82,7 +83,7 @@ class ToyCoTrainer:
     def _answer(self) -> None:
         if self.silent:
             self.silent -= 1
-            raise TrainingError("the co-trainer did not answer within 30 s")
+            raise self.silence
 
     def _ended(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
         if self.fails_with:
@@ -117,7 +118,7 @@ def toy_jobs(
     guards: dict[str, Path] | None = None,
 ) -> Jobs:  # fmt: skip
     """The jobs of a site, over ten examples that nobody reads."""
-    prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, 0, 0, guards or {})
+    prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, guards or {})
     return Jobs(
         rounds=journal.rounds, supervisor=supervisor, cotrainer=cotrainer, prepared=prepared, fingerprint=BASE,
         shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config), directory=state_dir / "rounds",
@@ -144,8 +145,11 @@ class Queue:
         await until(lambda: self.jobs.report(key).state.final)
         return self.jobs.report(key)
 
-    async def restart_engine(self) -> None:
+    async def restart_engine(self, under_a_user: bool = False) -> None:
         starts = self.supervisor.starts
+        state = self.machine.engines[-1].state
+        if under_a_user and state is not None:
+            state.begin(bytes([1]) * 16)
         self.machine.kill()
         self.cotrainer.forget()
         await until(lambda: self.supervisor.engine is not None and self.supervisor.starts > starts)

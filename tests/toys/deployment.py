@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from client.control import control_api
+from client.control import group_api, operator_api
 from client.journal import Journal
 from client.keys import SiteKeys
 from client.versions import judging, loading
@@ -146,10 +146,11 @@ class Deployment:
             replies = [await http.post("/v1/chat/completions", json={**chat, "user": name}) for name in names]
         return [reply.headers["x-umbel-adapter"] if reply.status_code == 200 else "error" for reply in replies]
 
-    def http(self) -> httpx.AsyncClient:
-        """Return a client of the control API."""
-        site: Any = SimpleNamespace(config=self.config, deployer=self.deployer)
-        return httpx.AsyncClient(transport=httpx.ASGITransport(control_api(site)), base_url="http://site")
+    def http(self, *, operator: bool = False) -> httpx.AsyncClient:
+        """Return a client of the control API, on the ClientApp's socket or on the operator's."""
+        site: Any = SimpleNamespace(config=self.config, deployer=self.deployer, keys=self.deployer._keys)
+        api = operator_api(site) if operator else group_api(site)
+        return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://site")
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -163,7 +164,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, machine: ToyMachine) -> None:
     monkeypatch.setattr(supervisor_module, "Engine", machine.engine)
     monkeypatch.setattr(supervisor_module, "RESTART_DELAY_S", 0.01)
     monkeypatch.setattr(loading, "DRAIN_POLL_S", 0.005)
-    monkeypatch.setattr(judging, "NOTICE_S", 0.05)
+    monkeypatch.setattr(loading, "NOTICE_S", 0.05)
+    for module in (loading, judging):
+        monkeypatch.setattr(module, "AGAIN_S", 0.01)
     monkeypatch.setattr(watch_module, "POLL_S", 0.005)
 
 

@@ -10,15 +10,19 @@ from typing import Any
 
 import httpx
 
+from serving import engine_state
 from serving.aliases import AliasTable
 from serving.engine import EngineClient
+from serving.engine_state import EngineState
 from serving.router.asgi import Receive, Scope, Send
 from serving.router.router import GENERATING, Router, apply_pin
+from serving.router.suspects import refuse_suspects
 from serving.trainer_socket import CoTrainerStatus
 from umbel.adapter import AdapterRef
 from umbel.site.config import SiteConfig
 
 KEY = "k" * 64
+VOCAB = 512
 LOAD, UNLOAD, GENERATE, ALIASES = "/load_lora_adapter", "/unload_lora_adapter", "/generate", "/umbel/aliases"
 
 
@@ -30,7 +34,9 @@ class ToyMachine:
         self.refuse: dict[str, str] = {}
         """Path → the reason with which it is refused."""
         self.gates: dict[str, asyncio.Event] = {}
-        """Path ("start" for a start) → a call of it waits until this is set."""
+        """Path ("start" for a start, "answer" for SGLang's answer to a user) → a call of it waits until this is set."""
+        self.late: Counter[str] = Counter()
+        """Path → the number of its next calls that the engine does, and whose answers come too late."""
         self.calls: Counter[tuple[str, str]] = Counter()
         self.broken: set[str | None] = set()
         """Engine names (None for the base) of versions that answer users with an error."""
@@ -56,6 +62,7 @@ class ToyEngine:
         self.adapters: set[str] = set()
         """Engine names of what is loaded."""
         self.router: Router | None = None
+        self.state: EngineState | None = None
         self.client = EngineClient("http://toy", KEY)
         self.client._http = httpx.AsyncClient(
             transport=_Wire(self), base_url="http://toy", headers={"Authorization": f"Bearer {KEY}"}
@@ -64,7 +71,8 @@ class ToyEngine:
     async def start(self, table: AliasTable, adapters: Mapping[AdapterRef, Path]) -> None:
         aliases = self.config.site.state_dir / "aliases.json"
         table.write(aliases)
-        self.router = Router(self._sglang, aliases, KEY)
+        self.state = engine_state.opened(aliases.parent)
+        self.router = Router(refuse_suspects(self._sglang, aliases.parent), aliases, KEY, VOCAB)
         self.adapters = {ref.engine_name for ref in adapters}
         await self.gate("start")
 
@@ -94,11 +102,18 @@ class ToyEngine:
     async def _sglang(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, body = scope["path"], json.loads((await receive())["body"])
         if path in GENERATING:
+            await self.gate("answer")
             return await self._answer_user(body, send)
+        if path == GENERATE and "lora_path" not in body:
+            if self.state is not None:
+                self.state.count_output()
+            return await _answer(send, 200, "hello")
         name = str(body.get("lora_name") or body.get("lora_path"))
         if path == LOAD:
             assert (Path(body["lora_path"]) / "adapter_model.safetensors").is_file()
             self.adapters.add(name)
+        elif path == UNLOAD and name not in self.adapters:
+            return await _answer(send, 400, f"LoRA with name {name} does not exist")
         elif path == UNLOAD:
             self.adapters.discard(name)
         elif name not in self.adapters:
@@ -132,7 +147,11 @@ class _Wire(httpx.AsyncBaseTransport):
             raise httpx.ConnectError("Connection refused", request=request)
         if path in machine.refuse:
             return httpx.Response(500, text=machine.refuse[path], request=request)
-        return await httpx.ASGITransport(self.engine.router).handle_async_request(request)
+        answer = await httpx.ASGITransport(self.engine.router).handle_async_request(request)
+        if machine.late[path] > 0:
+            machine.late[path] -= 1
+            raise httpx.ReadTimeout("", request=request)
+        return answer
 
 
 class _Measured:

@@ -36,10 +36,10 @@ class World:
         return self.exchange.converse(train, self.clock() + seconds, group="round 1", enough=enough)
 
 
-def train(hello: Hello) -> dialogues.Dialogue[RoundReport, Update]:
+def train(site: str, hello: Hello) -> dialogues.Dialogue[RoundReport, Update]:
     """Give a site the round, and fetch its update."""
     yield from dialogues.submit(Submit(adapter="support", order=ORDER), PARENT)
-    return (yield from dialogues.collect(hello.site, hello.fingerprint.digest, "support", ORDER))
+    return (yield from dialogues.collect(site, hello.fingerprint.digest, "support", ORDER))
 
 
 def trained(site: ToySite) -> bool:

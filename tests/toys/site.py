@@ -1,16 +1,14 @@
 """A site's control API over a real Unix socket, whose training is one vector addition. For tests of the Flower side."""
 
 import base64
-import json
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import ThreadingMixIn, UnixStreamServer
+from socketserver import UnixStreamServer
 from urllib.parse import parse_qsl
 
 import numpy as np
 
+from tests.toys.sites.socket_server import serve
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, Lifecycle
 from umbel.base import BaseFingerprint
@@ -25,9 +23,9 @@ from umbel.messages import (
     RoundReport,
     ShadowReport,
     Submit,
-    UpdateStatement,
     Verdict,
 )
+from umbel.statements import HelloStatement, UpdateStatement, VerdictStatement
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (6, 5), "model.layers.0.self_attn.v_proj": (4, 5)}
 BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t", chat_template="x")
@@ -67,7 +65,7 @@ class ToySite:
         self.signatures: dict[str, str] = {}
         """Version → the signature that came with it; empty for none."""
         self.key: signing.PrivateKey | None = None
-        """With which it signs its updates."""
+        """With which it signs its updates, hellos and verdicts."""
         self.tamper: Callable[[RoundReport], RoundReport] = lambda report: report
         """Applied to a finished round's report after it was signed."""
         self.submits: list[Submit] = []
@@ -79,14 +77,7 @@ class ToySite:
         self._server: UnixStreamServer | None = None
 
     def __enter__(self) -> "ToySite":
-        site = self
-
-        class Handler(_Handler):
-            toy = site
-
-        self.socket.unlink(missing_ok=True)
-        self._server = _Server(str(self.socket), Handler)
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self._server = serve(self, self.socket)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -223,15 +214,28 @@ class ToySite:
         self.shadows[ref] = self.shadows[ref].model_copy(update={"state": state})
         return self.shadows[ref]
 
+    def sign_hello(self, hello: Hello, nonce: str) -> Hello:
+        if self.key is None:
+            return hello
+        signature = signing.sign(self.key, HelloStatement.of(nonce, hello))
+        return hello.model_copy(update={"signature": signature})
+
+    def sign_verdict(self, report: ShadowReport | tuple[int, str], nonce: str) -> ShadowReport | tuple[int, str]:
+        if self.key is None or isinstance(report, tuple):
+            return report
+        statement = VerdictStatement.of(self.name, nonce, self.manifests[report.ref], report)
+        return report.model_copy(update={"signature": signing.sign(self.key, statement)})
+
     def route(self, method: str, path: str, headers: dict[str, str], body: bytes) -> object:  # noqa: C901 - one table
         path, _, query = path.partition("?")
         asked = dict(parse_qsl(query))
+        nonce = asked.get("nonce", "")
         self.calls.append((method, path))
         if self.fail_with is not None:
             return self.fail_with
         match [method, *path.strip("/").split("/")]:
             case ["GET", "hello"]:
-                return self.hello()
+                return self.sign_hello(self.hello(), nonce)
             case ["POST", "adapters", name, "rounds", _]:
                 order = RoundOrder.model_validate_json(base64.b64decode(headers["x-umbel-order"]))
                 self.submits.append(Submit(adapter=name, order=order, signature=headers["x-umbel-signature"]))
@@ -243,9 +247,9 @@ class ToySite:
             case ["POST", "adapters", _, "shadow"]:
                 manifest = AdapterManifest.model_validate_json(base64.b64decode(headers["x-umbel-manifest"]))
                 self.signatures[str(manifest.ref)] = headers.get("x-umbel-signature", "")
-                return self.shadow(manifest, body)
+                return self.sign_verdict(self.shadow(manifest, body), nonce)
             case ["GET", "adapters", ref, "shadow"]:
-                return self.shadow_report(ref)
+                return self.sign_verdict(self.shadow_report(ref), nonce)
             case ["POST", "adapters", ref, "promote"]:
                 return self.promote(ref)
             case ["POST", "adapters", ref, "discard"]:
@@ -255,36 +259,3 @@ class ToySite:
             case ["POST", "adapters", _, "restore"]:
                 return self.restore(asked.get("ref"))
         return 404, "NotFound"
-
-
-class _Server(ThreadingMixIn, UnixStreamServer):
-    daemon_threads = True
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    toy: ToySite
-
-    def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        answer = self.toy.route(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
-        status, payload = 200, b"{}"
-        if isinstance(answer, tuple):
-            status, kind = answer
-            payload = json.dumps({"error": {"type": kind, "message": f"{self.path}: no"}}).encode()
-        elif isinstance(answer, bytes):
-            payload = answer
-        elif not self.toy.nonsense:
-            payload = answer.model_dump_json().encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    do_GET = do_POST = do_DELETE = _answer
-
-    def address_string(self) -> str:
-        return "unix"
-
-    def log_message(self, *_: object) -> None:
-        pass

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
 from tests.toys.federation import World, a_world, states
 from tests.toys.hostile.catalogue import ADAPTERS, Hostile
-from tests.toys.hostile.sites import REPLIES
+from tests.toys.hostile.sites import REPLIES, SIGNED
 from tests.toys.registry import v
 from tests.toys.site import ToySite
 from umbel import peft_dir
@@ -32,8 +34,8 @@ def reasons(world: World, registry: AdapterRegistry) -> str:
     return " | ".join([*registry.manifest(v(1)).left_out.values(), *record.reasons.values()])
 
 
-def goes_on_without_c(world: World, says: str) -> None:
-    registry = world.start(rounds=1)
+def goes_on_without_c(world: World, says: str, **settings: object) -> None:
+    registry = world.start(rounds=1, **settings)
     assert states(registry) == [RoundState.PROMOTED]
     manifest = registry.manifest(v(1))
     assert {"a", "b"} <= set(manifest.weights) <= {"a", "b", "c"} - set(manifest.left_out)
@@ -47,12 +49,13 @@ def goes_on_without_c(world: World, says: str) -> None:
     assert registry.verify(v(1)) == []
 
 
-def honest_again(world: World) -> None:
+def honest_again(world: World, **settings: object) -> None:
     """A good site of the same name takes part in the next round."""
     world.grid.nodes.pop(3)
     with ToySite("c", world.sites["c"].socket.with_name("c2.sock")) as honest:
+        honest.key = world.sites["c"].key
         world.grid.nodes[4] = honest.socket
-        registry = world.start("two", rounds=1)
+        registry = world.start("two", rounds=1, **settings)
         assert set(registry.manifest(v(2)).weights) == {"a", "b", "c"}
         assert honest.live == "support@v2"
 
@@ -62,6 +65,20 @@ def test_a_hostile_site_is_left_out_and_says_why(world: World, one: Hostile) -> 
     one.make(world.join_c())
     goes_on_without_c(world, one.says)
     honest_again(world)
+
+
+@pytest.mark.parametrize("one", SIGNED, ids=lambda one: one.what)
+def test_a_site_that_does_not_sign_what_it_says_is_left_out(world: World, tmp_path: Path, one: Hostile) -> None:
+    site, keys = world.join_c(), tmp_path / "sites"
+    keys.mkdir()
+    for name, each in world.sites.items():
+        each.key = Ed25519PrivateKey.generate()
+        public = each.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (keys / f"{name}.pub").write_bytes(public)
+    one.make(site)
+    goes_on_without_c(world, one.says, **{"site-keys": str(keys)})
+    assert ("POST", "/adapters/support@v1/promote") not in site.calls, "it has no vote"
+    honest_again(world, **{"site-keys": str(keys)})
 
 
 @pytest.mark.parametrize("one", ADAPTERS, ids=lambda one: one.what)

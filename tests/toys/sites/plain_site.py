@@ -47,6 +47,7 @@ class PlainSupervisor:
         self._stopped = threading.Event()
         self.loaded: set[AdapterRef] = set()
         self.starts = 1
+        self.deaths_under_users = 0
         self.started_at = 0.0
 
     @property

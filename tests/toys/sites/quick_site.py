@@ -37,6 +37,7 @@ class NoSupervisor:
         self.engine = NoEngine()
         self.loaded: set[AdapterRef] = set()
         self.starts = 1
+        self.deaths_under_users = 0
         self.started_at = 0.0
 
     async def ready(self) -> NoEngine:
@@ -97,7 +98,7 @@ def add_to_b(parent: Path, trained: Path) -> None:
 
 async def no_data(*_: object) -> Prepared:
     """Stand in for `client.data.prepare_in_child`: there is nothing to read."""
-    return Prepared(Path("none"), Path("none"), EXAMPLES, EXAMPLES, EXAMPLES * TOKENS, 0, 0)
+    return Prepared(Path("none"), Path("none"), EXAMPLES, EXAMPLES, EXAMPLES * TOKENS)
 
 
 def main() -> None:

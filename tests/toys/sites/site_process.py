@@ -1,5 +1,6 @@
 """`SiteProcess`: a real site for tests, `umbel serve` in a process of its own that must leave nothing behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -25,7 +26,11 @@ class SiteProcess(TrialSite):
         self.users = httpx.Client(base_url=self.url, timeout=120)
 
     def __enter__(self) -> "SiteProcess":
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.end()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,6 +67,12 @@ class SiteProcess(TrialSite):
             for process in left:
                 process.kill()
             assert not left, left
+
+    def end(self) -> None:
+        """Kill the daemon and all that it started, whatever state they are in."""
+        for process in self.kill() if self.process is not None else ():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def kill(self) -> list[psutil.Process]:
         """Kill the daemon alone with SIGKILL; return the processes it had started."""
