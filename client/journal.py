@@ -6,12 +6,11 @@ after a crash at any line the file holds the state before the change or after it
 
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from client import rollback_windows, round_journal
+from client.database import connect, transaction
 from client.rollback_windows import RollbackWindows
 from client.round_journal import RoundJournal
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
@@ -53,6 +52,8 @@ class Version:
 class Journal:
     """The only writer of `journal.sqlite3`. The constructor raises JournalError for a damaged file.
 
+    Every change raises NoRoom where the disk is full, and then has changed nothing.
+
     One version from its arrival to a roll-back to the base:
 
         journal = Journal(state_dir / "journal.sqlite3")
@@ -65,7 +66,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db = connect(path)
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
@@ -92,7 +93,7 @@ class Journal:
             if known.manifest.digest != manifest.digest:
                 raise Conflict(f"{manifest.ref} is already here with other weights; a version is never used twice")
             return
-        with self._transaction():
+        with transaction(self._db):
             self._write(Version(manifest, report))
             self._note(manifest.ref, report.state)
 
@@ -120,7 +121,7 @@ class Journal:
         """
         known = self.get(ref)
         known.state.to(report.state)
-        with self._transaction():
+        with transaction(self._db):
             self._write(Version(known.manifest, report))
             self._note(ref, report.state)
 
@@ -132,7 +133,7 @@ class Journal:
         known = self.get(ref)
         if report.state is not known.state:
             known.state.to(report.state)
-        with self._transaction():
+        with transaction(self._db):
             self._write(Version(known.manifest, report))
             if event:
                 self._note(ref, event)
@@ -145,7 +146,7 @@ class Journal:
         """
         known, live = self.get(ref), self.alias(ref.name, "live")
         known.state.to(Lifecycle.LIVE)
-        with self._transaction():
+        with transaction(self._db):
             if live is not None:
                 self._enter(self.get(live), Lifecycle.RETIRED)
                 self._point(ref.name, "previous", live)
@@ -167,7 +168,7 @@ class Journal:
         live, previous = self.alias(ref.name, "live"), self.alias(ref.name, "previous")
         if previous in self.refused(ref.name, limit=-1):
             previous = None
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("DELETE FROM versions WHERE adapter = ? AND version = ?", (ref.name, ref.version))
             self._db.execute("DELETE FROM aliases WHERE adapter = ? AND version = ?", (ref.name, ref.version))
             self._note(ref, event)
@@ -179,7 +180,7 @@ class Journal:
     def make_base_live(self, live: AdapterRef, event: str = TAKEN_BACK) -> None:
         """Let the base answer again; `live`, which answered, is previous. One transaction."""
         old = self.get(live)
-        with self._transaction():
+        with transaction(self._db):
             self._enter(old, Lifecycle.RETIRED)
             self._point(live.name, "previous", live)
             self._db.execute("DELETE FROM aliases WHERE adapter = ? AND alias = 'live'", (live.name,))
@@ -191,11 +192,6 @@ class Journal:
             "SELECT version FROM aliases WHERE adapter = ? AND alias = ?", (adapter, alias)
         ).fetchone()
         return AdapterRef(adapter, row[0]) if row else None
-
-    def note(self, ref: AdapterRef, event: str) -> None:
-        """Add an event to the history of a version."""
-        with self._transaction():
-            self._note(ref, event)
 
     def history(self, adapter: str, limit: int = 10) -> list[tuple[float, str, int]]:
         """Return (unix time, event, version) of the last `limit` events, newest first."""
@@ -241,16 +237,6 @@ class Journal:
 
     def _note(self, ref: AdapterRef, event: str) -> None:
         self._db.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (time.time(), ref.name, event, ref.version))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
 
 def _damaged(path: Path, what: str) -> JournalError:

@@ -49,6 +49,7 @@ def without_daemon(config: SiteConfig) -> dict[str, Any]:
         **read(config.site.state_dir / "journal.sqlite3", names),
         "in_flight": {},
         "training": None,
+        "data": None,
     }
 
 

@@ -71,6 +71,11 @@ def _rounds(status: Status) -> Values:
     return {(state,): status["rounds"].get(state, 0) for state in ("done", "failed", "cancelled")}
 
 
+def _examples(status: Status) -> Values:
+    kinds = ("train", "held_out", "cut", "dropped")
+    return {(kind,): status["data"][kind] for kind in kinds} if status["data"] else {}
+
+
 def _training(status: Status) -> Mapping[str, Any]:
     """Return the co-trainer's status; empty while no engine answers."""
     return status["training"] or {}
@@ -108,6 +113,9 @@ METRICS = (
     Metric("umbel_version_changes_total", "counter", "What happened to versions at this site, by the journal.",
            _changes, ("adapter", "event")),
     Metric("umbel_verdicts_total", "counter", "How shadows were judged here.", _verdicts, ("adapter", "decision")),
+    # The data
+    Metric("umbel_examples", "gauge", "Prepared examples: to train on, held out, cut at seq_len, left out.", _examples,
+           ("kind",)),
     # The engine
     Metric("umbel_engine_up", "gauge", "1 while the engine answers users.",
            _one(lambda status: float(status["engine"]["ready"]))),

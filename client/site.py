@@ -1,6 +1,7 @@
 """`Site`: prepare the parts of a site's daemon and put them together."""
 
 import asyncio
+import json
 import logging
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from client.data import user_examples
 from client.data.prepare import Preparation, Prepared, prepare_in_child
 from client.data.scrub import Scrubber
 from client.data.scrub import load as load_scrubber
+from client.data.summary import warnings
 from client.jobs import Jobs
 from client.journal import Journal
 from client.keys import SiteKeys
@@ -25,6 +27,7 @@ from umbel.errors import NotFound
 from umbel.messages import Hello
 from umbel.site.check import check_files
 from umbel.site.config import SiteConfig
+from umbel.site.slow_dtype import slow_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class Site:
         self.cotrainer = CoTrainerClient(socket_path(state_dir))
         self.served = Served(config, self.journal)
         self.supervisor = Supervisor(config, self.cotrainer, self.served)
-        keys = SiteKeys(config.site)
+        self.keys = SiteKeys(config.site)
         self.jobs = Jobs(
             rounds=self.journal.rounds,
             supervisor=self.supervisor,
@@ -58,7 +61,7 @@ class Site:
             max_rank=config.engine.max_lora_rank,
             personal=partial(PersonalPart, config),
             directory=state_dir / "rounds",
-            keys=keys,
+            keys=self.keys,
         )
         self.deployer = Deployer(
             config=config,
@@ -68,7 +71,7 @@ class Site:
             jobs=self.jobs,
             fingerprint=fingerprint,
             shapes=self.shapes,
-            keys=keys,
+            keys=self.keys,
         )
 
     @classmethod
@@ -76,6 +79,8 @@ class Site:
         """Read and check everything that can be wrong before an engine is started. Raises UmbelError."""
         check_files(config)
         require_free_port(config.engine.host, config.engine.port)
+        if slow := slow_dtype(config):
+            logger.warning("engine.slow %s", slow)
         state_dir = config.site.state_dir
         training = config.training
         scrub = await asyncio.to_thread(load_scrubber) if config.examples.enabled else None
@@ -93,12 +98,16 @@ class Site:
             )
         )
         CoTrainerSettings.of(config).write(state_dir)
-        logger.info(
-            "data.ready train=%d eval=%d cut=%d dropped=%d",
+        told = warnings(config, prepared.files, prepared.eval_examples)
+        logger.log(
+            logging.WARNING if told else logging.INFO,
+            "data.ready train=%d eval=%d cut=%d dropped=%d untold=%d%s",
             prepared.train_examples,
             prepared.eval_examples,
             prepared.cut,
             prepared.dropped,
+            prepared.untold,
+            "".join(f" will_bite={json.dumps(sentence)}" for sentence in told),
         )
         return cls(config, fingerprint, prepared, scrub)
 
@@ -127,4 +136,4 @@ class Site:
 
     async def status(self) -> dict[str, Any]:
         """Return the live version, since when and why, the rounds and how training stands, as JSON values."""
-        return await site_status.report(self.config, self.supervisor, self.served, self.cotrainer)
+        return await site_status.report(self.config, self.prepared, self.supervisor, self.served, self.cotrainer)

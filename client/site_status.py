@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+from dataclasses import asdict
 from typing import Any
 
 import httpx
 
 from client import journal_view
+from client.data.prepare import Prepared
+from client.data.summary import warnings
 from client.versions.served import Served
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient
@@ -18,7 +21,7 @@ TIMEOUT_S = 3.0
 
 
 async def report(
-    config: SiteConfig, supervisor: Supervisor, served: Served, cotrainer: CoTrainerClient
+    config: SiteConfig, prepared: Prepared, supervisor: Supervisor, served: Served, cotrainer: CoTrainerClient
 ) -> dict[str, Any]:
     """Return the status as JSON values, for `umbel status` and for the metrics."""
     engine = supervisor.engine
@@ -35,8 +38,22 @@ async def report(
         **journal_view.read(journal, config.adapters),
         "in_flight": await _in_flight(supervisor),
         "training": await _training(supervisor, cotrainer),
+        "data": data(config, prepared),
         "recovered": served.recovered,
         "traffic": await _traffic(supervisor),
+    }
+
+
+def data(config: SiteConfig, prepared: Prepared) -> dict[str, Any]:
+    """Return the figures about the prepared examples, and what of them will bite; no text of theirs."""
+    return {
+        "train": prepared.train_examples,
+        "held_out": prepared.eval_examples,
+        "cut": prepared.cut,
+        "dropped": prepared.dropped,
+        "untold": prepared.untold,
+        "files": {name: asdict(summary) for name, summary in prepared.files.items()},
+        "will_bite": warnings(config, prepared.files, prepared.eval_examples),
     }
 
 
@@ -49,7 +66,8 @@ async def _traffic(supervisor: Supervisor) -> dict[str, Any] | None:
         async with asyncio.timeout(TIMEOUT_S):
             traffic = await engine.client.traffic()
     except (TimeoutError, EngineError, httpx.HTTPError) as error:  # an engine that is dying
-        return {"error": str(error)}
+        late = f"{engine.client.url}: no answer within {TIMEOUT_S:g} s"
+        return {"error": late if isinstance(error, TimeoutError) else str(error) or type(error).__name__}
     return traffic.model_dump(mode="json", exclude={"versions": {"__all__": {"ttft_s", "tpot_s"}}})
 
 
@@ -61,7 +79,7 @@ async def _in_flight(supervisor: Supervisor) -> dict[str, int]:
     try:
         async with asyncio.timeout(TIMEOUT_S):
             return await engine.client.in_flight()
-    except (TimeoutError, httpx.HTTPError):
+    except (TimeoutError, EngineError, httpx.HTTPError):  # `traffic` says what is wrong
         return {}
 
 

@@ -1,12 +1,21 @@
 """`Example`, `ConsentSettings`: messages between SGLang's HTTP process and the daemon about users' examples."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from umbel.printable import control
 
 SETTINGS = "consent.json"
 """Name of the file of `ConsentSettings` in the run directory."""
+
+
+ROLES = ("system", "user", "assistant", "tool")
+"""Roles that messages of an example may have."""
+MAX_EXAMPLE_BYTES = 64 << 10
+"""Largest example: its texts together, in UTF-8."""
 
 
 class ConsentSettings(BaseModel):
@@ -17,7 +26,7 @@ class ConsentSettings(BaseModel):
     key: str
     """Key of the HMAC that makes users' pseudonyms, in hex."""
     socket: Path
-    """Unix socket of the daemon's control API."""
+    """Unix socket of the daemon's control API for the operator and the engine."""
     models: tuple[str, ...]
     """Names of the models whose answers may be kept: the live versions of adapters."""
 
@@ -31,6 +40,36 @@ class Example(BaseModel):
     """The user's pseudonym: HMAC-SHA256 of the request's `user`, in hex."""
     messages: list[dict[Literal["role", "content"], str]]
     """The prompt, then the accepted answer or its correction."""
-    version: str
+    version: str = Field(pattern=r"^[a-z0-9_-]{1,40}@v[0-9]{1,9}$")
     """The version that answered, as `support@v12`."""
     kind: Literal["accepted", "corrected"]
+
+    @field_validator("messages")
+    @classmethod
+    def _fit_to_be_judged(cls, messages: list[dict[Literal["role", "content"], str]]) -> object:
+        if why := unfit(messages):
+            raise ValueError(why)
+        return messages
+
+
+def unfit(messages: Sequence[object]) -> str | None:
+    """Say why messages cannot be an example, without quoting them; None if they can.
+
+    An operator judges examples on a terminal, and they are trained on as they are: what a terminal does not show has no
+    place in them.
+    """
+    total = 0
+    for message in messages:
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            return "a message is more than a role and a content"
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            return f"a role is none of {', '.join(ROLES)}"
+        if not isinstance(content, str):
+            return "a content is no text"
+        if found := control(content):
+            return f"a text holds the control character {found}; only tabs and line breaks are kept"
+        total += len(content.encode())
+    if not messages or total > MAX_EXAMPLE_BYTES:
+        return f"its texts have {total} bytes, not 1 to {MAX_EXAMPLE_BYTES} ({MAX_EXAMPLE_BYTES >> 10} KiB)"
+    return None

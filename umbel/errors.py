@@ -7,12 +7,16 @@
     ├── BaseMismatch       (ValueError)    two parties do not hold the same frozen base
     ├── UnsupportedModel   (ValueError)    a base that cannot be viewed, trained or served
     ├── WireError          (ValueError)    bytes from outside that do not decode to what they claim
+    ├── RequestRefused     (ValueError)    a user's request holds what is not taken here
     ├── NotFound           (LookupError)   no such version, round or alias
     ├── Conflict           (RuntimeError)  a name is taken by something different
     ├── EngineError        (RuntimeError)  the SGLang server does not start, answer or obey
-    │   └── EngineGone                     the server went away; the daemon is restarting it
+    │   ├── EngineGone                     the server went away; the daemon is restarting it
+    │   └── NoAnswer       (TimeoutError)  the server lives and did not answer in time
     ├── TrainingError      (RuntimeError)  a training or evaluation job stopped
+    │   └── CoTrainerSilent (TimeoutError) the co-trainer lives and did not answer in time
     ├── JournalError       (RuntimeError)  a site's journal is damaged
+    ├── NoRoom             (RuntimeError)  a disk is full, or would be
     └── RegistryError      (RuntimeError)  the adapter registry is damaged or refuses a change
 
 A message says what is wrong, where, and what to do about it:
@@ -50,6 +54,14 @@ class WireError(UmbelError, ValueError):
     """Bytes from outside that are too large or do not decode to what they claim."""
 
 
+class RequestRefused(UmbelError, ValueError):
+    """A user's request holds a field or a value that is not taken here; `field` says where, None is the body itself."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class NotFound(UmbelError, LookupError):
     """No such version, round or alias."""
 
@@ -66,12 +78,24 @@ class EngineGone(EngineError):
     """The SGLang server went away during a job; the daemon is restarting it."""
 
 
+class NoAnswer(EngineError, TimeoutError):
+    """The SGLang server did not answer in time: it lives, and may still do what was asked."""
+
+
 class TrainingError(UmbelError, RuntimeError):
     """A training or evaluation job stopped before its end."""
 
 
+class CoTrainerSilent(TrainingError, TimeoutError):
+    """The co-trainer did not answer in time: it may still do what was asked."""
+
+
 class JournalError(UmbelError, RuntimeError):
     """A site's journal is damaged, so the site cannot know which version was live."""
+
+
+class NoRoom(UmbelError, RuntimeError):
+    """A disk is full, or what was sent would leave too little room on it."""
 
 
 class RegistryError(UmbelError, RuntimeError):

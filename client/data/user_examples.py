@@ -16,14 +16,16 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from client.data.scrub import Scrubber
+from client.database import connect, transaction
+from client.disk import require_room
 from serving.user_example import SETTINGS, ConsentSettings, Example
-from umbel.errors import Conflict, NotFound
+from umbel.errors import Conflict, NoRoom, NotFound
 from umbel.peft_dir import replace_durably
 from umbel.site.config import SiteConfig
 from umbel.site.sections import ExamplesSection
@@ -67,7 +69,7 @@ class ExampleStore:
         self._state_dir = state_dir
         file = state_dir / DATABASE
         os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
-        self._db = sqlite3.connect(file, isolation_level=None, timeout=30.0)
+        self._db = connect(file, timeout=30.0)
         self._db.execute("PRAGMA secure_delete = ON")
         self._db.executescript(SCHEMA)
         self.purge()
@@ -82,20 +84,40 @@ class ExampleStore:
         self._db.close()
 
     def add(self, example: Example, scrub: Scrubber) -> int:
-        """Keep an example, scrubbed, and return its number. Raises Conflict when its user has `per_user` examples."""
+        """Keep an example, scrubbed, and return its number.
+
+        Raises Conflict when its user has `per_user` examples or all of them together take `max_mb`, and NoRoom when
+        the disk is nearly full.
+        """
+        scrubbed = [{"role": one["role"], "content": scrub(one["content"])} for one in example.messages]
+        messages = json.dumps(scrubbed, ensure_ascii=False)
+        needed = len(messages.encode())
+        require_room(self._state_dir, needed, "example")
         self.purge()
-        had = self._db.execute("SELECT count(*) FROM examples WHERE user = ?", (example.user,)).fetchone()[0]
-        if had >= self._section.per_user:
-            raise Conflict(
-                f"{had} examples of this user are kept already; [examples].per_user is {self._section.per_user}"
+        with transaction(self._db):
+            had = self._db.execute("SELECT count(*) FROM examples WHERE user = ?", (example.user,)).fetchone()[0]
+            if had >= self._section.per_user:
+                raise Conflict(
+                    f"{had} examples of this user are kept already; [examples].per_user is {self._section.per_user}"
+                )
+            if self.used_bytes + needed > self._section.max_mb << 20:
+                raise Conflict(
+                    f"the examples that are kept take {self.used_bytes / (1 << 20):.1f} MB; [examples].max_mb is "
+                    f"{self._section.max_mb}, and room comes back as examples are over their retention or forgotten"
+                )
+            added = self._db.execute(
+                "INSERT INTO examples (at, user, version, kind, messages) VALUES (?, ?, ?, ?, ?)",
+                (self._clock(), example.user, example.version, example.kind, messages),
             )
-        messages = [{"role": one["role"], "content": scrub(one["content"])} for one in example.messages]
-        return int(
-            self._db.execute(
-                "INSERT INTO examples (at, user, version, kind, messages) VALUES (?, ?, ?, ?, ?) RETURNING id",
-                (self._clock(), example.user, example.version, example.kind, json.dumps(messages)),
-            ).fetchone()[0]
+        return int(added.lastrowid or 0)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the database that hold something; what was deleted is used again first."""
+        pages, unused, size = (
+            self._db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count", "page_size")
         )
+        return int((pages - unused) * size)
 
     def all(self) -> list[Kept]:
         """Return every example, oldest first."""
@@ -134,7 +156,8 @@ class ExampleStore:
     def forget(self, user: str) -> int:
         """Delete all examples of the user with that name in requests, and return their number."""
         gone = self._db.execute("DELETE FROM examples WHERE user = ?", (pseudonym(self._state_dir, user),)).rowcount
-        self._db.execute("VACUUM")
+        with suppress(NoRoom):  # for a copy; what was deleted is overwritten already
+            self._db.execute("VACUUM")
         return int(gone)
 
     def purge(self) -> int:
@@ -150,7 +173,7 @@ class ExampleStore:
         into.unlink(missing_ok=True)
         if not released:
             return None
-        replace_durably(into, "".join(json.dumps({"messages": kept.messages}) + "\n" for kept in released).encode())
+        replace_durably(into, "".join(_line(kept) for kept in released).encode())
         into.chmod(0o600)
         return into
 
@@ -158,6 +181,10 @@ class ExampleStore:
         if self._clock() < at + 3600 * self._section.quarantine_hours:
             return "quarantine"
         return "released" if released or self._section.auto_release else "waiting"
+
+
+def _line(kept: Kept) -> str:
+    return json.dumps({"messages": kept.messages}, ensure_ascii=False) + "\n"
 
 
 def prepare(config: SiteConfig) -> Path | None:
@@ -172,7 +199,7 @@ def prepare(config: SiteConfig) -> Path | None:
         (state_dir / RELEASED).unlink(missing_ok=True)
         return None
     models = config.adapters
-    told = ConsentSettings(key=_key(state_dir).hex(), socket=config.socket, models=models)
+    told = ConsentSettings(key=_key(state_dir).hex(), socket=config.operator_socket, models=models)
     replace_durably(settings, told.model_dump_json().encode())
     settings.chmod(0o600)
     with closing(ExampleStore.of(config)) as store:
@@ -190,7 +217,7 @@ async def keep_retention(config: SiteConfig) -> None:
     while True:
         try:
             await asyncio.to_thread(_purge, config)
-        except sqlite3.Error:  # such as a full disk: users must still be answered, and there will be another try
+        except (NoRoom, sqlite3.Error):  # users must still be answered, and there will be another try
             logger.exception("%s: what is over its retention could not be deleted", config.site.state_dir / DATABASE)
         await asyncio.sleep(RETENTION_CHECK_S)
 

@@ -1,6 +1,7 @@
 """The status of a running site, from its journal, router and co-trainer; SGLang and training are toys."""
 
 import asyncio
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from client import site_status
+from client.data.prepare import Prepared
+from client.data.summary import DATA, Summary
 from serving.trainer_socket import CoTrainerStatus
 from tests.toys.deployment import Deployment, quick, run
 from tests.toys.engine import ToyMachine
@@ -34,11 +37,18 @@ class CoTrainer:
         return self.answer
 
 
+PREPARED = Prepared(
+    Path("train.npy"), Path("eval.npy"), 80, 12, 900,
+    files={DATA: Summary(
+        examples=100, refused=0, cut=20, dropped=8, untold=1, repeated=0, unending=0,
+        loss_tokens=900, median=20, p95=40, longest=600, padding=0.9,
+    )},
+)  # fmt: skip
 KNOWN = CoTrainer(CoTrainerStatus(latency_known=True))
 
 
 async def asked(site: Deployment, cotrainer: Any) -> dict[str, Any]:
-    return await site_status.report(site.config, site.supervisor, site.served, cotrainer)
+    return await site_status.report(site.config, PREPARED, site.supervisor, site.served, cotrainer)
 
 
 def test_it_says_what_answers_and_why_and_what_is_in_flight(tmp_path: Path, machine: ToyMachine) -> None:
@@ -58,6 +68,21 @@ def test_it_says_what_answers_and_why_and_what_is_in_flight(tmp_path: Path, mach
         assert said["in_flight"] == {"support@v1": 2}
         assert said["training"]["latency_known"] is True
         assert said["versions"]["support@v2"]["verdict"]["decision"] == "reject"
+
+    run(tmp_path, machine, story)
+
+
+def test_it_says_what_of_the_prepared_data_will_bite(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.ready()
+        data = json.loads(json.dumps((await asked(site, KNOWN))["data"]))
+        assert {key: data[key] for key in ("train", "held_out", "cut", "dropped", "untold")} == {
+            "train": 80, "held_out": 12, "cut": 20, "dropped": 8, "untold": 1,
+        }  # fmt: skip
+        assert data["files"]["[training].data"]["longest"] == 600
+        cut, few = data["will_bite"]
+        assert cut.startswith("12 of 100 examples of [training].data are cut at [training].seq_len")
+        assert few.startswith("12 held-out examples are fewer than")
 
     run(tmp_path, machine, story)
 

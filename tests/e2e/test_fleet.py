@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from scripts.tools.processes import FLOWER_BIN, Flower, Processes, free_port
 from scripts.tools.repository import REPOSITORY
 from server.bundle import export
+from tests.toys.sites.base_dir import write_base
 from umbel.site.template import site_toml
 
 pytestmark = pytest.mark.e2e
@@ -29,10 +28,6 @@ SETTINGS = {
     "rank": 2, "steps": 4, "quorum": 2, "round-seconds": 20.0, "straggler-seconds": 5.0, "grace-seconds": 120.0,
 }  # fmt: skip
 PATH = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-LLAMA = {
-    "model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "num_hidden_layers": 1,
-}  # fmt: skip
 TABLES = {"engine": {"dtype": "float32", "max_lora_rank": 4}}
 
 
@@ -43,17 +38,14 @@ class Fleet:
         self.folder, self.processes, self.registry = folder, processes, folder / "registry"
         self.flower = Flower(processes, folder / "flower")
         self.app = export(REPOSITORY, folder / "app")
-        (folder / "base").mkdir()
-        (folder / "base" / "config.json").write_text(json.dumps(LLAMA))
-        (folder / "base" / "tokenizer.json").write_text("{}")
-        save_file({"weight": np.zeros(4, np.float32)}, folder / "base" / "model.safetensors")
+        write_base(folder / "base", num_hidden_layers=1, num_key_value_heads=2)
         for name in SITES:
             (folder / name).mkdir()
             (folder / name / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
             (folder / name / "site.toml").write_text(site_toml(TABLES, name=name, model="../base", port=free_port()))
             script = REPOSITORY / "tests" / "toys" / "sites" / "quick_site.py"
             command = [sys.executable, str(script), str(folder / name / "site.toml")]
-            processes.start(f"site-{name}", command, PYTHONPATH=PATH, OMP_NUM_THREADS="1")
+            processes.start(f"site-{name}", command, PYTHONPATH=PATH)
         self.flower.start_superlink()
         for name in SITES:
             processes.wait_for(lambda name=name: self.socket(name).exists(), f"{name}'s start", 120)

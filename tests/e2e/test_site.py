@@ -78,7 +78,10 @@ def test_the_key_is_in_no_log_and_no_command_line(site: SiteProcess) -> None:
         assert key not in log.read_text()
     assert all(key not in " ".join(process.cmdline()) for process in site.family())
     assert (site.folder / "state").stat().st_mode & 0o077 == 0
-    assert (site.folder / "state" / "site.sock").stat().st_mode & 0o077 == 0
+    for name in ("site.sock", "operator.sock"):
+        assert (site.folder / "state" / name).stat().st_mode & 0o077 == 0
+    forced = site.control.post("/adapters/support@v1/promote", params={"forced": "true"})
+    assert (forced.status_code, forced.json()["error"]["type"]) == (404, "NotFound"), "only the operator's has it"
 
 
 def test_the_trainer_has_no_base_of_its_own(site: SiteProcess) -> None:

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from umbel import wire
 from umbel.adapter import Personal
 from umbel.errors import WireError
-from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport, TrainPlan, UpdateStatement, Verdict
+from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport, TrainPlan, Verdict
+from umbel.statements import UpdateStatement
 
 PLAN = TrainPlan(rank=8, steps=1, seconds=1.0)
 

@@ -55,3 +55,21 @@ def test_the_level_is_the_operators_and_libraries_stay_quiet(
     logging.getLogger("umbel").debug("seen")
     logging.getLogger("httpx").info("HTTP Request: GET /hello")
     assert [line.rpartition(" ")[2] for line in capsys.readouterr().err.splitlines()] == ["seen"]
+
+
+def test_what_others_wrote_stays_on_its_line_and_a_traceback_further_in(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging()
+    log = logging.getLogger("umbel")
+    faked = "no\x1b[2K\r2026-01-01 00:00:00,000 INFO all is well\n2026-01-01 00:00:00,000 INFO adapter.promoted"
+    log.warning("round.interrupted key=%s: %s", "k", faked)
+    try:
+        raise ValueError(faked)
+    except ValueError:
+        log.exception("failed")
+    first, second, *traceback = capsys.readouterr().err.split("\n")[:-1]
+    assert r": no\u001b[2K\r2026-01-01" in first
+    assert first.endswith(r"INFO all is well\n2026-01-01 00:00:00,000 INFO adapter.promoted")
+    assert second.endswith(" ERROR failed")
+    assert len(traceback) > 3
+    assert all(line.startswith("  ") for line in traceback)
+    assert not any("\r" in line or "\x1b" in line for line in traceback)

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from umbel.cli.console import AsJson, SiteFile, calls, explained, part_of
 from umbel.errors import ConfigError
+from umbel.printable import escaped, one_line
 from umbel.site.config import SiteConfig
 
 if TYPE_CHECKING:  # the store is in the engine's environment only
     from client.data.user_examples import ExampleStore
 
+LONGEST_ROLE = 20
+"""Characters of a role that are shown."""
 examples_app = typer.Typer(
     no_args_is_help=True,
     help="Examples from users who agreed: list, release or forget.",
@@ -34,7 +40,14 @@ def ls(
     """List every example: its number, when and to which version it was given, and whether it may be trained on."""
     with _opened(site_file) as store:
         rows = store.rows(texts)
-        print(json.dumps(rows, indent=2) if as_json else "\n".join(map(_line, rows)) or "no examples")
+        if as_json:
+            print(json.dumps(rows, indent=2))  # ASCII only: no text of an example drives a terminal
+            return
+        console = Console(highlight=False)
+        for row in rows:
+            _show(row, console)
+        if not rows:
+            print("no examples")
 
 
 @examples_app.command(
@@ -72,7 +85,16 @@ def _opened(site_file: Path) -> Iterator["ExampleStore"]:
             yield store
 
 
-def _line(row: dict[str, Any]) -> str:
+def _show(row: dict[str, Any], console: Console) -> None:
+    """Print one example. No line of its texts, wrapped ones included, begins further left than the texts do."""
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["at"]))
-    line = f"{row['id']:>6}  {at}  {row['version']:<16} {row['kind']:<9} {row['state']}"
-    return "\n".join([line, *(f"        {one['role']}: {one['content']}" for one in row.get("messages", []))])
+    head = f"{row['id']:>6}  {at}  {row['version']:<16} {row['kind']:<9} {row['state']}"
+    console.print(Text(one_line(head)), soft_wrap=True)
+    texts = Table.grid(padding=(0, 1))
+    texts.add_column(no_wrap=True)
+    texts.add_column(overflow="fold")
+    for message in row.get("messages", []):
+        said = escaped(message["content"].replace("\r\n", "\n"))
+        texts.add_row(Text(f"        {one_line(message['role'], LONGEST_ROLE)}:"), Text(said))
+    if texts.row_count:
+        console.print(texts)

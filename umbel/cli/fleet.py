@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel.cli.console import Name, Registry, Why, calls, explained, part_of, reason, who
+from umbel.cli.console import Name, Registry, Why, calls, explained, part_of, reason, say, who
 from umbel.errors import ConfigError, RegistryError
 
 AT = "--registry /srv/umbel/registry --app /tmp/umbel-app --federation centre"
@@ -99,7 +99,7 @@ def _follow(registry: Any, adapter: str, command: list[str]) -> None:
             f"{registry.aliases(adapter)['live']} is live, and `umbel fleet reconcile {adapter} …` brings the sites "
             "there (another roll-back would take this one back)"
         )
-    print("\n".join(_lines(found)))
+    say(*_lines(found))
     if found["missed"]:
         raise typer.Exit(1)
 

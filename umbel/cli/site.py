@@ -2,22 +2,24 @@
 
 import asyncio
 import json
+import shlex
 import sys
 import time
-from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from umbel.adapter import AdapterRef
-from umbel.cli.console import AsJson, SiteFile, calls, explained, part_of
-from umbel.errors import ConfigError
-from umbel.site.check import check_files
+from umbel.cli.console import AsJson, SiteFile, calls, explained, part_of, require_transformers, say
+from umbel.errors import ConfigError, DataError, UmbelError
+from umbel.site.check import check_files, ports_in_use
 from umbel.site.config import SiteConfig
+from umbel.site.slow_dtype import slow_dtype
 from umbel.telemetry import configure_logging
 
 if TYPE_CHECKING:  # the command imports it when it needs it
-    from client.data.examples import Counts
+    from client.data.survey import SiteSurvey
 
 EPILOGS = {
     "check": calls(
@@ -31,57 +33,74 @@ EPILOGS = {
     "promote": calls("umbel promote clinic-a.toml support@v3"),
 }
 """Name of a command → the example calls below its help."""
+ANSWER_S = 60
+"""Seconds that the daemon may take for an answer."""
 
 
 def check(
     site_file: SiteFile,
     as_json: Annotated[bool, typer.Option("--json", help="Print the resolved settings as JSON, for programs.")] = False,
 ) -> None:
-    """Check a site file offline: settings, the files they name, and how many examples there are.
+    """Check a site file offline: settings, the files they name, every example with its tokens, and ports in use.
 
     Ends with a line that begins with "ok", or one for each thing that "will bite" although the site can be served.
     """
     with explained():
         config = SiteConfig.load(site_file)
         check_files(config)
+        require_transformers()
         with part_of("site"):
-            from client.data import examples
-        training = config.training
-        counts = examples.count(training.data, training.eval_data, training.eval_fraction)
-        guards = {guard.name: len(examples.contents(guard.data)) for guard in config.shadow.guard}
-        bites = _bites(config, counts, guards)
+            from client.data.chat_tokens import ChatTokenizer
+            from client.data.summary import warnings
+            from client.data.survey import survey_site
+        surveyed = survey_site(config, ChatTokenizer.load(config.model.path))
+        if found := [*ports_in_use(config), *_data_mistakes(surveyed, site_file, config)]:
+            raise ConfigError("\n".join(map(str, found)))
+        summaries = {name: survey.summary for name, survey in surveyed.files.items()}
+        bites = [slow] if (slow := slow_dtype(config)) else []
+        bites = [f"will bite: {told}" for told in (*bites, *warnings(config, summaries, surveyed.held_out))]
         if as_json:
             print(config.model_dump_json(indent=2))
             print(*bites, sep="\n", end="\n" if bites else "", file=sys.stderr)
         else:
-            print(*bites or [_all_is_well(config, counts, guards)], sep="\n")
+            say(*bites or [_all_is_well(config, surveyed)])
 
 
-def _all_is_well(config: SiteConfig, counts: "Counts", guards: Mapping[str, int]) -> str:
+def _data_mistakes(surveyed: "SiteSurvey", site_file: Path, config: SiteConfig) -> list[UmbelError]:
+    """Return what keeps the examples from being used, and for each file the command that shows what is refused."""
+    from client.data.summary import DATA
+
+    told: list[UmbelError] = []
+    for name, mistakes in surveyed.mistakes.items():
+        told += mistakes
+        survey = surveyed.files.get(name)
+        if survey is not None and survey.refused:
+            file = "" if name == DATA else f" --file {shlex.quote(str(survey.path))}"
+            shows = f"`umbel data {shlex.quote(str(site_file))}{file}` shows them"
+            refused, total = survey.summary.refused, survey.summary.examples
+            told.append(DataError(f"{name}: {refused:,} of {total:,} examples are refused; {shows}"))
+    return told
+
+
+def _all_is_well(config: SiteConfig, surveyed: "SiteSurvey") -> str:
     """Say in one line what the site will serve and train on."""
+    from client.data.summary import guard_name
+
+    files = surveyed.files
+    taken = {what: sum(getattr(one.summary, what) for one in files.values()) for what in ("cut", "dropped")}
+    lost = f" ({taken['cut']:,} cut at seq_len, {taken['dropped']:,} of them left out)" if taken["cut"] else ""
     return ", ".join(
         [
             f"ok: {config.site.name}",
             f"base {config.model.served_name} at {config.model.path}",
             f"adapter {' and '.join(config.adapters)}",
-            f"{counts.train:,} training and {counts.held_out:,} held-out examples",
-            *(f"guard {name} with {number:,}" for name, number in guards.items()),
+            f"{surveyed.train:,} training and {surveyed.held_out:,} held-out examples{lost}",
+            *(
+                f"guard {guard.name} with {files[guard_name(guard.name)].summary.usable:,}"
+                for guard in config.shadow.guard
+            ),
         ]
     )
-
-
-def _bites(config: SiteConfig, counts: "Counts", guards: Mapping[str, int]) -> list[str]:
-    """Say what will keep this site from promoting any version, one line for each cause."""
-    least = config.shadow.min_examples
-    more = "more eval_data" if config.training.eval_data else "more data, or eval_data,"
-    asked = {"held-out examples": (counts.held_out, more)}
-    asked |= {f"examples of guard {name}": (number, "it more") for name, number in guards.items()}
-    return [
-        f"will bite: {number} {name} are fewer than [shadow].min_examples = {least}: no version can be promoted; "
-        f"give {remedy} or lower it"
-        for name, (number, remedy) in asked.items()
-        if number < least
-    ]
 
 
 def serve(site_file: SiteFile) -> None:
@@ -123,7 +142,7 @@ def rollback(
     with explained():
         forced = "?forced=true" if force else ""
         reply = _ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback{forced}")
-        print(f"{adapter}: {reply['live'] or 'the base'} answers users again; once more would take this back")
+        say(f"{adapter}: {reply['live'] or 'the base'} answers users again; once more would take this back")
 
 
 def promote(site_file: SiteFile, ref: Annotated[str, typer.Argument(help="Such as support@v3.")]) -> None:
@@ -134,7 +153,7 @@ def promote(site_file: SiteFile, ref: Annotated[str, typer.Argument(help="Such a
 
 
 class _NoDaemon(ConfigError):
-    """No daemon listens on the site's socket."""
+    """No daemon listens on the operator's socket."""
 
 
 def _status(config: SiteConfig) -> dict[str, Any]:
@@ -157,11 +176,17 @@ def _ask(config: SiteConfig, method: str, path: str) -> dict[str, Any]:
     """Call the site's control API; raise ConfigError with the daemon's reason, or where no daemon answers."""
     import httpx
 
+    socket = config.operator_socket
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(config.socket)), timeout=60) as client:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=ANSWER_S) as client:
             reply = client.request(method, f"http://site{path}")
+    except httpx.TimeoutException as error:  # it listens; a roll-back that is asked for twice would be taken back
+        raise ConfigError(
+            f"{socket}: the daemon did not answer within {ANSWER_S} s, and may still do it; see `umbel status` "
+            "before you ask again"
+        ) from error
     except httpx.TransportError as error:
-        raise _NoDaemon(f"{config.socket}: nobody answers ({error}); is `umbel serve` running?") from error
+        raise _NoDaemon(f"{socket}: nobody answers ({error}); is `umbel serve` running?") from error
     body: dict[str, Any] = reply.json()
     if reply.status_code != 200:
         raise ConfigError(body["error"]["message"])

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from umbel.printable import values
+
 Report = dict[str, Any]
 Row = tuple[str, Text]
 """(label, text)."""
@@ -23,15 +25,17 @@ def show(report: Report, site_file: str, *, now: float, console: Console | None 
     Any width from 60 columns on will do.
     """
     console = console or Console(highlight=False)
+    report = values(report)  # sites, the centre and SGLang wrote parts of it
     console.print(Text.assemble((report["site"], "bold"), ": ", _engine(report, site_file, now)))
-    console.print(_table(_now(report)))
+    console.print(grid(_now(report)))
     for adapter in report["aliases"]:
         console.print()
         console.print(Text.assemble((adapter, "bold"), ": ", _answers(report, adapter, now)))
-        console.print(_table(_versions(report, adapter, site_file)))
+        console.print(grid(_versions(report, adapter, site_file)))
 
 
-def _table(rows: Iterator[Row]) -> Table:
+def grid(rows: Iterator[Row]) -> Table:
+    """Return rows as a table of labels and texts without lines."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, min_width=11)
     table.add_column(overflow="fold")
@@ -47,6 +51,8 @@ def _now(report: Report) -> Iterator[Row]:
         yield "answering", Text(", ".join(in_flight) or "no request")
         yield "latency", Text(_latency(report["training"] or {}))
         yield "training", _training(report)
+        if report.get("data"):  # a daemon of before tells none
+            yield "data", _data(report["data"])
     yield "rounds", Text(f"waiting or running: {', '.join(report['open_rounds']) or 'none'}")
     if report.get("recovered"):
         yield "recovered", Text("\n".join(report["recovered"]), "yellow")
@@ -138,6 +144,16 @@ def _training(report: Report) -> Text:
         )
         return Text.assemble(text, ("\nheld up", "yellow"), f": {reason}")
     return Text(text)
+
+
+def _data(data: Report) -> Text:
+    """Say what the daemon has prepared, and what of it will bite."""
+    taken = {"cut at seq_len": data["cut"], "left out": data["dropped"], "answers without a loss": data["untold"]}
+    told = [f"{data['train']:,} examples to train on, {data['held_out']:,} held out"]
+    text = Text(", ".join([*told, *(f"{count:,} {what}" for what, count in taken.items() if count)]))
+    for sentence in data["will_bite"]:
+        text.append("\nwill bite", "yellow").append(f": {sentence}")
+    return text
 
 
 def _paused(report: Report, training: Report) -> str:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from client import disk
 from client.data import user_examples
 from client.data.user_examples import ExampleStore, pseudonym
 from serving.user_example import SETTINGS, ConsentSettings
 from tests.toys.sites.user_examples import example, scrub
-from umbel.errors import Conflict, NotFound
+from umbel.errors import Conflict, NoRoom, NotFound
 from umbel.site.config import SiteConfig
 from umbel.site.sections import ExamplesSection
 from umbel.site.template import site_toml
@@ -89,6 +90,48 @@ def test_one_user_cannot_fill_it(tmp_path: Path, clock: Clock) -> None:
     assert len(kept.all()) == 3
     clock.now += 31 * DAY
     kept.add(example(tmp_path), scrub)
+
+
+def test_all_users_together_cannot_fill_the_disk_and_room_comes_back(tmp_path: Path, clock: Clock) -> None:
+    kept = store(tmp_path, clock, max_mb=1)
+    long, added = "🙂" * 15_000, 0
+    while kept.used_bytes + 4 * len(long) < (1 << 20) - 4096:
+        kept.add(example(tmp_path, f"user-{added}", long), scrub)
+        added += 1
+    with pytest.raises(Conflict, match=r"examples that are kept take 0\.9 MB; \[examples\]\.max_mb is 1, and room"):
+        kept.add(example(tmp_path, "one-more", long), scrub)
+    assert added in (15, 16, 17), "60 kB each, as UTF-8"
+    assert (tmp_path / user_examples.DATABASE).stat().st_size <= 1 << 20
+    assert len(kept.all()) == added
+    assert kept.forget("user-0") == 1
+    kept.add(example(tmp_path, "another", long), scrub)
+    clock.now += 31 * DAY
+    kept.add(example(tmp_path, "later", long), scrub)
+    assert len(kept.all()) == 1
+
+
+def test_a_full_disk_keeps_nothing_and_forgetting_works_all_the_same(tmp_path: Path, clock: Clock) -> None:
+    kept = store(tmp_path, clock)
+    kept.add(example(tmp_path, text="the red door"), scrub)
+    pages = kept._db.execute("PRAGMA page_count").fetchone()[0]
+    kept._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(NoRoom, match=r"examples\.sqlite3: cannot be written"):
+        kept.add(example(tmp_path, text="x" * 60_000), scrub)
+    assert [one.messages[0]["content"] for one in kept.all()] == ["the red door"]
+    kept._db.execute(f"PRAGMA max_page_count = {pages + 100}")
+    assert kept.add(example(tmp_path, text="x" * 60_000), scrub) == 2
+    assert kept.forget("eva") == 2
+
+
+def test_the_reserve_of_the_journals_disk_is_not_for_examples(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = store(tmp_path, clock)
+    monkeypatch.setattr(disk, "RESERVE_SHARE", 2.0)
+    monkeypatch.setattr(disk, "RESERVE_BYTES", 1 << 60)
+    with pytest.raises(NoRoom, match=r"example: not kept; .* stay in reserve for the journal"):
+        kept.add(example(tmp_path), scrub)
+    assert kept.all() == []
 
 
 def test_who_is_forgotten_is_gone_from_every_file(tmp_path: Path, clock: Clock) -> None:

@@ -25,6 +25,8 @@ from scripts.tools.processes import FLOWER_BIN, Processes, free_port
 from scripts.tools.repository import REPOSITORY
 from tests.toys.site import ToySite
 from umbel import signing
+from umbel.messages import RoundReport
+from umbel.statements import UpdateStatement
 
 pytestmark = pytest.mark.e2e
 
@@ -34,6 +36,7 @@ ENVIRONMENT = {
     "PATH": PATH, "PYTHONPATH": str(REPOSITORY), "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
 }  # fmt: skip
+SITES = ("clinic-a", "clinic-b")
 SETTINGS = "rounds=1 quorum=1 rank=2 steps=4 round-seconds=20.0 straggler-seconds=0.0"
 
 
@@ -45,7 +48,7 @@ class SecureFederation:
         self.public_port = free_port() if NGINX else self.port
         """The only one that sites know."""
         self.centre, self.stranger = self.out / "centre", folder / "other" / "site-stranger"
-        names = ["--sites", "clinic-a", "clinic-b", "--port", str(self.public_port)]
+        names = ["--sites", *SITES, "--port", str(self.public_port)]
         make_certs.main([str(self.out), "--centre", "localhost", *names])
         make_certs.main([str(folder / "other"), "--centre", "localhost", "--sites", "stranger"])
         self.processes = Processes(folder / "logs")
@@ -60,7 +63,7 @@ class SecureFederation:
             self.processes.start("nginx", self.shell(self.centre, self.command(self.centre, "nginx")), **ENVIRONMENT)
         for line in ("flwr config", "printf"):
             self.run(self.centre, self.command(self.centre, line))
-        for site in ("clinic-a", "clinic-b"):
+        for site in SITES:
             self.run(self.centre, self.command(self.centre, "flwr supernode").replace("SITE", site))
         self.processes.start("supernode", self.supernode("clinic-a"), **ENVIRONMENT)
         self.processes.wait_for(lambda: "[Fleet.ActivateNode] Activated" in self.log(), "the SuperNode's start", 60)
@@ -198,16 +201,27 @@ def test_a_round_goes_over_all_of_it_and_its_version_is_signed(federation: Secur
     folder.mkdir(exist_ok=True)
     bundle = federation.command(federation.centre, "umbel bundle").replace("/tmp/umbel-app", "../../app")
     start = federation.command(federation.centre, "flwr run").replace("/tmp/umbel-app", "../../app")
+    own, other = (signing.read_private(federation.out / f"site-{name}" / "updates.key") for name in SITES)
+
+    def forged(report: RoundReport) -> RoundReport:
+        statement = UpdateStatement.of("clinic-a", site.orders[report.key], report)
+        return report.model_copy(update={"signature": signing.sign(other, statement)})
+
     with ToySite("clinic-a", folder / "site.sock", polls=-1) as site:  # done as soon as it is asked
         federation.run(federation.centre, bundle)
-        site.key = signing.read_private(federation.out / "site-clinic-b" / "updates.key")
+        site.key, honest, site.tamper = own, site.tamper, forged
         federation.run(federation.centre, f"{start} --run-config '{SETTINGS}'")
         failed = federation.events()[-2]
         assert failed["event"] == "round.failed"
         assert "the update's signature is not by this site's key" in failed["reasons"]["clinic-a"]
-        site.key = signing.read_private(federation.out / "site-clinic-a" / "updates.key")
+        site.tamper = honest
         said = federation.run(federation.centre, f"{start} --run-config '{SETTINGS}'")
-    assert site.live == "support@v1", said
+        assert site.live == "support@v1", said
+        site.key = other
+        federation.run(federation.centre, f"{start} --run-config '{SETTINGS} grace-seconds=10.0'")
+        failed = federation.events()[-2]
+        assert failed["event"] == "round.failed"
+        assert "site clinic-a: the hello's signature is not by this site's key" in failed["reasons"]["clinic-a"]
     key = signing.read_public(federation.out / "site-clinic-a" / "centre-signing.pub")
     signing.verify(key, site.manifests["support@v1"], site.signatures["support@v1"])
     for submit in site.submits:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.toys.command_line import refusal, umbel
+from umbel.cli import centre
+from umbel.cli.main import app
 
 
 @pytest.mark.parametrize("arguments", [["ls"], ["ls", "--json"], ["show", "support@v1"]])
@@ -37,6 +39,13 @@ def test_a_command_that_is_wrong_shows_how_it_is_used(arguments: list[str]) -> N
     assert ended.returncode == 2
     assert "Usage:" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["supernode", "bundle"])
+def test_the_help_of_flowers_commands_ends_with_calls(command: str) -> None:
+    assert len([line for line in centre.EPILOGS[command].splitlines() if line]) == 3
+    (registered,) = [one for one in app.registered_commands if one.callback and one.callback.__name__ == command]
+    assert registered.epilog == centre.EPILOGS[command]
 
 
 def test_a_folder_for_the_bundle_that_is_a_file_is_named(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def status(**changes: Any) -> dict[str, Any]:
                 "ttft_ms": 400.0, "tpot_ms": 50.0, "quantile": 0.99, "debt_s": 0.0, "answered": 1204, "met": 1195,
             },
         },
+        "data": {"train": 1200, "held_out": 133, "cut": 3, "dropped": 1, "untold": 0, "files": {}, "will_bite": []},
         **changes,
     }  # fmt: skip
 
@@ -76,6 +77,8 @@ clinic-a: engine ready at http://127.0.0.1:30000, since 2027-01-14 06:00:00 (1 d
              99.3% of 1204 requests, 99% is promised
   training   0123456789abcdef-14-fedcba98: 17 steps, 34% of the time, 512
              tokens/s; 1004 quanta, the longest 3.1 ms (P99)
+  data       1,200 examples to train on, 133 held out, 3 cut at seq_len, 1 left
+             out
   rounds     waiting or running: 0123456789abcdef-14-fedcba98
 
 support: support@v12 answers users, since 2027-01-15 05:59:00 (2 h 1 min)
@@ -109,11 +112,11 @@ def test_it_is_plain_where_there_is_no_terminal_and_coloured_where_there_is(caps
 
 def test_without_a_daemon_it_says_what_would_answer_and_how_to_start_it() -> None:
     engine = {"ready": False, "starts": 0, "since": None, "url": None}
-    text = shown(status(running=False, engine=engine, training=None, in_flight={}), 200)
+    text = shown(status(running=False, engine=engine, training=None, in_flight={}, data=None), 200)
     assert "clinic-a: not running; this is what its journal says. To start it: umbel serve 'clinic a.toml'" in text
     assert "support@v12 will answer users" in text
     assert "umbel rollback 'clinic a.toml' support" in text
-    assert not {"answering", "latency", "training"} & {line.split()[0] for line in text.splitlines() if line}
+    assert not {"answering", "latency", "training", "data"} & {line.split()[0] for line in text.splitlines() if line}
 
 
 def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
@@ -140,6 +143,8 @@ def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
         ({"versions": {"support@v11": {**version("retired", "promote"), "taken_back": "worse than v9, errors"}}},
          "support@v11 was rolled back by itself: worse than v9, errors; promoted"),
         ({"versions": {"support@v11": {**version("retired", "promote"), "taken_back": "x"}}}, "support --force"),
+        ({"data": {**status()["data"], "will_bite": ["99 of 100 are left out; raise it", "0 held-out examples"]}},
+         "will bite: 99 of 100 are left out; raise it\n             will bite: 0 held-out examples"),
         ({"recovered": ["support@v12 is damaged and was forgotten"]}, "recovered  support@v12 is damaged"),
         ({"versions": {"support@v13": version("judged", "keep")}}, "judged: keep; held-out loss 1.2041"),
         ({"engine": {"ready": False, "starts": 1, "since": None, "url": None}, "training": None},

@@ -1,0 +1,63 @@
+"""`Database`: a SQLite connection of the daemon, which says NoRoom where its disk is full, and goes on afterwards."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from umbel.errors import NoRoom
+
+_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+"""SQLite's codes for a disk that takes no more; over a quota or a limit of file sizes the second one."""
+
+
+class Database(sqlite3.Connection):
+    """A connection in autocommit mode. Each statement raises NoRoom where the disk is full: nothing was changed then.
+
+    >>> database = connect(state_dir / "journal.sqlite3")
+    >>> with transaction(database):
+    ...     database.execute("DELETE FROM history")
+    """
+
+    path: Path
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """Execute one statement."""
+        try:
+            return super().execute(sql, parameters)
+        except sqlite3.OperationalError as error:
+            raise self._explained(error) from error
+
+    def executescript(self, sql_script: str, /) -> sqlite3.Cursor:
+        """Execute several statements."""
+        try:
+            return super().executescript(sql_script)
+        except sqlite3.OperationalError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: sqlite3.OperationalError) -> Exception:
+        if error.sqlite_errorcode & 0xFF not in _DISK:
+            return error
+        said = f"cannot be written ({error}), and is as before; make room on its disk, then try again"
+        return NoRoom(f"{self.path}: {said}")
+
+
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """Run all statements of the block, or none; other writers wait."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.OperationalError, NoRoom):  # SQLite has ended it already where the disk is full
+            database.execute("ROLLBACK")
+        raise
+
+
+def connect(path: Path, timeout: float = 5.0) -> Database:
+    """Open a database, which is made if it is not there; wait `timeout` seconds for other writers."""
+    database = sqlite3.connect(path, isolation_level=None, timeout=timeout, factory=Database)
+    database.path = path
+    return database
