@@ -91,11 +91,13 @@ class Supervisor:
         while True:
             try:
                 await self._start()
-            except (EngineError, OSError):  # such as a full disk
+            except (EngineError, OSError) as error:  # such as a full disk
                 if self.starts == 0:
                     raise
                 if self._engine is not None:
                     await self._engine.stop(drain_s=0)  # one that lives, and is late, holds the port of the next one
+                if self._state is not None and isinstance(error, NoAnswer):
+                    self._state.clear_in_flight()  # it was late, and lived until it was ended here
                 self._judge_requests()
                 logger.exception("the engine did not come back; next try in %.0f s", delay)
                 await asyncio.sleep(delay)

@@ -14,7 +14,11 @@ from pydantic import BeforeValidator
 
 INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Co", "Cs", "Cn"})
 """Unicode categories of characters that are escaped: controls, marks of direction, separators of lines."""
-BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
+    chr(code)
+    for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0D), (0xE0100, 0xE01EF))
+    for code in range(first, last + 1)
+}
 """Letters and marks of other categories that show nothing."""
 LONGEST_REASON = 2000
 """Largest length of a reason in a message, in characters."""

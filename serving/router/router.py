@@ -141,6 +141,7 @@ class Router:
                 raise RequestRefused("'model' is missing; name a model.", "model")
             ref = version_for(self.table, model, asked, scope["headers"])
             request = checked(path, asked, self.vocab_size)
+            del asked  # what was left out of it would be in memory until the answer ends
             body = fields.serialise(request)  # SGLang reads what was checked, whatever else the body may have said
         except NotFound as error:
             refusal = (404, str(error), "invalid_request_error", "model", "model_not_found")

@@ -10,7 +10,7 @@ from serving.engine_state import EngineState
 from serving.router import asgi
 from serving.router.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
 from serving.router.fields.routes import ROUTES
-from serving.suspects import Refusals
+from serving.suspects import REFUSED_S, Refusals
 
 CODE = "ended_the_engine"
 
@@ -38,7 +38,7 @@ class RefuseSuspects:
             return await asgi.error(send, 413, "The body is too long.", "invalid_request_error")
         digest = self._refusals.digest(scope["path"], body)
         until = self._refusals.until.get(digest.hex(), 0.0)
-        if until > self._clock():
+        if 0 < until - self._clock() <= REFUSED_S:  # else the clock was set back
             return await asgi.error(send, 400, _reason(until), "invalid_request_error", code=CODE, path=scope["path"])
         ending = _Ending(asgi.replay(body, receive), send)
         slot = self._state.begin(digest)

@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--base", choices=("tiny", "real"), default="tiny",
-        help="tiny: trained here, 5 minutes in all (default); real: SmolLM2-135M-Instruct, about 15 minutes",
+        help="tiny: trained here, 5 minutes in all (default); real: SmolLM2-135M-Instruct, up to 30 minutes",
     )  # fmt: skip
     parser.add_argument("--sites", type=int, default=2, help="SGLang servers, about 4 GB each (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the federation (default 3)")

@@ -35,8 +35,8 @@ def serialise(request: dict[str, Any]) -> bytes:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise RequestRefused(f"The body holds {twice[:100]!r} twice; leave one out.", twice[:100])
     return found
 

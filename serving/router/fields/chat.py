@@ -28,7 +28,7 @@ template_arguments = record({"enable_thinking": flag, "thinking": flag, "reasoni
 """`chat_template_kwargs`: arguments of the base's own chat template, by name."""
 
 _part = by_type({
-    "text": record({"type": name, "text": text()}, needed=("text",)),
+    "text": record({"type": name, "text": text()}, dropped=frozenset({"cache_control"}), needed=("text",)),
     "refusal": record({"type": name, "refusal": text()}),
 })  # fmt: skip
 _call = record(
@@ -36,7 +36,9 @@ _call = record(
         "id": name,
         "index": integer(0, MOST_TOOLS),
         "type": only("function", "only functions can be called"),
-        "function": record({"name": name, "arguments": text_or(free())}, needed=("name",)),
+        "function": record(
+            {"name": name, "arguments": text_or(free())}, dropped=frozenset({"parsed_arguments"}), needed=("name",)
+        ),
     },
     needed=("function",),
 )

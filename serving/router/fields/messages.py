@@ -64,4 +64,6 @@ FIELDS: dict[str, Check] = {
         dropped=frozenset({"task_budget"}),
     ),
 }  # fmt: skip
-DROPPED = frozenset({"betas", "inference_geo", "metadata", "service_tier", "user", "safety_identifier"})
+DROPPED = frozenset(
+    {"betas", "context_management", "inference_geo", "metadata", "service_tier", "user", "safety_identifier"}
+)

@@ -28,7 +28,7 @@ LONGEST_METADATA = 512
 
 _aside = {"id": text(), "status": text(LONGEST_NAME)}
 _said: dict[str, Check] = {"type": name, "text": text()}
-_quoted = frozenset({"annotations", "logprobs"})
+_quoted = frozenset({"annotations", "logprobs", "parsed"})
 _part = by_type({
     "input_text": record(_said, needed=("text",)),
     "output_text": record(_said, dropped=_quoted, needed=("text",)),
@@ -44,7 +44,9 @@ _item = by_type(
             needed=("role", "content"),
         ),
         "function_call": record(
-            {**_aside, "type": name, "call_id": name, "name": name, "arguments": text()}, needed=("call_id", "name")
+            {**_aside, "type": name, "call_id": name, "name": name, "arguments": text()},
+            dropped=frozenset({"parsed_arguments"}),
+            needed=("call_id", "name"),
         ),
         "function_call_output": record(
             {**_aside, "type": name, "call_id": name, "output": _texts}, needed=("call_id", "output")

@@ -10,7 +10,7 @@ from typing import Any
 
 from serving.router.fields import chat, completions, messages, responses
 from serving.router.fields.tools import require_schemas
-from serving.router.fields.values import Check, refuse
+from serving.router.fields.values import Check, free, refuse
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ ROUTES = {
 }
 """Path → its fields."""
 
+MOST_DROPPED = 64 << 10
+"""Characters of a field that is dropped: it is in memory until the answer ends."""
 _OTHERS = "it reaches for other requests"
 _PLACE = "it chooses a machine or a worker"
 _OWN = "the router decides it"
@@ -82,7 +84,9 @@ def checked(path: str, request: Mapping[str, Any], vocab: int) -> dict[str, Any]
             checked_value = route.fields[field](value, field, vocab)
             if field not in route.dropped:
                 kept[field] = checked_value
-        elif field not in route.dropped:
+        elif field in route.dropped:
+            free(MOST_DROPPED)(value, field, vocab)
+        else:
             reason = REFUSED.get(field)
             if reason is None:
                 refuse(field[:100], f"is not a field of {path}", "leave it out")

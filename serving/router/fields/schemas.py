@@ -25,7 +25,7 @@ MOST_LENGTH = 256
 """Characters that all `minLength` and `maxLength` of a schema count together."""
 MOST_ITEMS = 1000
 """Highest `minItems`, `maxItems`, `minProperties`, `maxProperties`."""
-MOST_NUMBER = 1e15
+MOST_NUMBER = 2**53
 """Highest bound of a number."""
 
 ONE = frozenset({"additionalProperties", "items", "unevaluatedProperties", "unevaluatedItems", "propertyNames"})
@@ -36,7 +36,7 @@ LENGTHS = frozenset({"minLength", "maxLength"})
 NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 SAID = frozenset({
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$schema", "$comment",
-    "nullable",
+    "nullable", "$id", "discriminator",
 })  # fmt: skip
 """Keywords that a grammar does not have."""
 ALSO = frozenset({"anyOf", "oneOf", "allOf"})
@@ -109,6 +109,8 @@ class _Walk:
             if len(self.schemas) > MOST_NODES:
                 refuse(self.where, f"holds more than {MOST_NODES} schemas", "send a smaller one")
             for word, value in schema.items():
+                if word == "format" and schema.get("type") in ("integer", "number"):
+                    continue  # int32, double and the like: a grammar has none for numbers
                 open_ += self._keyword(word, value, f"{where}.{word[:100]}")
             _require_together(schema, where)
         self._require_ends()
