@@ -8,19 +8,18 @@ written and what the template puts behind an answer.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from client.data import stand_ins
 from client.data.conversation import Conversation, Turn
+from client.data.stand_ins import StandIns, Tools
 from umbel.errors import ConfigError, DataError
 
-Tools = tuple[dict[str, Any], ...]
 THOUGHT = "<think>"
 """How thoughts before an answer begin, in the templates of all models that have them."""
 _THOUGHTS = re.compile(r"</?think>")
-_STANDS_FOR = "umbel{:03d}umbel"
-"""Text that stands for a turn's, to see where a template puts it. No template changes it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class ChatTemplate:
     special_tokens: dict[str, Any]
     file: Path
     _kept: set[tuple[object, ...]] = field(default_factory=set, compare=False)
-    """Sequences of roles of which the template is known to write every turn."""
+    """Kinds of conversations of which the template is known to write everything."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a template that does not parse, or that cannot render the simplest conversation."""
@@ -89,7 +88,7 @@ class ChatTemplate:
         turns, tools = conversation.turns[:index], conversation.tools
         answer = conversation.turns[index]
         prompt = self.render(turns, tools, where, prompt=True)
-        stand_in = _STANDS_FOR.format(index)
+        stand_in = stand_ins.content(index)
         told = self.render((*turns, Turn("assistant", stand_in)), tools, where, prompt=False)
         head, found, tail = told.partition(stand_in)
         if not found or stand_in in tail:
@@ -99,42 +98,40 @@ class ChatTemplate:
         if not text.endswith(tail) or not all(_contains(text, part) for part in _THOUGHTS.split(answer.content)):
             text = _between(prompt, head) + _as_written(answer, whole, head, tail, prompt)
         self._require_kept(conversation, index, prompt, text, where)
-        return Answer(prompt, text, len(tail) if text.endswith(tail) else 0)
+        if not text.endswith(tail):  # a call may end in another way than a text: behind its last name
+            return Answer(prompt, text, len(text) - max(0, *(text.rfind(name) for name in _called(answer)), 0))
+        return Answer(prompt, text, len(tail))
 
     def _require_kept(self, conversation: Conversation, index: int, prompt: str, text: str, where: str) -> None:
         """Raise DataError unless all that was written in the turns up to an answer is in its prompt and text."""
-        turns, tools = conversation.turns, conversation.tools
+        turns, tools = conversation.turns[: index + 1], conversation.tools
         for number, turn in enumerate(turns[:index]):
             thoughtless = _THOUGHTS.split(turn.content)[-1] if turn.role == "assistant" else turn.content
-            if not _contains(prompt, thoughtless) or not all(_contains(prompt, name) for name in _called(turn)):
+            if not _contains(prompt, thoughtless):
                 raise DataError(self._leaves_out(turn, number, where))
-        answer = turns[index]
-        for written in (answer.reasoning_content or "", *_called(answer)):
-            if not _contains(text, written):
-                raise DataError(self._leaves_out(answer, index, where))
-        for tool in tools:
-            if not _contains(prompt, str(tool["function"]["name"])):
-                raise DataError(
-                    f'{where}: "tools": the chat template has no place for tools, so the engine would not tell the '
-                    f"model of them; remove them, or use a base whose template takes tools (see {self.file})"
-                )
-        kind = (*((turn.role, bool(turn.content)) for turn in turns[:index]), bool(tools))
+        if not _contains(text, turns[index].reasoning_content or ""):
+            raise DataError(self._leaves_out(turns[index], index, where))
+        kind = StandIns.kind(turns, tools)
         if kind in self._kept:
             return
-        stand_ins = [
-            replace(turn, content=_STANDS_FOR.format(number)) if turn.content else turn
-            for number, turn in enumerate(turns[:index])
-        ]
-        shown = self.render(stand_ins, tools, where, prompt=True)
-        for number, turn in enumerate(stand_ins):
-            if turn.content not in shown:
-                raise DataError(self._leaves_out(turn, number, where))
+        places = StandIns.of(turns, tools)
+        shown = self.render(places.turns[:-1], places.tools, where, prompt=True)
+        if not places.tools_are_in(shown):
+            raise DataError(
+                f'{where}: "tools": the chat template has no place for tools, so the engine would not tell the '
+                f"model of them; remove them, or use a base whose template takes tools (see {self.file})"
+            )
+        lacks = places.prompt_lacks(shown)
+        if lacks is None and not places.answer_is_in(self.render(places.turns, places.tools, where, prompt=False)):
+            lacks = index
+        if lacks is not None:
+            raise DataError(self._leaves_out(turns[lacks], lacks, where))
         self._kept.add(kind)
 
     def _leaves_out(self, turn: Turn, number: int, where: str) -> str:
         what, remedy = "text", "write it in another way"
         if turn.tool_calls or turn.role == "tool":
-            what, remedy = "the call of a tool" if turn.tool_calls else "text", "remove the line"
+            what, remedy = "text, or the call of a tool," if turn.tool_calls else "text", "remove the line"
         elif turn.role == "system":
             remedy = "write it into the user's turn"
         return (
@@ -145,6 +142,9 @@ class ChatTemplate:
 
 def _between(prompt: str, head: str) -> str:
     """Return the white space that the template writes before an answer, unless the prompt ends with it already."""
+    if head.startswith(prompt):
+        added = head[len(prompt) :]
+        return "" if added.strip() else added
     space = head[len(head.rstrip()) :]
     return "" if prompt.endswith(space) else space
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from client.data.conversation import Conversation, content_of
 from client.data.shapes import EXPECTED, conversation_of
+from client.data.tool_fields import once
 from umbel.errors import DataError
 
 MAX_LINE = 4 << 20
@@ -159,6 +160,8 @@ def parse(line: bytes, where: str) -> Conversation:
 
 
 def _conversation(example: object, where: str) -> Conversation:
+    if isinstance(example, list):
+        raise DataError(f'{where}: a list, and not a JSON object; write a list of messages as {{"messages": […]}}')
     if not isinstance(example, dict):
         raise DataError(f"{where}: not a JSON object; {EXPECTED}")
     return conversation_of(example, where)
@@ -167,7 +170,7 @@ def _conversation(example: object, where: str) -> Conversation:
 def _value(text: bytes, where: str) -> Any:
     """Parse JSON; raise DataError, naming `where`, for anything else."""
     try:
-        value = json.loads(text.decode())
+        value = json.loads(text.decode(), object_pairs_hook=lambda pairs: once(pairs, where))
         json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is JSON, but no text
     except UnicodeError as error:
         raise DataError(f"{where}: not UTF-8 text; save the file as UTF-8") from error
@@ -178,6 +181,8 @@ def _value(text: bytes, where: str) -> Any:
                 "for an array"
             ) from error
         raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno}); {EXPECTED}") from error
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON that can be read; {EXPECTED}") from error
     return value

@@ -37,8 +37,6 @@ NEUTRAL = frozenset([
     "filename", "path", "page", "row", "line", "number",
 ])  # fmt: skip
 """Fields without a part in training, of an example or of a message."""
-MEANINGFUL_NUMBERS = frozenset(["weight", "weights", "loss", "train", "trained", "train_on_turn", "mask"])
-"""Fields that would change what is learnt although their value is a number or a boolean."""
 
 
 def conversation_of(example: Mapping[str, Any], where: str) -> Conversation:
@@ -91,8 +89,7 @@ def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str
         if field in known or field in NEUTRAL:
             continue
         near = _near(field, known)
-        number = isinstance(value, bool | int | float) and field not in MEANINGFUL_NUMBERS
-        if near or not (number or value in ("", [], {})):
+        if near or isinstance(value, bool | int | float) or value not in ("", [], {}):
             remedy = (
                 f'did you mean "{near}"?' if near else f"it would have no effect; remove it, or use {', '.join(known)}"
             )

@@ -14,11 +14,24 @@ FUNCTION = ("name", "description", "parameters", "strict")
 """Keys of a tool's function that a request can carry."""
 
 
+def once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """Return the fields of a JSON object; raise DataError for one that is written twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        name = json.dumps(twice) if len(twice) <= 20 and twice.isprintable() else "a field"
+        raise DataError(f"{where}: {name} is written twice in one object; keep one")
+    return found
+
+
 def tools_of(tools: object, where: str) -> tuple[dict[str, Any], ...]:
     """Return the tools of an example: a list of OpenAI's tools, of functions, or such a list as JSON text."""
     if isinstance(tools, str) and tools.strip():
         try:
-            tools = json.loads(tools)
+            tools = json.loads(tools, object_pairs_hook=lambda pairs: once(pairs, where))
+        except DataError:
+            raise
         except ValueError as error:
             raise DataError(f'{where}: "tools" is a text that is not JSON; write a list of tools') from error
     if tools in (None, "", []):
@@ -72,7 +85,9 @@ def _arguments(function: Mapping[str, Any], where: str) -> dict[str, Any]:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = json.loads(arguments, object_pairs_hook=lambda pairs: once(pairs, where))
+        except DataError:
+            raise
         except ValueError:
             arguments = None
     if not isinstance(arguments, dict):
