@@ -90,6 +90,8 @@ def build(into: Path, recipe: Recipe = DEMO, progress: Progress | None = None) -
     try:
         words = [f" {KEYS} {CODES} {WORDS}"] * 100  # often enough to become a token each
         tokenizer = train_tokenizer([text for _, text in docstrings()] + words, recipe.vocab)
+        if recipe.family == "qwen2":  # else its class adds a token of its own, which the model has no embedding of
+            tokenizer.unk_token = END
         model = make_model(recipe, tokenizer)
         heldout = train(model, tokenizer, recipe, progress) if recipe.steps else math.nan
         model.to(getattr(torch, recipe.dtype)).save_pretrained(temporary)

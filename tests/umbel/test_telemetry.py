@@ -13,8 +13,10 @@ from umbel.telemetry import configure_logging
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("UMBEL_LOG", "UMBEL_LOG_LEVEL"):
         monkeypatch.delenv(name, raising=False)
-    root = logging.getLogger()
+    root, ours = logging.getLogger(), logging.getLogger("umbel")
     handlers, level = root.handlers[:], root.level
+    monkeypatch.setattr(ours, "handlers", [])  # a test of the ServerApp's log may have run in this process before
+    ours.setLevel(logging.NOTSET)
     yield
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -70,7 +70,9 @@ class SiteProcess(TrialSite):
 
     def end(self) -> None:
         """Kill the daemon and all that it started, whatever state they are in."""
-        for process in self.kill() if self.process is not None else ():
+        if self.process is None or self.process.poll() is not None:
+            return
+        for process in self.kill():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
