@@ -31,6 +31,9 @@ pytestmark = pytest.mark.e2e
 BF16 = ml_dtypes.bfloat16
 TOKENS = 48
 PROMPTS = ("Return the number of", "import os", "The quick brown fox", "class Reader:", "a list of strings and", "one")
+CLEAR = 0.125
+"""Lead of the reference's choice, in logits, over which the engine must choose the same: eight times the distance of
+bfloat16 numbers between 2 and 4."""
 COMPARED = 0.5
 """Least share of all positions at which the reference's choice must be clear."""
 THREADS = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_")
@@ -71,10 +74,10 @@ def test_it_serves_and_trains_in_bfloat16(site: SiteProcess) -> None:
 def test_greedy_tokens_equal_the_reference_where_its_choice_is_clear(site: SiteProcess, asked: str) -> None:
     version = "base" if asked == "llama" else "support@v1"
     answers = ask(site, asked, version)
-    clear, wrong = compare(reference(site, version), answers)
+    clear, wrong = compare(reference(site, version), answers, CLEAR)
     assert wrong == []
     assert clear >= COMPARED * len(PROMPTS) * TOKENS
-    clear, wrong = compare(reference(site, "support@v1" if asked == "llama" else "base"), answers)
+    clear, wrong = compare(reference(site, "support@v1" if asked == "llama" else "base"), answers, CLEAR)
     assert len(wrong) > clear / 2, "another version chooses other tokens"
 
 
@@ -94,11 +97,11 @@ def test_a_round_is_trained_promoted_and_taken_back(site: SiteProcess) -> None:
     assert all(np.any(array) for array in tensors.values()), "every module has moved"
 
     site.deploy(2, parent)
-    clear, wrong = compare(reference(site, "support@v2"), ask(site, "support", "support@v2"))
+    clear, wrong = compare(reference(site, "support@v2"), ask(site, "support", "support@v2"), CLEAR)
     assert wrong == []
     assert clear >= COMPARED * len(PROMPTS) * TOKENS
     assert site.roll_back().json() == {"live": "support@v1"}
-    assert compare(reference(site, "support@v1"), ask(site, "support", "support@v1"))[1] == []
+    assert compare(reference(site, "support@v1"), ask(site, "support", "support@v1"), CLEAR)[1] == []
 
 
 def ask(site: SiteProcess, model: str, version: str) -> list[tuple[list[int], list[int]]]:

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-CLEAR = 0.25
-"""Least lead of the reference's first choice over its second, in logits, at which the engine must choose the same."""
 
-
-def compare(model: Any, answers: Sequence[tuple[list[int], list[int]]]) -> tuple[int, list[tuple[int, int, float]]]:
+def compare(
+    model: Any, answers: Sequence[tuple[list[int], list[int]]], lead_over: float
+) -> tuple[int, list[tuple[int, int, float]]]:
     """Return at how many positions the reference's choice is clear, and (answer, position, lead) where it is another.
 
-    `answers` are pairs of the ids of a prompt and of the engine's answer to it.
+    `answers` are pairs of the ids of a prompt and of the engine's answer to it. A choice is clear where it leads the
+    second by over `lead_over`, in logits: some times the distance of bfloat16 numbers of the logits' size.
     """
     clear, wrong = 0, []
     for number, (prompt, answer) in enumerate(answers):
@@ -25,7 +25,7 @@ def compare(model: Any, answers: Sequence[tuple[list[int], list[int]]]) -> tuple
         (best, second), choice = logits_tv.topk(2).values.unbind(-1), logits_tv.argmax(-1)
         for place, token in enumerate(answer):
             lead = float(best[place] - second[place])
-            clear += lead > CLEAR
-            if lead > CLEAR and token != int(choice[place]):
+            clear += lead > lead_over
+            if lead > lead_over and token != int(choice[place]):
                 wrong.append((number, place, lead))
     return clear, wrong
