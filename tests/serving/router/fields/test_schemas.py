@@ -27,7 +27,7 @@ def test_an_ordinary_schema_is_compiled() -> None:
 
 @pytest.mark.parametrize(
     "schema",
-    [3, [], {"pattern": "a"}, {"patternProperties": {}}, {"not": {}}, {"if": {}}, {"multipleOf": 3}, {"$id": "x"},
+    [3, [], {"pattern": "a"}, {"patternProperties": {}}, {"not": {}}, {"if": {}}, {"multipleOf": 3},
      {"uniqueItems": True}, {"maxLength": 257}, {"maxLength": -1}, {"maxLength": True}, {"minItems": 1001},
      {"maxItems": 1e3}, {"minItems": 2, "maxItems": 1}, {"minimum": 1e300}, {"exclusiveMinimum": True}, {"type": "x"},
      {"type": {}}, {"type": [3]}, {"format": "regex"}, {"format": []}, {"format": "date", "maxLength": 9}, {"enum": []},
