@@ -42,9 +42,9 @@ def _known_query(request: Request) -> None:
 
 
 GROUP = APIRouter(dependencies=[Depends(_known_query)])
-"""What the ClientApp asks: the routes of the socket `[site].socket`, which the site's group may open."""
+"""Routes for the ClientApp, on the socket `[site].socket`, which the site's group may open."""
 OPERATOR = APIRouter(dependencies=[Depends(_known_query)])
-"""What the operator's commands and the engine ask: the routes of `operator.sock` in state_dir, for its owner only."""
+"""Routes for the operator's commands and the engine, on `operator.sock` in state_dir, for its owner only."""
 
 
 def group_api(site: Site) -> FastAPI:

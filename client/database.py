@@ -1,8 +1,6 @@
 """`Database`: a SQLite connection of the daemon, which says NoRoom where its disk is full, and goes on afterwards."""
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +39,6 @@ class Database(sqlite3.Connection):
             return error
         said = f"cannot be written ({error}), and is as before; make room on its disk, then try again"
         return NoRoom(f"{self.path}: {said}")
-
-
-@contextmanager
-def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Run all statements of the block, or none; other writers wait."""
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        database.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.OperationalError, NoRoom):  # SQLite has ended it already where the disk is full
-            database.execute("ROLLBACK")
-        raise
 
 
 def connect(path: Path, timeout: float = 5.0) -> Database:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client import rollback_windows, round_journal
-from client.database import connect, transaction
+from client.database import connect
 from client.rollback_windows import RollbackWindows
 from client.round_journal import RoundJournal
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.errors import Conflict, JournalError, NotFound
 from umbel.messages import ShadowReport
+from umbel.transaction import transaction
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS versions (

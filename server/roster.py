@@ -30,13 +30,13 @@ class _Node:
     """The first name it said. It has no other one until it is offline."""
     asked: bool = False
     nonce: str = ""
-    """Of the hello that it was asked for last."""
+    """Nonce of the last hello that the node was asked for."""
     answered: bool = False
     """True once the node has answered anything, even that its site does not answer."""
     due: float = 0.0
     pause: float = _FIRST_PAUSE_S
     hello: Hello | None = None
-    """What its site said last, in that name and signed where keys are required."""
+    """Last hello of its site, in that name and signed where keys are required."""
     trouble: str = ""
     """Reason why the node's site is not known yet, or may not take part."""
     barred: bool = False

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from umbel.base_files import EMBEDDING, weight_files
+from umbel.base_files import EMBEDDING, json_object, weight_files
 from umbel.errors import BaseMismatch, ConfigError, UnsupportedModel
 
 # Keys of config.json that have no effect on the model's output.
@@ -85,12 +85,7 @@ def read_config(model: Path) -> dict[str, Any]:
     config_file = model / "config.json"
     if not config_file.is_file():
         raise ConfigError(f"{model}: no base model here; expected a Hugging Face model directory with config.json")
-    try:
-        config: dict[str, Any] = json.loads(config_file.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{config_file}: not JSON ({error}); copy the model directory again") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{config_file}: not a JSON object; copy the model directory again")
+    config = json_object(config_file)
     if config.get("model_type") not in FAMILIES:
         raise UnsupportedModel(
             f"{config_file}: model_type {config.get('model_type')!r} is not supported; known: {', '.join(FAMILIES)}"

@@ -54,7 +54,7 @@ def file_mistakes(model: Path, expected: Mapping[str, tuple[int, ...]]) -> Itera
     for name in JSON_FILES:
         if (model / name).is_file():
             try:
-                _json_object(model / name)
+                json_object(model / name)
             except ConfigError as error:
                 yield error
     try:
@@ -172,13 +172,14 @@ def _tensor_mistakes(
 
 def _weight_map(model: Path) -> dict[str, str]:
     """Return tensor → shard as the index has it; raise ConfigError if it cannot be read."""
-    found = _json_object(model / INDEX).get("weight_map")
+    found = json_object(model / INDEX).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise ConfigError(f"{model / INDEX}: no weight_map in it; copy the model directory again")
     return found
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a model directory; raise ConfigError, naming the file, for anything else."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ Every message is a map `{"schema": 1, "kind": …, **body}`. Nothing is ever unp
     order = unpack_model(pack_model(order), RoundOrder)   # the same for pydantic models, by their class name
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgpack
@@ -19,6 +20,16 @@ M = TypeVar("M", bound=BaseModel)
 SCHEMA = 1
 MAX_BYTES = 1 << 20
 """Largest message. Adapters travel as files or Flower arrays, so a message is small."""
+
+
+def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str | None:
+    """Return the first key that is there twice among the (key, value) pairs of a JSON object; None without one."""
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            return key
+        seen.add(key)
+    return None
 
 
 def pack(kind: str, body: dict[str, Any]) -> bytes:

@@ -3,13 +3,13 @@
 A fault is blamed on the file that has it. An id that the embedding has no row for would end the engine on a GPU.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import serving.tokenizer
 from client.data.chat_template import ChatTemplate
 from umbel.base import read_config
+from umbel.base_files import embedding_rows, json_object
 from umbel.errors import ConfigError
 
 KNOWN_TEXT = "The 2 pumps, 7 °C: ok? Größe 10 – ja!\n"
@@ -48,7 +48,7 @@ def _require_whole(tokenizer: Any, model: Path) -> None:
 
 def _require_rows(tokenizer: Any, model: Path) -> None:
     """Raise ConfigError for tokens that the base has no embedding of."""
-    rows = read_config(model).get("vocab_size")
+    rows = embedding_rows(model) or read_config(model).get("vocab_size")  # there may be no weights beside it
     most = max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])
     if isinstance(rows, int) and most >= rows:
         raise ConfigError(
@@ -80,10 +80,4 @@ def stop_tokens(tokenizer: Any, model: Path) -> frozenset[int]:
 
 def _json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file, an empty one where there is no file; raise ConfigError for anything else."""
-    try:
-        value = json.loads(file.read_bytes()) if file.is_file() else {}
-    except ValueError as error:
-        raise ConfigError(f"{file}: not JSON ({error}); copy the model directory again") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file}: not a JSON object; copy the model directory again")
-    return value
+    return json_object(file) if file.is_file() else {}

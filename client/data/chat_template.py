@@ -18,7 +18,7 @@ from client.data.stand_ins import StandIns, Tools
 from umbel.errors import ConfigError, DataError
 
 THOUGHT = "<think>"
-"""How thoughts before an answer begin, in the templates of all models that have them."""
+"""Text that begins the thoughts before an answer, in the templates of all models that have them."""
 _THOUGHTS = re.compile(r"</?think>")
 
 
@@ -27,9 +27,9 @@ class Answer:
     """Prompt and answer as texts, with everything that the template writes around them."""
 
     prompt: str
-    """What the engine would be given."""
+    """Text that the engine is given."""
     text: str
-    """What it should generate, and what the template writes behind it."""
+    """Text that the engine should generate, and what the template writes behind it."""
     tail: int
     """Length of the part of `text` that stands behind the answer itself: its end, and often a line break."""
 
@@ -99,7 +99,7 @@ class ChatTemplate:
             text = _between(prompt, head) + _as_written(answer, whole, head, tail, prompt)
         self._require_kept(conversation, index, prompt, text, where)
         if not text.endswith(tail):  # a call may end in another way than a text: behind its last name
-            return Answer(prompt, text, len(text) - max(0, *(text.rfind(name) for name in _called(answer)), 0))
+            return Answer(prompt, text, len(text) - max(text.rfind(name) for name in _called(answer)))
         return Answer(prompt, text, len(tail))
 
     def _require_kept(self, conversation: Conversation, index: int, prompt: str, text: str, where: str) -> None:

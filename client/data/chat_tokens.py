@@ -129,11 +129,11 @@ class ChatTokenizer:
         whole = self.prompt_ids(prompt + text)
         if whole[: len(prompt_ids)] == prompt_ids:
             return whole[len(prompt_ids) :]
-        expected = self._decode(whole)
+        expected = self.decode(whole)
         for anchor in ("", *_ANCHORS):
             before, with_anchor = self._ids(anchor), self._ids(anchor + text)
             ids = with_anchor[len(before) :]
-            if with_anchor[: len(before)] == before and self._decode([*prompt_ids, *ids]) == expected:
+            if with_anchor[: len(before)] == before and self.decode([*prompt_ids, *ids]) == expected:
                 return ids
         raise DataError(
             f"{where}: an answer begins inside a token of this base, so it cannot follow its prompt; begin the answer "
@@ -144,7 +144,8 @@ class ChatTokenizer:
         ids: Ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, special ones visible."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     @staticmethod

@@ -23,7 +23,7 @@ class Turn:
     reasoning_content: str | None = None
     """Thoughts before an answer, for templates that write them."""
     trained: bool = True
-    """Whether an answer carries a loss; other turns never do."""
+    """False for an answer without a loss; other turns never carry one."""
 
     def message(self) -> dict[str, Any]:
         """Return the turn as SGLang hands it to the chat template: keys without a value left out."""

@@ -1,4 +1,4 @@
-"""Read a file of examples: JSON Lines or one JSON array, also gzipped; count the examples, and hold some out.
+"""Read a file of examples: JSON Lines or one JSON array, also gzipped; hold some examples out.
 
 No message of this module holds text of an example: a message names the line and the expected shape.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from client.data.conversation import Conversation, content_of
+from client.data.conversation import Conversation
 from client.data.shapes import EXPECTED, conversation_of
 from client.data.tool_fields import once
 from umbel.errors import DataError
@@ -38,14 +38,6 @@ _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Number of examples to train on, and of those held out for probes."""
-
-    train: int
-    held_out: int
-
-
-@dataclass(frozen=True)
 class Line:
     """One example of a file, or why it is refused."""
 
@@ -53,28 +45,6 @@ class Line:
     """Number of its line, or of the item in a JSON array; from 1 on."""
     conversation: Conversation | None
     refused: DataError | None = None
-
-
-def count(data: Path, eval_data: Path | None, eval_fraction: float) -> Counts:
-    """Count a site's examples as preparation splits them, without a tokenizer: fast, and offline.
-
-    Examples that preparation drops because seq_len leaves no token of their answer are still counted. Raises DataError
-    for the first example of either file that cannot be used, and for a file without one.
-    """
-    every = contents(data)
-    if eval_data is not None:
-        return Counts(len(every), len(contents(eval_data)))
-    kept_back = held_out(every, eval_fraction)
-    number = sum(content in kept_back for content in every)
-    return Counts(len(every) - number, number)
-
-
-def contents(path: Path) -> list[str]:
-    """Return the `content_of` every example in a file; raise DataError for a bad example, or where there is none."""
-    found = [content_of(conversation) for _, conversation in read(path)]
-    if not found:
-        raise DataError(f"{path}: holds no example; {EXPECTED}, one per line")
-    return found
 
 
 def held_out(all_contents: Iterable[str], fraction: float) -> set[str]:

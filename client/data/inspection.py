@@ -9,7 +9,6 @@ Only `umbel data` shows the texts; they are private.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from client.data.chat_tokens import ChatTokenizer
 from client.data.conversation import content_of
@@ -111,8 +110,8 @@ def stretches(row: LabelledTokens, tokenizer: ChatTokenizer, seq_len: int) -> li
     found, before = [], ""
     for first, end in zip([0, *borders], [*borders, len(ids)], strict=True):
         # Some tokenizers write a space only between words, so a stretch is decoded behind what comes before it.
-        upto, part = _decode(tokenizer, ids[:end]), tuple(ids[first:end])
-        text = upto.removeprefix(before) if upto.startswith(before) else _decode(tokenizer, part)
+        upto, part = tokenizer.decode(ids[:end]), tuple(ids[first:end])
+        text = upto.removeprefix(before) if upto.startswith(before) else tokenizer.decode(part)
         found.append(Stretch(first, part, text, *places[first]))
         before = upto
     return found if ids else []
@@ -130,9 +129,5 @@ def prompt(example: Inspected, tokenizer: ChatTokenizer) -> str | None:
     for ids, labels in example.whole:
         first = next((place for place, label in enumerate(labels) if label != NO_LOSS), None)
         if first is not None:
-            return _decode(tokenizer, ids[:first])
+            return tokenizer.decode(ids[:first])
     return None if example.refused else ""
-
-
-def _decode(tokenizer: ChatTokenizer, ids: Any) -> str:
-    return str(tokenizer.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

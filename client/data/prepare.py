@@ -123,9 +123,8 @@ def _digest(wanted: Preparation) -> str:
     parts: list[object] = [FORMAT, metadata.version("transformers"), metadata.version("sglang"), wanted.seq_len]
     parts += [(name, _digest_file(file)) for name, file in sorted(_files(wanted).items())]
     parts += [] if wanted.eval_data else [wanted.eval_fraction]
-    for file in sorted(
-        (*wanted.model.glob("*"), *wanted.model.glob("additional_chat_templates/*"))
-    ):  # the tokenizer's files under any name, without the weights
+    # The tokenizer's files under any name, without the weights.
+    for file in sorted((*wanted.model.glob("*"), *wanted.model.glob("additional_chat_templates/*"))):
         if file.suffix in (".json", ".jinja", ".model", ".txt"):
             parts.append((file.name, _digest_file(file)))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

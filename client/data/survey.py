@@ -93,16 +93,15 @@ class Survey:
             return self.refused
         if not summary.examples:
             return [DataError(f"{self.path}: holds no example; {EXPECTED}, one per line")]
-        return [] if self.examples else [DataError(f"{self.path}: no trainable token in any of {self._cause()}")]
-
-    def _cause(self) -> str:
-        total, cut = self.summary.examples, self.summary.cut
-        if cut:
-            return (
-                f"{total} examples: {cut} of {total} prompts fill seq_len before their answer begins; raise "
-                "[training].seq_len"
+        if self.examples:
+            return []
+        total, cut = summary.examples, summary.cut  # what is left out was cut
+        return [
+            DataError(
+                f"{self.path}: no trainable token in any of {total} examples: {cut} of {total} prompts fill seq_len "
+                "before their answer begins; raise [training].seq_len"
             )
-        return f"{total} examples: the chat template renders no answer; check its {{% generation %}} spans"
+        ]
 
 
 def survey(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> Survey:

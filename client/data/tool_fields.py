@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from umbel.errors import DataError
+from umbel.wire import repeated_key
 
 FUNCTION = ("name", "description", "parameters", "strict")
 """Keys of a tool's function that a request can carry."""
@@ -16,13 +17,11 @@ FUNCTION = ("name", "description", "parameters", "strict")
 
 def once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     """Return the fields of a JSON object; raise DataError for one that is written twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    twice = repeated_key(pairs)
+    if twice is not None:
         name = json.dumps(twice) if len(twice) <= 20 and twice.isprintable() else "a field"
         raise DataError(f"{where}: {name} is written twice in one object; keep one")
-    return found
+    return dict(pairs)
 
 
 def tools_of(tools: object, where: str) -> tuple[dict[str, Any], ...]:

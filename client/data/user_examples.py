@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Self
 
 from client.data.scrub import Scrubber
-from client.database import connect, transaction
+from client.database import connect
 from client.disk import require_room
 from serving.user_example import SETTINGS, ConsentSettings, Example
 from umbel.errors import Conflict, NoRoom, NotFound
 from umbel.peft_dir import replace_durably
 from umbel.site.config import SiteConfig
 from umbel.site.sections import ExamplesSection
+from umbel.transaction import transaction
 
 DATABASE, KEY, RELEASED = "examples.sqlite3", "examples.key", "examples.jsonl"
 """Names of the files in the state directory."""

@@ -25,13 +25,14 @@ from server.registry.blobs import BlobStore
 from server.registry.identity import ALIASES, IDENTITY, PIN, Identity
 from server.registry.index import VersionIndex
 from server.registry.pin import Pin
-from server.registry.round_log import RoundState, now, transaction
+from server.registry.round_log import RoundState, now
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, AdapterRef, check_name
 from umbel.errors import Conflict, NotFound, RegistryError
 from umbel.faults import Point, reach
 from umbel.messages import Submit
 from umbel.signing import PrivateKey
+from umbel.transaction import transaction
 
 __all__ = ["HEAD", "LIVE", "PREVIOUS", "SHADOW", "AdapterRegistry"]
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from server.registry import lineage, version_dir
 from server.registry.registry import PREVIOUS, AdapterRegistry
-from server.registry.round_log import now, transaction
+from server.registry.round_log import now
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import RegistryError
 from umbel.faults import Point, reach
+from umbel.transaction import transaction
 
 
 @dataclass(frozen=True)

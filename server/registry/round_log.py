@@ -6,11 +6,12 @@ index is rebuilt: it fills the log from the registry's files.
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+
+from umbel.transaction import transaction
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS rounds (
@@ -151,19 +152,6 @@ def _added(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
 def _record(row: tuple[str, int, str, str, int | None, str, str]) -> RoundRecord:
     name, number, run_id, state, version, reasons, at = row
     return RoundRecord(name, number, run_id, RoundState(state), version, json.loads(reasons), at)
-
-
-@contextmanager
-def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Run all statements of the block, or none; other writers wait."""
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        database.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.OperationalError):  # SQLite has ended it already where the disk is full
-            database.execute("ROLLBACK")
-        raise
 
 
 def now() -> str:

@@ -4,6 +4,7 @@ import json
 from typing import Any, NoReturn
 
 from umbel.errors import RequestRefused
+from umbel.wire import repeated_key
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -33,12 +34,10 @@ def serialise(request: dict[str, Any]) -> bytes:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    twice = repeated_key(pairs)
+    if twice is not None:
         raise RequestRefused(f"The body holds {twice[:100]!r} twice; leave one out.", twice[:100])
-    return found
+    return dict(pairs)
 
 
 def _no_number(name: str) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from client.data.conversation import Conversation, Turn, content_of
-from client.data.examples import Counts, contents, count, held_out, parse
+from client.data.examples import held_out, parse, read
 from client.data.prepare import Preparation, prepare
 from tests.toys.sites.training_data import SECRET, write_lines
 from umbel.errors import DataError
@@ -57,10 +57,13 @@ def test_counts_are_those_of_the_token_files(tiny_llama: Path, tmp_path: Path, f
     examples = [(f"question {n}", f"answer {n}") for n in range(60)]
     data = write_lines(tmp_path / "data.jsonl", examples + examples[:20])
     done = prepare(Preparation(data, None, fraction, tiny_llama, 32, tmp_path / "tokens"))
-    assert count(data, None, fraction) == Counts(done.train_examples, done.eval_examples)
+    every = [content_of(conversation) for _, conversation in read(data)]
+    kept_back = held_out(every, fraction)
+    number = sum(content in kept_back for content in every)
+    assert (len(every) - number, number) == (done.train_examples, done.eval_examples)
     eval_data = write_lines(tmp_path / "eval.jsonl", examples[:7])
     done = prepare(Preparation(data, eval_data, fraction, tiny_llama, 32, tmp_path / "tokens"))
-    assert count(data, eval_data, fraction) == Counts(done.train_examples, done.eval_examples) == Counts(80, 7)
+    assert (done.train_examples, done.eval_examples) == (80, 7)
 
 
 def test_examples_keep_their_side_whatever_is_added(tmp_path: Path) -> None:
@@ -72,10 +75,10 @@ def test_examples_keep_their_side_whatever_is_added(tmp_path: Path) -> None:
     assert held_out(every[:1], 0.5) == set(), "a single example is for training"
 
 
-def test_a_file_without_examples_cannot_be_counted(tmp_path: Path) -> None:
+def test_a_file_without_examples_cannot_be_prepared(tiny_llama: Path, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "data.jsonl", [("a", "b")])
     empty = write_lines(tmp_path / "empty.jsonl", [])
-    assert len(contents(data)) == 1
+    assert len(list(read(data))) == 1
     for files in ((empty, None), (data, empty)):
         with pytest.raises(DataError, match=r"empty\.jsonl: holds no example"):
-            count(*files, 0.1)
+            prepare(Preparation(*files, 0.1, tiny_llama, 32, tmp_path / "tokens"))
