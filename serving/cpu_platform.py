@@ -69,6 +69,9 @@ class PortableCpuPlatform(SRTPlatform):
 
 def _ignore_pinning() -> None:
     # SGLang's LoRA layers pin host memory unconditionally (sglang#31894), which torch refuses without an accelerator.
+    # `with torch.device(...)` knows these functions by identity, from a list that torch makes when it first needs it:
+    # made of the wrapped ones it would match no call, and `transformers` would load models with uninitialised buffers.
+    torch.utils._device._device_constructors()
     for name in ("tensor", "empty", "zeros", "ones", "arange", "full", "empty_like"):
         setattr(torch, name, _without_pinning(getattr(torch, name)))
     torch.Tensor.pin_memory = lambda self, *args, **kwargs: self  # type: ignore[method-assign]

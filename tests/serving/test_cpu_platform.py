@@ -16,11 +16,14 @@ found = {"name": name, "torch": torch.empty is empty}
 if name:
     platform = pkgutil.resolve_name(name)()
     pinned = torch.zeros(2, pin_memory=True)
+    with torch.device("meta"):
+        there = [torch.tensor([1]), torch.empty(2), torch.zeros(2), torch.ones(2), torch.arange(2), torch.full((2,), 7)]
     found |= {
         "device": platform.get_device(), "attention": platform.get_default_attention_backend(),
         "memory": platform.get_available_memory(), "total": platform.get_device_total_memory(),
         "used": platform.get_current_memory_usage(), "pinned": pinned.pin_memory() is pinned,
         "kept": torch.full((2,), 7, dtype=torch.int64, pin_memory=True).tolist(),
+        "in context": [made.device.type for made in there],
     }
 print("found:", json.dumps(found))
 """
@@ -51,3 +54,4 @@ def test_without_an_accelerator_sglang_gets_main_memory_and_torch_pins_nothing()
     assert 0 < free < total == said["total"]
     assert 0 < said["used"] < total
     assert (said["pinned"], said["kept"]) == (True, [7, 7])
+    assert said["in context"] == ["meta"] * 6, "the device of a context holds for all of them"
