@@ -4,10 +4,12 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from client.data.prepare import Prepared
 from client.disk import require_room
+from client.following import Following
 from client.keys import SiteKeys
 from client.personal import PersonalPart, split
 from client.round_journal import RoundJournal
@@ -17,12 +19,10 @@ from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob
 from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.base import BaseFingerprint
-from umbel.errors import AdapterError, BaseMismatch, CoTrainerSilent, EngineGone, NoRoom, NotFound, TrainingError
+from umbel.errors import AdapterError, BaseMismatch, EngineGone, NoRoom, NotFound, TrainingError
 from umbel.faults import Point, reach
 from umbel.messages import JobState, RoundOrder, RoundReport, Submit, TrainPlan
 
-POLL_S = 0.5
-"""Seconds between two questions to the co-trainer."""
 KEPT_ROUNDS = 3
 """Number of finished rounds whose files stay; the centre has long fetched older ones."""
 PARENT, UPDATE = "parent.safetensors", "update.safetensors"
@@ -34,7 +34,8 @@ NO_ROOM_S = 60.0
 MAX_ATTEMPTS = 5
 """Attempts at a round that count; an engine that dies in all of them probably dies of the round."""
 MAX_EXCUSED = 20
-"""Attempts that do not count, because users may have ended the engine, or it was silent and its end not yet seen."""
+"""Attempts that do not count, because users may have ended the engine. Bounded for the users' sake: at a busy site a
+round that itself ends each engine looks the same."""
 
 PersonalParts = Callable[[str, str, Personal], PersonalPart]
 """Makes the personal part of an adapter, by its name, lineage and kind."""
@@ -62,6 +63,7 @@ class Jobs:
         self._rounds = rounds
         self._supervisor = supervisor
         self._cotrainer = cotrainer
+        self._following = Following(supervisor, cotrainer)
         self._prepared = prepared
         self._base = fingerprint.digest
         self._shapes = shapes
@@ -169,7 +171,7 @@ class Jobs:
                 data=str(self._prepared.guards[guard] if guard else self._prepared.eval), output=str(scores),
             )  # fmt: skip
             try:
-                status = await self._follow(job)
+                status = await self._following.follow(job)
                 if status.state is not JobState.DONE:
                     raise TrainingError(f"evaluation stopped: {status.error or status.state}")
                 return Scores.read(scores)
@@ -199,9 +201,9 @@ class Jobs:
         deaths = self._supervisor.deaths_under_users
         try:
             async with self._one_at_a_time:
-                status = await self._follow(job)
+                status = await self._following.follow(job, note=partial(self._note_progress, order.key))
         except (EngineGone, TrainingError) as error:  # the round stays open and is begun again
-            users = self._supervisor.deaths_under_users > deaths or isinstance(error, CoTrainerSilent)
+            users = self._supervisor.deaths_under_users > deaths
             excused = users and self._rounds.excuse_attempt(order.key, MAX_EXCUSED)
             counted = "not counted" if excused else "counted"
             logger.warning("round.interrupted key=%s attempt=%s: %s", order.key, counted, error)
@@ -250,20 +252,6 @@ class Jobs:
             part.keep(peft_dir.decode((self._folder(key) / PARENT).read_bytes()), waiting.read_bytes())
             reach(Point.PART_KEPT)
         waiting.unlink()
-
-    async def _follow(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
-        """Start a job and wait for its end; return its last status. Raises EngineGone when the engine dies."""
-        status = await self._supervisor.while_running(self._cotrainer.start(job))
-        while not status.state.final or status.job != job.id:
-            if status.job != job.id:  # refused with a reason, or a new engine that knows no job
-                if status.error:
-                    return status.model_copy(update={"job": job.id, "state": JobState.FAILED})
-                raise EngineGone("the engine was started anew")
-            if isinstance(job, TrainJob):
-                self._note_progress(job.id, status)
-            await asyncio.sleep(POLL_S)
-            status = await self._supervisor.while_running(self._cotrainer.status())
-        return status
 
     def _note_progress(self, key: str, status: CoTrainerStatus) -> None:
         known = self._progress.get(key)

@@ -14,6 +14,7 @@ import psutil
 import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
+from torch.utils._device import _device_constructors
 
 
 def activate() -> str | None:
@@ -71,7 +72,7 @@ def _ignore_pinning() -> None:
     # SGLang's LoRA layers pin host memory unconditionally (sglang#31894), which torch refuses without an accelerator.
     # `with torch.device(...)` knows these functions by identity, from a list that torch makes when it first needs it:
     # made of the wrapped ones it would match no call, and `transformers` would load models with uninitialised buffers.
-    torch.utils._device._device_constructors()
+    _device_constructors()
     for name in ("tensor", "empty", "zeros", "ones", "arange", "full", "empty_like"):
         setattr(torch, name, _without_pinning(getattr(torch, name)))
     torch.Tensor.pin_memory = lambda self, *args, **kwargs: self  # type: ignore[method-assign]

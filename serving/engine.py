@@ -15,6 +15,7 @@ import httpx
 
 from serving import engine_log
 from serving.aliases import AliasTable
+from serving.loopback import alone
 from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, PARENT_VARIABLE, RUN_DIR_VARIABLE
 from serving.traffic_report import TrafficReport
 from umbel import ports
@@ -109,15 +110,14 @@ class Engine:
         replace_durably(state_dir / ADMIN_KEY, self.key.encode())
         replace_durably(state_dir / "engine.yaml", f"api-key: {self.key}\nadmin-api-key: {self.key}\n".encode())
         environment = {
-            **PASSIVE_WAITING,
-            **os.environ,
+            **PASSIVE_WAITING, **alone(state_dir), **os.environ,
             "HF_HUB_OFFLINE": "1",
             "SGLANG_PLUGINS": "umbel,umbel_cpu",
             **self.config.engine.env,
             RUN_DIR_VARIABLE: str(state_dir),
             PARENT_VARIABLE: str(os.getpid()),
             API_KEYS_VARIABLE: str(self.config.engine.api_keys or ""),
-        }
+        }  # fmt: skip
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,

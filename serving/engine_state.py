@@ -19,6 +19,9 @@ IN_FLIGHT = 1024
 """Requests that are noted at a time; what comes beyond is answered without a note."""
 ANSWERED = 32768
 """Latest answered requests that are remembered."""
+PASSED = 2
+"""Batches begun after a client left its request until the request is taken for gone: a scheduler that hangs in one
+begins none after it."""
 _BATCHES, _OUTPUTS, _NEXT = 0, 8, 16
 _COUNTER = struct.Struct("<Q")
 _TABLE = 24
@@ -43,6 +46,8 @@ class EngineState:
             self._map = mmap.mmap(file.fileno(), _END)
         self._free = [slot for slot in reversed(range(IN_FLIGHT)) if not self._at(_TABLE, slot)]
         self._answered = self.answered()
+        self._left: list[tuple[int, int]] = []
+        """Slots of requests that their clients left, each with the batches that were begun by then."""
 
     @classmethod
     def create(cls, path: Path) -> "EngineState":
@@ -67,22 +72,29 @@ class EngineState:
     def count_output(self) -> None:
         """Note that tokens have reached the HTTP process."""
         self._add(_OUTPUTS)
+        self._let_go()
 
     def begin(self, digest: bytes) -> int | None:
         """Note a request in flight; return its slot, None where all are taken."""
+        self._let_go()
         if not self._free:
             return None
         slot = self._free.pop()
         self._write(_TABLE, slot, digest)
         return slot
 
-    def end(self, slot: int | None, answered: bool) -> None:
-        """Remove a request from those in flight; remember it if it was answered to its end."""
+    def end(self, slot: int | None, answered: bool, left: bool = False) -> None:
+        """Remove a request from those in flight; remember it if it was answered to its end.
+
+        One that its client `left` before is in flight until the scheduler has got past it: it may hang in it.
+        """
         if slot is None:
             return
+        if left:
+            self._left.append((slot, self.batches))
+            return
         digest = self._at(_TABLE, slot)
-        self._write(_TABLE, slot, _EMPTY)
-        self._free.append(slot)
+        self._release(slot)
         if answered and digest and digest not in self._answered:
             place = self._count(_NEXT) % ANSWERED
             self._answered.discard(self._at(_RING, place))
@@ -101,6 +113,19 @@ class EngineState:
     def clear_in_flight(self) -> None:
         """Forget the requests in flight; call it only while no engine runs."""
         self._map[_TABLE:_RING] = bytes(_RING - _TABLE)
+
+    def _let_go(self) -> None:
+        """Remove the requests that their clients left, and that the scheduler has got past."""
+        if not self._left:
+            return
+        batches = self.batches
+        for slot, _ in (gone := [one for one in self._left if batches >= one[1] + PASSED]):
+            self._release(slot)
+        self._left = [one for one in self._left if one not in gone]
+
+    def _release(self, slot: int) -> None:
+        self._write(_TABLE, slot, _EMPTY)
+        self._free.append(slot)
 
     def _at(self, table: int, place: int) -> bytes:
         """Return the digest at a place of a table; no bytes for an empty one."""

@@ -14,7 +14,7 @@ from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIA
 
 
 def register(cotrainer: str = "serving.cotrainer.cotrainer:CoTrainer") -> None:
-    """Put the router into the HTTP process, and the co-trainer's hooks into the scheduler process.
+    """Put the router into the HTTP process, and bounds and the co-trainer's hooks into the scheduler process.
 
     `cotrainer` names the co-trainer's class as `module:Class`; it is imported in the scheduler process only.
     """
@@ -24,7 +24,7 @@ def register(cotrainer: str = "serving.cotrainer.cotrainer:CoTrainer") -> None:
     if multiprocessing.parent_process() is None:  # SGLang spawns all its other processes
         _register_router(Path(run_dir))
     elif "sglang.srt.managers.scheduler" in sys.modules:  # not the detokenizer
-        _register_cotrainer(Path(run_dir), cotrainer)
+        _register_scheduler(Path(run_dir), cotrainer)
 
 
 def _register_router(run_dir: Path) -> None:
@@ -46,7 +46,7 @@ def _register_router(run_dir: Path) -> None:
         vocab_size = http_server.get_global_state().tokenizer_manager.model_config.vocab_size
         inner = refuse_suspects(build_stack(), run_dir)
         routers.append(Router(inner, run_dir / ALIASES, admin_key, vocab_size, keys))
-        return with_consent(routers[-1], run_dir, keys)
+        return with_consent(routers[-1], run_dir, keys, routers[-1].bodies)
 
     def count_output(*args: Any, **kwargs: Any) -> None:
         if state is not None:
@@ -75,10 +75,11 @@ def _register_router(run_dir: Path) -> None:
         HookRegistry.register(f"sglang.srt.{target}", hook, kind)
 
 
-def _register_cotrainer(run_dir: Path, cotrainer: str) -> None:
+def _register_scheduler(run_dir: Path, cotrainer: str) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from serving.cotrainer.hooks import Hooks, reserve_memory
+    from serving.grammars import bound_compiler, keep_latest
 
     def leave_room(available_bytes: int, *args: Any, **kwargs: Any) -> int:
         return reserve_memory(available_bytes, run_dir)
@@ -91,5 +92,7 @@ def _register_cotrainer(run_dir: Path, cotrainer: str) -> None:
         (f"{scheduler}.run_batch", hooks.before_batch, HookType.BEFORE),
         (f"{scheduler}.maybe_sleep_on_idle", hooks.around_sleep, HookType.AROUND),
         ("mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes", leave_room, HookType.AFTER),
+        ("constrained.base_grammar_backend.BaseGrammarBackend.__init__", keep_latest, HookType.AFTER),
+        ("constrained.xgrammar_backend.XGrammarGrammarBackend.__init__", bound_compiler, HookType.AFTER),
     ):
         HookRegistry.register(f"sglang.srt.{target}", hook, kind)

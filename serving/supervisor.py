@@ -64,6 +64,11 @@ class Supervisor:
         """The engine, or None while none answers."""
         return self._engine if self._available.is_set() else None
 
+    @property
+    def longest_hang_s(self) -> float:
+        """Seconds within which an engine that computes nothing is found to hang and ended, also while it loads."""
+        return 3 * self._config.engine.hang_timeout_s
+
     async def ready(self) -> Engine:
         """Wait for an engine that answers, and return it."""
         await self._available.wait()

@@ -15,41 +15,50 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 
-MAX_BODY_BYTES = 64 << 20
-"""Limit on the body of a user's request; longer ones are answered with 413."""
 FORWARDED = frozenset({b"content-type", b"accept", b"traceparent", b"tracestate"})
 """Headers of a user's request that SGLang gets: by others a request chooses a worker, a label or what is told of it."""
 MESSAGES = "/v1/messages"
-"""Anthropic's route, whose errors have a form of their own."""
+"""Anthropic's route; its errors, and those of what is below it there, have a form of their own."""
 ANTHROPIC_ERRORS = {
-    400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 413: "request_too_large",
-    503: "overloaded_error",
+    400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 408: "timeout_error",
+    413: "request_too_large", 503: "overloaded_error",
 }  # fmt: skip
 """Status → the `type` of Anthropic's errors."""
 REQUEST_KEYS = frozenset({"headers", "query_string", "path", "raw_path", "method", "path_params", "extensions"})
 """Keys of a scope that describe one request; all others describe the server and are the same for every request."""
+MOST_DIGITS = 20
+"""Digits of a content length; uvicorn refuses longer ones."""
+
+
+async def read_some(receive: Receive, most: float, begun: bytes = b"") -> tuple[bytes, bool]:
+    """Read on until the body, which began as `begun`, ends or is over `most` bytes; return it, and if more comes."""
+    body, more = bytearray(begun), True
+    while more and len(body) <= most:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body), more
 
 
 async def read_body(receive: Receive, most: int) -> bytes | None:
     """Read the whole body; return None as soon as it is over `most` bytes."""
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > most:
-            return None
-    return bytes(body)
+    body, _ = await read_some(receive, most)
+    return body if len(body) <= most else None
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body that was read already, then what the client sends next (a disconnect)."""
-    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+class Replay:
+    """A `receive` that gives a body that was read already, then what the client sends next (a disconnect)."""
 
-    async def replayed() -> Message:
-        return pending.pop() if pending else await receive()
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self.body = body
+        self._receive = receive
+        self._given = False
 
-    return replayed
+    async def __call__(self) -> Message:
+        if self._given:
+            return await self._receive()
+        self._given = True
+        return {"type": "http.request", "body": self.body, "more_body": False}
 
 
 def with_length(scope: Scope, length: int) -> Scope:
@@ -59,8 +68,9 @@ def with_length(scope: Scope, length: int) -> Scope:
 
 
 def length(scope: Scope) -> int:
-    """Return the content length of a request of `with_length` (bytes); 0 where it says none."""
-    return int(dict(scope["headers"]).get(b"content-length", b"0"))
+    """Return the content length of a request (bytes); 0 where it says none, as for a body in chunks."""
+    said = dict(scope["headers"]).get(b"content-length", b"")
+    return int(said) if said.isdigit() and len(said) < MOST_DIGITS else 0
 
 
 def forwarded(scope: Scope) -> Scope:
@@ -99,9 +109,9 @@ async def error(
     path: str = "",
     headers: Headers = (),
 ) -> None:
-    """Answer with an error in the form that OpenAI's clients expect, or Anthropic's if the request's `path` is one."""
+    """Answer with an error in the form that OpenAI's clients expect, or Anthropic's if the request's `path` is its."""
     body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    if path == MESSAGES:
+    if path == MESSAGES or path.startswith(f"{MESSAGES}/"):
         body = {"type": "error", "error": {"type": ANTHROPIC_ERRORS.get(status, "api_error"), "message": message}}
     await reply(send, status, body, headers)
 
@@ -134,5 +144,5 @@ async def post(app: ASGIApp, scope: Scope, path: str, body: dict[str, Any], key:
         status = message.get("status", status)
         answer.extend(message.get("body", b""))
 
-    await app(with_length(with_key(asked, key), len(content)), replay(content, nobody_leaves), collect)
+    await app(with_length(with_key(asked, key), len(content)), Replay(content, nobody_leaves), collect)
     return status, bytes(answer)

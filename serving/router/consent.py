@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from serving.router import asgi
 from serving.router.api_keys import ApiKeys
-from serving.router.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
+from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
+from serving.router.bodies import Bodies, BodyRefused, refuse
 from serving.user_example import MAX_EXAMPLE_BYTES, ROLES, SETTINGS, ConsentSettings, Example, unfit
 from umbel.printable import control
 
@@ -77,8 +78,10 @@ class Consent:
         daemon: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         keys: ApiKeys | None = None,
+        bodies: Bodies | None = None,
     ) -> None:
         self._app = app
+        self._bodies = bodies or Bodies()
         self._settings = settings
         self._keys = keys
         self._clock = clock
@@ -95,17 +98,17 @@ class Consent:
         return await self._app(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await asgi.read_body(receive, MAX_BODY_BYTES)
-        if body is None:
-            return await asgi.error(send, 413, "The body is too long.", "invalid_request_error")
-        asked = _suitable(body, self._settings.models)
-        replayed = asgi.replay(body, receive)
-        if asked is None:
-            return await self._app(scope, replayed, send)
-        seen = _Seen(send)
-        await self._app(scope, replayed, seen)
-        self._remember(asked, seen)
-        return None
+        try:
+            async with self._bodies.read(scope, receive) as body:
+                asked = _suitable(body, self._settings.models)
+                replayed = asgi.Replay(body, receive)
+                if asked is None:
+                    return await self._app(scope, replayed, send)
+                seen = _Seen(send)
+                await self._app(scope, replayed, seen)
+                return self._remember(asked, seen)
+        except BodyRefused as refused:
+            return await refuse(send, refused, scope["path"])
 
     def _remember(self, asked: dict[str, Any], seen: "_Seen") -> None:
         found = seen.answer()
@@ -128,9 +131,11 @@ class Consent:
             self._answers.popitem(last=False)
 
     async def _offered(self, receive: Receive, send: Send) -> None:
-        body = await asgi.read_body(receive, MAX_BODY_BYTES)
+        body = await asgi.read_body(receive, MAX_BYTES)
+        if body is None:
+            return await asgi.error(send, 413, f"The body is over {MAX_BYTES >> 20} MiB.", "invalid_request_error")
         try:
-            offer = Offer.model_validate_json(body or b"")
+            offer = Offer.model_validate_json(body)
         except ValidationError as error:  # the text of the error itself would quote the correction
             said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors())
             return await asgi.error(send, 400, said, "invalid_request_error")
@@ -210,10 +215,12 @@ class _Seen:
         return (str(parts[0]["id"]), text) if text.strip() and parts[0].get("id") else None
 
 
-def with_consent(app: ASGIApp, run_dir: Path, keys: ApiKeys | None = None) -> ASGIApp:
+def with_consent(app: ASGIApp, run_dir: Path, keys: ApiKeys | None = None, bodies: Bodies | None = None) -> ASGIApp:
     """Wrap `app` in a `Consent` if the daemon left settings for it in `run_dir`; else return `app` itself."""
     file = run_dir / SETTINGS
-    return Consent(app, ConsentSettings.model_validate_json(file.read_text()), keys=keys) if file.is_file() else app
+    if not file.is_file():
+        return app
+    return Consent(app, ConsentSettings.model_validate_json(file.read_text()), keys=keys, bodies=bodies)
 
 
 def _events(stream: bytes) -> list[dict[str, Any]]:

@@ -22,12 +22,13 @@ from pydantic import ValidationError
 from serving.aliases import BASE_LABEL, CLASSES, AliasTable
 from serving.router import asgi, feedback
 from serving.router.api_keys import ApiKeys
-from serving.router.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
+from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
+from serving.router.bodies import MAX_BODY_BYTES, Bodies, BodyRefused, refuse
 from serving.router.canary import version_for
 from serving.router.feedback import Feedback
 from serving.router.fields import body as fields
 from serving.router.fields.routes import ROUTES, checked
-from serving.router.mirror import Mirror
+from serving.router.mirror import MAX_REQUEST_BYTES, Mirror
 from serving.router.prefixes import Prefixes
 from serving.router.traffic import Traffic
 from serving.traffic_report import TrafficReport
@@ -40,10 +41,8 @@ OPEN = frozenset({"/health", "/health_generate", "/ready"})
 """Routes that answer GET without a key, also where users have API keys."""
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
 UNAUTHORIZED = "An API key of this site is needed: 'Authorization: Bearer KEY', or 'x-api-key: KEY'."
-TOO_LONG = f"The body is over {MAX_BODY_BYTES >> 20} MiB."
 BUSY = (429, 503)
 """Statuses with which SGLang refuses a request because it has too many."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -99,6 +98,7 @@ class Router:
         self.traffic = Traffic()
         self.prefixes = Prefixes()
         self.mirror = Mirror(self._answer_aside, self._may_mirror)
+        self.bodies = Bodies()
         self.draining = False
         if table_file.exists():
             self.table = AliasTable.read(table_file)
@@ -125,43 +125,51 @@ class Router:
             return await self._models(scope, send)
         if admin or (path == "/metrics" and scope["method"] == "GET"):
             return await self.app(scope, receive, send)
-        return await asgi.error(send, 404, f"{scope['method']} {path[:200]} does not exist here.", "not_found_error")
+        missing = f"{scope['method']} {path[:200]} does not exist here."
+        return await asgi.error(send, 404, missing, "not_found_error", path=path)
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if self.table is None or self.draining:
             return await asgi.not_ready(send, path)
-        body = await asgi.read_body(receive, MAX_BODY_BYTES)
-        if body is None:
-            return await asgi.error(send, 413, TOO_LONG, "invalid_request_error", path=path)
+        try:
+            async with self.bodies.read(scope, receive) as body:
+                return await self._answer(self.table, scope, receive, send, body)
+        except BodyRefused as refused:
+            return await refuse(send, refused, path)
+
+    async def _answer(self, table: AliasTable, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        path = scope["path"]
         try:
             asked = fields.parse(body)
             model = asked.get("model")
             if not isinstance(model, str):
                 raise RequestRefused("'model' is missing; name a model.", "model")
-            ref = version_for(self.table, model, asked, scope["headers"])
+            ref = version_for(table, model, asked, scope["headers"])
             request = checked(path, asked, self.vocab_size)
             del asked  # what was left out of it would be in memory until the answer ends
             body = fields.serialise(request)  # SGLang reads what was checked, whatever else the body may have said
         except NotFound as error:
-            refusal = (404, str(error), "invalid_request_error", "model", "model_not_found")
-            return await asgi.error(send, *refusal, path=path)
+            kind, code = "invalid_request_error", "model_not_found"
+            return await asgi.error(send, 404, str(error), kind, "model", code, path=path)
         except RequestRefused as error:
             return await asgi.error(send, 400, str(error), "invalid_request_error", error.field, path=path)
         scope = asgi.with_length(asgi.forwarded(scope), len(body))
         pinned = PinnedVersion.of(ref)
         _pinned.set(pinned)
-        if path == CHAT and model in self.table.adapters:
+        if path == CHAT and model in table.adapters:
             self.prefixes.count(model, request)
-        shadow = self.table.shadow(model)
+        shadow = table.shadow(model)
         self.in_flight[pinned.label] += 1
         try:
             with self.traffic.answer(pinned.label) as answer:
                 if ref != shadow:
-                    self.mirror.watch(answer, path, self.table.mirror.get(model, 0.0))
+                    self.mirror.watch(answer, path, table.mirror.get(model, 0.0))
+                if answer.kept is None or len(body) > MAX_REQUEST_BYTES:
+                    request = {}  # not mirrored; it would be in memory until the answer ends
                 # SGLang itself answers nobody without the key: if this router were ever missing, nothing would be open.
                 inner = asgi.with_key(scope, self.admin_key)
-                await self.app(inner, answer.receive(asgi.replay(body, receive)), _tagged(answer.send(send), pinned))
+                await self.app(inner, answer.receive(asgi.Replay(body, receive)), _tagged(answer.send(send), pinned))
         finally:
             self.in_flight[pinned.label] -= 1
         return self.mirror.offer(answer, shadow, scope, request)

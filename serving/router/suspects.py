@@ -1,5 +1,6 @@
 """`RefuseSuspects`: note each request to a model while it is answered, and refuse those that ended an engine before."""
 
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from pathlib import Path
 from serving import engine_state
 from serving.engine_state import EngineState
 from serving.router import asgi
-from serving.router.asgi import MAX_BODY_BYTES, ASGIApp, Message, Receive, Scope, Send
+from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
 from serving.router.fields.routes import ROUTES
 from serving.suspects import REFUSED_S, Refusals
 
@@ -19,7 +20,8 @@ class RefuseSuspects:
     """ASGI middleware between the router and SGLang: it sees the bodies that SGLang gets.
 
     It keeps digests only. A request counts as answered if all of a 200 was sent before its client left: then it is not
-    what ends an engine that dies while the same request is in flight again.
+    what ends an engine that dies while the same request is in flight again. One that its client left may hang the
+    engine all the same, and is in flight until the engine has got past it.
     """
 
     def __init__(
@@ -33,19 +35,17 @@ class RefuseSuspects:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in ROUTES:
             return await self._app(scope, receive, send)
-        body = await asgi.read_body(receive, MAX_BODY_BYTES)
-        if body is None:
-            return await asgi.error(send, 413, "The body is too long.", "invalid_request_error")
+        body, _ = await asgi.read_some(receive, math.inf)  # the router's own bytes, which it has bounded
         digest = self._refusals.digest(scope["path"], body)
         until = self._refusals.until.get(digest.hex(), 0.0)
         if 0 < until - self._clock() <= REFUSED_S:  # else the clock was set back
             return await asgi.error(send, 400, _reason(until), "invalid_request_error", code=CODE, path=scope["path"])
-        ending = _Ending(asgi.replay(body, receive), send)
+        ending = _Ending(asgi.Replay(body, receive), send)
         slot = self._state.begin(digest)
         try:
             await self._app(scope, ending.receive, ending.send)
         finally:
-            self._state.end(slot, answered=ending.whole)
+            self._state.end(slot, answered=ending.whole, left=ending.left)
         return None
 
 
@@ -55,21 +55,25 @@ class _Ending:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._status = 0
-        self._left = self._ended = False
+        self._gone = self._ended = False
 
     @property
     def whole(self) -> bool:
         return self._status == 200 and self._ended
 
+    @property
+    def left(self) -> bool:
+        return self._gone and not self._ended
+
     async def receive(self) -> Message:
         message = await self._receive()
-        self._left = self._left or message["type"] == "http.disconnect"
+        self._gone = self._gone or message["type"] == "http.disconnect"
         return message
 
     async def send(self, message: Message) -> None:
         self._status = message.get("status", self._status)
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        self._ended = self._ended or (last and not self._left)
+        self._ended = self._ended or (last and not self._gone)
         await self._send(message)
 
 

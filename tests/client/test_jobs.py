@@ -11,7 +11,7 @@ from client.jobs import MAX_ATTEMPTS, MAX_EXCUSED
 from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
 from tests.toys.deployment import RANK, adapter, until
 from umbel import peft_dir
-from umbel.errors import AdapterError, BaseMismatch, Conflict, CoTrainerSilent, NotFound, TrainingError
+from umbel.errors import AdapterError, BaseMismatch, Conflict, NotFound, TrainingError
 from umbel.messages import JobState
 
 
@@ -157,25 +157,6 @@ def test_deaths_of_engines_that_users_may_have_caused_do_not_count_up_to_a_bound
         report = await queue.ended("r1")
         assert report.state is JobState.FAILED
         assert f"given up after {MAX_EXCUSED + MAX_ATTEMPTS} attempts" in report.error
-
-    run(story)
-
-
-def test_a_cotrainer_whose_silence_ends_is_no_failed_attempt(run: Run) -> None:
-    async def story(queue: Queue) -> None:
-        queue.cotrainer.silence = CoTrainerSilent("the co-trainer did not answer within 30 s")
-        queue.cotrainer.silent = MAX_ATTEMPTS + 1
-        queue.submit("r1")
-        assert (await queue.ended("r1")).state is JobState.DONE
-
-    run(story)
-
-
-def test_a_cotrainer_that_does_not_answer_is_asked_again(run: Run) -> None:
-    async def story(queue: Queue) -> None:
-        queue.cotrainer.silent = 2
-        queue.submit("r1")
-        assert (await queue.ended("r1")).state is JobState.DONE
 
     run(story)
 

@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("flwr", reason="the targets are in Flower's environment")
 
 from scripts.tools.fuzz import main as fuzz
-from scripts.tools.fuzz.targets import Target, targets
+from scripts.tools.fuzz.target import Target, damaging
+from scripts.tools.fuzz.targets import targets
 from umbel.errors import WireError
 
 NAMES = ["message", "records", "adapter", "manifest", "alias log", "alias table", "router", "site file", "example",
@@ -33,9 +34,9 @@ def test_what_breaks_is_saved_and_named(tmp_path: Path, capsys: pytest.CaptureFi
         raise WireError("no")
 
     counts = Counter[str]()
-    saved = fuzz.fuzz(Target("toy", [b"ABCDEF"], read), examples=300, seed=1, counts=counts, out=tmp_path)
+    saved = fuzz.fuzz(Target("toy", damaging([b"ABCDEF"]), read), examples=300, seed=1, counts=counts, out=tmp_path)
     assert saved is not None
     assert saved.read_bytes()[:1] == b"A"
     assert 3 <= len(saved.read_bytes()) <= len("ABCDEF")
-    assert "toy: KeyError: 'x'\n  saved: " in capsys.readouterr().out
+    assert f"toy: KeyError: 'x'\n  {saved.read_bytes()!r}\n  saved: {saved}\n" in capsys.readouterr().out
     assert counts["failures"] == 1

@@ -16,6 +16,7 @@ from serving import engine as engine_module
 from serving.aliases import AliasTable
 from serving.engine import Engine, EngineClient, command_line, require_free_port
 from serving.launch import with_cpu_flags
+from serving.loopback import RENDEZVOUS, alone
 from serving.run_dir import ADMIN_KEY, ALIASES
 from tests.toys.serving.engine_flags import config, words
 from tests.toys.serving.router import TABLE
@@ -237,6 +238,18 @@ def test_draining_waits_for_open_requests_and_not_for_ever() -> None:
         await client.drain(0.05)
 
     asked(story, answer)
+
+
+def test_an_engine_finds_itself_by_a_new_file_and_listens_to_nobody_else(tmp_path: Path) -> None:
+    """tests/e2e/test_hostile.py looks at the ports of a real one."""
+    (tmp_path / RENDEZVOUS).write_text("of an engine that was killed")
+    variables = alone(tmp_path)
+    assert variables.pop("SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE") == f"file://{tmp_path}/rendezvous"
+    assert set(variables.values()) == {"lo"}
+    assert not (tmp_path / RENDEZVOUS).exists()
+    for name in ("a?b", "a#b"):
+        with pytest.raises(EngineError, match=r"cannot be used; choose another \[site\].state_dir"):
+            alone(tmp_path / name)
 
 
 def test_measuring_sends_requests_of_every_size_together() -> None:

@@ -35,6 +35,8 @@ SCHEDULERS_HOOKS = {
     "sglang.srt.managers.scheduler.Scheduler.run_batch": "before",
     "sglang.srt.managers.scheduler.Scheduler.maybe_sleep_on_idle": "around",
     "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes": "after",
+    "sglang.srt.constrained.base_grammar_backend.BaseGrammarBackend.__init__": "after",
+    "sglang.srt.constrained.xgrammar_backend.XGrammarGrammarBackend.__init__": "after",
 }
 
 

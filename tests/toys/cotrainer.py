@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import jobs as jobs_module
+from client import following
 from client.data.prepare import Prepared
 from client.jobs import Jobs
 from client.journal import Journal
@@ -22,7 +22,7 @@ from tests.toys.deployment import BASE, RANK, SHAPES, adapter, quick, scores, un
 from tests.toys.engine import MEASURED, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
-from umbel.errors import TrainingError
+from umbel.errors import CoTrainerSilent
 from umbel.messages import JobState, RoundOrder, RoundReport, TrainPlan
 from umbel.site.config import SiteConfig
 
@@ -35,7 +35,6 @@ class ToyCoTrainer:
         self.fails_with = ""
         self.silent = 0
         """Number of next calls that are not answered."""
-        self.silence: Exception = TrainingError("the co-trainer did not answer within 30 s")
         self.value: float | None = None
         """Value of one tensor of the update; None: the parent's."""
         self.hold: asyncio.Event | None = None
@@ -83,7 +82,7 @@ class ToyCoTrainer:
     def _answer(self) -> None:
         if self.silent:
             self.silent -= 1
-            raise self.silence
+            raise CoTrainerSilent("the co-trainer did not answer within 30 s")
 
     def _ended(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
         if self.fails_with:
@@ -169,7 +168,7 @@ def runner(state_dir: Path, cotrainer: ToyCoTrainer, monkeypatch: pytest.MonkeyP
     """Return a function that tells a story of one daemon's run; each call is another run over the same directory."""
     machine = ToyMachine()
     quick(monkeypatch, machine)
-    monkeypatch.setattr(jobs_module, "POLL_S", 0.002)
+    monkeypatch.setattr(following, "POLL_S", 0.002)
 
     async def main(story: Story) -> None:
         queue = Queue(state_dir, cotrainer, machine)

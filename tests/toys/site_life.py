@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from client import following
 from client import jobs as jobs_module
 from client.journal import Journal
 from client.versions.served import Served
@@ -52,7 +53,7 @@ class Life(Deployment):
     async def of(cls, state_dir: Path) -> Any:
         """A daemon from its start, as `client.daemon.serve` starts one, to its end."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jobs_module, "POLL_S", 0.002)
+            patch.setattr(following, "POLL_S", 0.002)
             life = cls(state_dir)
             quick(patch, life.machine)
             life.deployer.resume()

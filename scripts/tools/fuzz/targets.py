@@ -1,9 +1,8 @@
-"""`targets`: all parts of umbel that read bytes from outside, each with valid inputs that `scripts/fuzz` damages."""
+"""`targets`: parts of umbel that read bytes from outside, each with valid inputs that `scripts/fuzz` damages."""
 
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import BaseModel
 
 from client.data import examples
+from scripts.tools.fuzz.target import Target, damaging
 from server.registry import version_dir
 from server.registry.alias_log import AliasLog, Move
 from serving.aliases import AliasTable
@@ -52,31 +52,23 @@ data = "g.jsonl"
 """
 
 
-@dataclass(frozen=True)
-class Target:
-    """One reader of bytes: `read` returns or raises an umbel error; any other exception is a failure."""
-
-    name: str
-    seeds: list[bytes]
-    read: Callable[[bytes], object]
-
-
 def targets(folder: Path) -> list[Target]:
     """Return all targets; the files that they read lie in `folder`."""
-    return [
-        Target("message", _messages(), _read_message),
-        Target("records", _messages(), _read_records),
-        Target("adapter", [_adapter(np.float32), _adapter(ml_dtypes.bfloat16)], _read_adapter),
-        Target("manifest", [peft_dir.encode_manifest(_manifest())], _file(folder / "v000001", _read_manifests)),
-        Target("alias log", [_moves(folder)], _file(folder / "aliases.jsonl", lambda path: AliasLog(path).aliases())),
-        Target("alias table", [_table().model_dump_json().encode()], _Tables(folder)),
-        Target("router", _requests(), _Requests(folder)),
-        Target("site file", [SITE], _file(folder / "site.toml", _read_site)),
-        Target("example", _examples(), lambda data: examples.parse(data, "fuzz:1")),
-        Target("token file", [_tokens(folder)], _file(folder / "train.npy", _read_tokens)),
-        Target("API keys", [b"# eva\nsk-0123456789abcdef\n"], _file(folder / "keys", secret_file.read_keys)),
-        Target("public key", [_public_key()], _file(folder / "centre.pub", signing.read_public)),
+    every: list[tuple[str, list[bytes], Callable[[bytes], object]]] = [
+        ("message", _messages(), _read_message),
+        ("records", _messages(), _read_records),
+        ("adapter", [_adapter(np.float32), _adapter(ml_dtypes.bfloat16)], _read_adapter),
+        ("manifest", [peft_dir.encode_manifest(_manifest())], _file(folder / "v000001", _read_manifests)),
+        ("alias log", [_moves(folder)], _file(folder / "aliases.jsonl", lambda path: AliasLog(path).aliases())),
+        ("alias table", [_table().model_dump_json().encode()], _Tables(folder)),
+        ("router", _requests(), _Requests(folder)),
+        ("site file", [SITE], _file(folder / "site.toml", _read_site)),
+        ("example", _examples(), lambda data: examples.parse(data, "fuzz:1")),
+        ("token file", [_tokens(folder)], _file(folder / "train.npy", _read_tokens)),
+        ("API keys", [b"# eva\nsk-0123456789abcdef\n"], _file(folder / "keys", secret_file.read_keys)),
+        ("public key", [_public_key()], _file(folder / "centre.pub", signing.read_public)),
     ]
+    return [Target(name, damaging(seeds), read) for name, seeds, read in every]
 
 
 def _file(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
@@ -129,8 +121,8 @@ def _read_records(data: bytes) -> None:
     array = Array(dtype="uint8", shape=(len(data),), stype=records.STYPE, data=data)
     content = RecordDict({"body": ConfigRecord({"message": data}), "adapter": ArrayRecord({"adapter": array})})
     records.unpack_adapter(content)
-    for model in (messages.RoundReport, messages.Hello):
-        records.unpack(content, model)
+    kind, _ = wire.unpack(data)
+    records.unpack(content, next((model for model in MODELS if model.__name__ == kind), messages.Hello))
 
 
 def _adapter(dtype: Any) -> bytes:

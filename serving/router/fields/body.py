@@ -26,9 +26,12 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def serialise(request: dict[str, Any]) -> bytes:
-    """Return a request as UTF-8 JSON; raise RequestRefused for text that cannot be written (half a surrogate pair)."""
+    """Return a request as UTF-8 JSON, without spaces; only numbers may be longer in it than in the body it is from.
+
+    Raises RequestRefused for text that cannot be written (half a surrogate pair).
+    """
     try:
-        return json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
+        return json.dumps(request, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
         raise RequestRefused("The body is not valid JSON: it holds half of a surrogate pair.") from error
 

@@ -1,8 +1,9 @@
 """The fields of `/v1/chat/completions`."""
 
 from serving.router.fields.sampling import MOST_LOGPROBS, SAMPLING, SENT_ANYWAY, tokens
-from serving.router.fields.tools import CHAT_CHOICE, CHAT_TOOL, MOST_TOOLS
+from serving.router.fields.tools import CHAT_CHOICE, CHAT_TOOL, MOST_TOOLS, call_id
 from serving.router.fields.values import (
+    LONGEST_NAME,
     Check,
     array,
     by_type,
@@ -27,33 +28,41 @@ effort = choice(*EFFORTS)
 template_arguments = record({"enable_thinking": flag, "thinking": flag, "reasoning_effort": effort})
 """`chat_template_kwargs`: arguments of the base's own chat template, by name."""
 
+_aside = frozenset({"cache_control", "extra_content", "id", "provider_specific_fields"})
+"""What other servers and gateways add to their answers, and their clients send back."""
 _part = by_type({
-    "text": record({"type": name, "text": text()}, dropped=frozenset({"cache_control"}), needed=("text",)),
+    "text": record(
+        {"type": name, "text": text()}, dropped=_aside | {"annotations", "citations", "index"}, needed=("text",)
+    ),
     "refusal": record({"type": name, "refusal": text()}),
 })  # fmt: skip
 _call = record(
     {
-        "id": name,
+        "id": call_id,
         "index": integer(0, MOST_TOOLS),
         "type": only("function", "only functions can be called"),
         "function": record(
-            {"name": name, "arguments": text_or(free())}, dropped=frozenset({"parsed_arguments"}), needed=("name",)
+            {"name": name, "arguments": text_or(free())}, dropped=_aside | {"parsed_arguments"}, needed=("name",)
         ),
     },
+    dropped=_aside - {"id"},
     needed=("function",),
 )
 _message = record(
     {
         "role": choice(*ROLES),
         "content": text_or(array(_part, MOST_PARTS)),
-        "name": name,
+        "name": text(LONGEST_NAME),
         "reasoning_content": text(),
-        "tool_call_id": name,
+        "tool_call_id": call_id,
         "tool_calls": array(_call, MOST_TOOLS),
     },
-    dropped=frozenset({"annotations", "audio", "function_call", "parsed", "refusal"}),
+    dropped=_aside | {
+        "annotations", "audio", "metadata", "parsed", "phase", "reasoning", "reasoning_details", "refusal",
+        "thinking_blocks",
+    },
     needed=("role",),
-)
+)  # fmt: skip
 FIELDS: dict[str, Check] = {
     **SAMPLING,
     "messages": array(_message, MOST_MESSAGES),

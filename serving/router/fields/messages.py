@@ -3,7 +3,7 @@
 from serving.router.fields.chat import MOST_MESSAGES, MOST_PARTS, effort
 from serving.router.fields.sampling import MOST_TOP_K, stop_texts, tokens
 from serving.router.fields.schemas import grammar
-from serving.router.fields.tools import ANTHROPIC_CHOICE, ANTHROPIC_TOOL, MOST_TOOLS
+from serving.router.fields.tools import ANTHROPIC_CHOICE, ANTHROPIC_TOOL, MOST_TOOLS, call_id
 from serving.router.fields.values import (
     Check,
     array,
@@ -19,17 +19,17 @@ from serving.router.fields.values import (
     text_or,
 )
 
-_sent_anyway = frozenset({"cache_control", "citations"})
+_sent_anyway = frozenset({"cache_control", "citations", "provider_specific_fields", "toolset_name"})
 _text = record({"type": name, "text": text()}, dropped=_sent_anyway, needed=("text",))
 _texts = text_or(array(by_type({"text": _text}), MOST_PARTS))
 _block = by_type({
     "text": _text,
     "tool_use": record(
-        {"type": name, "id": name, "name": name, "input": mapping},
+        {"type": name, "id": call_id, "name": name, "input": mapping},
         dropped=_sent_anyway | {"caller"}, needed=("id", "name"),
     ),
     "tool_result": record(
-        {"type": name, "tool_use_id": name, "content": _texts, "is_error": flag},
+        {"type": name, "tool_use_id": call_id, "content": _texts, "is_error": flag},
         dropped=_sent_anyway, needed=("tool_use_id",),
     ),
     "thinking": record({"type": name, "thinking": text(), "signature": text()}, needed=("thinking",)),
@@ -64,6 +64,7 @@ FIELDS: dict[str, Check] = {
         dropped=frozenset({"task_budget"}),
     ),
 }  # fmt: skip
-DROPPED = frozenset(
-    {"betas", "context_management", "inference_geo", "metadata", "service_tier", "user", "safety_identifier"}
-)
+DROPPED = frozenset({
+    "betas", "cache_control", "context_management", "diagnostics", "inference_geo", "metadata", "safety_identifier",
+    "service_tier", "speed", "user", "user_profile_id", "workspace_id",
+})  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 from serving.router.fields.chat import MOST_MESSAGES, MOST_PARTS, effort, template_arguments
 from serving.router.fields.sampling import MOST_LOGPROBS, PENALTIES, tokens
 from serving.router.fields.schemas import grammar
-from serving.router.fields.tools import MOST_TOOLS, RESPONSES_CHOICE, RESPONSES_TOOL
+from serving.router.fields.tools import MOST_TOOLS, RESPONSES_CHOICE, RESPONSES_TOOL, call_id
 from serving.router.fields.values import (
     LONGEST_NAME,
     Check,
@@ -27,6 +27,7 @@ LONGEST_METADATA = 512
 """Characters of a value; a key has at most LONGEST_NAME."""
 
 _aside = {"id": text(), "status": text(LONGEST_NAME)}
+_sent_anyway = frozenset({"phase", "provider_specific_fields"})
 _said: dict[str, Check] = {"type": name, "text": text()}
 _quoted = frozenset({"annotations", "logprobs", "parsed"})
 _part = by_type({
@@ -41,15 +42,16 @@ _item = by_type(
     {
         "message": record(
             {**_aside, "type": name, "role": choice("system", "developer", "user", "assistant"), "content": _texts},
+            dropped=_sent_anyway,
             needed=("role", "content"),
         ),
         "function_call": record(
-            {**_aside, "type": name, "call_id": name, "name": name, "arguments": text()},
-            dropped=frozenset({"parsed_arguments"}),
+            {**_aside, "type": name, "call_id": call_id, "name": name, "arguments": text()},
+            dropped=_sent_anyway | {"parsed_arguments"},
             needed=("call_id", "name"),
         ),
         "function_call_output": record(
-            {**_aside, "type": name, "call_id": name, "output": _texts}, needed=("call_id", "output")
+            {**_aside, "type": name, "call_id": call_id, "output": _texts}, needed=("call_id", "output")
         ),
         "reasoning": record(
             {**_aside, "type": name, "summary": _thought, "content": _thought, "encrypted_content": text()}

@@ -33,7 +33,7 @@ LONGEST_STOP = 256
 MOST_BIASES = 1024
 
 tokens = integer(1, MOST_TOKENS)
-stop_texts = array(text(LONGEST_STOP, least=1), MOST_STOPS)
+_stops = array(text(LONGEST_STOP), MOST_STOPS)
 json_schema = by_type({
     "text": record({"type": name}),
     "json_object": record({"type": name}),
@@ -50,9 +50,15 @@ json_schema = by_type({
 """`response_format`."""
 
 
+def stop_texts(value: Any, where: str, vocab: int) -> list[str]:
+    """Take texts at which an answer ends; '' means none, and is left out, as an answer would end at its first token."""
+    return [one for one in _stops(value, where, vocab) if one]
+
+
 def stop(value: Any, where: str, vocab: int) -> Any:
     """Take a text at which an answer ends, or a list of some."""
-    return (text(LONGEST_STOP, least=1) if isinstance(value, str) else stop_texts)(value, where, vocab)
+    one = text(LONGEST_STOP)
+    return one(value, where, vocab) or [] if isinstance(value, str) else stop_texts(value, where, vocab)
 
 
 def logit_bias(value: Any, where: str, vocab: int) -> dict[str, float]:
@@ -112,7 +118,7 @@ SAMPLING: dict[str, Check] = {
 }
 """Fields of chat and of plain completions."""
 SENT_ANYWAY = frozenset({
-    "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
-    "verbosity",
+    "litellm_call_id", "litellm_metadata", "litellm_session_id", "litellm_trace_id", "metadata", "prompt_cache_key",
+    "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user", "verbosity",
 })  # fmt: skip
-"""Fields that OpenAI's clients send and that change no answer here: they are left out of what SGLang gets."""
+"""Fields that clients and gateways send and that change no answer here: they are left out of what SGLang gets."""

@@ -6,7 +6,7 @@ The schema of a function's arguments is compiled where a call is certain (`tool_
 from typing import Any
 
 from serving.router.fields.schemas import compiled_if
-from serving.router.fields.values import Check, by_type, choice, flag, free, name, only, record, text
+from serving.router.fields.values import LONGEST_NAME, Check, by_type, choice, flag, free, name, only, record, text
 
 MOST_TOOLS = 128
 MOST_BYTES = 256 << 10
@@ -14,14 +14,20 @@ MOST_BYTES = 256 << 10
 CERTAIN = ("required", "any", "tool", "function")
 """Kinds of `tool_choice` with which an answer is made to be a call."""
 
+call_id = text(LONGEST_NAME)
+"""The id of a call; some servers give none, and their clients send '' back."""
 _schema = free()  # `tools` looks at it again, once it is known whether it is compiled
+_hint = frozenset({"cache_control"})
 CHAT_TOOL = record(
     {
         "type": only("function", "only functions can be called"),
         "function": record(
-            {"name": name, "description": text(), "parameters": _schema, "strict": flag}, needed=("name",)
+            {"name": name, "description": text(), "parameters": _schema, "strict": flag},
+            dropped=_hint,
+            needed=("name",),
         ),
     },
+    dropped=_hint,
     needed=("function",),
 )
 RESPONSES_TOOL = by_type({

@@ -187,21 +187,25 @@ def free(most_bytes: int | None = None) -> Check:
     """Take any JSON of at most `most_bytes` characters, MOST_DEPTH levels, and numbers that every reader can hold."""
 
     def check(value: Any, where: str, vocab: int) -> Any:
-        size, open_ = 0, [(value, 1)]
+        size, open_ = 0, [iter([value])]  # one iterator for each level: a list of all that is open would be long
         while open_:
-            one, depth = open_.pop()
-            size += 1 + (len(one) if isinstance(one, str) else 0)
-            if depth > MOST_DEPTH:
-                refuse(where, f"is nested deeper than {MOST_DEPTH} levels", "send a flatter one")
-            if isinstance(one, int | float) and not (math.isfinite(one) and abs(one) <= INT64):
-                refuse(where, "holds a number beyond 64 bits", "send it as a text")
-            if isinstance(one, dict):
-                size += sum(map(len, one))
-                open_ += [(inner, depth + 1) for inner in one.values()]
-            elif isinstance(one, list):
-                open_ += [(inner, depth + 1) for inner in one]
-            if most_bytes is not None and size > most_bytes:
-                refuse(where, f"is longer than {most_bytes} characters", "send a shorter one")
+            for one in open_[-1]:
+                size += 1 + (len(one) if isinstance(one, str) else 0)
+                if len(open_) > MOST_DEPTH:
+                    refuse(where, f"is nested deeper than {MOST_DEPTH} levels", "send a flatter one")
+                if isinstance(one, int | float) and not (math.isfinite(one) and abs(one) <= INT64):
+                    refuse(where, "holds a number beyond 64 bits", "send it as a text")
+                if isinstance(one, dict):
+                    size += sum(map(len, one))
+                    open_.append(iter(one.values()))
+                elif isinstance(one, list):
+                    open_.append(iter(one))
+                if most_bytes is not None and size > most_bytes:
+                    refuse(where, f"is longer than {most_bytes} characters", "send a shorter one")
+                if isinstance(one, dict | list):
+                    break
+            else:
+                open_.pop()
         return value
 
     return check

@@ -11,10 +11,12 @@ import pytest
 from client.journal import Journal
 from client.rollback_windows import Promotion
 from client.versions import watch as watch_module
-from client.versions.watch import Watch
+from client.versions.traffic_comparison import Finding
+from client.versions.watch import Watch, with_traffic
 from serving.traffic_report import TrafficReport, VersionTraffic
 from tests.toys.sites.journal import make_live
 from umbel.adapter import AdapterRef
+from umbel.messages import Decision, Verdict
 from umbel.site.sections import ShadowSection
 
 V1, V2 = (AdapterRef("support", version) for version in (1, 2))
@@ -90,3 +92,12 @@ def test_another_run_of_the_engine_counts_from_nothing(tmp_path: Path, monkeypat
     already = VersionTraffic(requests=16)
     first, second = ToyEngine(already, already), ToyEngine(VersionTraffic(requests=16, errors=16))
     assert rolled_back(tmp_path, monkeypatch, already, [first, second]) == [("support", V2)]
+
+
+@pytest.mark.parametrize("decision", ["promote", "keep", "reject"])
+def test_users_can_reject_a_version_and_never_promote_one(decision: Decision) -> None:
+    probe = Verdict(accepted=decision == "promote", decision=decision, reasons=("held-out loss",))
+    liked = with_traffic(probe, Finding(worse=False, reasons=("rated better",)))
+    assert (liked.accepted, liked.decision) == (probe.accepted, decision)
+    failed = with_traffic(probe, Finding(worse=True, reasons=("rated worse",)))
+    assert (failed.accepted, failed.decision) == (False, "reject")

@@ -163,6 +163,13 @@ def test_a_supernode_that_may_not_connect_is_refused(
     assert federation.log().count("[Fleet.ActivateNode] Activated") == 1
 
 
+def test_who_does_not_know_the_superexecs_secret_gets_no_serverapp_to_run(federation: SecureFederation) -> None:
+    runtime = [path for path in create_app().openapi()["paths"] if path.startswith("/v1/runtime/")]
+    assert "/v1/runtime/acquire-task" in runtime
+    for path in runtime:
+        assert federation.status(federation.port, path)[0] in (401, 403), path
+
+
 needs_nginx = pytest.mark.skipif(not NGINX, reason="no nginx on this machine (Debian: apt-get install nginx)")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from serving.router import asgi
-from serving.router.asgi import MAX_BODY_BYTES, Message, Receive, Scope, Send
+from serving.router.asgi import Message, Receive, Scope, Send
+from serving.router.bodies import MAX_BODY_BYTES
 from serving.router.router import Router
 from tests.toys.serving.router import CHAT, Inner, call
 
@@ -43,7 +44,7 @@ def part(body: bytes, more: bool = True) -> Message:
 
 
 def test_a_body_over_the_limit_is_413_before_it_is_read_to_its_end(router: Router, inner: Inner) -> None:
-    chunk: Message = {"type": "http.request", "body": b" " * (MAX_BODY_BYTES // 4), "more_body": True}
+    chunk: Message = part(b" " * (MAX_BODY_BYTES // 4))
     messages = [chunk] * 100
     scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
     sent = asyncio.run(call(router, scope, messages))
@@ -58,7 +59,7 @@ def test_a_body_is_read_from_all_its_chunks_up_to_the_limit(most: int, read: byt
 
 
 def test_a_body_is_given_once_more_and_then_what_the_client_sends() -> None:
-    replayed = asgi.replay(b"abc", receiving())
+    replayed = asgi.Replay(b"abc", receiving())
 
     async def both() -> list[Message]:
         return [await replayed(), await replayed()]

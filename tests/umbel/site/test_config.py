@@ -23,6 +23,7 @@ def test_a_good_file_is_understood_with_paths_from_its_own_folder(
     assert config.training.eval_data == Path("/home/umbel/eval.jsonl")
     assert config.socket == tmp_path / "state" / "site.sock"
     assert config.engine.target_modules == LINEARS
+    assert config.engine.host == "127.0.0.1", "users of other machines come through a proxy"
 
 
 def test_absolute_paths_and_a_socket_of_its_own_stay_as_they_are(tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ def test_guards_are_named_files_from_the_site_files_folder(tmp_path: Path) -> No
         ({"more": '[shadow.guard]\nname = "x"\ndata = "y"'}, "shadow.guard: write [[shadow.guard]], with double"),
         ({"engine": "port = 1"}, "not TOML: Cannot overwrite a value"),
         ({"engine": 'env = {SGLANG_RUST_SERVER = "1"}'}, "engine.env: SGLANG_RUST_SERVER cannot be set for"),
+        (
+            {"engine": 'env = {SGLANG_TOOL_STRICT_LEVEL = "2"}'},
+            "engine.env: SGLANG_TOOL_STRICT_LEVEL cannot be set for",
+        ),
         ({"more": '[[adapter]]\nname = "second"'}, "adapter: "),
         ({"more": "[shadow]\nmax_loss_ratio = 0"}, "shadow.max_loss_ratio: "),
         ({"more": "[shadow]\nmax_loss_ratio = inf"}, "shadow.max_loss_ratio: "),

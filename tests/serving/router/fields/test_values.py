@@ -82,8 +82,14 @@ def test_the_probabilities_of_a_whole_prompt_are_not_given() -> None:
 def test_stops_are_few_and_short() -> None:
     for fits in ("a", ["a"] * 16, "a" * 256):
         assert checked(CHAT, {"stop": fits}, VOCAB) == {"stop": fits}
-    for stop in ("", [""], ["a"] * 17, "a" * 257, [1], {}):
+    for stop in (["a"] * 17, [""] * 17, "a" * 257, [1], {}):
         assert why(CHAT, stop=stop).startswith("'stop")
+
+
+def test_an_empty_stop_is_none_as_an_answer_would_end_at_its_first_token() -> None:
+    assert checked(CHAT, {"stop": ""}, VOCAB) == checked(CHAT, {"stop": [""]}, VOCAB) == {"stop": []}
+    assert checked(COMPLETIONS, {"stop": ["", "a"]}, VOCAB) == {"stop": ["a"]}
+    assert checked(MESSAGES, {"stop_sequences": ["a", ""]}, VOCAB) == {"stop_sequences": ["a"]}
 
 
 def test_template_arguments_are_scalars_under_known_names() -> None:

@@ -1,10 +1,15 @@
-"""Every field of every request that the pinned SGLang parses on a user's route is classified here."""
+"""Every field that the pinned SGLang parses on a user's route, or that a client can send there, is classified."""
 
 import json
 import subprocess
 import sys
+import typing
 from typing import Any
 
+import anthropic.types.message_create_params
+import openai.types.chat.completion_create_params
+import openai.types.completion_create_params
+import openai.types.responses.response_create_params
 import pytest
 
 from serving.router.fields.routes import REFUSED, ROUTES, checked
@@ -60,6 +65,22 @@ def test_a_field_that_a_route_takes_is_one_that_sglang_has(models: dict[str, dic
     for path, route in ROUTES.items():
         forwarded = set(route.fields) - route.dropped
         assert forwarded <= set(models[path]["fields"]), path
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("/v1/chat/completions", openai.types.chat.completion_create_params.CompletionCreateParamsBase),
+        ("/v1/completions", openai.types.completion_create_params.CompletionCreateParamsBase),
+        ("/v1/responses", openai.types.responses.response_create_params.ResponseCreateParamsBase),
+        ("/v1/messages", anthropic.types.message_create_params.MessageCreateParamsBase),
+    ],
+)
+def test_every_parameter_of_the_clients_is_taken_dropped_or_refused_with_a_reason(path: str, parameters: type) -> None:
+    fields = set(typing.get_type_hints(parameters))
+    known = {"model"} | set(ROUTES[path].fields) | ROUTES[path].dropped | set(REFUSED)
+    assert len(fields) >= 15
+    assert fields <= known, f"{path}: classify {sorted(fields - known)}"
 
 
 @pytest.mark.parametrize(
