@@ -1,4 +1,4 @@
-"""`Target`: a reader of bytes that `scripts/fuzz` gives inputs; `damaging`: valid inputs, damaged ones and any bytes."""
+"""`Target`: a reader of bytes for `scripts/fuzz`; `damaging`: valid inputs, damaged ones and any bytes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
