@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scripts.tools.fuzz.schemas import JSON, TEXTS, deep, rarely, schemas
 from serving.aliases import CLASSES
 from serving.router.fields.completions import MOST_ANSWERS
-from serving.router.fields.responses import MOST_METADATA
+from serving.router.fields.responses import LEAST_OUTPUT, MOST_METADATA
 from serving.router.fields.routes import ROUTES, checked
 from serving.router.fields.sampling import INT32, LONGEST_STOP, MOST_BIASES, MOST_STOPS
 from serving.router.fields.values import Check
@@ -166,7 +166,7 @@ def _quick(draw: Any, whole: Values, length: str) -> dict[str, Any]:
     body = draw(whole)
     if draw(rarely(st.just(True), st.just(False))):
         return {**body, **{name: 1 for name in ANSWERS if name in body}}
-    short = st.integers(1, 8)
+    short = st.integers(LEAST_OUTPUT if length == "max_output_tokens" else 1, 8)
     several = {name: rarely(st.just(body[name]), st.integers(1, 3)) for name in ANSWERS if body.get(name)}
     return {**body, **{name: draw(short) for name in (length, *TOKENS) if name == length or body.get(name)},
             **{name: draw(one) for name, one in several.items()}}  # fmt: skip

@@ -3,7 +3,7 @@
 from typing import Any
 
 from serving.router.fields.chat import MOST_MESSAGES, MOST_PARTS, effort, template_arguments
-from serving.router.fields.sampling import MOST_LOGPROBS, PENALTIES, tokens
+from serving.router.fields.sampling import MOST_LOGPROBS, MOST_TOKENS, PENALTIES
 from serving.router.fields.schemas import grammar
 from serving.router.fields.tools import MOST_TOOLS, RESPONSES_CHOICE, RESPONSES_TOOL, call_id
 from serving.router.fields.values import (
@@ -22,6 +22,8 @@ from serving.router.fields.values import (
     text_or,
 )
 
+LEAST_OUTPUT = 3
+"""Tokens of the shortest answer that can be asked for: SGLang stops two before `max_output_tokens`."""
 MOST_METADATA = 16
 LONGEST_METADATA = 512
 """Characters of a value; a key has at most LONGEST_NAME."""
@@ -79,7 +81,7 @@ FIELDS: dict[str, Check] = {
     **PENALTIES,
     "input": text_or(array(_item, MOST_MESSAGES)),
     "instructions": text(),
-    "max_output_tokens": tokens,
+    "max_output_tokens": integer(LEAST_OUTPUT, MOST_TOKENS),
     "top_logprobs": integer(0, MOST_LOGPROBS),
     "include": array(choice("message.output_text.logprobs", "reasoning.encrypted_content"), 2),
     "tools": array(RESPONSES_TOOL, MOST_TOOLS),
