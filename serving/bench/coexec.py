@@ -59,7 +59,8 @@ class Run:
     async def protocol(self) -> None:
         """Measure the setting, then run every block that has not been run."""
         setting = await self._setting()
-        specs = [spec for spec in self.plan.specs() if spec.key not in {block.key for block in self.blocks}]
+        done = {block.key for block in self.blocks}
+        specs = [spec for spec in self.plan.specs(setting.capacity) if spec.key not in done]
         for number, spec in enumerate(specs, 1):
             block = await self._block(spec, setting)
             self._keep(block)
@@ -277,7 +278,7 @@ def run(
     world = domain.build(cache, domain.Recipe(), say)
     facts = {"smoke": smoke, "trace": trace_file.name if trace_file else None, "machine": testbed.describe()}
     (out / "run.json").write_text(json.dumps(facts, indent=2))
-    say(f"starting the engine; about {plan.seconds() / 60:.0f} minutes in all")
+    say(f"starting the engine; at most about {plan.seconds() / 60:.0f} minutes in all")
     asyncio.run(_run(out, plan, trace, world, say))
 
 

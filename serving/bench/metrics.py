@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from serving.bench.intervals import CONFIDENCE, Interval, binomial, paired
 from serving.bench.load import Outcome
 from serving.cotrainer.slo import Slo
 from serving.trainer_socket import PreemptionStats
 
 BUSIEST_CLIENT_CORE = 0.6
 """A block is void if the client's core was busier: HTTP, detokenizer and load may then be what was measured."""
-RESAMPLES = 2000
-"""Bootstrap samples of an interval."""
 
 
 class Request(BaseModel):
@@ -149,6 +147,12 @@ def attainment(blocks: Sequence[Block], slo: Slo) -> float:
     return sum(met) / len(met) if met else 1.0
 
 
+def attained(blocks: Sequence[Block], slo: Slo) -> Interval:
+    """Return the attainment with its exact binomial interval, requests taken as independent; NaN without requests."""
+    met = [request.met(slo) for block in blocks for request in block.requests]
+    return binomial(sum(met), len(met))
+
+
 def goodput(block: Block, slo: Slo) -> float:
     """Return G_slo: requests per second that met both targets."""
     return sum(request.met(slo) for request in block.requests) / block.window
@@ -184,26 +188,32 @@ def values(blocks: Sequence[Block], name: Literal["ttft", "tpot", "longest_gap"]
 
 
 def quantile(numbers: Sequence[float], q: float) -> float:
-    """Return the smallest number that a share `q` of them does not exceed; NaN if there are none."""
+    """Return the smallest number that a share `q` of them does not exceed; NaN if there are none.
+
+    Of fewer than 1 / (1 − q) numbers that is the largest; see `is_largest`.
+    """
     ordered = sorted(numbers)
     return ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)] if ordered else math.nan
 
 
-def paired_ratio(
-    ours: Sequence[Block], theirs: Sequence[Block], of: Callable[[Block], float]
-) -> tuple[float, float, float]:
-    """Return the median over rounds of ours / theirs, and the ends of its bootstrap 95 % interval.
+def is_largest(count: int, q: float) -> bool:
+    """Return whether the quantile `q` of so few numbers is merely the largest."""
+    return math.ceil(q * count) >= count
 
-    All three are NaN if there is no common round.
-    """
+
+def pairs(
+    ours: Sequence[Block], theirs: Sequence[Block], of: Callable[[Block], float]
+) -> dict[int, tuple[float, float]]:
+    """Return (ours, theirs) of each common round."""
     other = {block.round: of(block) for block in theirs}
-    pairs = [(of(block), other[block.round]) for block in ours if block.round in other]
-    ratios = np.array([mine / yours for mine, yours in pairs if yours > 0])
-    if not len(ratios):
-        return math.nan, math.nan, math.nan
-    drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
-    return float(np.median(ratios)), float(low), float(high)
+    return {block.round: (of(block), other[block.round]) for block in ours if block.round in other}
+
+
+def paired_ratio(
+    ours: Sequence[Block], theirs: Sequence[Block], of: Callable[[Block], float], confidence: float = CONFIDENCE
+) -> Interval:
+    """Return ours / theirs over the common rounds, with its interval; NaN if there is none."""
+    return paired(list(pairs(ours, theirs, of).values()), confidence)
 
 
 def read_blocks(out: Path) -> list[Block]:

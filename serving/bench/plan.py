@@ -1,10 +1,11 @@
 """`Plan`: the blocks of a benchmark run in their order: systems and tuning grids, loads, rounds."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.bench.metrics import Block, attainment
+from serving.bench.metrics import Block, attained, attainment
 from serving.bench.trace import Arrival, Trace
 from serving.cotrainer.slo import Slo
 
@@ -18,8 +19,10 @@ STRICT_TTFT, STRICT_TPOT = 3.0, 2.0
 """Strict targets, as multiples of the medians of inference only at load 0.6."""
 SQUARE = (0.2, 1.0, 5.5)
 """Low and high load, and the period in seconds."""
-TUNING_SLICE, MEASURED_SLICE = 0.05, 0.30
-"""Start of the runs in the trace, as a fraction of it: no measured request is seen in tuning."""
+TUNING_SLICE, MEASURED_SLICE, NEXT_SLICE = 0.05, 0.30, 0.025
+"""Start of the tuning runs and of the first round in the trace, and from round to round, as fractions of it."""
+MOST_ROUNDS = 28
+"""Rounds with a slice of the trace of their own: no measured request is seen in tuning, or in two rounds."""
 START_S, SEARCH_S, PAUSE_S = 120.0, 24.0, 2.0
 """Estimated times of the start, of each step of the search for the capacity, and between two blocks."""
 STOCK_S = 3.0
@@ -52,7 +55,7 @@ SYSTEMS = {
          {"period_s": 4.0, "steps": 8.0}),
     ),
     "unpaced": System("B5 unpaced colocation", "unpaced", "engine", MICRO_BATCHES),
-    "unpaced_equal": System("B5 at equal training tokens", "unpaced", "engine"),
+    "unpaced_equal": System("B5 at most umbel's tokens", "unpaced", "engine"),
     "idle": System(
         "B7 whole step when idle", "idle_steps", "engine",
         ({"idle_s": 0.0}, {"idle_s": 0.02}, {"idle_s": 0.1}, {"idle_s": 0.5}),
@@ -68,7 +71,10 @@ JOINT = ("separate", "partition", "stop", "unpaced", "idle")
 """Baselines that serve and train."""
 CORE = ("inference", "partition", "stop", "unpaced", "idle", "ours")
 ABLATIONS = ("ours_no_predictor", "ours_whole_step", "ours_pause")
-LOADS = ("0.3", "0.6", "0.8", "1.2")
+STEADY = ("0.3", "0.6", "0.8")
+"""Loads at which an attainment is claimed, of umbel relative to inference only."""
+CLAIMED = ("inference", "ours")
+"""Systems of that claim: they alone run in the rounds that only it needs."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,9 @@ class Plan:
     window: float
     tuning_window: float
     rounds: int
+    """Rounds of every system."""
+    attained_requests: int
+    """Requests at each load of `STEADY`, for which further rounds of `CLAIMED` are run."""
     conditions: dict[str, tuple[str, ...]]
     """Condition → the systems that are measured under it."""
     tuned: tuple[str, ...]
@@ -101,8 +110,8 @@ class Plan:
     bisections: int
     """Steps of the search for the capacity; 0: no search."""
 
-    def specs(self) -> Iterator[Spec]:
-        """Yield every block in its order."""
+    def specs(self, capacity: float) -> Iterator[Spec]:
+        """Yield every block in its order; `capacity` is in requests per second."""
         for pair in range(self.stock_pairs):
             both = ("stock", "umbel_off") if pair % 2 else ("umbel_off", "stock")
             yield from (Spec("stock", "alone", server, pair) for server in both)
@@ -112,10 +121,18 @@ class Plan:
             yield Spec("measure", "none", "training", number)
             for condition, systems in self.conditions.items():
                 yield from (Spec("measure", condition, system, number) for system in interleaved(systems, number))
+        for number in range(self.rounds, MOST_ROUNDS):
+            for condition in STEADY:
+                if number < self.rounds_for(float(condition) * capacity):
+                    yield from (Spec("measure", condition, system, number) for system in interleaved(CLAIMED, number))
 
-    def seconds(self) -> float:
-        """Return an estimate of the whole run, starts and pauses included."""
-        specs = list(self.specs())
+    def rounds_for(self, rate: float) -> int:
+        """Return the rounds in which `attained_requests` come at `rate` per second."""
+        return min(MOST_ROUNDS, math.ceil(self.attained_requests / max(1, round(rate * self.window))))
+
+    def seconds(self, capacity: float = 0.0) -> float:
+        """Return an estimate of the whole run, starts and pauses included; without a capacity the most it can be."""
+        specs = list(self.specs(capacity))
         windows = {"stock": STOCK_S, "tune": self.tuning_window, "measure": self.window}
         return START_S + SEARCH_S * self.bisections + sum(windows[spec.phase] + PAUSE_S for spec in specs)
 
@@ -123,7 +140,8 @@ class Plan:
 FULL = Plan(
     window=11.0,
     tuning_window=8.0,
-    rounds=4,
+    rounds=6,
+    attained_requests=400,  # 368 without one that is late show 0.99
     conditions={
         "0.3": CORE,
         "0.6": (*CORE, "separate", "unpaced_equal", *ABLATIONS),
@@ -136,7 +154,7 @@ FULL = Plan(
     bisections=4,
 )
 SMOKE = Plan(
-    window=8.0, tuning_window=8.0, rounds=1, conditions={"0.6": ("inference", "unpaced", "ours")},
+    window=8.0, tuning_window=8.0, rounds=1, attained_requests=0, conditions={"0.6": ("inference", "unpaced", "ours")},
     tuned=(), stock_pairs=0, bisections=0,
 )  # fmt: skip
 
@@ -157,7 +175,7 @@ def workload(trace: Trace, spec: Spec, capacity: float, saturation: float, secon
 
     A load is a part of the capacity; a load above 1 is a multiple of the saturated rate, as only that is overload.
     """
-    slice_of = MEASURED_SLICE + 0.08 * spec.round if spec.phase == "measure" else TUNING_SLICE
+    slice_of = MEASURED_SLICE + NEXT_SLICE * spec.round if spec.phase == "measure" else TUNING_SLICE
     match spec.condition:
         case "none":
             return ()
@@ -194,3 +212,15 @@ def tuned(blocks: list[Block], slo: Slo, reference: float) -> dict[str, Options]
         if block.system not in best or score[:2] > best[block.system][:2]:
             best[block.system] = score
     return {system: score[2] for system, score in best.items()}
+
+
+def not_told_apart(blocks: list[Block], slo: Slo, system: str, taken: Options) -> list[Options]:
+    """Return the other settings of a system whose attainment in tuning does not differ clearly from the taken one's.
+
+    Their exact intervals overlap. Training is not asked: one run each says nothing of its noise.
+    """
+    runs = [(b.options, attained([b], slo)) for b in blocks if (b.phase, b.system) == ("tune", system)]
+    chosen = next(share for options, share in runs if options == taken)
+    return [
+        options for options, share in runs if options != taken and share.high >= chosen.low and share.low <= chosen.high
+    ]

@@ -1,10 +1,12 @@
-"""`draw`: plots of a run as SVG: latency distributions, training over time against load, goodput."""
+"""`draw`: plots of a run as SVG: latencies, training over time, harvest against attainment, goodput."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+from serving.bench.intervals import Interval
 from serving.bench.metrics import Block, goodput, quality_goodput, values
-from serving.bench.plan import CORE, SYSTEMS
+from serving.bench.plan import CORE, FEASIBLE, SYSTEMS
 from serving.bench.results import Results
 
 BIN_S = 1.0
@@ -24,6 +26,7 @@ def draw(results: Results, into: Path) -> list[tuple[str, Path]]:
     drawn = [
         ("TTFT and TPOT at load 0.6", _distributions(results, into / "coexec-latency.svg")),
         ("Training over time against load", _over_time(results, into / "coexec-share.svg")),
+        ("Harvest against attainment", _harvest(results, into / "coexec-harvest.svg")),
         ("Goodput", _goodput(results, into / "coexec-goodput.svg")),
     ]
     return [(title, file) for title, file in drawn if file is not None]
@@ -92,6 +95,40 @@ def _binned(blocks: list[Block], full: float) -> tuple[list[float], list[float]]
         for b in blocks
     ]
     return (edges[:-1] + BIN_S / 2).tolist(), (np.mean(counts, axis=0) / BIN_S / full).tolist()
+
+
+def _harvest(results: Results, file: Path) -> Path | None:
+    """Draw a point per condition, joined in their order, with the 95 % interval of both measures."""
+    from matplotlib.figure import Figure
+
+    found = {
+        system: [(results.kept(c, system), results.harvest(c, system)) for c in results.conditions]
+        for system in CORE
+        if system != "inference"
+    }
+    known = {
+        system: [
+            (kept, harvest) for kept, harvest in points if math.isfinite(kept.high) and math.isfinite(harvest.high)
+        ]
+        for system, points in found.items()
+    }
+    if not any(known.values()):
+        return None
+    figure = Figure(figsize=(9, 3.2))
+    axes = figure.subplots()
+    for system, points in known.items():
+        x, y = [kept.value for kept, _ in points], [harvest.value for _, harvest in points]
+        around = [_errors([kept for kept, _ in points]), _errors([harvest for _, harvest in points])]
+        axes.errorbar(x, y, xerr=around[0], yerr=around[1], marker="o", linewidth=1, label=_label(system))
+    axes.axvline(FEASIBLE, color="black", linestyle=":", linewidth=1)
+    axes.set(xlabel="attainment, relative to inference only", ylabel="harvest, share of training alone")
+    axes.legend(fontsize=7)
+    return _save(figure, file)
+
+
+def _errors(intervals: list[Interval]) -> list[list[float]]:
+    """Return the distances from each value to the lower and to the upper end of its interval."""
+    return [[max(0.0, one.value - one.low) for one in intervals], [max(0.0, one.high - one.value) for one in intervals]]
 
 
 def _goodput(results: Results, file: Path) -> Path | None:

@@ -1,20 +1,24 @@
 """`write`: the report of a run, with the tables of its tuning, its measurements and its bars."""
 
 import math
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from serving.bench.intervals import NONE
 from serving.bench.metrics import (
-    attainment,
+    attained,
     gain_goodput,
     goodput,
+    is_largest,
+    paired_ratio,
     publish_lags,
     quality_goodput,
     quantile,
     values,
 )
-from serving.bench.plan import SYSTEMS, Options, tuned
-from serving.bench.results import NONE, Results, interval, read
+from serving.bench.plan import SYSTEMS, Options, not_told_apart, tuned
+from serving.bench.results import Results, read
 from umbel.errors import ConfigError
 from umbel.peft_dir import replace_durably
 
@@ -71,19 +75,24 @@ def _setting_text(results: Results) -> str:
 
 
 def _tuning_table(results: Results) -> str:
-    slo, reference = results.slo, results.setting.attained
-    best = tuned(list(results.blocks), slo, reference)
-    lines = ["| system | setting | attained | trained, tokens/s | taken |", "|---|---|---|---|---|"]
-    for block in results.blocks:
+    slo, reference, blocks = results.slo, results.setting.attained, list(results.blocks)
+    best = tuned(blocks, slo, reference)
+    lines = ["| system | setting | attained (95 %) | trained, tokens/s | taken |", "|---|---|---|---|---|"]
+    for block in blocks:
         if block.phase == "tune":
             taken = "yes" if best.get(block.system) == block.options else ""
+            others = not_told_apart(blocks, slo, block.system, block.options) if taken else []
+            within = f", within noise of {'; '.join(map(_options, others))}" if others else ""
             lines.append(
-                f"| {SYSTEMS[block.system].label} | {_options(block.options)} | {attainment([block], slo):.3f} | "
-                f"{block.training_rate:.0f} | {taken} |"
+                f"| {SYSTEMS[block.system].label} | {_options(block.options)} | {attained([block], slo).text(3)} | "
+                f"{block.training_rate:.0f} | {taken}{within} |"
             )
     if len(lines) == 2:
         return "Nothing was tuned in this run."
-    return "Tuning, on another slice of the trace, at load 0.6:\n\n" + "\n".join(lines)
+    return (
+        "Tuning, on another slice of the trace, at load 0.6. One run per setting: a choice within noise of others is "
+        "one whose attainment cannot be told from theirs.\n\n" + "\n".join(lines)
+    )
 
 
 def _options(options: Options) -> str:
@@ -93,45 +102,62 @@ def _options(options: Options) -> str:
 def _condition_table(results: Results, condition: str) -> str:
     title = "Square wave" if condition == "square" else f"Load {condition}"
     header = (
-        "attained", "TTFT P50 / P95 / P99, ms", "TPOT P50 / P95 / P99, ms", "longest gap P99, ms", "×P99 TTFT / TPOT",
+        "attained (95 %)", "TTFT P50 / P95 / P99, ms",
+        "TPOT P50 / P95 / P99, ms", "longest gap P99, ms", "×P99 TTFT / TPOT",
         "G_slo", "G_q", "G_dq", "trained, tokens/s", "harvest (95 %)", "publish lag P50, s",
     )  # fmt: skip
     lines = ["| system | " + " | ".join(header) + " |", "|---" * (len(header) + 1) + "|"]
-    lines += [f"| {SYSTEMS[s].label} | {' | '.join(_row(results, condition, s))} |" for s in results.systems(condition)]
+    systems = results.systems(condition)
+    lines += [f"| {_label(results, condition, s)} | {' | '.join(_row(results, condition, s))} |" for s in systems]
     return f"{title}:\n\n" + "\n".join(lines)
+
+
+def _label(results: Results, condition: str, system: str) -> str:
+    """Return the system's name; with the tokens it trained, if it was to train as many as umbel."""
+    if system != "unpaced_equal":
+        return SYSTEMS[system].label
+    ours, theirs = results.of(condition, "ours"), results.of(condition, system)
+    trained = paired_ratio(theirs, ours, lambda block: block.training_rate)
+    return f"{SYSTEMS[system].label}: {trained.text()} of them"
 
 
 def _row(results: Results, condition: str, system: str) -> list[str]:
     blocks, slo = results.of(condition, system), results.slo
     reference = results.of(condition, "inference")
-    interference = [
-        quantile(values(blocks, name), 0.99) / quantile(values(reference, name), 0.99) if reference else math.nan
-        for name in ("ttft", "tpot")
-    ]
     known = all(request.version in results.quality for block in blocks for request in block.requests)
     goodputs = (quality_goodput, gain_goodput) if known else ()
     per_quality = [_mean([of(block, slo, results.quality) for block in blocks]) for of in goodputs]
     lags = publish_lags(blocks)
     return [
-        f"{attainment(blocks, slo):.3f}",
+        results.attained(condition, system).text(3),
         _quantiles(values(blocks, "ttft")),
         _quantiles(values(blocks, "tpot")),
-        _ms(quantile(values(blocks, "longest_gap"), 0.99)),
-        " / ".join(f"{value:.2f}" if math.isfinite(value) else NONE for value in interference),
+        _quantile(values(blocks, "longest_gap"), 0.99),
+        " / ".join(_interference(values(blocks, name), values(reference, name)) for name in ("ttft", "tpot")),
         f"{_mean([goodput(block, slo) for block in blocks]):.2f}",
         *([f"{value:.2f}" for value in per_quality] or [NONE, NONE]),
         f"{_mean([block.training_rate for block in blocks]):.0f}",
-        interval(results.harvest(condition, system)),
+        results.harvest(condition, system).text(),
         f"{quantile(lags, 0.5):.2f}" if lags else NONE,
     ]
 
 
-def _quantiles(numbers: list[float]) -> str:
-    return " / ".join(_ms(quantile(numbers, q)) for q in (0.5, 0.95, 0.99))
+def _quantiles(numbers: Sequence[float]) -> str:
+    return " / ".join(_quantile(numbers, q) for q in (0.5, 0.95, 0.99))
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.0f}" if math.isfinite(seconds) else NONE
+def _quantile(numbers: Sequence[float], q: float) -> str:
+    """Format a quantile in milliseconds; "max" stands before one of so few that it is the largest."""
+    value = quantile(numbers, q)
+    largest = "max " if is_largest(len(numbers), q) else ""
+    return f"{largest}{value * 1e3:.0f}" if math.isfinite(value) else NONE
+
+
+def _interference(ours: Sequence[float], alone: Sequence[float]) -> str:
+    """Return the P99 as a multiple of that of inference only."""
+    ratio = quantile(ours, 0.99) / quantile(alone, 0.99)
+    largest = "max " if is_largest(min(len(ours), len(alone)), 0.99) else ""
+    return f"{largest}{ratio:.2f}" if math.isfinite(ratio) else NONE
 
 
 def _mean(numbers: list[float]) -> float:

@@ -1,23 +1,14 @@
 """`Results`: the blocks of a benchmark run, read from its folder."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.bench.metrics import (
-    Block,
-    Quality,
-    Setting,
-    attainment,
-    paired_ratio,
-    read_blocks,
-)
-from serving.bench.plan import FEASIBLE, SYSTEMS
+from serving.bench.intervals import Interval, ratio_of_shares
+from serving.bench.metrics import Block, Quality, Setting, attained, paired_ratio, read_blocks
+from serving.bench.plan import SYSTEMS
 from serving.cotrainer.slo import Slo
 from umbel.errors import ConfigError
-
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -50,17 +41,17 @@ class Results:
         present = {b.system for b in self.blocks if b.phase == "measure" and b.condition == condition}
         return [name for name in SYSTEMS if name in present]
 
-    def harvest(self, condition: str, system: str) -> tuple[float, float, float]:
-        """Return the training throughput relative to training alone: median over rounds, ends of the 95 % interval."""
+    def harvest(self, condition: str, system: str) -> Interval:
+        """Return the training throughput relative to training alone."""
         return paired_ratio(self.of(condition, system), self.of("none", "training"), lambda block: block.training_rate)
 
-    def attained(self, condition: str, system: str) -> float:
-        """Return the attainment over all blocks."""
-        return attainment(self.of(condition, system), self.slo)
+    def attained(self, condition: str, system: str) -> Interval:
+        """Return the attainment over all requests."""
+        return attained(self.of(condition, system), self.slo)
 
-    def feasible(self, condition: str, system: str) -> bool:
-        """Return whether the system keeps a part `FEASIBLE` of the attainment of inference only."""
-        return self.attained(condition, system) >= FEASIBLE * self.attained(condition, "inference")
+    def kept(self, condition: str, system: str) -> Interval:
+        """Return the attainment relative to that of inference only, over all requests."""
+        return ratio_of_shares(self.attained(condition, system), self.attained(condition, "inference"))
 
 
 def read(out: Path) -> Results:
@@ -79,9 +70,3 @@ def read(out: Path) -> Results:
         facts=json.loads(files[2].read_text()),
         void=sum(block.void for block in blocks),
     )
-
-
-def interval(ratio: tuple[float, float, float]) -> str:
-    """Format a (median, low, high) for a table; NaN as a dash."""
-    middle, low, high = ratio
-    return NONE if math.isnan(middle) else f"{middle:.2f} ({low:.2f}–{high:.2f})"

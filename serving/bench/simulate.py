@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.bench.machines import PRESETS, Machine, calibrated
+from serving.bench.metrics import is_largest, quantile
 from serving.bench.trace import CORE, NO_TRACE, Arrival, Scale, Trace
 from serving.bench.virtual import Outcome, Simulation
 from serving.cotrainer.governor import SloGovernor
@@ -35,6 +36,8 @@ class SiteReport:
     slo_debt_s: float
     preemptions: int
     preemption_s: tuple[float, ...]
+    delayed: int
+    """Requests that arrived while a quantum ran: those of `preemption_s`."""
     seconds: float
 
 
@@ -139,12 +142,13 @@ def _report(both: Outcome, alone: Outcome, slo: Slo, slo_debt_s: float) -> SiteR
         slo_debt_s=slo_debt_s,
         preemptions=both.preemptions,
         preemption_s=_percentiles(both.preemption_s),
+        delayed=len(both.preemption_s),
         seconds=both.seconds,
     )
 
 
 def _percentiles(seconds: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in np.percentile(seconds, (50, 95, 99))) if seconds else (0.0, 0.0, 0.0)
+    return tuple(quantile(seconds, q) for q in (0.5, 0.95, 0.99)) if seconds else (0.0, 0.0, 0.0)
 
 
 def _table(reports: Sequence[SiteReport], slo: Slo) -> Iterator[str]:
@@ -161,15 +165,20 @@ def _row(number: int, report: SiteReport) -> tuple[str, ...]:
         str(report.requests),
         f"{report.attainment[2]:.1%}",
         f"{report.attainment_alone[2]:.1%}",
-        _milliseconds(report.ttft_s),
-        _milliseconds(report.tpot_s),
+        _milliseconds(report.ttft_s, report.requests),
+        _milliseconds(report.tpot_s, report.requests),
         f"{report.share:.1%}",
         f"{report.steps / report.seconds * 60:.0f}",
         f"{report.slo_debt_s:.1f}",
         str(report.preemptions),
-        f"{report.preemption_s[2] * 1e3:.1f}",
+        _p99(report.preemption_s, report.delayed),
     )
 
 
-def _milliseconds(seconds: Sequence[float]) -> str:
-    return "/".join(f"{value * 1e3:.1f}" for value in seconds)
+def _milliseconds(seconds: Sequence[float], count: int) -> str:
+    return "/".join([*(f"{value * 1e3:.1f}" for value in seconds[:2]), _p99(seconds, count)])
+
+
+def _p99(seconds: Sequence[float], count: int) -> str:
+    """Format the P99; "max" stands before that of so few that it is the largest."""
+    return f"{'max ' if is_largest(count, 0.99) else ''}{seconds[2] * 1e3:.1f}"

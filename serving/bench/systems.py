@@ -206,7 +206,7 @@ class Closed:
 
     def iterated(self, batch: Batch, seconds: float) -> None: ...
 
-    def finished(self, request: Finished) -> None: ...
+    def finished(self, request: Finished, now: float) -> None: ...
 
 
 class Unpaced(Closed):
@@ -260,7 +260,7 @@ class Aimd(Closed):
     def wait(self, now: float) -> float:
         return 0.0
 
-    def finished(self, request: Finished) -> None:
+    def finished(self, request: Finished, now: float) -> None:
         late = request.ttft > self._target.ttft_s or (request.tpot or 0.0) > self._target.tpot_s
         self._seconds = self._seconds / 2 if late else self._seconds + AIMD_STEP * self._target.tpot_s
 

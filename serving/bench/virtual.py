@@ -252,7 +252,8 @@ class Simulation:
             if self.governor is not None:
                 before = r.trained_at_first - r.trained_at_arrival
                 after = self.outcome.trained_s - r.trained_at_first
-                self.governor.finished(Finished(ttft, tpot, r.tokens, before, after, r.arrival.interactive))
+                answered = Finished(ttft, tpot, r.tokens, before, after, r.arrival.interactive)
+                self.governor.finished(answered, self.now)
 
 
 def _prefill_batch(prefilled: Sequence[tuple[_Request, int]]) -> Batch:

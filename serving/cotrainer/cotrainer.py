@@ -116,7 +116,7 @@ class CoTrainer:
             self.predictor.observe(iteration.batch, iteration.seconds, iteration.trained)
             self.governor.iterated(iteration.batch, iteration.seconds - iteration.trained)
         for request in finished:
-            self.governor.finished(request)
+            self.governor.finished(request, now)
         if load.idle or self.runnable() is None:
             return
         self.counts.hook_calls["busy"] += 1
@@ -287,8 +287,8 @@ def _slo_status(governor: Governor) -> SloStatus | None:
         ttft_ms=slo.ttft_s * 1000,
         tpot_ms=slo.tpot_s * 1000,
         quantile=slo.quantile,
-        margin_ttft=governor.margin_ttft,
-        margin_tpot=governor.margin_tpot,
+        margin_ttft=governor.margin_ttft.value,
+        margin_tpot=governor.margin_tpot.value,
         debt_s=governor.slo_debt_s,
         answered=governor.answered,
         met=governor.met,

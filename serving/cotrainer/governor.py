@@ -8,7 +8,7 @@ slack of the tightest request:
 
 T is the predicted iteration without training. The first line is a token bucket in seconds, one per stream, that fills
 by S_tpot − T with each token: the target is a mean over the request, so time that early tokens saved is there for later
-ones. The margins m are integral controllers on the share of requests that would have met their target without training.
+ones. The margins m are those of `slo.Margin`: they move with the requests beside which something was trained.
 """
 
 import math
@@ -17,16 +17,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from serving.cotrainer.predictor import Batch, Predictor
-from serving.cotrainer.slo import Slo
+from serving.cotrainer.slo import Margin, Slo
 
 THETA = 0.1
 """Share of a waiting request's TTFT slack that may be spent at a time: others may come and wait as well."""
-MARGIN = (0.02, 0.9)
-"""Smallest and largest margin."""
-MARGIN_START = 0.3
-"""Margin at the start: a large one, because learning a margin from late requests costs late requests."""
-MARGIN_STEP = 0.1
-"""Added to a margin by each request that training made late; the steps back balance it at the allowed share."""
+PAUSE_S = 60.0
+"""After so long without a job the load may be another one, and the margins are at least at their start again."""
 INDIRECT = 3.0
 """Seconds by which one second of training may delay a request: a request that lives longer meets more prefills."""
 CLEAN_EVERY = 64
@@ -119,7 +115,7 @@ class Governor(Protocol):
     def iterated(self, batch: Batch, seconds: float) -> None:
         """Note an iteration that has just ended, without the seconds of training in it."""
 
-    def finished(self, request: Finished) -> None:
+    def finished(self, request: Finished, now: float) -> None:
         """Note a request that has been answered."""
 
 
@@ -145,12 +141,13 @@ class SloGovernor:
         self.slo = slo
         self.predictor = predictor
         self.share_floor = share_floor
-        self.margin_ttft = self.margin_tpot = MARGIN_START
+        self.margin_ttft, self.margin_tpot = Margin(), Margin()
         self.slo_debt_s = 0.0
         self.answered = self.met = 0
         """Requests answered since there are targets, and those of them that met both."""
         self._rest = 1 / share_cap - 1
         self._ready_at = -math.inf
+        self._asked_at = math.inf
         self._owed = 0.0
         self._owed_at: float | None = None
         self._on_debt = False
@@ -161,6 +158,7 @@ class SloGovernor:
 
     def budget(self, load: Load, now: float) -> float:
         """Return the seconds of quanta that may run before the next iteration of a busy engine."""
+        self._asked(now)
         self._accrue(now)
         self._on_debt = False
         if not now >= self._ready_at:  # also true if one of them is NaN
@@ -175,6 +173,7 @@ class SloGovernor:
 
     def wait(self, now: float) -> float:
         """Return the seconds until an idle engine may run its next quantum; infinity if the clock is NaN."""
+        self._asked(now)
         self._closed = False
         rest = self._ready_at - now
         return math.inf if math.isnan(rest) else max(0.0, rest)
@@ -195,24 +194,28 @@ class SloGovernor:
         else:
             self._decodes += 1
 
-    def finished(self, request: Finished) -> None:
-        """Move the margins: up by a request that would have been in time without training, down by all others."""
+    def finished(self, request: Finished, now: float) -> None:
+        """Count a request, and move the margins if something was trained while it waited for its tokens."""
         if self.slo is None:
             return
         factor = self.slo.factor(request.interactive)
+        ttft_s, tpot_s = self.slo.ttft_s * factor, self.slo.tpot_s * factor
         self.answered += 1
-        self.met += request.ttft <= self.slo.ttft_s * factor and (request.tpot or 0.0) <= self.slo.tpot_s * factor
-        late = _made_late(request.ttft, request.trained_before_first, self.slo.ttft_s * factor)
-        self.margin_ttft = self._moved(self.margin_ttft, late)
-        if request.tpot is not None:
-            trained = request.trained_after_first / request.tokens
-            late = _made_late(request.tpot, trained, self.slo.tpot_s * factor)
-            self.margin_tpot = self._moved(self.margin_tpot, late)
-
-    def _moved(self, margin: float, late: bool) -> float:
-        assert self.slo is not None
+        self.met += request.ttft <= ttft_s and (request.tpot or 0.0) <= tpot_s
         allowed = (1 - self.slo.quantile) / 4  # half each for TTFT and TPOT, and half of that: not all is noticed
-        return min(max(margin + MARGIN_STEP * (late - allowed), MARGIN[0]), MARGIN[1])
+        if request.trained_before_first > 0:
+            late = _made_late(request.ttft, request.trained_before_first, ttft_s)
+            self.margin_ttft.move(late, allowed, now)
+        if request.trained_after_first > 0 and request.tpot is not None:
+            late = _made_late(request.tpot, request.trained_after_first / request.tokens, tpot_s)
+            self.margin_tpot.move(late, allowed, now)
+
+    def _asked(self, now: float) -> None:
+        """Note that there is a job, which asks for time; the first one after a pause begins with careful margins."""
+        if now - self._asked_at > PAUSE_S:
+            self.margin_ttft.start_again()
+            self.margin_tpot.start_again()
+        self._asked_at = now
 
     def _slack(self, load: Load, now: float) -> float:
         """Return the seconds that the tightest request leaves to be spent now; 0 or less: none."""
@@ -233,7 +236,7 @@ class SloGovernor:
 
     def _tpot_slack(self, load: Load, now: float) -> float:
         assert self.slo is not None
-        promised = self.slo.tpot_s * (1 - self.margin_tpot)
+        promised = self.slo.tpot_s * (1 - self.margin_tpot.value)
         needed = self.predictor.high(load.decode) + self._reserve()
         return _least(
             (stream.tokens + 1) * promised * self.slo.factor(stream.interactive) - (now - stream.first_token) - needed
@@ -242,7 +245,7 @@ class SloGovernor:
 
     def _ttft_slack(self, load: Load, now: float) -> float:
         assert self.slo is not None
-        promised = self.slo.ttft_s * (1 - self.margin_ttft)
+        promised = self.slo.ttft_s * (1 - self.margin_ttft.value)
         needed = self.predictor.high(load.prefill)
         return _least(
             promised * self.slo.factor(request.interactive) - (now - request.arrival) - needed

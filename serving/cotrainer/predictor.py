@@ -23,6 +23,10 @@ REFIT_EVERY = 32
 """Iterations of a regime between two fits."""
 HIGH = 0.95
 """Quantile of observed / expected latencies that `Predictor.high` multiplies with."""
+ENOUGH_FOR_HIGH = 40
+"""Iterations below which the largest ratio is taken instead: few residuals of a fit are closer to it than new ones."""
+SHORTEST_S = 1e-9
+"""Expected latencies are taken to be no shorter, so that ratios to them are finite."""
 QUANTUM_HISTORY = 128
 """Latest quanta per kind and size over which their P99 is taken."""
 OVERLAP_RATE = 0.05
@@ -112,7 +116,10 @@ class Predictor:
         return self._models[batch.regime].expected(batch)
 
     def high(self, batch: Batch) -> float:
-        """Return the latency without training that a share `HIGH` of such iterations stays under."""
+        """Return the latency without training that a share `HIGH` of such iterations stays under.
+
+        Before `ENOUGH_FOR_HIGH` of them were seen it is the highest, in proportion, of those that were.
+        """
         model = self._models[batch.regime]
         return model.expected(batch) * model.ratio_high
 
@@ -168,11 +175,13 @@ class _Regime:
         """Iterations before the first fit; until then nothing is trained while users are served."""
         self.coefficients: tuple[float, ...] | None = None
         self.ratio_high = 1.0
-        """Quantile `HIGH` of observed / expected."""
+        """Quantile `HIGH` of observed / expected, or the largest while they are few."""
         self.typical = 0.0
         self._features: deque[tuple[float, ...]] = deque(maxlen=HISTORY)
         self._seconds: deque[float] = deque(maxlen=HISTORY)
         self._since_fit = 0
+        self._few = False
+        """Whether the last fit had fewer iterations than a quantile wants."""
 
     def observe(self, batch: Batch, seconds: float) -> None:
         self._features.append(batch.features())
@@ -181,6 +190,8 @@ class _Regime:
         due = self._since_fit >= REFIT_EVERY or (self.coefficients is None and len(self._seconds) >= self.enough)
         if due and len(self._seconds) >= self.enough:
             self._fit()
+        elif self._few:
+            self.ratio_high = max(self.ratio_high, seconds / max(self.expected(batch), SHORTEST_S))
 
     def expected(self, batch: Batch) -> float:
         if self.coefficients is None:
@@ -192,8 +203,9 @@ class _Regime:
         seconds: npt.NDArray[np.float64] = np.array(self._seconds)
         # Rows are divided by the observed seconds, so that short and long iterations count alike.
         weights, _ = nnls(rows / seconds[:, None], np.ones(len(seconds)))
-        ratios = seconds / np.maximum(rows @ weights, 1e-9)
+        ratios = seconds / np.maximum(rows @ weights, SHORTEST_S)
         self.coefficients = tuple(float(weight) for weight in weights)
-        self.ratio_high = float(np.quantile(ratios, HIGH))
+        self._few = len(ratios) < ENOUGH_FOR_HIGH
+        self.ratio_high = float(ratios.max() if self._few else np.quantile(ratios, HIGH))
         self.typical = float(np.median(seconds))
         self._since_fit = 0

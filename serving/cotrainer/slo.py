@@ -1,8 +1,9 @@
-"""`Slo`: latency targets of a site, their defaults, and the lengths of quanta that follow from them.
+"""`Slo`: latency targets of a site, their defaults and margins, and the lengths of quanta that follow from them.
 
 Pure; all times are seconds. S_ttft and S_tpot are `Slo.ttft_s` and `Slo.tpot_s`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,6 +14,14 @@ ACCELERATOR_QUANTUM_S = 2e-3
 """Longest quantum on an accelerator, whatever the targets."""
 IDLE_PART = 0.1
 """Share of S_ttft that a quantum of an idle engine may take."""
+MARGIN = (0.02, 0.9)
+"""Smallest and largest margin."""
+MARGIN_START = 0.3
+"""Margin at the start: a large one, because learning a margin from late requests costs late requests."""
+MARGIN_STEP = 0.1
+"""Added to a margin by each request that training made late; the steps back balance it at the allowed share."""
+BURST_S = 10.0
+"""Requests that are late within so many seconds have one cause, and widen a margin by one step at most."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,42 @@ class Slo:
     def factor(self, interactive: bool) -> float:
         """Return the number that both targets are multiplied with for a request of this class."""
         return 1.0 if interactive else self.batch_factor
+
+
+class Margin:
+    """The part of a target that is kept back: an integral controller on the requests beside which training ran.
+
+    Each moves it by MARGIN_STEP · (late − allowed): adaptive conformal inference (Gibbs and Candès 2021, arXiv
+    2106.00170), by which the share of late ones tends to `allowed` whatever the load does, as long as the margin is
+    not at its largest. The movements of a burst are summed before they are cut to one step, so that a high rate of
+    requests in time does not outweigh late ones that were not counted.
+    """
+
+    def __init__(self) -> None:
+        self.value = MARGIN_START
+        self._burst_began = -math.inf
+        """Time of the late request that began the last burst."""
+        self._before = MARGIN_START
+        """Value before that burst."""
+        self._sum = 0.0
+        """Movements within that burst."""
+
+    def move(self, late: bool, allowed: float, now: float) -> None:
+        """Count a request beside which something was trained; `late` says whether that made it miss its target.
+
+        `now` is in seconds on any clock that does not jump.
+        """
+        smallest, largest = MARGIN
+        if not now - self._burst_began < BURST_S:
+            self._before, self._sum = self.value, 0.0
+            self._burst_began = now if late else -math.inf
+        self._sum = max(self._sum + MARGIN_STEP * (late - allowed), smallest - self._before)
+        self.value = min(max(self._before + min(self._sum, MARGIN_STEP), smallest), largest)
+
+    def start_again(self) -> None:
+        """Widen a narrow margin to its start; a wider one stays."""
+        self.value = max(self.value, MARGIN_START)
+        self._burst_began = -math.inf
 
 
 def quantum_target(slo: Slo, predictor: Predictor, accelerator: bool) -> float:

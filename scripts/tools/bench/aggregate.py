@@ -276,8 +276,8 @@ def fold(sites: int) -> dict[str, Any]:
 
     parent = Adapter.of(blob(), "base")
     report = RoundReport(
-        key="k", state=JobState.DONE, parent=parent.digest, num_examples=1, num_loss_tokens=9, rank=RANK
-    )
+        key="k", state=JobState.DONE, parent=parent.digest, steps=1, num_examples=1, num_loss_tokens=9, held_examples=1,
+        held_loss_tokens=9, rank=RANK)  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="umbel-") as spool:

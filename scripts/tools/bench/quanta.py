@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from serving.bench.intervals import mean_ratio
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer, Progress
 from umbel.base import LINEARS
@@ -118,23 +119,14 @@ def timed(loop: Callable[[Task], None], task: Task) -> Timed:
 
 
 def report(name: str, ours: str, theirs: str, steps: int, pairs: list[tuple[float, float, float]]) -> None:
-    """Print the medians of all ABBA pairs, with an interval of the ratio by CPU time."""
+    """Print the mean ratios of all ABBA pairs, with a 95 % interval of the one by CPU time."""
     cpu, wall, milliseconds = zip(*pairs, strict=True)
-    low, high = bootstrap(list(cpu))
     print(
-        f"{name:6} {ours:18} / {theirs:10} throughput by CPU time {statistics.median(cpu):.3f} [{low:.3f}, {high:.3f}],"
-        f" by wall time {statistics.median(wall):.3f};  {statistics.median(milliseconds):.1f} ms per step,"
+        f"{name:6} {ours:18} / {theirs:10} throughput by CPU time {mean_ratio(cpu).text(3)},"
+        f" by wall time {mean_ratio(wall).value:.3f};  {statistics.median(milliseconds):.1f} ms per step,"
         f" {len(pairs)} ABBA of {steps} steps",
         flush=True,
     )
-
-
-def bootstrap(values: list[float]) -> tuple[float, float]:
-    """Return a 95 % bootstrap interval of the median."""
-    random = np.random.default_rng(0)
-    medians = np.median(random.choice(values, (2000, len(values))), axis=1)
-    low, high = np.quantile(medians, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def quanta(trainer: LoraTrainer, pieces: Pieces) -> Callable[[Task], None]:

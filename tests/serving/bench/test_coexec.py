@@ -42,13 +42,13 @@ def run(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Run
 
 def test_every_block_is_run_in_the_plans_order_and_kept(run: Run, said: list[str]) -> None:
     asyncio.run(run.protocol())
-    assert [one.key for one in run.blocks] == [spec.key for spec in PLAN.specs()]
+    assert [one.key for one in run.blocks] == [spec.key for spec in PLAN.specs(SETTING.capacity)]
     assert read_blocks(run.out) == run.blocks
     assert said[-1].startswith(f"{len(run.blocks)} of {len(run.blocks)}: measure 0.6")
 
 
 def test_a_resumed_run_leaves_out_what_has_finished(run: Run, said: list[str]) -> None:
-    keys = [spec.key for spec in PLAN.specs()]
+    keys = [spec.key for spec in PLAN.specs(SETTING.capacity)]
     for phase, condition, system, number in keys[:3]:
         run.blocks.append(block(system, phase=phase, condition=condition, round=number))
     asyncio.run(run.protocol())

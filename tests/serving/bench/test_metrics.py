@@ -10,6 +10,7 @@ from serving.bench.metrics import (
     attainment,
     gain_goodput,
     goodput,
+    is_largest,
     paired_ratio,
     publish_lags,
     quality_goodput,
@@ -64,10 +65,16 @@ def test_a_publish_lag_ends_with_the_first_token_for_a_user() -> None:
 def test_ratios_are_paired_by_round() -> None:
     ours = [block("ours", round=n, tokens=tokens) for n, tokens in enumerate([100, 300, 20, 7])]
     theirs = [block("training", round=n, tokens=tokens) for n, tokens in enumerate([200, 100, 10])]
-    middle, low, high = paired_ratio(ours, theirs, lambda one: one.training_rate)
-    assert middle == 2.0, "the median of 0.5, 3 and 2; the round without a partner does not count"
-    assert (low, high) == (0.5, 3.0)
-    assert math.isnan(paired_ratio(ours, [], lambda one: one.training_rate)[0])
+    found = paired_ratio(ours, theirs, lambda one: one.training_rate)
+    assert found.value == pytest.approx(3 ** (1 / 3)), "of 0.5, 3 and 2; the round without a partner does not count"
+    assert found.low < 0.5 < 3.0 < found.high
+    assert math.isnan(paired_ratio(ours, [], lambda one: one.training_rate).value)
+
+
+@pytest.mark.parametrize(("count", "largest"), [(1, True), (60, True), (99, True), (100, False), (1000, False)])
+def test_p99_of_few_is_the_largest(count: int, largest: bool) -> None:
+    assert is_largest(count, 0.99) is largest
+    assert (quantile(range(count), 0.99) == count - 1) is largest
 
 
 def test_a_block_in_which_the_clients_core_was_too_busy_is_void() -> None:

@@ -14,7 +14,8 @@ pytest.importorskip("matplotlib", reason="plots are an extra: pip install umbel[
 def test_a_whole_run_has_every_plot_and_the_same_figures_give_the_same_files(tmp_path: Path) -> None:
     found = results(list(run(request(), harvest=0.6)))
     drawn = [draw(found, tmp_path / name) for name in ("one", "two")]
-    assert [file.name for _, file in drawn[0]] == ["coexec-latency.svg", "coexec-share.svg", "coexec-goodput.svg"]
+    names = ["coexec-latency.svg", "coexec-share.svg", "coexec-harvest.svg", "coexec-goodput.svg"]
+    assert [file.name for _, file in drawn[0]] == names
     for (title, one), (again, two) in zip(*drawn, strict=True):
         assert title == again
         assert one.read_text().startswith("<?xml")

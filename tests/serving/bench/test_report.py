@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serving.bench import report
-from tests.toys.serving.blocks import request, results, run
+from tests.toys.serving.blocks import block, request, results, run
 from umbel.errors import ConfigError
 
 
@@ -23,4 +23,22 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path: Path) -> None:
 def test_a_condition_is_a_table_of_its_systems() -> None:
     text = report._condition_table(results(list(run(request(), harvest=0.6))), "0.6")
     assert text.count("\n| ") == 1 + len(("inference", "partition", "unpaced_equal", "ours"))
-    assert "| umbel | 1.000 | 50 / 50 / 50 | 10 / 10 / 10 | 30 | 1.00 / 1.00 | 10.00 | 5.00 | 0.00 | 60 | 0.60" in text
+    row = (
+        "| umbel | 1.000 (0.991–1.000) | 50 / 50 / 50 | 10 / 10 / 10 | 30 | 1.00 / 1.00 | 10.00 | 5.00 | 0.00 | 6000 |"
+    )
+    assert row in text
+    assert "| B5 at most umbel's tokens: 1.00 (1.00–1.00) of them |" in text
+
+
+def test_p99_of_few_requests_is_called_the_largest() -> None:
+    assert report._quantiles([0.01] * 59 + [0.154]) == "10 / 10 / max 154"
+    assert report._interference([0.02] * 60, [0.01] * 200) == "max 2.00"
+
+
+def test_a_choice_within_noise_of_another_setting_is_said_to_be_so() -> None:
+    runs = [
+        block("stop", *[request()] * good, *[request(ttft=9.0)] * (22 - good), phase="tune", options={"steps": steps})
+        for steps, good in ((1.0, 20), (2.0, 18), (4.0, 2))
+    ]
+    text = report._tuning_table(results(runs))
+    assert "| yes, within noise of steps 2 |" in text

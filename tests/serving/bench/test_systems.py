@@ -84,11 +84,11 @@ def test_aimd_adds_after_each_request_in_time_and_halves_after_one_that_was_late
     governor = Aimd(SLO)
     begin = governor.budget(BUSY, 0.0)
     for _ in range(9):
-        governor.finished(Finished(ttft=0.05, tpot=0.01, tokens=3))
+        governor.finished(Finished(ttft=0.05, tpot=0.01, tokens=3), now=0.0)
     assert governor.budget(BUSY, 0.0) == pytest.approx(10 * begin)
-    governor.finished(Finished(ttft=0.05, tpot=0.03, tokens=3))
+    governor.finished(Finished(ttft=0.05, tpot=0.03, tokens=3), now=0.0)
     assert governor.budget(BUSY, 0.0) == pytest.approx(5 * begin)
-    governor.finished(Finished(ttft=0.2, tpot=None, tokens=0))
+    governor.finished(Finished(ttft=0.2, tpot=None, tokens=0), now=0.0)
     assert governor.budget(BUSY, 0.0) == pytest.approx(2.5 * begin)
 
 

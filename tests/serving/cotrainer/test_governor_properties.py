@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from serving.bench.machines import Machine, TimedQuantum
 from serving.bench.trace import Arrival
 from serving.bench.virtual import Answered, Simulation
-from serving.cotrainer.governor import MARGIN, Load, SloGovernor
+from serving.cotrainer.governor import Load, SloGovernor
 from serving.cotrainer.predictor import Batch, Predictor, PredictorState
-from serving.cotrainer.slo import Slo
+from serving.cotrainer.slo import MARGIN, Slo
 
 PATTERNS = 100_000
 CLOSE = 1e-9
@@ -93,7 +93,8 @@ def violations(pattern: Pattern) -> list[str]:
     machine, slo = pattern.machine, pattern.slo
     predictor = exact(machine)
     governor = Watched(slo, predictor, share_cap=pattern.share_cap, share_floor=pattern.share_floor)
-    governor.margin_ttft = governor.margin_tpot = MARGIN[0]  # they only grow: the bounds are as tight as they can be
+    # They only grow: the bounds are as tight as they can be.
+    governor.margin_ttft.value = governor.margin_tpot.value = MARGIN[0]
     simulation = Simulation(machine, pattern.arrivals, governor, predictor)
     outcome = simulation.run(pattern.seconds)
     longest = max(quantum.seconds for quantum in machine.quanta)
