@@ -127,7 +127,7 @@ class RunConfig(StrategyConfig):
     def options(self) -> dict[str, str | float | int | bool]:
         """Keywords for the strategy: `catalogue.find(config.strategy)(**config.options)`."""
         named = {key: getattr(self, key) for key in StrategyConfig.model_fields}
-        return {"max_examples": self.steps * self.batch_size, **named}
+        return {"max_examples": self.steps * self.batch_size, "max_steps": self.steps, **named}
 
 
 def _explain(key: str, kind: str, message: str) -> str:

@@ -90,18 +90,20 @@ class Exchange:
         group: str,
         sites: Collection[str] | None = None,
         enough: Callable[[Mapping[str, T]], bool] = lambda answers: False,
+        open: Callable[[], bool] = lambda: True,
     ) -> Outcome[T]:
         """Hold one dialogue with each site until all are over, the answers are `enough`, or the deadline passes.
 
-        Without `sites`: with every site that is online, and with sites that come while others still talk. A site that
-        goes away is waited for. `begin` gets a site's name and its hello. `group` is Flower's group id. Results are
-        kept until the end, so a dialogue that fetches something large uses it and returns something small.
+        Without `sites`: with every site that is online, and with sites that come while others still talk and it is
+        `open`. A site that goes away is waited for. `begin` gets a site's name and its hello. `group` is Flower's group
+        id. Results are kept until the end, so a dialogue that fetches something large uses it and returns something
+        small.
         """
         talks: dict[str, _Talk[M, T]] = {}
         answers: dict[str, T] = {}
         while sites is None or sites:
             for site, hello in self.roster.sites.items():
-                if site not in talks and (sites is None or site in sites):
+                if site not in talks and (open() if sites is None else site in sites):
                     talks[site] = _Talk(site, begin(site, hello), self.clock())
             self._turn(talks, group)
             begun = bool(talks) and set(sites or ()) <= talks.keys()

@@ -205,6 +205,7 @@ class Federation:
             parents=result.parents, personal=self._strategy.personal, strategy=self._config.strategy,
             options=self._strategy.options.model_dump(),
             weights=aggregate.weights, left_out=result.left_out, certificate=aggregate.certificate,
+            change_certificate=aggregate.change_certificate,
             metrics={"train-loss": loss / tokens, "num-loss-tokens": tokens} if tokens else {},
             site_metrics={site: _measured(report, result.staleness[site]) for site, report in reports.items()},
             counts={site: _counted(report) for site, report in reports.items()},
@@ -215,6 +216,7 @@ class Federation:
             "round.published", round=number, version=version.version, digest=version.digest,
             weights=aggregate.weights, left_out=result.left_out,
             relative_error=max(aggregate.certificate.values(), default=None),
+            change_error=max(aggregate.change_certificate.values(), default=None),
         )  # fmt: skip
         return version
 
@@ -268,4 +270,10 @@ def _measured(report: RoundReport, staleness: int) -> dict[str, float]:
 
 
 def _counted(report: RoundReport) -> dict[str, int]:
-    return {"num-examples": report.num_examples, "num-loss-tokens": report.num_loss_tokens}
+    return {
+        "num-examples": report.num_examples,
+        "num-loss-tokens": report.num_loss_tokens,
+        "steps": report.steps,
+        "held-examples": report.held_examples,
+        "held-loss-tokens": report.held_loss_tokens,
+    }

@@ -76,6 +76,8 @@ class Training:
         self._late: dict[str, _Given] = {}
         self._given: dict[str, _Given] = {}
         """Site → the round it works on, in this round."""
+        self._asked: set[str] = set()
+        """Sites that this round asks."""
         self._heads: list[str] = []
         """Digests of the versions that rounds trained from, in order."""
 
@@ -84,10 +86,14 @@ class Training:
 
         Updates are folded in one by one; peak memory does not depend on the number of sites.
         """
-        if head.digest not in self._heads:
+        if head.digest in self._heads:  # what came after it was taken back, and what was trained from that goes with it
+            del self._heads[self._heads.index(head.digest) + 1 :]
+        else:
             self._heads.append(head.digest)
         self._late = {
-            site: given for site, given in self._late.items() if self._staleness(given) <= MAX_EARLIER_PARENTS
+            site: given
+            for site, given in self._late.items()
+            if given.version.digest in self._heads and self._staleness(given) <= MAX_EARLIER_PARENTS
         }
         parent = Adapter.of(self._registry.read(head.ref)[0], head.base)
         spool = self._empty_spool()
@@ -106,9 +112,13 @@ class Training:
     def _collect(
         self, number: int, head: AdapterManifest, parent: Adapter, fold: Fold, result: RoundResult
     ) -> None:  # fmt: skip
-        """Talk to the sites, and fold in their updates."""
+        """Talk to the sites, and fold in their updates.
+
+        From the first update on no further site takes part: how long a change may be depends on how many there are, and
+        an update that is in the fold already would have been measured by another number.
+        """
         config, clock = self._config, self._exchange.clock
-        self._given = {}
+        self._given, self._asked = {}, set()
         started = clock()
         in_time = started + config.round_seconds + config.straggler_seconds
         outcome = self._exchange.converse(
@@ -116,10 +126,13 @@ class Training:
             started + config.round_seconds + config.grace_seconds,
             group=f"round {number}",
             enough=lambda _: clock() >= in_time and len(fold.admitted) >= config.quorum,
+            open=lambda: not result.reports,
         )
         fate = "counts in the next round" if config.buffered else "is dropped"
         late = {site: given for site, given in self._given.items() if site in outcome.late}
         away = {site: given for site, given in self._late.items() if site not in self._given}
+        closed = self._exchange.roster.sites.keys() - self._asked
+        result.left_out |= dict.fromkeys(closed, "it came when the round had an update already; the next one asks it")
         result.left_out |= outcome.left_out
         result.left_out |= {site: f"{outcome.left_out[site]}; its late update {fate}" for site in late}
         result.left_out |= dict.fromkeys(away, f"its SuperNode is offline; its late update {fate}")
@@ -131,6 +144,8 @@ class Training:
     ) -> Dialogue[RoundReport, None]:  # fmt: skip
         """Train at one site; its update is kept nowhere but in the fold."""
         name = self._config.adapter
+        self._asked.add(site)
+        fold.sites = max(fold.sites, len(self._asked))
         given = self._late.get(site)
         if given is None:
             given = _Given(self._order(hello, number, head, parent), head)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +17,9 @@ from umbel.peft_dir import Array, Tensors
 
 Factors = Mapping[str, LowRank]
 """Module path → its update."""
+PUBLISHED = np.dtype(np.float32)
+"""Dtype of every version that is made here, whatever the sites serve in: a bfloat16 keeps three digits of a factor, and
+a late round changes less than that. A site rounds to its engine's dtype when it loads a version."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,6 @@ class Adapter:
         """Module path → (out, in)."""
         return {module: (b.shape[0], a.shape[1]) for module, (a, b) in peft_dir.factors(self.tensors).items()}
 
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """The dtype of its tensors."""
-        return next(iter(self.tensors.values())).dtype
-
     @cached_property
     def factors(self) -> dict[str, LowRank]:
         """Module path → its update, in the adapter's dtype."""
@@ -78,19 +77,35 @@ class Update:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A new version's tensors, with each site's weight, the reasons for omissions, and the truncation error."""
+    """A new version's tensors, with each site's weight, the reasons for omissions, and the error."""
 
     tensors: Tensors = field(repr=False)
     """Empty when no update was admitted."""
     weights: dict[str, float]
-    """Site → the factor that its change was multiplied by; 0 for a site that a robust rule rejected.
+    """Site → p_i, times the factor that its change was shortened by (`norm_clip`); 0 where a robust rule rejected it.
 
-    The weights sum to 1, or to less where changes were shortened (`norm_clip`).
+    They sum to 1, or to less where changes were shortened. The change itself is taken per step (`strategies.fold`).
     """
     left_out: dict[str, str]
     """Site → reason why its update is not in the version, or has weight 0."""
-    certificate: dict[str, float]
-    """Module → relative Frobenius error against the exact mean; empty for rules that do not compute one."""
+    certificate: dict[str, float] = field(default_factory=dict)
+    """Module → `Errors.of_version`; empty for rules that do not compute it."""
+    change_certificate: dict[str, float] = field(default_factory=dict)
+    """Module → `Errors.of_change`."""
+
+
+class Errors(NamedTuple):
+    """The Frobenius error of a module as it is published, Ĝ, against the exact G', relative to two lengths."""
+
+    of_version: float
+    """‖Ĝ − G'‖ / ‖G'‖."""
+    of_change: float
+    """‖Ĝ − G'‖ / ‖G' − G‖, of what the round changed in the parent G; 0 where it changed nothing."""
+
+    @classmethod
+    def of(cls, error: float, version: float, changed: float) -> "Errors":
+        """Divide an error by both lengths; by a length of 0 it is 0."""
+        return cls(error / version if version else 0.0, error / changed if changed else 0.0)
 
 
 def factors_of(tensors: Tensors) -> dict[str, LowRank]:
@@ -123,8 +138,13 @@ def change(trained: LowRank, received: LowRank) -> LowRank:
 
 
 def same(one: LowRank, other: LowRank) -> bool:
-    """Return True if two updates have the same factors and scale, to the bit."""
-    return torch.equal(one.A, other.A) and torch.equal(one.B, other.B) and one.scale == other.scale
+    """Return True if two updates have exactly the same factors and scale; their dtypes may differ."""
+    return equal(one.A, other.A) and equal(one.B, other.B) and one.scale == other.scale
+
+
+def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return True if two tensors hold exactly the same numbers, whatever their dtypes: float64 holds those of each."""
+    return torch.equal(one.double(), other.double())
 
 
 def _tensor(array: Array) -> torch.Tensor:
@@ -138,5 +158,5 @@ def _array(tensor: torch.Tensor, dtype: np.dtype[np.generic]) -> Array:
     if dtype == np.dtype(ml_dtypes.bfloat16):
         bits = tensor.cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy()
         return bits.view(dtype)
-    array: Array = tensor.cpu().numpy().astype(dtype)
+    array: Array = tensor.cpu().double().numpy().astype(dtype)
     return array

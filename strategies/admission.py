@@ -11,6 +11,8 @@ from umbel.messages import JobState, RoundReport
 
 MAX_TOKENS_PER_EXAMPLE = 1 << 17
 """Bounds the weight of one example; no site's context is longer."""
+MAX_HELD_EXAMPLES = 1 << 24
+"""Bounds the weight of a site; far above any that trains by `umbel serve`."""
 MAX_ABS = 100.0
 """Largest absolute value of a factor: far above any trained one, and an aggregate of such factors fits into float16."""
 
@@ -25,19 +27,21 @@ class Admitted:
 
 
 def admit(
-    update: Update, parent: Adapter, *, earlier: Iterable[Adapter] = (), max_examples: int, mixed_ranks: bool
-) -> Admitted:
+    update: Update, parent: Adapter, *, earlier: Iterable[Adapter] = (), max_examples: int, max_steps: int,
+    mixed_ranks: bool,
+) -> Admitted:  # fmt: skip
     """Decode an update and return its factors; raise AdapterError or BaseMismatch if it may not take part.
 
     With `mixed_ranks` a site may have trained at a smaller rank, from the parent's truncation to that rank. A late site
-    may have trained from one of the `earlier` parents. `max_examples` bounds the number of examples it may claim.
+    may have trained from one of the `earlier` parents. `max_examples` and `max_steps` bound what it may say it did.
     """
     report = update.report
     if update.base != parent.base:
         raise BaseMismatch(f"trained on base {update.base[:12]}, this federation's is {parent.base[:12]}")
     if report.state is not JobState.DONE:
         raise AdapterError(f"its round is {report.state}, not done")
-    _require_counts(report, max_examples)
+    _require_counts(report, max_examples, max_steps)
+    _require_data(report)
     if len(update.blob) > 4 * len(parent.blob) + (1 << 20):
         raise AdapterError(f"its adapter has {len(update.blob)} bytes, the parent only {len(parent.blob)}")
     if report.update is not None and peft_dir.digest(update.blob) != report.update:
@@ -50,20 +54,36 @@ def admit(
     return Admitted(factors, _received(report, rank, [parent, *earlier]))
 
 
-def _require_counts(report: RoundReport, max_examples: int) -> None:
-    """Raise AdapterError for counts that the plan does not allow: a site's own counts decide its weight."""
+def _require_counts(report: RoundReport, max_examples: int, max_steps: int) -> None:
+    """Raise AdapterError for a round that the plan does not allow: its change is divided by its own count of steps."""
     if report.num_loss_tokens < 1 or report.num_examples < 1:
         raise AdapterError(
             f"trained on {report.num_examples} examples and {report.num_loss_tokens} tokens; nothing to weigh it by"
         )
+    if not 1 <= report.steps <= max_steps:
+        raise AdapterError(f"claims {report.steps} optimizer steps, the plan allows 1 to {max_steps}")
     if not math.isfinite(report.loss_sum):
         raise AdapterError(f"its training loss is {report.loss_sum}")
     if report.num_examples > max_examples:
         raise AdapterError(f"claims {report.num_examples} examples, the plan allows {max_examples}")
-    if report.num_loss_tokens > report.num_examples * MAX_TOKENS_PER_EXAMPLE:
+    _require_tokens(report.num_loss_tokens, report.num_examples)
+
+
+def _require_data(report: RoundReport) -> None:
+    """Raise AdapterError for an impossible amount of data: a site's own count decides its weight."""
+    held, tokens = report.held_examples, report.held_loss_tokens
+    if not 1 <= held <= min(tokens, MAX_HELD_EXAMPLES):
         raise AdapterError(
-            f"claims {report.num_loss_tokens} tokens in {report.num_examples} examples; "
-            f"an example has at most {MAX_TOKENS_PER_EXAMPLE}"
+            f"claims to hold {held} examples with {tokens} tokens; each has at least one, and a site holds "
+            f"1 to {MAX_HELD_EXAMPLES} examples"
+        )
+    _require_tokens(tokens, held)
+
+
+def _require_tokens(tokens: int, examples: int) -> None:
+    if tokens > examples * MAX_TOKENS_PER_EXAMPLE:
+        raise AdapterError(
+            f"claims {tokens} tokens in {examples} examples; an example has at most {MAX_TOKENS_PER_EXAMPLE}"
         )
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from threadpoolctl import threadpool_limits
 
-from strategies.adapter import Adapter, Factors, same
+from strategies.adapter import PUBLISHED, Adapter, Errors, Factors, factors_of, same, tensors_of
 from strategies.fold import Mean
-from strategies.lowrank import LowRank, align, concat, norm, truncate, wake
+from strategies.lowrank import LowRank, align, concat, distances, norm, truncate, wake
 from strategies.strategy import LoraStrategy
 
 NEGLIGIBLE = 1e-12
@@ -19,7 +19,7 @@ NEGLIGIBLE = 1e-12
 
 
 class Exact(LoraStrategy):
-    """G' = G + Σ p_i (ΔW_i − G_i), at the parent's rank, with the error of that truncation per module.
+    """G' = G + Σ p_i (ΔW_i − G_i), at the parent's rank, with the error of what is published per module.
 
     G_i is the adapter that site i received: G, or its truncation to the site's rank. The mean is taken over the sites'
     *changes*, so it keeps the part of G that small sites never saw; a plain mean of truncated updates loses rank round
@@ -27,7 +27,8 @@ class Exact(LoraStrategy):
     Factors are aligned to the parent's, so that they move as little as ΔW does.
 
     With `server_momentum` β, G' also takes the step β (G − G_before), where G_before is the parent of the previous
-    round: heavy-ball momentum in product space. It starts from zero when the ServerApp is restarted.
+    round: heavy-ball momentum in product space. It starts from zero when the ServerApp is restarted, and where the
+    parent is one of an earlier round again: the versions after it were taken back, and no step leads away from them.
     """
 
     name = "exact"
@@ -37,6 +38,8 @@ class Exact(LoraStrategy):
         super().__init__(**options)
         self._last_parent: Adapter | None = None
         self._parent_before: Adapter | None = None
+        self._parents: set[str] = set()
+        """Digests of the parents so far."""
 
     def mean(self, parent: Adapter) -> Mean:
         return ProductMean(
@@ -45,9 +48,14 @@ class Exact(LoraStrategy):
         )  # fmt: skip
 
     def _version_before(self, parent: Adapter) -> Adapter | None:
-        """Return the last parent that was another than this one; None in the first round, or without momentum."""
+        """Return the last parent that was another than this one.
+
+        None in the first round, without momentum, and where this one was a parent before the last one.
+        """
         if self.options.server_momentum and (self._last_parent is None or self._last_parent.digest != parent.digest):
-            self._last_parent, self._parent_before = parent, self._last_parent
+            taken_back = parent.digest in self._parents
+            self._last_parent, self._parent_before = parent, None if taken_back else self._last_parent
+            self._parents.add(parent.digest)
         return self._parent_before
 
 
@@ -84,23 +92,28 @@ class ProductMean:
         full = [name for name, parts in self._sums.items() if sum(part.rank for part in parts) > 2 * self._kept]
         self._for_each(self._recompress, full)
 
-    def finish(self, total: float) -> tuple[Factors, dict[str, float]]:
-        """Return G' at one rank for all modules, and module → relative Frobenius error of its truncation."""
+    def finish(self, total: float) -> tuple[Factors, dict[str, Errors]]:
+        """Return G' at one rank for all modules, as it is published, and module → its errors."""
         combined: dict[str, LowRank] = {}
-        certificate: dict[str, float] = {}
+        errors: dict[str, Errors] = {}
         terms = {module: self._terms(module, total) for module in self._parent.factors}
         wide = max(sum(term.rank for term in parts) for parts in terms.values())
         rank = max(self._parent.rank, min(self._rank, wide))
 
         def settle(module: str) -> None:
-            summed, error = self._sum(self._parent.factors[module], terms.pop(module), rank)
-            if module in self._lost:
-                # Errors add up at most (triangle inequality).
-                error += self._lost[module] / total / _size_before(summed, error)
-            combined[module], certificate[module] = summed, error
+            parent, parts = self._parent.factors[module], terms.pop(module)
+            if not parts:
+                combined[module], errors[module] = _padded(parent, rank), Errors(0.0, 0.0)
+                return
+            here, exact = parent.to(self._device), concat([part.to(self._device, torch.float64) for part in parts])
+            published = _rounded(module, self._sum(here, exact, rank))
+            error, size, changed = distances(published.to(self._device), exact, here)
+            # What recompression lost adds to it at most (triangle inequality).
+            errors[module] = Errors.of(error + self._lost[module] / total, size, changed)
+            combined[module] = published
 
         self._for_each(settle, list(terms))
-        return combined, certificate
+        return combined, errors
 
     def _terms(self, module: str, total: float) -> list[LowRank]:
         """Return G' of a module as the terms of a sum; none for a module that nobody changed."""
@@ -118,14 +131,11 @@ class ProductMean:
                 parts.append(replace(before, scale=share * before.scale))
         return parts
 
-    def _sum(self, parent: LowRank, terms: list[LowRank], rank: int) -> tuple[LowRank, float]:
-        """Add up the terms, truncate to `rank` and align to the parent; return the error of the truncation, too."""
-        if not terms:
-            return _padded(parent, rank), 0.0
-        here = parent.to(self._device)
-        summed, error = truncate(concat([term.to(self._device) for term in terms]), rank, method="gram")
-        summed = wake(summed, here)
-        return (align(summed, here) if rank == parent.rank else summed).to("cpu"), float(error)
+    def _sum(self, parent: LowRank, exact: LowRank, rank: int) -> LowRank:
+        """Truncate a sum to `rank` and align it to the parent."""
+        summed, _ = truncate(exact.to(self._device, torch.float32), rank, method="gram")
+        summed = wake(summed, parent)
+        return (align(summed, parent) if rank == parent.rank else summed).to("cpu")
 
     def _recompress(self, module: str) -> None:
         """Replace a module's parts by their best approximation, and remember the Frobenius norm of the loss."""
@@ -156,5 +166,12 @@ def _size_before(kept: LowRank, error: float) -> float:
 
 
 def _padded(update: LowRank, rank: int) -> LowRank:
-    """Return the same ΔW at the rank of the other modules: an adapter has one rank."""
-    return update if update.rank == rank else truncate(update, rank)[0]
+    """Return the same ΔW, to the bit, at the rank of the other modules: an adapter has one rank."""
+    more = rank - update.rank
+    pad = torch.nn.functional.pad
+    return LowRank(pad(update.B, (0, more)), pad(update.A, (0, 0, 0, more)), update.scale)
+
+
+def _rounded(module: str, update: LowRank) -> LowRank:
+    """Return an update as it will be read from the version's file."""
+    return factors_of(tensors_of({module: update}, PUBLISHED))[module]

@@ -4,9 +4,9 @@ from typing import Literal
 
 import torch
 
-from strategies.adapter import Adapter, Factors
+from strategies.adapter import PUBLISHED, Adapter, Errors, Factors, equal, factors_of, tensors_of
 from strategies.fold import Mean
-from strategies.lowrank import LowRank
+from strategies.lowrank import LowRank, concat, norm
 from strategies.strategy import LoraStrategy
 from umbel.errors import AdapterError
 
@@ -31,7 +31,8 @@ class FedIT(LoraStrategy):
 class FactorMean:
     """The `Mean` of rules that average factors: running sums of the changes of A and of B, in float64.
 
-    `exact`: the certificate is 0 for every module, because the sites share one of the factors.
+    `exact`: the product of the means is the mean of the products, because the sites share one of the factors; so the
+    certificate is what rounding to the published dtype loses.
     """
 
     def __init__(self, parent: Adapter, *, exact: bool = False) -> None:
@@ -47,19 +48,32 @@ class FactorMean:
             held = self._sums.get(module)
             self._sums[module] = LowRank(b, a) if held is None else LowRank(held.B + b, held.A + a)
 
-    def finish(self, total: float) -> tuple[Factors, dict[str, float]]:
-        """Return the parent's factors, moved by the mean changes, and the certificate."""
-        combined: dict[str, LowRank] = {}
+    def finish(self, total: float) -> tuple[Factors, dict[str, Errors]]:
+        """Return the parent's factors, moved by the mean changes, as they are published, and their errors."""
+        exact: dict[str, LowRank] = {}
         for module, parent in self._parent.items():
-            moved = self._sums.pop(module, None)
-            if moved is not None:
-                parent = LowRank(parent.B + moved.B / total, parent.A + moved.A / total)
-            combined[module] = parent
-        return combined, dict.fromkeys(combined, 0.0) if self._exact else {}
+            start, moved = parent.to("cpu", torch.float64), self._sums.pop(module, None)
+            exact[module] = start if moved is None else LowRank(start.B + moved.B / total, start.A + moved.A / total)
+        published = factors_of(tensors_of(exact, PUBLISHED))
+        if not self._exact:
+            return published, {}
+        return published, {
+            module: Errors.of(
+                float(norm(_apart(published[module], mean))), float(norm(mean)),
+                float(norm(_apart(mean, self._parent[module]))),
+            )
+            for module, mean in exact.items()
+        }  # fmt: skip
+
+
+def _apart(one: LowRank, other: LowRank) -> LowRank:
+    """Return ΔW − ΔW_other of two updates in one gauge, B A − B' A' = (B − B') A + B' (A − A'): nothing cancels."""
+    b, a, other = one.B.double(), one.A.double(), other.to("cpu", torch.float64)
+    return concat([LowRank(b - other.B, a), LowRank(other.B, a - other.A)])
 
 
 def require_frozen(update: Factors, received: Adapter, factor: Literal["A", "B"]) -> None:
-    """Raise AdapterError unless every module's `factor` equals, to the bit, the one that the site received."""
+    """Raise AdapterError unless every module's `factor` equals exactly the one that the site received."""
     for module, trained in update.items():
-        if not torch.equal(getattr(trained, factor), getattr(received.factors[module], factor)):
+        if not equal(getattr(trained, factor), getattr(received.factors[module], factor)):
             raise AdapterError(f"{module}.lora_{factor} was changed, and in this round only the other factor may be")

@@ -1,13 +1,19 @@
 """`RoundFold`: a round's updates, one by one: admit → measure → weigh → add up. Memory does not grow with the sites.
 
+Sites do different numbers of steps in the same time, and a mean of their changes would follow those that do most. So
+changes are taken per step, and the mean step is taken as often as the mean site did (FedNova, Wang et al., NeurIPS
+2020, arXiv 2007.07481): G' = G + (Σ p_i τ_i) Σ p_i Δ_i / τ_i, with τ_i the steps of site i, p_i = n_i / Σ n, and n_i
+the data that it holds. As Σ n_i τ_i and Σ n_i Δ_i / τ_i are sums over sites, so this, too, is folded one by one.
+
 An update is added to the running mean, and forgotten, as soon as no update of another site can make it too long for
 `norm_clip`: once about half of the sites have answered. Until then it waits on disk; under a robust rule all updates
 wait until the last one is there, and only the sites' Gram matrix is in memory.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,12 +21,13 @@ import torch
 from safetensors import safe_open
 
 from strategies import robust
-from strategies.adapter import Adapter, Aggregate, Factors, Update, change, factors_of, tensors_of
+from strategies.adapter import PUBLISHED, Adapter, Aggregate, Errors, Factors, Update, change, factors_of, tensors_of
 from strategies.admission import Admitted
 from strategies.lowrank import LowRank, gram, norm
 from strategies.options import Options
 from umbel import peft_dir
 from umbel.errors import AdapterError, UmbelError
+from umbel.messages import RoundReport
 
 
 class Mean(Protocol):
@@ -29,8 +36,8 @@ class Mean(Protocol):
     def add(self, update: Factors, received: Adapter, amount: float) -> None:
         """Add `amount` times a site's change: its factors in `update` against those that it received."""
 
-    def finish(self, total: float) -> tuple[Factors, dict[str, float]]:
-        """Return the parent's factors moved by Σ amount · change / `total`, and module → relative error, if known."""
+    def finish(self, total: float) -> tuple[Factors, dict[str, Errors]]:
+        """Return the parent's factors moved by Σ amount · change / `total`, and module → their errors, if known."""
 
 
 @dataclass
@@ -39,10 +46,12 @@ class _Entry:
 
     site: str
     staleness: int
-    prior: float
-    """Weight before a robust rule is applied; not normalised."""
+    weight: float
+    """n_i, less where it is late; not normalised."""
+    steps: int
+    """τ_i: the optimizer steps that it consists of."""
     length: float
-    """‖Δ‖_F over all modules."""
+    """‖Δ‖_F over all modules, per step."""
     received: Adapter
     waiting: Path | None
     """File of an update that is not in the mean yet; None once it is."""
@@ -51,13 +60,16 @@ class _Entry:
 class RoundFold:
     """The `strategies.strategy.Fold` of every strategy; `admit` raises UmbelError with the reason for a refusal."""
 
+    sites: int
+    """Number of sites that may answer. It may grow until the first update is there, and decides what can be long."""
+
     def __init__(
         self, parent: Adapter, spool: Path, sites: int, mean: Mean, admit: Callable[[Update, int], Admitted],
         options: Options, measured: Callable[[LowRank], LowRank],
     ) -> None:  # fmt: skip
         self._parent = parent
         self._spool = spool
-        self._sites = sites
+        self.sites = sites
         self._mean = mean
         self._admit = admit
         self._options = options
@@ -78,45 +90,54 @@ class RoundFold:
         except UmbelError as refusal:
             self._left_out[update.site] = str(refusal)
             return
-        tokens = update.report.num_loss_tokens
-        weight = 1 if self._options.robust != "none" else min(tokens, self._options.weight_cap or tokens)
+        steps = update.report.steps
         entry = _Entry(
-            update.site, staleness, weight / math.sqrt(1 + staleness),  # FedBuff (arXiv 2106.06639)
-            self._length(admitted), admitted.received, None,
+            update.site, staleness, self._weight(update.report, staleness), steps,
+            self._length(admitted) / steps, admitted.received, None,
         )  # fmt: skip
         self._entries.append(entry)
         bound = self._least_bound()
         if entry.length <= bound:
-            self._mean.add(admitted.factors, admitted.received, entry.prior)
+            self._mean.add(admitted.factors, admitted.received, entry.weight / steps)
         else:
             entry.waiting = self._spool / f"{len(self._entries)}.safetensors"
             entry.waiting.write_bytes(update.blob)
         for other in self._entries:
             if other.waiting is not None and other.length <= bound:
-                self._take(other, other.waiting, other.prior)
+                self._take(other, other.waiting, other.weight / other.steps)
 
     def finish(self) -> Aggregate:
-        """Weigh and add the updates that waited, and return the new version in the parent's dtype."""
+        """Weigh and add the updates that waited, and return the new version."""
         if not self._entries:
-            return Aggregate({}, {}, self._left_out, {})
+            return Aggregate({}, {}, self._left_out)
         self._entries.sort(key=lambda entry: (entry.site, entry.staleness))  # the order of arrival must not matter
         bound = robust.norm_bound([entry.length for entry in self._entries], self._options.norm_clip)
         scales = [1.0 if entry.waiting is None else _scale(entry.length, bound) for entry in self._entries]
         try:
-            amounts, total, rejected = self._weigh(scales)
+            weighed = self._weigh(scales)
         except AdapterError as reason:
-            unweighed = {entry.site: str(reason) for entry in self._entries}
-            return Aggregate({}, {}, self._left_out | unweighed, {})
-        for entry, amount, scale in zip(self._entries, amounts, scales, strict=True):
-            if entry.waiting is not None and amount:
-                self._take(entry, entry.waiting, amount * scale)
+            return Aggregate({}, {}, self._left_out | {entry.site: str(reason) for entry in self._entries})
         weights: dict[str, float] = {}
-        for index, (entry, amount, scale) in enumerate(zip(self._entries, amounts, scales, strict=True)):
-            weights[entry.site] = weights.get(entry.site, 0.0) + amount * scale / total
-            if index in rejected:
-                self._left_out[entry.site] = rejected[index]
-        combined, certificate = self._mean.finish(total)
-        return Aggregate(tensors_of(combined, self._parent.dtype), weights, self._left_out, certificate)
+        for index, (entry, weight, scale) in enumerate(zip(self._entries, weighed.weights, scales, strict=True)):
+            if entry.waiting is not None and weight:
+                self._take(entry, entry.waiting, weight * scale / entry.steps)
+            weights[entry.site] = weights.get(entry.site, 0.0) + weight * scale / weighed.total
+            if index in weighed.rejected:
+                self._left_out[entry.site] = weighed.rejected[index]
+        combined, errors = self._mean.finish(weighed.total / weighed.steps)
+        return Aggregate(
+            tensors_of(combined, PUBLISHED), weights, self._left_out,
+            {module: error.of_version for module, error in errors.items()},
+            {module: error.of_change for module, error in errors.items()},
+        )  # fmt: skip
+
+    def _weight(self, report: RoundReport, staleness: int) -> float:
+        """Return n_i of an update, divided by √(1 + staleness) (FedBuff, arXiv 2106.06639); 1 for a robust rule."""
+        options = self._options
+        if options.robust != "none":
+            return 1.0
+        held = {"data": report.held_examples, "tokens": report.held_loss_tokens, "equal": 1}[options.weights]
+        return min(held, options.weight_cap or held) / math.sqrt(1 + staleness)
 
     def _require_new(self, site: str, staleness: int) -> None:
         """Raise AdapterError for a second update of one site in one round."""
@@ -134,7 +155,7 @@ class RoundFold:
         """Return the smallest bound on ‖Δ‖_F that is possible once all sites have answered."""
         if self._options.robust != "none":
             return -math.inf
-        missing = max(0, self._sites - len(self._entries))
+        missing = max(0, self.sites - len(self._entries))
         return robust.norm_bound([entry.length for entry in self._entries], self._options.norm_clip, missing)
 
     def _length(self, admitted: Admitted) -> float:
@@ -146,21 +167,24 @@ class RoundFold:
     def _change(self, trained: LowRank, received: LowRank) -> LowRank:
         return change(self._measured(trained), self._measured(received))
 
-    def _weigh(self, scales: list[float]) -> tuple[list[float], float, dict[int, str]]:
-        """Return each entry's amount, their divisor, and index → reason of entries that a robust rule rejects."""
-        prior = torch.tensor([entry.prior for entry in self._entries], dtype=torch.float64)
+    def _weigh(self, scales: list[float]) -> "_Weighed":
+        """Weigh the entries, whose changes are shortened by `scales`."""
+        steps = [entry.steps for entry in self._entries]
         if self._options.robust == "none":
-            return prior.tolist(), float(prior.sum()), {}
-        short = torch.tensor(scales, dtype=torch.float64)
-        matrix = gram([_Changes(entry, self._change) for entry in self._entries]) * short[:, None] * short[None, :]
-        rejected: dict[int, str] = {}
+            weights = [entry.weight for entry in self._entries]
+            total = math.fsum(weights)
+            done = math.fsum(weight * count for weight, count in zip(weights, steps, strict=True))
+            return _Weighed(weights, total, done / total)
+        per_step = torch.tensor(scales, dtype=torch.float64) / torch.tensor(steps, dtype=torch.float64)
+        matrix = gram([_Changes(entry, self._change) for entry in self._entries]) * torch.outer(per_step, per_step)
         if self._options.robust == "geometric_median":
-            weights = robust.geometric_median(matrix, prior)
-        elif self._options.robust == "multi_krum":
-            weights, rejected = robust.multi_krum(matrix, prior, self._options.byzantine)
-        else:
-            weights, rejected = robust.fltrust(matrix, prior, self._trusted())
-        return weights.tolist(), 1.0, rejected
+            return _Weighed(robust.geometric_median(matrix).tolist(), 1.0, statistics.median(steps))
+        if self._options.robust == "multi_krum":
+            chosen, rejected = robust.multi_krum(matrix, self._options.byzantine)
+            return _Weighed(chosen.tolist(), 1.0, statistics.median(steps), rejected)
+        trusted = self._trusted()
+        trust, rejected = robust.fltrust(matrix, trusted)
+        return _Weighed(trust.tolist(), 1.0, steps[trusted], rejected)
 
     def _trusted(self) -> int:
         """Return the index of the trusted site's entry; raise AdapterError without one."""
@@ -168,6 +192,20 @@ class RoundFold:
             if entry.site == self._options.trusted_site:
                 return index
         raise AdapterError(f"fltrust: there is no update of the trusted site {self._options.trusted_site!r}")
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """What the entries of a round count for."""
+
+    weights: list[float]
+    total: float
+    """Divisor of the weights."""
+    steps: float
+    """Σ p_i τ_i: how many of the mean step are taken. Under a robust rule no minority decides it: it is the median, or
+    for fltrust the trusted site's."""
+    rejected: dict[int, str] = field(default_factory=dict)
+    """Index → reason of entries that a robust rule rejects."""
 
 
 class _Changes(Mapping[str, LowRank]):

@@ -5,6 +5,7 @@ go through together. Factors may have any float dtype and be on any device; step
 float64. Pure functions, no I/O.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,6 +17,9 @@ Method = Literal["qr", "gram"]
 
 CACHED = 4096
 """Columns of a factor that are multiplied at a time, so that they stay in the CPU's cache."""
+
+NEAR = 1e-5
+"""A difference below this share of the length is not left to a Gram matrix, whose rounding error is 1e-8 of it."""
 
 # A singular value below this share of the largest is rounding error: float64's for QR, its square root for the Gram.
 _FLOOR: dict[Method, float] = {"qr": 1e-14, "gram": 1e-7}
@@ -221,6 +225,26 @@ def gram(adapters: Sequence[Mapping[str, LowRank]]) -> Tensor:
         member = torch.nn.functional.one_hot(owner, len(updates)).double()
         total += member.mT @ products @ member
     return total
+
+
+def distances(made: LowRank, exact: LowRank, start: LowRank) -> tuple[float, float, float]:
+    """Return ‖made − exact‖, ‖exact‖ and ‖exact − start‖ (Frobenius), each right to some 1e-9 of ‖exact‖ and better.
+
+    By one Gram in float64. What is nearer than its rounding error allows is computed anew, by QR.
+    """
+    made, exact, start = (LowRank(one.B.double(), one.A.double(), one.scale) for one in (made, exact, start))
+    products = gram([{"": made}, {"": exact}, {"": start}])
+    size = math.sqrt(max(0.0, float(products[1, 1])))
+
+    def apart(one: LowRank, other: LowRank, i: int, j: int) -> float:
+        square = float(products[i, i] + products[j, j] - 2 * products[i, j])
+        if square > NEAR**2 * float(products[1, 1]):
+            return math.sqrt(square)
+        difference = weighted_sum([one, other], [1.0, -1.0])
+        r_b, r_a = (torch.linalg.qr(factor, mode="r").R for factor in (difference.B, difference.A.mT))
+        return float(torch.linalg.matrix_norm(r_b @ r_a.mT))
+
+    return apart(made, exact, 0, 1), size, apart(exact, start, 1, 2)
 
 
 def align(update: LowRank, reference: LowRank) -> LowRank:

@@ -9,6 +9,7 @@ from pydantic import Field as Bounded
 from umbel.errors import ConfigError
 
 Robust = Literal["none", "geometric_median", "multi_krum", "fltrust"]
+Weights = Literal["data", "tokens", "equal"]
 
 
 class StrategyConfig(BaseModel):
@@ -19,10 +20,12 @@ class StrategyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    weights: Weights = "data"
+    """What a site is weighed by: the distinct examples it holds, their loss tokens, or 1."""
     weight_cap: NonNegativeInt = 0
-    """Upper bound on the loss tokens that a site is weighed by; 0: no bound."""
+    """Upper bound on the examples or loss tokens, as `weights`, that a site is weighed by; 0: no bound."""
     norm_clip: PositiveFloat = 2.0
-    """A change longer (‖Δ‖_F) than this times the median one is shortened to it."""
+    """A change longer (‖Δ‖_F per optimizer step) than this times the median one is shortened to it."""
     robust: Robust = "none"
     """Rule that weighs sites by their changes alone (`strategies.robust`)."""
     byzantine: NonNegativeInt = 0
@@ -46,11 +49,14 @@ class StrategyConfig(BaseModel):
             raise ValueError("robust = 'fltrust' and trusted-site go together: name the site whose data you trust")
         if (self.robust == "multi_krum") != bool(self.byzantine):
             raise ValueError("robust = 'multi_krum' and byzantine go together: say how many hostile sites to withstand")
-        if self.robust != "none" and self.weight_cap:
+        if self.robust != "none" and (self.weight_cap or self.weights == "tokens"):
+            key = "weight-cap" if self.weight_cap else "weights = 'tokens'"
             raise ValueError(
-                f"weight-cap with robust = {self.robust!r}: a robust rule does not weigh by tokens, which are a site's "
-                "own claim; leave weight-cap out"
+                f"{key} with robust = {self.robust!r}: a robust rule does not weigh by data, which is a site's own "
+                f"claim; leave {key} out"
             )
+        if self.weights == "equal" and self.weight_cap:
+            raise ValueError("weight-cap with weights = 'equal': every site weighs 1 already; leave weight-cap out")
         return self
 
 
@@ -59,6 +65,8 @@ class Options(StrategyConfig):
 
     max_examples: PositiveInt = 1 << 24
     """The most examples a site may claim to have trained on in one round."""
+    max_steps: PositiveInt = 1 << 24
+    """The most optimizer steps a site may claim to have done in one round."""
 
     @classmethod
     def of(cls, options: Mapping[str, object]) -> Self:

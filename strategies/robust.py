@@ -2,8 +2,8 @@
 
 B R⁻¹ · R A = B A for every invertible R, so a distance between factors means nothing: in a Krum on factors, three
 colluding sites out of ten that flip the sign of their update get the *best* scores. G_ij = ⟨Δ_i, Δ_j⟩_F of the weight
-changes does not depend on R. A count of tokens is a site's own claim, so these rules ignore it: `prior` [N] holds each
-site's weight by lateness only.
+changes does not depend on R. Every update counts as one. How much data a site has is its own claim; and if late updates
+counted for less, a minority of hostile sites that are in time would be a majority of the weight.
 """
 
 import math
@@ -17,6 +17,8 @@ from umbel.errors import AdapterError
 
 CLIP_FROM = 3
 """Smallest number of sites for clipping: among two, neither can be called the outlier."""
+TIE = 1e-12
+"""Relative difference of squared lengths below which it is rounding error."""
 
 
 def norm_bound(norms: Sequence[float], clip: float, missing: int = 0) -> float:
@@ -31,18 +33,19 @@ def norm_bound(norms: Sequence[float], clip: float, missing: int = 0) -> float:
     return clip * statistics.median([0.0] * missing + moved)
 
 
-def geometric_median(gram: Tensor, prior: Tensor, *, iterations: int = 200) -> Tensor:
-    """Return weights w [N] for which Σ w_i Δ_i = argmin_z Σ prior_i ‖Δ_i − z‖; withstands less than half of the sites.
+def geometric_median(gram: Tensor, *, iterations: int = 200) -> Tensor:
+    """Return weights w [N] for which Σ w_i Δ_i = argmin_z Σ ‖Δ_i − z‖.
 
     RFA's smoothed Weiszfeld (arXiv 1912.13445, Algorithm 2) on weights: ‖Δ_i − Σ w Δ‖² = G_ii − 2 (G w)_i + wᵀ G w.
+    Where a share α < ½ of the sites is hostile, the result is at most (1 − α) / √(1 − 2α) times as far from any point z
+    as the farthest honest Δ_i is from it (Minsker, Bernoulli 21(4), 2015, Lemma 2.1). So it is bounded, not right.
     """
-    prior = prior / prior.sum()
-    weights = prior
+    weights = torch.full((len(gram),), 1 / len(gram), dtype=torch.float64)
     for _ in range(iterations):
         through = gram @ weights
         square = gram.diagonal() - 2 * through + weights @ through
         distance = square.clamp(min=0.0).sqrt()
-        closer = prior / distance.clamp(min=1e-6 * float(distance.max()) + 1e-300)
+        closer = 1 / distance.clamp(min=1e-6 * float(distance.max()) + 1e-300)
         closer = closer / closer.sum()
         if float((closer - weights).abs().max()) < 1e-9:
             return closer
@@ -50,33 +53,31 @@ def geometric_median(gram: Tensor, prior: Tensor, *, iterations: int = 200) -> T
     return weights
 
 
-def multi_krum(gram: Tensor, prior: Tensor, byzantine: int) -> tuple[Tensor, dict[int, str]]:
+def multi_krum(gram: Tensor, byzantine: int) -> tuple[Tensor, dict[int, str]]:
     """Return weights [N], and index → reason for each update that was not chosen.
 
     Chosen are the N − byzantine updates with the smallest Σ ‖Δ_i − Δ_j‖² to their N − byzantine − 2 nearest others
-    (Blanchard et al., NeurIPS 2017). Raises AdapterError unless N ≥ 2 · byzantine + 3.
+    (Blanchard et al., NeurIPS 2017); of updates with the same score the first ones. Raises AdapterError unless
+    N ≥ 2 · byzantine + 3.
     """
-    count = len(prior)
+    count = len(gram)
     if count < 2 * byzantine + 3:
         raise AdapterError(
             f"multi_krum against {byzantine} hostile sites needs {2 * byzantine + 3} updates, not {count}"
         )
     square = gram.diagonal()
-    apart = (square[:, None] + square[None, :] - 2 * gram).clamp(min=0.0)
+    both = square[:, None] + square[None, :]
+    apart = torch.where(both - 2 * gram > TIE * both, both - 2 * gram, 0.0)
     scores = apart.fill_diagonal_(math.inf).sort(dim=1).values[:, : count - byzantine - 2].sum(1)
     chosen = scores.argsort(stable=True)[: count - byzantine].tolist()
     weights = torch.zeros(count, dtype=torch.float64)
-    weights[chosen] = prior[chosen] / prior[chosen].sum()
+    weights[chosen] = 1 / len(chosen)
     worst = float(scores[chosen].max())
-    far = {
-        index: f"multi_krum: it lies {_times(float(scores[index]), worst)} as far from the others as any update chosen"
-        for index in range(count)
-        if index not in chosen
-    }
+    far = {index: _how_far(float(scores[index]), worst) for index in range(count) if index not in chosen}
     return weights, far
 
 
-def fltrust(gram: Tensor, prior: Tensor, trusted: int) -> tuple[Tensor, dict[int, str]]:
+def fltrust(gram: Tensor, trusted: int) -> tuple[Tensor, dict[int, str]]:
     """Return weights [N], and index → reason for each update without trust; `trusted` is the trusted site's index.
 
     Trust is ReLU(cos(Δ_i, Δ_trusted)), and each change is scaled to the length of the trusted one (FLTrust, arXiv
@@ -86,17 +87,24 @@ def fltrust(gram: Tensor, prior: Tensor, trusted: int) -> tuple[Tensor, dict[int
     lengths = gram.diagonal().clamp(min=0.0).sqrt()
     both = lengths * lengths[trusted]
     alike = torch.where(both > 0, gram[trusted] / both, 0.0)
-    trust = prior * alike.clamp(min=0.0)
+    trust = alike.clamp(min=0.0)
     if float(trust.sum()) == 0.0:  # the trusted site changed nothing, so the round changes nothing
         return torch.zeros_like(trust), {}
     weights = trust / trust.sum() * torch.where(lengths > 0, lengths[trusted] / lengths, 0.0)
     strangers = {
         index: f"fltrust: its change points away from the trusted site's (cosine {float(alike[index]):.2f})"
-        for index in range(len(prior))
+        if float(lengths[index])
+        else "fltrust: it changed nothing, so its change points nowhere"
+        for index in range(len(gram))
         if float(trust[index]) == 0.0
     }
     return weights, strangers
 
 
-def _times(score: float, worst: float) -> str:
-    return f"{math.sqrt(score / worst):.2g} times" if worst > 0 else "infinitely"
+def _how_far(score: float, worst: float) -> str:
+    """Say how an update that was not chosen compares with the last one that was, by their sums of squares."""
+    if math.isclose(score, worst, rel_tol=TIE):
+        return "multi_krum: a tie: it lies as near to the others as an update chosen, and its site's name comes later"
+    if worst == 0.0:
+        return "multi_krum: the updates chosen are all the same, and it is another one"
+    return f"multi_krum: it lies {math.sqrt(score / worst):.3g} times as far from the others as any update chosen"

@@ -31,6 +31,9 @@ MAX_EARLIER_PARENTS = 2
 class Fold(Protocol):
     """One round in progress: takes updates as they arrive, in any order, and returns their aggregate at the end."""
 
+    sites: int
+    """Number of sites that may answer; it may grow until the first update is added, and not afterwards."""
+
     def add(self, update: Update, staleness: int = 0) -> None:
         """Admit an update, or leave it out for a reason. `staleness`: rounds since it was asked for."""
 
@@ -121,14 +124,15 @@ class LoraStrategy(Strategy):
 
     def begin(self, parent: Adapter, spool: Path, sites: int) -> Fold:
         """Begin a round of this many `sites`; `spool` is an empty directory for updates that have to wait."""
-        if self._earlier and self._earlier[0].digest == parent.digest:
-            self._earlier.pop(0)  # the previous round made no version
+        digests = [earlier.digest for earlier in self._earlier]
+        if parent.digest in digests:  # the rounds since made no version, or theirs was taken back
+            del self._earlier[: digests.index(parent.digest) + 1]
         known = list(self._earlier)
 
         def allow(update: Update, staleness: int) -> Admitted:
             admitted = admit(
                 update, parent, earlier=known if staleness else (),
-                max_examples=self.options.max_examples, mixed_ranks=self.mixed_ranks,
+                max_examples=self.options.max_examples, max_steps=self.options.max_steps, mixed_ranks=self.mixed_ranks,
             )  # fmt: skip
             self.require(admitted.factors, admitted.received)
             return admitted

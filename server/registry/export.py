@@ -65,8 +65,13 @@ def card(manifest: AdapterManifest, base: str = "") -> str:
     if manifest.left_out:
         parts.append("## Left out\n\n" + _table(("site", "why"), sorted(manifest.left_out.items())))
     if manifest.certificate:
-        errors = [(module, f"{error:.3g}") for module, error in sorted(manifest.certificate.items())]
-        parts.append("## Relative error of the aggregate to the exact mean\n\n" + _table(("module", "error"), errors))
+        certificates = (manifest.certificate, manifest.change_certificate)
+        errors = [
+            (module, *(f"{found[module]:.3g}" if module in found else "" for found in certificates))
+            for module in sorted(manifest.certificate)
+        ]
+        head = ("module", "of the exact version", "of the round's exact change")
+        parts.append("## Relative error against the exact mean\n\n" + _table(head, errors))
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,9 +4,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Literal
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from umbel import peft_dir
@@ -14,8 +12,6 @@ from umbel.base import BaseFingerprint
 from umbel.errors import AdapterError, ConfigError
 from umbel.messages import Hello
 from umbel.peft_dir import Tensors
-
-DTYPES: dict[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 class Pin(BaseModel):
@@ -27,6 +23,7 @@ class Pin(BaseModel):
     shapes: dict[str, tuple[int, int]]
     """Module path → (out, in)."""
     dtype: Literal["float32", "bfloat16", "float16"]
+    """What every site serves in. Versions are kept and sent in float32, and a site rounds those that it loads."""
     rank: PositiveInt
 
     @classmethod
@@ -51,7 +48,7 @@ class Pin(BaseModel):
             )
         if hello.dtype != self.dtype:
             raise AdapterError(
-                f"site {hello.site} serves in {hello.dtype}, this registry holds {self.dtype}; "
+                f"site {hello.site} serves in {hello.dtype}, this registry's sites in {self.dtype}; "
                 "give every site the same [engine].dtype"
             )
 
@@ -72,11 +69,11 @@ class Pin(BaseModel):
         )
 
     def initial(self, seed: int) -> Tensors:
-        """Return the untrained adapter of this base and rank; it changes nothing, for its B is zero."""
+        """Return the untrained adapter of this base and rank, in float32; it changes nothing, for its B is zero."""
         generator = np.random.default_rng(seed)
         tensors: Tensors = {}
         for module in sorted(self.shapes):
-            tensors |= peft_dir.untrained(module, self.shapes[module], self.rank, DTYPES[self.dtype], generator)
+            tensors |= peft_dir.untrained(module, self.shapes[module], self.rank, np.float32, generator)
         return tensors
 
 

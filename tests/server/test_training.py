@@ -74,7 +74,7 @@ def test_what_a_small_site_changed_is_added_to_what_it_never_saw(world: World) -
             changed = np.full(b.shape, site.step) @ a.astype(np.float64)
             expected[module] = expected[module] + changed / 3
     for module, wanted in expected.items():
-        assert np.allclose(after[module], wanted, atol=0.02)  # bfloat16
+        assert np.allclose(after[module], wanted, atol=1e-5)
         assert not np.allclose(after[module], before[module], atol=0.05)
 
 
@@ -171,6 +171,31 @@ def test_a_late_update_that_is_spoilt_is_left_out_with_the_reason(world: World) 
     second = registry.versions("support")[2]
     assert "NaN" in second.left_out["c"]
     assert set(second.weights) == {"a", "b"}
+
+
+def test_a_site_that_comes_once_an_update_is_in_waits_for_the_next_round(world: World) -> None:
+    """How long a change may be depends on how many sites may answer, and the first update is measured by it."""
+    socket = world.grid.nodes.pop(3)
+    world.sites["b"].polls = 10
+    world.clock.after(12, lambda: world.grid.nodes.update({3: socket}))
+    first, second = world.start().versions("support")[1:]
+    assert set(first.weights) == {"a", "b"}
+    assert first.left_out["c"] == "it came when the round had an update already; the next one asks it"
+    assert set(second.weights) == {"a", "b", "c"}
+
+
+def test_a_site_that_comes_before_the_first_update_takes_part(world: World) -> None:
+    socket = world.grid.nodes.pop(3)
+    world.sites["a"].polls = world.sites["b"].polls = 10
+    world.clock.after(6, lambda: world.grid.nodes.update({3: socket}))
+    assert set(world.start(rounds=1).versions("support")[1].weights) == {"a", "b", "c"}
+
+
+def test_a_busy_site_weighs_as_much_as_one_that_did_all_its_steps(world: World) -> None:
+    world.sites["c"].steps = 1
+    version = world.start(rounds=1).versions("support")[1]
+    assert version.weights["b"] == pytest.approx(1 / 3)
+    assert (version.counts["c"]["steps"], version.counts["b"]["held-examples"]) == (1, 10)
 
 
 def test_a_verdict_is_not_waited_for_once_a_quorum_has_accepted(world: World) -> None:

@@ -64,6 +64,12 @@ def swapped(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
         (None, {"num_loss_tokens": 0}, "nothing to weigh it by"),
         (None, {"num_examples": 10**9, "num_loss_tokens": 10**12}, "the plan allows 1000"),
         (None, {"num_loss_tokens": 10**12}, "an example has at most"),
+        (None, {"steps": 0}, "claims 0 optimizer steps, the plan allows 1 to 9"),
+        (None, {"steps": 10}, "claims 10 optimizer steps, the plan allows 1 to 9"),
+        (None, {"held_examples": 0}, "claims to hold 0 examples"),
+        (None, {"held_examples": 1 << 25}, "a site holds 1 to 16777216 examples"),
+        (None, {"held_loss_tokens": 99}, "claims to hold 100 examples with 99 tokens; each has at least one"),
+        (None, {"held_loss_tokens": 10**12}, "an example has at most"),
         (None, {"loss_sum": float("nan")}, "loss is nan"),
         (None, {"state": JobState.RUNNING}, "not done"),
         (None, {"update": "0" * 64}, "changed on the way"),
@@ -76,7 +82,7 @@ def test_a_hostile_update_is_left_out_with_its_reason(
     """NaN, infinity, a rank that broadcasts, missing and unknown keys, claims, a replayed parent."""
     parent, honest = adapter(), random_tensors(1)
     bad = random_tensors(2) if hurt is None else hurt(random_tensors(2))
-    rule = strategy(max_examples=1000)
+    rule = strategy(max_examples=1000, max_steps=9)
     alone = rule.aggregate(parent, [update("good", parent, honest)])
     result = rule.aggregate(parent, [update("bad", parent, bad, **report), update("good", parent, honest)])
     assert list(result.left_out) == ["bad"]

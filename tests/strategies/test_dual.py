@@ -16,7 +16,7 @@ SITES = {"a": 100, "b": 300}
 
 def test_dual_averages_the_global_adapter_as_exact_does() -> None:
     parent = adapter()
-    updates = [update(site, parent, moved(parent, seed), num_loss_tokens=count)
+    updates = [update(site, parent, moved(parent, seed), held_examples=count)
                for seed, (site, count) in enumerate(SITES.items())]  # fmt: skip
     small = parent.at_rank(2)
     updates.append(update("small", small, moved(small, 7), rank=2))

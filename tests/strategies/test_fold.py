@@ -56,7 +56,7 @@ def test_a_site_counts_once() -> None:
 
 def test_a_cap_bounds_what_one_site_weighs() -> None:
     parent = adapter()
-    updates = [update(site, parent, moved(parent, 1), num_loss_tokens=count) for site, count in
+    updates = [update(site, parent, moved(parent, 1), held_examples=count) for site, count in
                {"a": 100, "b": 200, "c": 10_000}.items()]  # fmt: skip
     assert Exact(weight_cap=300).aggregate(parent, updates).weights == pytest.approx({"a": 1 / 6, "b": 1 / 3, "c": 0.5})
 
@@ -107,6 +107,20 @@ def test_the_clip_does_not_depend_on_who_is_first(tmp_path: Path, asked: int) ->
     assert shares[2] == pytest.approx(shares[0])
     assert max(shares[0][f"hostile-{i}"] for i in range(HOSTILE)) < 0.08
     assert max(distance(one, sums[0]) for one in sums) < 1e-4
+
+
+@pytest.mark.parametrize("late_first", [True, False])
+def test_a_clip_counts_every_site_that_may_answer(tmp_path: Path, late_first: bool) -> None:
+    """Three sites with long changes and five with short ones that came after them: the roster grew before the first."""
+    parent = parent_adapter()
+    long = [update(f"long-{i}", parent, away(parent, 10.0, i, 0.2)) for i in range(3)]
+    short = [update(f"short-{i}", parent, away(parent, 1.0, i, 0.2)) for i in range(5)]
+    fold = Exact().begin(parent, tmp_path, 3)
+    fold.sites = 8
+    for one in [*short, *long] if late_first else [*long, *short]:
+        fold.add(one)
+    weights = fold.finish().weights
+    assert [weights[f"long-{i}"] for i in range(3)] == pytest.approx([2 / 10 / 8] * 3, rel=0.2)
 
 
 def test_sites_that_changed_nothing_do_not_shorten_the_others() -> None:

@@ -30,7 +30,10 @@ from umbel.errors import ConfigError
         (Exact, {"trusted_site": "a"}, "trusted-site go together"),
         (Exact, {"robust": "multi_krum"}, "byzantine go together"),
         (Exact, {"byzantine": 1}, "byzantine go together"),
-        (Exact, {"robust": "geometric_median", "weight_cap": 9}, "a robust rule does not weigh by tokens"),
+        (Exact, {"robust": "geometric_median", "weight_cap": 9}, "a robust rule does not weigh by data"),
+        (Exact, {"robust": "geometric_median", "weights": "tokens"}, "a robust rule does not weigh by data"),
+        (Exact, {"weights": "equal", "weight_cap": 9}, "every site weighs 1 already"),
+        (Exact, {"weights": "examples"}, "weights: Input should be 'data', 'tokens' or 'equal'"),
         (Exact, {"robust": "krum"}, "robust: Input should be"),
         (Exact, {"server_momentum": 1.0}, "less than 1"),
         (Exact, {"norm_clip": 0.0}, "greater than 0"),
@@ -50,7 +53,7 @@ def settings() -> dict[str, object]:
 def test_every_setting_has_its_default_in_pyproject_and_builds_a_strategy() -> None:
     config = RunConfig.of(settings())
     assert set(settings()) == {str(field.alias) for field in RunConfig.model_fields.values()}
-    assert catalogue.find(config.strategy)(**config.options).options == Options(max_examples=320)
+    assert catalogue.find(config.strategy)(**config.options).options == Options(max_examples=320, max_steps=40)
     other = RunConfig.of({**settings(), "proximal": 0.1, "buffered": True, "weight-cap": 7, "stack-rank": 16})
     assert other.plan.proximal == 0.1
     assert (other.options["buffered"], other.options["weight_cap"], other.options["stack_rank"]) == (True, 7, 16)

@@ -27,7 +27,7 @@ def test_rounds_from_join_to_join_at_two_sites(rule: LoraStrategy) -> None:
         for seed, (site, count) in enumerate(SITES.items()):
             start = adapter(join(parent.tensors, parts[site], personal))
             back, parts[site] = split(moved(start, 10 * number + seed), parent.tensors, personal)
-            updates.append(update(site, parent, back, num_loss_tokens=count))
+            updates.append(update(site, parent, back, held_examples=count))
         result = rule.aggregate(parent, updates)
         assert result.left_out == {}
         before, parent = parent, adapter(result.tensors)

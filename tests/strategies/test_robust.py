@@ -1,5 +1,7 @@
 """Robust rules work in product space, so that no choice of gauge hides or fakes a distance."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -58,14 +60,52 @@ def test_krum_on_factors_ranks_colluding_attackers_first_and_in_product_space_la
     flipped = factors_of(away(parent, -3.0, 90, 0.2))
     updates += [flipped] * HOSTILE
     changes = [{m: change(one[m], parent.factors[m]) for m in one} for one in updates]
-    chosen, far = robust.multi_krum(gram(changes), torch.ones(10, dtype=torch.float64), HOSTILE)
+    chosen, far = robust.multi_krum(gram(changes), HOSTILE)
     assert set(far) == {7, 8, 9}
     assert chosen[:7].tolist() == pytest.approx([1 / 7] * 7)
     flat = torch.stack(
         [torch.cat([part.flatten().double() for pair in one.values() for part in (pair.A, pair.B)]) for one in updates]
     )
-    on_factors, _ = robust.multi_krum(flat @ flat.T, torch.ones(10, dtype=torch.float64), HOSTILE)
+    on_factors, _ = robust.multi_krum(flat @ flat.T, HOSTILE)
     assert (on_factors[7:] > 0).all()  # the negative control
+
+
+def test_a_tie_is_called_a_tie() -> None:
+    parent = parent_adapter()
+    alike = [update(f"site-{i}", parent, away(parent, 1.0, 1, 0.2)) for i in range(5)]
+    result = Exact(robust="multi_krum", byzantine=1).aggregate(parent, alike)
+    assert set(result.left_out) == {"site-4"}
+    assert "a tie: it lies as near to the others" in result.left_out["site-4"]
+    other = [*alike[:4], update("other", parent, away(parent, 2.0, 2, 0.2))]
+    left_out = Exact(robust="multi_krum", byzantine=1).aggregate(parent, other).left_out
+    assert "the updates chosen are all the same, and it is another one" in left_out["other"]
+    idle = [update("idle", parent, parent.tensors), *alike]
+    left_out = Exact(robust="fltrust", trusted_site="site-0").aggregate(parent, idle).left_out
+    assert left_out == {"idle": "fltrust: it changed nothing, so its change points nowhere"}
+
+
+def test_late_honest_sites_count_as_much_as_hostile_ones_that_are_in_time(tmp_path: Path) -> None:
+    """With weights 1/√(1 + 3) for four of five honest sites, four hostile ones of nine were all of the median."""
+    rule, first = Exact(robust="geometric_median", buffered=True), parent_adapter()
+    rule.begin(first, tmp_path, 1)
+    fold = rule.begin(first, tmp_path, 9)
+    for i in range(4):
+        fold.add(update(f"hostile-{i}", first, away(first, -2.0, 90, 0.2)))
+    for i in range(5):
+        fold.add(update(f"honest-{i}", first, away(first, 1.0, i, 0.2)), staleness=3 if i else 0)
+    weights = fold.finish().weights
+    assert sum(weight for site, weight in weights.items() if "honest" in site) > 0.5
+
+
+def test_a_robust_median_is_bounded_by_its_constant_and_not_right() -> None:
+    """Error ≤ (1 − α)/√(1 − 2α) times the longest honest deviation (Minsker 2015, Lemma 2.1): four of ten hostile."""
+    generator = torch.Generator().manual_seed(0)
+    honest = (torch.randn(6, 500, generator=generator, dtype=torch.float64) + 1.0) / 500**0.5
+    mean = honest.mean(0)
+    points = torch.cat([honest, (-2 * mean).expand(4, -1)])
+    found = robust.geometric_median(points @ points.T) @ points
+    error, longest = torch.linalg.norm(found - mean), torch.linalg.norm(honest - mean, dim=1).max()
+    assert 0.5 * float(torch.linalg.norm(mean)) < float(error) <= (1 - 0.4) / (1 - 0.8) ** 0.5 * float(longest)
 
 
 def test_weights_do_not_depend_on_the_gauge() -> None:
@@ -81,13 +121,12 @@ def test_weights_do_not_depend_on_the_gauge() -> None:
 
 
 def test_geometric_median_is_the_minimizer() -> None:
-    """Fermat's point: its gradient Σ p_i (z − Δ_i)/‖z − Δ_i‖ is zero."""
+    """Fermat's point: its gradient Σ (z − Δ_i)/‖z − Δ_i‖ is zero."""
     points = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    prior = torch.linspace(1.0, 2.0, 9, dtype=torch.float64)
-    weights = robust.geometric_median(points @ points.T, prior)
+    weights = robust.geometric_median(points @ points.T)
     assert float(weights.sum()) == pytest.approx(1.0)
     apart = weights @ points - points
-    pull = (prior[:, None] * apart / torch.linalg.norm(apart, dim=1, keepdim=True)).sum(0)
+    pull = (apart / torch.linalg.norm(apart, dim=1, keepdim=True)).sum(0)
     assert float(torch.linalg.norm(pull)) < 1e-4
 
 
@@ -110,11 +149,11 @@ def test_fltrust_with_an_idle_trusted_site_changes_nothing() -> None:
     assert peft_dir.digest(peft_dir.encode(result.tensors)) == parent.digest
 
 
-def test_under_a_robust_rule_tokens_have_no_say() -> None:
-    """A count of tokens is what its site claims."""
+def test_under_a_robust_rule_data_has_no_say() -> None:
+    """How much it holds is what a site claims."""
     parent = parent_adapter()
     loud = [
-        update(one.site, parent, peft_dir.decode(one.blob), num_loss_tokens=10**6 if "hostile" in one.site else 1)
+        update(one.site, parent, peft_dir.decode(one.blob), held_examples=1000 if "hostile" in one.site else 1)
         for one in attacked(parent)
     ]
     result = Exact(robust="geometric_median").aggregate(parent, loud)

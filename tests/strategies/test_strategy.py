@@ -30,10 +30,10 @@ PLAN = TrainPlan(rank=8, steps=1, seconds=1.0)
 PAGE = REPOSITORY / "docs" / "strategies.md"
 
 
-def test_aggregate_is_emitted_in_the_parents_dtype_and_canonical() -> None:
+def test_aggregate_is_emitted_in_float32_and_canonical() -> None:
     parent = adapter(dtype=ml_dtypes.bfloat16)
     result = Exact().aggregate(parent, [update("a", parent, random_tensors(1, dtype=ml_dtypes.bfloat16))])
-    assert {array.dtype for array in result.tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert {array.dtype for array in result.tensors.values()} == {np.dtype(np.float32)}
     peft_dir.validate(result.tensors, SHAPES, rank=RANK, max_rank=RANK)
 
 

@@ -55,10 +55,10 @@ def test_a_site_is_sent_no_other_sites_update_counts_or_measurements(world: Worl
                 assert not any(secret in sent[name].all for secret in secrets), (name, other)
 
 
-def test_from_shares_and_its_own_count_a_site_can_tell_the_others_counts(world: World) -> None:
-    """Which docs/security.md says: weights that go by tokens tell the tokens."""
+def test_from_shares_and_its_own_data_a_site_can_tell_how_much_the_others_have(world: World) -> None:
+    """Which docs/security.md says: weights that go by data tell how much there is."""
     for name, site in world.sites.items():
-        site.tokens = TOKENS[name]
+        site.held = TOKENS[name]
     world.start(rounds=1)
     (received,) = world.sites["a"].manifests.values()
     told = {name: TOKENS["a"] * share / received.weights["a"] for name, share in received.weights.items()}
