@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,8 @@ class Conversation:
     turns: tuple[Turn, ...]
     tools: tuple[dict[str, Any], ...] = ()
     """Tools that the prompt offers, each `{"type": "function", "function": {...}, "defer_loading": None}`."""
+    group: str | None = None
+    """Name that whoever wrote the data gave to what the example is about; it is no part of any text."""
 
     @property
     def answers(self) -> list[int]:
@@ -56,11 +59,37 @@ class Conversation:
 
 
 def content_of(conversation: Conversation) -> str:
-    """Return the sha256 of everything in a conversation, as hexadecimal digits. It decides the side of the split."""
+    """Return the sha256 of every text in a conversation, as hexadecimal digits: the same for repeated examples."""
     parts: list[Any] = []
     for turn in conversation.turns:
         more = {key: value for key, value in turn.message().items() if key not in ("role", "content")}
         more |= {} if turn.trained else {"weight": 0}
         parts.append([turn.role, turn.content, *([more] if more else [])])
     parts += [{"tools": conversation.tools}] if conversation.tools else []
+    return _digest(parts)
+
+
+def group_of(conversation: Conversation) -> str:
+    """Return the sha256 of what a conversation is about, as hexadecimal digits: the same for examples that belong
+    together, which are on one side of the split and count once in a verdict.
+
+    It is about its `group` or, without one, about its first user turn, whatever that one's case, white space and
+    Unicode form: one question with several answers, with and without a system turn, or a conversation that was exported
+    again with a turn more. Where no user says anything, it is about all that comes before the first answer.
+    """
+    if conversation.group is not None:
+        return _digest(["group", conversation.group])
+    first = next((turn.content for turn in conversation.turns if turn.role == "user"), None)
+    if first is not None:
+        return _digest(["user", _plain(first)])
+    return _digest(["prompt", *(_plain(turn.content) for turn in conversation.turns[: conversation.answers[0]])])
+
+
+def _plain(text: str) -> str:
+    """Return a text as what differs only in case, white space or Unicode form is written alike."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
+
+
+def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

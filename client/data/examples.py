@@ -47,14 +47,13 @@ class Line:
     refused: DataError | None = None
 
 
-def held_out(all_contents: Iterable[str], fraction: float) -> set[str]:
-    """Choose about `fraction` of the distinct examples, by their `content_of`.
+def held_out(groups: Iterable[str], fraction: float) -> set[str]:
+    """Choose about `fraction` of the distinct groups of examples (`group_of`).
 
-    An example's side does not depend on the other examples, and duplicates share one side. Neither side may be empty;
-    a single example is for training.
+    A group's side does not depend on the other groups. Neither side may be empty; a single group is for training.
     """
-    distinct = sorted(set(all_contents))
-    chosen = {content for content in distinct if int(content, 16) < fraction * 2**256}
+    distinct = sorted(set(groups))
+    chosen = {group for group in distinct if int(group, 16) < fraction * 2**256}
     return (chosen | set(distinct[:1])) - set(distinct[-1:])
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.data.chat_tokens import ChatTokenizer
-from client.data.conversation import content_of
+from client.data.conversation import content_of, group_of
 from client.data.examples import lines
 from umbel.errors import DataError
 from umbel.token_file import NO_LOSS, LabelledTokens
@@ -27,6 +27,8 @@ class Inspected:
     """The reason for which it cannot be used."""
     content: str
     """`content_of` its conversation; empty where it is refused."""
+    group: str
+    """`group_of` its conversation; empty where it is refused."""
     whole: tuple[LabelledTokens, ...]
     """Its rows before seq_len cuts them; ordinarily one. Empty where it is refused."""
     untold: int
@@ -77,10 +79,10 @@ def inspect(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> Iterator[Insp
             except DataError as error:
                 refused = error
             else:
-                content = content_of(line.conversation)
-                yield Inspected(line.number, None, content, tuple(encoded.rows), encoded.untold, seq_len)
+                content, group = content_of(line.conversation), group_of(line.conversation)
+                yield Inspected(line.number, None, content, group, tuple(encoded.rows), encoded.untold, seq_len)
                 continue
-        yield Inspected(line.number, refused, "", (), 0, seq_len)
+        yield Inspected(line.number, refused, "", "", (), 0, seq_len)
 
 
 def loss_tokens(row: LabelledTokens) -> int:

@@ -1,7 +1,7 @@
 """`prepare`: turn a site's JSONL into token files with loss on the answers only, by the base's chat template.
 
-    data.jsonl ──read──► turns ──chat template──► (ids, labels) ──split──► train.npy, eval.npy
-    each guard ──the same, without the split──► guard-NAME.npy
+    data.jsonl ──read──► turns ──chat template──► (ids, labels) ──sides──► train.npy, eval.npy
+    each guard ──the same, without a split──► guard-NAME.npy
 
 Tokenising takes minutes, so the daemon awaits `prepare_in_child`; the same inputs are never prepared twice. No message
 of this module holds text of an example: a message names the line and the expected shape.
@@ -24,15 +24,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from client.data.chat_tokens import ChatTokenizer
-from client.data.examples import held_out
-from client.data.inspection import Inspected
-from client.data.summary import DATA, EVAL_DATA, RELEASED, Summary, guard_name
+from client.data.sides import clusters, digest, sides
+from client.data.summary import DATA, EVAL_DATA, HELD_OUT, RELEASED, Asked, Summary, guard_name
 from client.data.survey import survey
 from umbel import errors, token_file
 from umbel.errors import DataError, TrainingError, UmbelError
 
 TRAIN, EVAL, COUNTS = "train.npy", "eval.npy", "counts.json"
-FORMAT = 2
+FORMAT = 3
 """Version of the token files, part of every cache key; raise it when the same inputs shall give other files."""
 
 
@@ -47,8 +46,20 @@ class Prepared:
     train_loss_tokens: int
     guards: dict[str, Path] = field(default_factory=dict)
     """Name of a guard → its token file."""
+    held: dict[str, int] = field(default_factory=dict)
+    """`held_examples` and `held_loss_tokens` of a `RoundReport`: what is trained on, each content once."""
     files: dict[str, Summary] = field(default_factory=dict)
     """Figures about each file of examples, by its name in sentences (`client.data.summary`)."""
+    asked: dict[str, Asked] = field(default_factory=dict)
+    """How much each set tells that versions are compared on: HELD_OUT, and guards by their names in sentences."""
+    withheld: dict[str, int] = field(default_factory=dict)
+    """Name of a file in sentences → its examples that are not trained on, because what they ask is held out or in a
+    guard."""
+    clusters: dict[str, list[int]] = field(default_factory=dict)
+    """Stem of a token file, such as `eval` → for each of its rows the number of its group: those of a group ask the
+    same. In a file that is not here each row is alone."""
+    heldout: str = ""
+    """Digest of what the held-out examples ask. Verdicts are counted by it."""
 
     @property
     def cut(self) -> int:
@@ -72,7 +83,7 @@ class Preparation:
 
     data: Path
     eval_data: Path | None
-    """Held-out examples; None: about `eval_fraction` of the distinct examples of `data` are held out."""
+    """Held-out examples; None: about `eval_fraction` of the groups of examples of `data` are held out."""
     eval_fraction: float
     model: Path
     """Directory of the base, for its tokenizer and chat template."""
@@ -93,10 +104,10 @@ _PREPARED = TypeAdapter(Prepared)
 def prepare(wanted: Preparation) -> Prepared:
     """Tokenise a site's data into a directory of `into`, unless the same inputs are there already.
 
-    Held out of `data` are always the same examples, also after lines were added. Guards are tokenised whole. Released
-    examples are trained on unless they are held out or in a guard. One preparation at a time per `into`; the files of
-    other inputs are removed (an open file stays readable). Raises DataError naming file and line, ConfigError when the
-    base's tokenizer cannot be used.
+    Held out of `data` are always the same examples, also after lines were added. Data and released examples are trained
+    on unless one that is held out or in a guard asks the same. One preparation at a time per `into`; the files of other
+    inputs are removed (an open file stays readable). Raises DataError naming file and line, ConfigError when the base's
+    tokenizer cannot be used.
     """
     directory = wanted.into / _digest(wanted)
     if not directory.is_dir():
@@ -152,36 +163,34 @@ def _write(wanted: Preparation, tokenizer: ChatTokenizer, into: Path) -> Prepare
         # What a user gave stops no site: some chat templates have no form for it, such as two turns of the same role.
         for mistake in surveyed.mistakes() if name != RELEASED else ():
             raise mistake
-    train = surveys[DATA].examples
-    sets = {f"guard-{name}.npy": surveys[guard_name(name)].examples for name in wanted.guards}
-    if EVAL_DATA in surveys:
-        sets[EVAL] = surveys[EVAL_DATA].examples
-    else:
-        train, sets[EVAL] = _split(train, wanted.eval_fraction)
-    asked = {example.content for examples in sets.values() for example in examples}
-    released = surveys[RELEASED].examples if RELEASED in surveys else []
-    train = [*train, *(example for example in released if example.content not in asked)]
+    split = sides(
+        {name: surveyed.examples for name, surveyed in surveys.items()},
+        None if wanted.eval_data else wanted.eval_fraction,
+    )
+    if (nothing_left := split.mistake(wanted.data)) is not None:
+        raise nothing_left
     # One row, no packing: attention is causal and nothing else masks it, so that an example packed behind another
     # would read it.
-    for name, examples in {TRAIN: train, **sets}.items():
+    distinct = {example.content: example.loss_tokens for example in split.train}
+    asking = {EVAL: split.asking[HELD_OUT]}
+    asking |= {f"guard-{name}.npy": split.asking[guard_name(name)] for name in wanted.guards}
+    for file, examples in {TRAIN: split.train, **asking}.items():
         rows = [row for example in examples for row in example.rows]
-        token_file.write(into / name, rows, seq_len=wanted.seq_len, pad_id=tokenizer.pad_id)
+        token_file.write(into / file, rows, seq_len=wanted.seq_len, pad_id=tokenizer.pad_id)
     return Prepared(
         train=into / TRAIN,
         eval=into / EVAL,
-        train_examples=len(train),
-        eval_examples=len(sets[EVAL]),
-        train_loss_tokens=sum(example.loss_tokens for example in train),
+        train_examples=len(split.train),
+        eval_examples=len(split.asking[HELD_OUT]),
+        train_loss_tokens=sum(example.loss_tokens for example in split.train),
         guards={name: into / f"guard-{name}.npy" for name in wanted.guards},
+        held={"held_examples": len(distinct), "held_loss_tokens": sum(distinct.values())},
         files={name: surveyed.summary for name, surveyed in surveys.items()},
+        asked=split.asked,
+        withheld=split.withheld,
+        clusters={Path(file).stem: clusters(examples) for file, examples in asking.items()},
+        heldout=digest(split.asking[HELD_OUT]),
     )
-
-
-def _split(examples: list[Inspected], fraction: float) -> tuple[list[Inspected], list[Inspected]]:
-    """Split into (train, eval) by `held_out`."""
-    chosen = held_out((example.content for example in examples), fraction)
-    train = [example for example in examples if example.content not in chosen]
-    return train, [example for example in examples if example.content in chosen]
 
 
 async def prepare_in_child(wanted: Preparation) -> Prepared:

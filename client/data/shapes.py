@@ -28,6 +28,8 @@ SHAPES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("instruction", "output"): ("input", "system", "history"),
 }
 """Fields that make a shape → the further fields that it may have."""
+GROUP = "group"
+"""Field of any shape that names what the example is about; see `client.data.conversation.group_of`."""
 NEUTRAL = frozenset([
     "_id", "id", "uid", "uuid", "idx", "index", "hash", "source", "src", "dataset", "origin", "category", "topic",
     "subject", "domain", "task", "task_type", "type", "tag", "tags", "lang", "language", "split", "date", "time",
@@ -43,10 +45,10 @@ def conversation_of(example: Mapping[str, Any], where: str) -> Conversation:
     """Return the conversation of an example; raise DataError, naming `where` and the field, for anything unclear.
 
     >>> conversation_of({"prompt": "1 + 1 =", "completion": "2"}, "train.jsonl:1")
-    Conversation(turns=(Turn(role='user', ...), Turn(role='assistant', ...)), tools=())
+    Conversation(turns=(Turn(role='user', ...), Turn(role='assistant', ...)), tools=(), group=None)
     """
     shape = _shape_of(example, where)
-    known = (*shape, *SHAPES[shape])
+    known = (*shape, *SHAPES[shape], GROUP)
     given = {field: value for field, value in example.items() if value is not None or field in shape}
     _refuse_unknown(given, known, where)
     if shape in (("messages",), ("conversations",)):
@@ -57,7 +59,8 @@ def conversation_of(example: Mapping[str, Any], where: str) -> Conversation:
     for label, turn in turns:
         _require_written(turn, f"{where}: {label}")
     _require_order(turns, where)
-    return Conversation(tuple(turn for _, turn in turns), tools_of(given.get("tools"), where))
+    tools, group = tools_of(given.get("tools"), where), _group(given.get(GROUP), where)
+    return Conversation(tuple(turn for _, turn in turns), tools, group)
 
 
 _Labelled = tuple[str, Turn]
@@ -94,6 +97,18 @@ def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str
                 f'did you mean "{near}"?' if near else f"it would have no effect; remove it, or use {', '.join(known)}"
             )
             raise DataError(f'{where}: "{field}" is no known field; {remedy} (id, source and the like may stay)')
+
+
+def _group(group: object, where: str) -> str | None:
+    """Return the name of an example's group: a text or a whole number; an empty one is none."""
+    if group in (None, ""):
+        return None
+    if isinstance(group, float) and group.is_integer():  # a table with gaps writes whole numbers so
+        group = int(group)
+    if isinstance(group, bool) or not isinstance(group, str | int):
+        kind = "a number with a fraction" if isinstance(group, float) else _kind(group)
+        raise DataError(f'{where}: "{GROUP}" is {kind}; name the group by a text or a whole number')
+    return str(group)
 
 
 def _text(holder: Mapping[str, Any], field: str, where: str) -> str:

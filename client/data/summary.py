@@ -11,8 +11,13 @@ from umbel.site.config import SiteConfig
 
 DATA, EVAL_DATA, RELEASED = "[training].data", "[training].eval_data", "examples that users gave"
 """Names of a site's files in sentences; a guard's is `guard_name`."""
+HELD_OUT = "held-out examples"
+"""Name of what is held out in sentences, be it eval_data or a part of the data."""
 MANY = 0.1
 """Share of a file's examples from which on it is worth a warning."""
+LARGE_GROUP = 10
+"""Examples of one group from which on it is worth a warning."""
+GROUP_REMEDY = 'where the first user turn says little, as a greeting does, give each conversation a "group"'
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,10 @@ class Summary:
     """Answers without a loss, because nothing comes before them."""
     repeated: int
     """Examples that are in the file already, further up."""
+    groups: int
+    """Groups of examples that ask the same, or have the same `group`: they are trained on or held out together."""
+    largest_group: int
+    """Different examples of the largest group."""
     unending: int
     """Examples whose last answer does not end with a token at which the engine stops."""
     loss_tokens: int
@@ -48,6 +57,16 @@ class Summary:
     def usable(self) -> int:
         """Examples that training or a probe can use."""
         return self.examples - self.refused - self.dropped
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How much a set of examples tells that versions are compared on."""
+
+    examples: int
+    """Different examples."""
+    counts_as: float
+    """Independent examples of equal length that would tell as much; `min_examples` is of these."""
 
 
 def quantile(sorted_values: Sequence[int], share: float) -> int:
@@ -68,14 +87,31 @@ def guard_name(guard: str) -> str:
     return f"guard {guard}"
 
 
-def warnings(config: SiteConfig, files: Mapping[str, Summary], held_out: int | None) -> list[str]:
+def warnings(
+    config: SiteConfig, files: Mapping[str, Summary], asked: Mapping[str, Asked], withheld: Mapping[str, int]
+) -> list[str]:
     """Say what will bite although the site can be served: one sentence for each, with its remedy.
 
-    `files` is keyed by the names at the top of this module; `held_out` counts the examples that probes can use, None
-    where `files` does not decide it.
+    `files` and `withheld` (examples that are not trained on because they are asked) are keyed by the names of files,
+    `asked` by HELD_OUT and the names of guards' files; what is not known is left out of them.
     """
-    found = [sentence for name, summary in files.items() for sentence in _of_file(name, summary, config)]
-    return found + _verdicts(config, files, held_out)
+    found = [
+        sentence
+        for name, summary in files.items()
+        for sentence in (*_of_file(name, summary, config), *_withheld(name, summary, withheld.get(name, 0)))
+    ]
+    return found + _verdicts(config, asked)
+
+
+def _withheld(name: str, summary: Summary, count: int) -> list[str]:
+    """Say that much of a file is not trained on."""
+    if count <= MANY * summary.usable:
+        return []
+    remedy = f"; {GROUP_REMEDY}" if name != RELEASED else ""
+    return [
+        f"{count:,} of {summary.usable:,} examples of {name} are not trained on, because held-out examples or guards "
+        f"begin with the same user turn, or have the same group{remedy}"
+    ]
 
 
 def _of_file(name: str, summary: Summary, config: SiteConfig) -> list[str]:
@@ -99,6 +135,11 @@ def _of_file(name: str, summary: Summary, config: SiteConfig) -> list[str]:
         told.append(
             f"{summary.repeated:,} {of_all} repeat one further up, and count each time; remove them, unless they shall"
         )
+    if summary.largest_group >= LARGE_GROUP and summary.largest_group > MANY * total and name != RELEASED:
+        told.append(
+            f"{summary.largest_group:,} {of_all} begin with the same user turn, or have the same group, and so count "
+            f"as one in verdicts and are on one side; {GROUP_REMEDY}"
+        )
     if summary.unending:
         told.append(
             f"{summary.unending:,} {of_all} end with a token at which the engine does not stop: versions will go on "
@@ -108,17 +149,23 @@ def _of_file(name: str, summary: Summary, config: SiteConfig) -> list[str]:
     return told
 
 
-def _verdicts(config: SiteConfig, files: Mapping[str, Summary], held_out: int | None) -> list[str]:
+def _verdicts(config: SiteConfig, asked: Mapping[str, Asked]) -> list[str]:
     """Say what will keep this site from promoting any version."""
     least = config.shadow.min_examples
     more = "more eval_data" if config.training.eval_data else "more data, or eval_data,"
-    asked = {} if held_out is None else {"held-out examples": (held_out, more)}
-    for guard in config.shadow.guard:
-        if (summary := files.get(guard_name(guard.name))) is not None:
-            asked[f"examples of guard {guard.name}"] = (summary.usable, "it more")
-    return [
-        f"{number} {name} are fewer than [shadow].min_examples = {least}: no version can be promoted; "
-        f"give {remedy} or lower it"
-        for name, (number, remedy) in asked.items()
-        if number < least
-    ]
+    told = []
+    for name, found in asked.items():
+        if found.counts_as >= least:
+            continue
+        what = f"{found.examples} {name if name == HELD_OUT else f'examples of {name}'}"
+        few = f"{what} are fewer" if found.examples < least else f"{what} {counting(found.counts_as)}, fewer"
+        remedy = more if name == HELD_OUT else "it more"
+        told.append(
+            f"{few} than [shadow].min_examples = {least}: no version can be promoted; give {remedy} or lower it"
+        )
+    return told
+
+
+def counting(counts_as: float) -> str:
+    """Say how many independent examples of equal length others count as."""
+    return f"count as {int(counts_as)}, because several ask the same or some answers are much longer"

@@ -3,14 +3,15 @@
 `SiteSurvey`: the same for all files of a site, as `umbel check` tells it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.data.chat_tokens import ChatTokenizer
-from client.data.examples import held_out
 from client.data.inspection import Inspected, inspect, loss_tokens
 from client.data.shapes import EXPECTED
-from client.data.summary import DATA, EVAL_DATA, Summary, files_of, quantile
+from client.data.sides import Sides, sides
+from client.data.summary import DATA, Summary, files_of, quantile
 from umbel.errors import DataError
 from umbel.site.config import SiteConfig
 from umbel.token_file import NO_LOSS
@@ -32,6 +33,7 @@ class Tally:
         self._stops = tokenizer.stops
         self._counts = dict.fromkeys(("examples", "refused", "cut", "dropped", "untold", "repeated", "unending"), 0)
         self._seen: set[str] = set()
+        self._groups: Counter[str] = Counter()
         self._lengths: list[int] = []
         self._loss_tokens = self._filled = self._room = 0
 
@@ -48,6 +50,7 @@ class Tally:
         counts["untold"] += example.untold
         counts["repeated"] += example.content in self._seen
         counts["unending"] += self._unending(example)
+        self._groups[example.group] += example.content not in self._seen
         self._seen.add(example.content)
         self._lengths.append(example.tokens)
         self._loss_tokens += sum(map(loss_tokens, rows))
@@ -59,6 +62,8 @@ class Tally:
         lengths = sorted(self._lengths)
         return Summary(
             **self._counts,
+            groups=len(self._groups),
+            largest_group=max(self._groups.values(), default=0),
             loss_tokens=self._loss_tokens,
             median=quantile(lengths, 0.5),
             p95=quantile(lengths, 0.95),
@@ -126,14 +131,12 @@ class SiteSurvey:
     """Name in sentences (`files_of`) → a file that can be read."""
     mistakes: dict[str, list[DataError]]
     """Name → what keeps the file from being used."""
-    train: int
-    """Examples to train on."""
-    held_out: int
-    """Examples for probes."""
+    sides: Sides
+    """The usable examples of all files that can be read."""
 
 
 def survey_site(config: SiteConfig, tokenizer: ChatTokenizer) -> SiteSurvey:
-    """Inspect all files of a site, and count the examples of each side of the split."""
+    """Inspect all files of a site, and put their examples on the sides of the split."""
     files: dict[str, Survey] = {}
     mistakes: dict[str, list[DataError]] = {}
     for name, path in files_of(config).items():
@@ -143,9 +146,8 @@ def survey_site(config: SiteConfig, tokenizer: ChatTokenizer) -> SiteSurvey:
         except DataError as error:
             found = [error]
         mistakes |= {name: found} if found else {}
-    contents = [example.content for example in files[DATA].examples] if DATA in files else []
-    if EVAL_DATA in files_of(config):
-        return SiteSurvey(files, mistakes, len(contents), len(files[EVAL_DATA].examples) if EVAL_DATA in files else 0)
-    chosen = held_out(contents, config.training.eval_fraction)
-    kept_back = sum(content in chosen for content in contents)
-    return SiteSurvey(files, mistakes, len(contents) - kept_back, kept_back)
+    held_out = None if config.training.eval_data else config.training.eval_fraction
+    split = sides({name: found.examples for name, found in files.items()}, held_out)
+    if DATA in files and (mistake := split.mistake(files[DATA].path)) is not None:
+        mistakes[DATA] = [*mistakes.get(DATA, []), mistake]
+    return SiteSurvey(files, mistakes, split)

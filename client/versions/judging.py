@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 class Evaluator(Protocol):
     """The part of `Jobs` that measures a version."""
 
+    heldout: str
+    """Digest of the held-out examples, which verdicts are counted by."""
+
     async def evaluate(self, adapter: Path | None, guard: str | None = None) -> Scores:
         """Return the scores of an adapter's folder (None: the base) on the held-out examples or on a guard's."""
         ...
@@ -77,6 +80,11 @@ class Evidence:
             return await self.probe(ref)
         self._known = {asked: scores for asked, scores in self._known.items() if asked[0] in subjects.values()}
         return probe
+
+    @property
+    def heldout(self) -> str:
+        """The digest of the held-out examples."""
+        return self._jobs.heldout
 
     async def _scores(self, subject: AdapterRef | None, guard: str | None = None) -> Scores:
         """Return known scores; measure what is not known, or was measured before a version was found damaged."""
@@ -160,7 +168,9 @@ class Judging:
         else:  # probed anew: the engine went away, or something else began to answer users
             await self._note(ref, report, Lifecycle.PROBING)
         probe = await self._evidence.probe(ref)
-        verdict = await asyncio.to_thread(judge, probe, self._policy)
+        heldout = self._evidence.heldout
+        look = self._journal.looks.next(ref.name, heldout)
+        verdict = await asyncio.to_thread(judge, probe, self._policy, look)
         probed = time.monotonic()
         report = report.model_copy(update={"probe": probe.sums, "probe_s": probed - loaded})
         if verdict.decision != "reject" and self._policy.watch_s:
@@ -169,20 +179,22 @@ class Judging:
             found = await self._watch.shadow(engine, ref)
             if found is None:
                 return not self._is_open(ref)
-            verdict = with_traffic(verdict, found)
+            verdict = with_traffic(verdict, found, self._policy)
             report = report.model_copy(update={"watch_s": time.monotonic() - probed})
         judged = report.model_copy(update={"verdict": verdict})
         reach(Point.JUDGE_DECIDED)
-        if await self._note(ref, judged, Lifecycle.JUDGED, f"judged: {verdict.decision}"):
+        if await self._note(ref, judged, Lifecycle.JUDGED, f"judged: {verdict.decision}", heldout):
             reach(Point.JUDGE_JOURNALLED)
             logger.info("adapter.judged ref=%s decision=%s %s", ref, verdict.decision, "; ".join(verdict.reasons))
         return True
 
-    async def _note(self, ref: AdapterRef, report: ShadowReport, state: Lifecycle, event: str = "") -> bool:
+    async def _note(
+        self, ref: AdapterRef, report: ShadowReport, state: Lifecycle, event: str = "", heldout: str = ""
+    ) -> bool:
         """Write a version's report and state, and tell the router; return False if it is not being judged any more."""
         if not self._is_open(ref):
             return False
-        self._journal.report(ref, report.model_copy(update={"state": state}), event)
+        self._journal.report(ref, report.model_copy(update={"state": state}), event, heldout)
         if self._policy.watch_s:
             await self._loading.publish_table(faults.SHADOW)  # the state decides which users are in its canary
         return True

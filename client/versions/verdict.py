@@ -1,30 +1,29 @@
 """`judge`: decide whether a shadow shall answer users, by its scores and the incumbent's on the same examples.
 
 The figure is the mean loss per token, which training lowers and every report names. The tokens of an answer depend on
-each other, examples do not. So whole examples are resampled, with both versions' losses on them, and the spread of the
-difference is its confidence interval (paired percentile bootstrap: Efron & Tibshirani, An Introduction to the
-Bootstrap, 1993, chapter 13; for test sets of language models Koehn, EMNLP 2004). Against 1 × the incumbent's loss this
-is a test of superiority, against a larger multiple a test of non-inferiority.
+each other, and so may examples that ask the same; groups of examples do not (`client.versions.bootstrap`). Against 1 ×
+the incumbent's loss this is a test of superiority, against a larger multiple a test of non-inferiority.
+
+Each of the two errors has the probability α = (1 − confidence) / 2, however many sets and rounds there are:
+
+- to reject is to find the shadow worse on any set, in loss or in exact matches, so all of these tests share α (Holm,
+  Scandinavian Journal of Statistics 6, 1979);
+- to promote it must be better on the held-out examples and worse on no set, which needs no correction (Berger,
+  Technometrics 24, 1982); but verdicts by the same held-out examples share α (`client.heldout_looks`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from serving.scores import Scores
+from client.heldout_looks import Look
+from client.versions.bootstrap import Difference, mean_difference, share_difference
+from serving.scores import Scores, effective_size
 from umbel.messages import Evaluation, Verdict
 from umbel.site.sections import ShadowSection
-
-RESAMPLES = 2000
-"""Bootstrap samples per interval."""
-SEED = 0
-"""Fixed, so that the same evidence gives the same verdict, also after a restart."""
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -63,27 +62,47 @@ class _Finding:
 
 
 @dataclass(frozen=True)
-class _Difference:
-    """The shadow's figure minus the incumbent's, with its confidence interval."""
+class _Comparison:
+    """The shadow and the incumbent on one set of examples."""
 
-    value: float
-    low: float
-    high: float
+    name: str
+    incumbent_name: str
+    incumbent: Scores
+    candidate: Scores
+    allowed: float
+    """The shadow is worse above this many times the incumbent's loss."""
+    wanted: float
+    """It is better below this many times it."""
+    at_allowed: Difference
+    at_wanted: Difference
+    exact: Difference
 
-    def __str__(self) -> str:
-        word = "lower" if self.high < 0 else "higher" if self.low > 0 else "no clear difference"
-        return f"{word}, {self.value:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
+    @property
+    def p_worse(self) -> tuple[float, float]:
+        """p-values of a shadow that is worse: in loss, in exact matches."""
+        return self.at_allowed.p_higher, self.exact.p_lower
 
 
-def judge(probe: Probe, policy: ShadowSection) -> Verdict:
+def judge(probe: Probe, policy: ShadowSection, look: Look | None = None) -> Verdict:
     """Promote a shadow that is better, reject one that is worse on the held-out examples or on any guard, keep others.
 
-    A shadow is kept also where the examples cannot tell: nothing changes, and the reasons say what is missing.
+    A shadow is kept also where the examples cannot tell: nothing changes, and the reasons say what is missing. `look`
+    says how often these held-out examples were looked at; by default this is the first time.
     """
-    role = probe.incumbent
-    heldout = _compare("held-out", role, probe.heldout, policy.max_loss_ratio, policy)
-    guards = [_compare(f"guard {g.name}", role, probe.guards[g.name], g.max_loss_ratio, policy) for g in policy.guard]
-    findings = [heldout, *guards]
+    role, look, alpha = probe.incumbent, look or Look(), (1 - policy.confidence) / 2
+    compared = [_compare("held-out", role, probe.heldout, policy.max_loss_ratio, policy)]
+    compared += [
+        _compare(f"guard {g.name}", role, probe.guards[g.name], g.max_loss_ratio, policy) for g in policy.guard
+    ]
+    p_worse = [p for one in compared if isinstance(one, _Comparison) for p in one.p_worse]
+    worse = iter(_holm(p_worse, alpha))
+    findings = [
+        one
+        if isinstance(one, _Finding)
+        else _finding(one, policy, (next(worse), next(worse)), look if number == 0 else None)
+        for number, one in enumerate(compared)
+    ]
+    heldout = findings[0]
     worst = min(finding.outcome for finding in findings)
     decision: Literal["promote", "keep", "reject"] = "keep"
     if worst is _Outcome.WORSE:
@@ -91,13 +110,28 @@ def judge(probe: Probe, policy: ShadowSection) -> Verdict:
     elif worst is not _Outcome.CANNOT_TELL and heldout.outcome is _Outcome.BETTER:
         decision = "promote"
     findings.sort(key=lambda finding: min(finding.outcome, _Outcome.NOT_BETTER))  # the deciding reason comes first
-    reasons = tuple(reason for finding in findings for reason in finding.reasons)
-    return Verdict(accepted=decision == "promote", decision=decision, reasons=reasons)
+    reasons = [reason for finding in findings for reason in finding.reasons]
+    if look.number * alpha >= 1:
+        reasons.append(
+            f"held-out: {look.number} verdicts were by these examples, about as many as one error in {1 / alpha:.0f} "
+            "allows; give other held-out examples"
+        )
+    return Verdict(accepted=decision == "promote", decision=decision, reasons=tuple(reasons))
+
+
+def _holm(p_values: Sequence[float], alpha: float) -> list[bool]:
+    """Return which of the hypotheses are rejected so that the probability of any error is at most `alpha`."""
+    rejected = [False] * len(p_values)
+    for left, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[index] > alpha / (len(p_values) - left):
+            break
+        rejected[index] = True
+    return rejected
 
 
 def _compare(
     name: str, incumbent_name: str, scores: Mapping[str, Scores], ratio: float, policy: ShadowSection
-) -> _Finding:
+) -> _Comparison | _Finding:
     """Compare the shadow with the incumbent, the role `incumbent_name`, on one set of examples."""
     incumbent, candidate = scores[incumbent_name], scores["shadow"]
     for subject, asked, outcome in (
@@ -108,45 +142,58 @@ def _compare(
         if broken:
             said = f"{name}: the loss of {subject} is not a finite number on {broken} of {len(asked)} examples"
             return _Finding(outcome, (said,))
-    if len(candidate) < policy.min_examples:
-        few = f"{name}: {len(candidate)} examples are too few to tell; [shadow].min_examples is {policy.min_examples}"
+    counts_as = effective_size(candidate.by_cluster(candidate.tokens)[0])
+    if counts_as < policy.min_examples:
+        which = "examples" if len(candidate) < policy.min_examples else f"examples that count as {counts_as:.0f}"
+        few = f"{name}: {len(candidate)} {which} are too few to tell; [shadow].min_examples is {policy.min_examples}"
         return _Finding(_Outcome.CANNOT_TELL, (few,))
     # A ratio below 1 asks for a gain: a shadow that misses it is not better, but for that alone not worse.
-    allowed, wanted = max(ratio, 1.0), ratio
-    at_allowed, at_wanted, exact = _differences(incumbent, candidate, allowed, wanted, policy.confidence)
-    worse = at_allowed.low > 0
-    bar, loss = (allowed, at_allowed) if worse else (wanted, at_wanted)
-    against = f"{'' if bar == 1 else f'{bar:g} × '}{incumbent_name}'s {incumbent.sums.loss:.4f}"
-    reasons = (
-        f"{name} loss {candidate.sums.loss:.4f} against {against}: "
-        f"{loss} per token at {100 * policy.confidence:g} % confidence, {len(candidate)} examples",
-        f"{name} exact match {candidate.sums.exact_match:.1%} against {incumbent_name}'s "
-        f"{incumbent.sums.exact_match:.1%}: {exact}",
-    )
-    if exact.high < -policy.max_exact_drop:
-        return _Finding(_Outcome.WORSE, reasons[::-1])
-    return _Finding(_Outcome.WORSE if worse else _Outcome.BETTER if loss.high < 0 else _Outcome.NOT_BETTER, reasons)
-
-
-def _differences(
-    incumbent: Scores, candidate: Scores, allowed: float, wanted: float, confidence: float
-) -> tuple[_Difference, _Difference, _Difference]:
-    """Return the candidate's loss per token (nats) minus `allowed` and minus `wanted` times the incumbent's, and the
-    difference of their shares of exact matches.
-    """
-    examples, tail = len(candidate), (1 - confidence) / 2
+    allowed, alpha = max(ratio, 1.0), (1 - policy.confidence) / 2
     gained = candidate.exact.astype(np.int8) - incumbent.exact
-    columns = np.column_stack((candidate.loss, incumbent.loss, candidate.tokens, gained)).astype(np.float64)
-    generator = np.random.default_rng(SEED)
-    draws = (generator.integers(examples, size=examples) for _ in range(RESAMPLES))
-    drawn = np.stack([columns[draw].sum(axis=0) for draw in draws])
-
-    def interval(statistic: Callable[[Floats], Floats]) -> _Difference:
-        low, high = np.quantile(statistic(drawn), (tail, 1 - tail))
-        return _Difference(float(statistic(columns.sum(axis=0))), float(low), float(high))
-
-    return (
-        interval(lambda sums: (sums[..., 0] - allowed * sums[..., 1]) / sums[..., 2]),
-        interval(lambda sums: (sums[..., 0] - wanted * sums[..., 1]) / sums[..., 2]),
-        interval(lambda sums: sums[..., 3] / examples),
+    ones = np.ones(len(candidate))
+    new, old, tokens, gains, examples = candidate.by_cluster(
+        candidate.loss, incumbent.loss, candidate.tokens, gained, ones
     )
+    at = {bar: mean_difference(new - bar * old, tokens, incumbent.sums.loss, alpha) for bar in {allowed, ratio}}
+    exact = share_difference(gains, examples, policy.max_exact_drop, alpha)
+    return _Comparison(
+        name, incumbent_name, incumbent, candidate, allowed, ratio, at[allowed], at[ratio], exact
+    )  # fmt: skip
+
+
+def _finding(found: _Comparison, policy: ShadowSection, worse: tuple[bool, bool], look: Look | None) -> _Finding:
+    """Say what a comparison comes to; `worse`: in loss, in exact matches; `look` is of the held-out examples."""
+    alpha = (1 - policy.confidence) / 2
+    level = look.level(alpha) if look else alpha
+    better = found.at_wanted.p_lower <= level
+    bar, loss = (found.allowed, found.at_allowed) if worse[0] else (found.wanted, found.at_wanted)
+    incumbent, candidate, role = found.incumbent.sums, found.candidate.sums, found.incumbent_name
+    against = f"{'' if bar == 1 else f'{bar:g} × '}{role}'s {incumbent.loss:.4f}"
+    told = (
+        f"{found.name} loss {candidate.loss:.4f} against {against}: {_word(loss, worse[0], better)}, "
+        f"{loss} per token at {100 * policy.confidence:g} % confidence, {len(found.candidate)} examples"
+    )
+    if look is not None and look.number > 1:
+        told += f"; look {look.number} at them"
+        if not better and found.at_wanted.p_lower <= alpha:
+            since = f", {look.since} since a promotion" if look.since < look.number else ""
+            told += (
+                f"{since}: p = {found.at_wanted.p_lower:.2g}, and {level:.2g} is asked for by now; give other held-out "
+                "examples, or train for longer"
+            )
+    reasons = (
+        told,
+        f"{found.name} exact match {candidate.exact_match:.1%} against {role}'s {incumbent.exact_match:.1%}: "
+        f"{_word(found.exact, better=worse[1], worse=False)}, {found.exact}",
+    )
+    if worse[1]:
+        return _Finding(_Outcome.WORSE, reasons[::-1])
+    return _Finding(_Outcome.WORSE if worse[0] else _Outcome.BETTER if better else _Outcome.NOT_BETTER, reasons)
+
+
+def _word(difference: Difference, worse: bool, better: bool) -> str:
+    """Say which way a difference goes: `worse` is higher, `better` is lower."""
+    if worse or better:
+        return "higher" if worse else "lower"
+    low, high = difference.low, difference.high
+    return "perhaps lower" if high < 0 else "perhaps higher" if low > 0 else "no clear difference"

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from client.data.conversation import Conversation, Turn, content_of
+from client.data.conversation import Conversation, Turn, group_of
 from client.data.examples import held_out, parse, read
 from client.data.prepare import Preparation, prepare
+from client.data.summary import DATA
 from tests.toys.sites.training_data import SECRET, write_lines
 from umbel.errors import DataError
 
@@ -57,17 +58,17 @@ def test_counts_are_those_of_the_token_files(tiny_llama: Path, tmp_path: Path, f
     examples = [(f"question {n}", f"answer {n}") for n in range(60)]
     data = write_lines(tmp_path / "data.jsonl", examples + examples[:20])
     done = prepare(Preparation(data, None, fraction, tiny_llama, 32, tmp_path / "tokens"))
-    every = [content_of(conversation) for _, conversation in read(data)]
+    every = [group_of(conversation) for _, conversation in read(data)]
     kept_back = held_out(every, fraction)
-    number = sum(content in kept_back for content in every)
-    assert (len(every) - number, number) == (done.train_examples, done.eval_examples)
+    trained = sum(group not in kept_back for group in every)
+    assert (trained, len(kept_back)) == (done.train_examples, done.eval_examples), "what is held out counts once"
     eval_data = write_lines(tmp_path / "eval.jsonl", examples[:7])
     done = prepare(Preparation(data, eval_data, fraction, tiny_llama, 32, tmp_path / "tokens"))
-    assert (done.train_examples, done.eval_examples) == (80, 7)
+    assert (done.train_examples, done.eval_examples, done.withheld) == (66, 7, {DATA: 14})
 
 
 def test_examples_keep_their_side_whatever_is_added(tmp_path: Path) -> None:
-    every = [content_of(Conversation((Turn("user", f"question {n}"), Turn("assistant", "answer")))) for n in range(200)]
+    every = [group_of(Conversation((Turn("user", f"question {n}"), Turn("assistant", "answer")))) for n in range(200)]
     chosen = held_out(every[:100], 0.3)
     assert 10 < len(chosen) < 50
     assert chosen <= held_out(every, 0.3)

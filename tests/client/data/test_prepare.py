@@ -21,9 +21,12 @@ def test_prepares_splits_and_counts(tiny_llama: Path, tmp_path: Path) -> None:
     done = prepare(Preparation(data, None, 0.2, tiny_llama, 32, tmp_path / "tokens"))
     train, held_out = TokenFile.open(done.train), TokenFile.open(done.eval)
     assert (len(train), len(held_out)) == (done.train_examples, done.eval_examples)
-    assert done.train_examples + done.eval_examples == 80
+    assert 60 <= done.train_examples + done.eval_examples < 80, "what is held out is kept once"
     assert 2 <= done.eval_examples <= 35
+    assert done.clusters["eval"] == list(range(done.eval_examples))
     assert done.train_loss_tokens == train.loss_tokens() > done.train_examples
+    assert done.held["held_examples"] + done.eval_examples == 60, "what is there twice is held once"
+    assert done.train_examples < done.held["held_loss_tokens"] < done.train_loss_tokens
     assert (done.cut, done.dropped) == (0, 0)
     assert not rows(done.train) & rows(done.eval)  # duplicates are on one side
     longer = write_lines(tmp_path / "longer.jsonl", [("new", "line"), *examples])
@@ -40,7 +43,7 @@ def test_neither_side_is_empty(tiny_llama: Path, tmp_path: Path, fraction: float
     alone = prepare(
         Preparation(write_lines(data, [("a", "b")] * 3), None, fraction, tiny_llama, 16, tmp_path / "tokens")
     )
-    assert (alone.train_examples, alone.eval_examples) == (3, 0)
+    assert (alone.train_examples, alone.eval_examples, alone.held["held_examples"]) == (3, 0, 1)
 
 
 def test_same_inputs_no_work_other_inputs_replace(tiny_llama: Path, tmp_path: Path) -> None:
@@ -59,7 +62,7 @@ def test_same_inputs_no_work_other_inputs_replace(tiny_llama: Path, tmp_path: Pa
 
 def test_cuts_and_drops(tiny_llama: Path, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "data.jsonl", [("hi", "yes"), ("hi", "long " * 40), ("long " * 40, "no")])
-    held_out = write_lines(tmp_path / "eval.jsonl", [("hi", "no")])
+    held_out = write_lines(tmp_path / "eval.jsonl", [("well", "no")])
     done = prepare(Preparation(data, held_out, 0.1, tiny_llama, 16, tmp_path / "tokens"))
     assert (done.train_examples, done.cut, done.dropped) == (2, 2, 1)
     assert TokenFile.open(done.train).lengths.max() == 16

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from client.data.summary import DATA, EVAL_DATA, Summary, files_of, quantile, warnings
+from client.data.summary import DATA, HELD_OUT, RELEASED, Asked, Summary, files_of, quantile, warnings
 from tests.toys.sites.site_file import GUARD, load
 from umbel.site.config import SiteConfig
 
 GOOD = Summary(
-    examples=100, refused=0, cut=10, dropped=0, untold=0, repeated=10, unending=0,
+    examples=100, refused=0, cut=10, dropped=0, untold=0, repeated=10, groups=90, largest_group=2, unending=0,
     loss_tokens=900, median=20, p95=40, longest=600, padding=0.9,
 )  # fmt: skip
+ENOUGH = {HELD_OUT: Asked(30, 30.0)}
 
 
 @pytest.fixture
@@ -21,8 +22,9 @@ def config(tmp_path: Path) -> SiteConfig:
 
 
 def test_data_that_is_well_is_not_talked_about(config: SiteConfig) -> None:
-    assert warnings(config, {DATA: GOOD}, 30) == []
-    assert warnings(config, {DATA: replace(GOOD, cut=20, dropped=10)}, 30) == [], "a tenth of either is no warning"
+    assert warnings(config, {DATA: GOOD}, ENOUGH, {}) == []
+    a_tenth = replace(GOOD, cut=20, dropped=10, largest_group=10)
+    assert warnings(config, {DATA: a_tenth}, ENOUGH, {}) == [], "a tenth is no warning"
 
 
 @pytest.mark.parametrize(
@@ -31,32 +33,43 @@ def test_data_that_is_well_is_not_talked_about(config: SiteConfig) -> None:
         ({"cut": 99, "dropped": 99}, "99 of 100 examples of [training].data are left out", "raise it (the longest"),
         ({"cut": 11}, "11 of 100 examples of [training].data are cut at [training].seq_len = 512", "95 % have at most"),
         ({"repeated": 11}, "11 of 100 examples of [training].data repeat one further up", "remove them"),
+        ({"largest_group": 11}, "11 of 100 examples of [training].data begin with the same user turn", 'a "group"'),
         ({"unending": 1}, "1 of 100 examples of [training].data end with a token at which", "generation_config.json"),
     ],
 )
 def test_each_cause_has_one_sentence_with_its_remedy(
     config: SiteConfig, change: dict[str, int], says: str, remedy: str
 ) -> None:
-    (told,) = warnings(config, {DATA: replace(GOOD, **change)}, 30)  # type: ignore[arg-type]
+    (told,) = warnings(config, {DATA: replace(GOOD, **change)}, ENOUGH, {})  # type: ignore[arg-type]
     assert told.startswith(says)
     assert remedy in told
 
 
 def test_refused_examples_are_in_no_share(config: SiteConfig) -> None:
-    assert len(warnings(config, {DATA: replace(GOOD, refused=80, cut=10)}, 30)) == 2
-    assert warnings(config, {DATA: replace(GOOD, refused=100, cut=0, repeated=0)}, 30) == []
+    assert len(warnings(config, {DATA: replace(GOOD, refused=80, cut=10)}, ENOUGH, {})) == 2
+    assert warnings(config, {DATA: replace(GOOD, refused=100, cut=0, repeated=0)}, ENOUGH, {}) == []
 
 
 def test_too_few_examples_for_a_verdict_are_told_for_each_set_that_is_known(tmp_path: Path) -> None:
     config = load(tmp_path, training='eval_data = "eval.jsonl"', more=GUARD)
-    few = replace(GOOD, examples=30, dropped=1, cut=1, repeated=0)
-    told = warnings(config, {EVAL_DATA: few, "guard triage": few}, few.usable)
-    assert [sentence.partition(" are fewer than [shadow].min_examples = 30")[0] for sentence in told] == [
-        "29 held-out examples",
-        "29 examples of guard triage",
+    few = {HELD_OUT: Asked(29, 29.0), "guard triage": Asked(30, 29.9)}
+    told = warnings(config, {}, few, {})
+    assert [
+        sentence.partition(" than [shadow].min_examples = 30: no version can be promoted")[0] for sentence in told
+    ] == [
+        "29 held-out examples are fewer",
+        "30 examples of guard triage count as 29, because several ask the same or some answers are much longer, fewer",
     ]
-    assert warnings(config, {DATA: few}, None) == [], "what a file does not decide is not said of it"
-    assert warnings(load(tmp_path), {DATA: few}, 0)[0].endswith("give more data, or eval_data, or lower it")
+    assert warnings(config, {DATA: GOOD}, {}, {}) == [], "what a file does not decide is not said of it"
+    assert warnings(load(tmp_path), {}, few, {})[0].endswith("give more data, or eval_data, or lower it")
+
+
+def test_much_that_is_asked_and_so_not_trained_on_is_told_with_its_remedy(config: SiteConfig) -> None:
+    assert warnings(config, {DATA: GOOD, RELEASED: GOOD}, {}, {DATA: 10}) == []
+    data, released = warnings(config, {DATA: GOOD, RELEASED: GOOD}, {}, {DATA: 11, RELEASED: 11})
+    assert data.startswith("11 of 100 examples of [training].data are not trained on, because held-out examples")
+    assert data.endswith('give each conversation a "group"')
+    assert released.endswith("have the same group"), "users write no groups"
 
 
 def test_the_files_of_a_site_have_the_names_of_their_settings(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from client.data.chat_tokens import ChatTokenizer
 from client.data.prepare import Preparation, prepare
-from client.data.summary import DATA, EVAL_DATA
+from client.data.summary import DATA, EVAL_DATA, HELD_OUT
 from client.data.survey import survey, survey_site
 from tests.toys.bases.chat_templates import MARKED, with_template
 from tests.toys.sites.site_file import GUARD, load
@@ -42,7 +42,7 @@ def test_every_figure_counts_what_its_name_says(tokenizer: ChatTokenizer, tmp_pa
 
 def test_the_figures_are_those_of_the_token_files(tokenizer: ChatTokenizer, tiny_llama: Path, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "data.jsonl", [*((f"q {n}", "a") for n in range(20)), LONG_ANSWER, LONG_PROMPT])
-    held_out = write_lines(tmp_path / "eval.jsonl", [SHORT])
+    held_out = write_lines(tmp_path / "eval.jsonl", [("well", "yes")])
     done = prepare(Preparation(data, held_out, 0.1, tiny_llama, 16, tmp_path / "tokens"))
     assert done.files == {
         name: survey(path, tokenizer, 16).summary for name, path in ((DATA, data), (EVAL_DATA, held_out))
@@ -85,11 +85,12 @@ def test_a_site_is_split_as_preparation_splits_it_and_mistakes_of_all_files_are_
     config = load(tmp_path, training="eval_fraction = 0.2", more=GUARD)
     found = survey_site(config, tokenizer)
     done = prepare(Preparation(data, None, 0.2, tiny_llama, 512, tmp_path / "tokens"))
-    assert (found.train, found.held_out) == (done.train_examples, done.eval_examples)
+    assert (len(found.sides.train), found.sides.asked) == (done.train_examples, done.asked)
+    assert found.sides.asked[HELD_OUT].examples == done.eval_examples > 0
     assert list(found.mistakes) == ["guard triage"]
     assert "Parquet" in str(*found.mistakes["guard triage"])
     (tmp_path / "eval.jsonl").write_text("no JSON\n")
     config = load(tmp_path, training='eval_data = "eval.jsonl"', more=GUARD)
     found = survey_site(config, tokenizer)
-    assert (found.train, found.held_out) == (60, 0)
+    assert (len(found.sides.train), found.sides.asked[HELD_OUT].examples) == (60, 0)
     assert list(found.mistakes) == [EVAL_DATA, "guard triage"]

@@ -1,11 +1,13 @@
 """The verdict on a shadow: a better one is promoted, a worse one rejected, one that cannot be told apart kept."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from client.heldout_looks import Look
 from client.versions.verdict import Probe, judge
 from serving.scores import Scores
 from umbel.messages import Verdict
@@ -162,6 +164,44 @@ def test_a_guard_of_too_few_examples_lets_nothing_pass() -> None:
     found = judge(Probe(heldouts, {"triage": guard}), policy)
     assert found.decision == "keep"
     assert found.reasons[0].startswith("guard triage: 5 examples are too few to tell")
+
+
+def test_one_question_that_is_asked_often_is_one_example() -> None:
+    live, shadow = scores(2.0, examples=90), scores(1.9, examples=90)
+    few = verdict(shadow.grouped([n % 20 for n in range(90)]), live.grouped([n % 20 for n in range(90)]))
+    assert few.decision == "keep"
+    assert re.fullmatch(
+        r"held-out: 90 examples that count as 1[0-9] are too few to tell; \[shadow\]\.min_examples is 30", *few.reasons
+    )
+    once = [0] * 90
+    assert verdict(shadow.grouped(once), live.grouped(once), min_examples=1).decision == "keep"
+    with pytest.raises(ValueError, match="same length"):
+        verdict(shadow.grouped([0]), live)
+
+
+def test_a_gain_that_is_plain_at_the_first_look_is_asked_for_more_surely_at_the_tenth() -> None:
+    live, shadow = scores(2.0), scores(1.92, seed=3, noise=0.12)
+    roles = {"base": scores(3.0), "live": live, "shadow": shadow}
+    first, tenth, renewed = (
+        judge(Probe(roles, {}), ShadowSection(), look) for look in (Look(), Look(10, 10), Look(10, 1))
+    )
+    assert [found.decision for found in (first, tenth, renewed)] == ["promote", "keep", "promote"]
+    assert first.reasons[0].endswith(" 64 examples")
+    assert ": perhaps lower, -0." in tenth.reasons[0]
+    assert re.search(r"; look 10 at them: p = 0\.\d+, and 0\.00015 is asked for by now; give other", tenth.reasons[0])
+    assert renewed.reasons[0].endswith(" 64 examples; look 10 at them")
+
+
+def test_examples_that_were_asked_for_as_many_verdicts_as_one_error_takes_are_to_be_renewed() -> None:
+    roles = {"base": scores(3.0), "shadow": scores(1.0)}
+    told = [judge(Probe(roles, {}), ShadowSection(), Look(number, 1)).reasons[-1] for number in (39, 40)]
+    assert "give other held-out examples" not in told[0]
+    assert told[1].startswith("held-out: 40 verdicts were by these examples, about as many as one error in 40 allows")
+
+
+def test_what_answers_users_is_no_part_of_the_looks_that_reject() -> None:
+    roles = {"base": scores(2.0), "shadow": scores(2.1, seed=1, noise=0.05)}
+    assert judge(Probe(roles, {}), ShadowSection(), Look(50, 50)).decision == "reject"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
