@@ -63,8 +63,8 @@ class Jobs:
         self._rounds = rounds
         self._supervisor = supervisor
         self._cotrainer = cotrainer
+        self._prepared, self.heldout = prepared, prepared.heldout
         self._following = Following(supervisor, cotrainer)
-        self._prepared = prepared
         self._base = fingerprint.digest
         self._shapes = shapes
         self._max_rank = max_rank
@@ -166,15 +166,14 @@ class Jobs:
             name = f"evaluate-{self._serial}"
             scores = self._directory / f"{name}.npy"
             self._directory.mkdir(parents=True, exist_ok=True)
-            job = EvaluateJob(
-                id=name, adapter=str(adapter / peft_dir.WEIGHTS) if adapter else None,
-                data=str(self._prepared.guards[guard] if guard else self._prepared.eval), output=str(scores),
-            )  # fmt: skip
+            data = self._prepared.guards[guard] if guard else self._prepared.eval
+            weights = str(adapter / peft_dir.WEIGHTS) if adapter else None
+            job = EvaluateJob(id=name, adapter=weights, data=str(data), output=str(scores))
             try:
                 status = await self._following.follow(job)
                 if status.state is not JobState.DONE:
                     raise TrainingError(f"evaluation stopped: {status.error or status.state}")
-                return Scores.read(scores)
+                return Scores.read(scores).grouped(self._prepared.clusters.get(data.stem))
             finally:
                 scores.unlink(missing_ok=True)
 
@@ -235,7 +234,7 @@ class Jobs:
             blob = peft_dir.encode(sent)
             peft_dir.replace_durably(folder / PERSONAL, peft_dir.encode(own))
             peft_dir.replace_durably(folder / UPDATE, blob)
-        return report.model_copy(update={"update": peft_dir.digest(blob), "rank": plan.rank})
+        return report.model_copy(update={"update": peft_dir.digest(blob), "rank": plan.rank, **self._prepared.held})
 
     def _keep_part(self, key: str) -> None:
         """Make a round's personal part the site's own, once the journal has the round as done.

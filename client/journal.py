@@ -9,8 +9,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import rollback_windows, round_journal
+from client import heldout_looks, rollback_windows, round_journal
 from client.database import connect
+from client.heldout_looks import HeldoutLooks
 from client.rollback_windows import RollbackWindows
 from client.round_journal import RoundJournal
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
@@ -72,7 +73,7 @@ class Journal:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            self._db.executescript(SCHEMA + round_journal.SCHEMA + rollback_windows.SCHEMA)
+            self._db.executescript(SCHEMA + round_journal.SCHEMA + rollback_windows.SCHEMA + heldout_looks.SCHEMA)
             self.versions()
         except sqlite3.DatabaseError as error:
             raise _damaged(path, str(error)) from error
@@ -82,6 +83,7 @@ class Journal:
             raise _damaged(path, found)
         self.rounds = RoundJournal(self._db)
         self.windows = RollbackWindows(self._db)
+        self.looks = HeldoutLooks(self._db)
 
     def close(self) -> None:
         """Close the database."""
@@ -126,8 +128,10 @@ class Journal:
             self._write(Version(known.manifest, report))
             self._note(ref, report.state)
 
-    def report(self, ref: AdapterRef, report: ShadowReport, event: str = "") -> None:
+    def report(self, ref: AdapterRef, report: ShadowReport, event: str = "", heldout: str = "") -> None:
         """Replace a version's report, with `event` in its history. The state may change, and is not noted.
+
+        `heldout` is the digest of the held-out examples that the report's verdict is by: that is counted.
 
         Raises NotFound, and AdapterError where the version may not go to that state.
         """
@@ -138,6 +142,8 @@ class Journal:
             self._write(Version(known.manifest, report))
             if event:
                 self._note(ref, event)
+            if heldout and report.verdict is not None:
+                self.looks.count(ref.name, heldout, promoted=report.verdict.accepted)
 
     def make_live(self, ref: AdapterRef, event: str, left: str = "") -> ShadowReport:
         """Promote (or roll back to) `ref`: it is live, what was live is previous; return its report. One transaction.

@@ -72,7 +72,7 @@ def _rounds(status: Status) -> Values:
 
 
 def _examples(status: Status) -> Values:
-    kinds = ("train", "held_out", "cut", "dropped")
+    kinds = ("train", "held_out", "withheld", "cut", "dropped")
     return {(kind,): status["data"][kind] for kind in kinds} if status["data"] else {}
 
 
@@ -114,8 +114,8 @@ METRICS = (
            _changes, ("adapter", "event")),
     Metric("umbel_verdicts_total", "counter", "How shadows were judged here.", _verdicts, ("adapter", "decision")),
     # The data
-    Metric("umbel_examples", "gauge", "Prepared examples: to train on, held out, cut at seq_len, left out.", _examples,
-           ("kind",)),
+    Metric("umbel_examples", "gauge", "Prepared examples: to train on, held out, withheld, cut at seq_len, "
+           "left out.", _examples, ("kind",)),
     # The engine
     Metric("umbel_engine_up", "gauge", "1 while the engine answers users.",
            _one(lambda status: float(status["engine"]["ready"]))),

@@ -23,8 +23,9 @@ from umbel.site.config import SiteConfig
 class PersonalPart:
     """The site's own part of one adapter, kept between rounds in `<state_dir>/personal/<adapter>`.
 
-    There is one file per lineage, kind, rank, dtype and set of layers: after a change of any of them the site begins
-    with a new part, and finds the old one again when the change is undone. The files never leave this machine.
+    There is one file per lineage, kind, rank, dtype of the engine and set of layers: after a change of any of them the
+    site begins with a new part, and finds the old one again when the change is undone. The files never leave this
+    machine.
 
     >>> part = PersonalPart(config, "support", manifest.lineage, manifest.personal)
     >>> tensors = part.begin(received, seed=7)
@@ -79,7 +80,7 @@ class PersonalPart:
             "lineage": self._lineage,
             "part": self._personal.part,
             "rank": self._personal.rank or _rank(received),
-            "dtype": str(next(iter(received.values())).dtype),
+            "dtype": self._config.engine.dtype,
             "shapes": {module: (b.shape[0], a.shape[1]) for module, (a, b) in pairs.items()},
         }
         return self._folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.safetensors"
@@ -98,7 +99,12 @@ def first(received: Tensors, personal: Personal, seed: str) -> Tensors:
 
 
 def join(received: Tensors, own: Tensors, personal: Personal) -> Tensors:
-    """Join both parts: the received A with the site's own B, or two adapters side by side, the received one first."""
+    """Join both parts: the received A with the site's own B, or two adapters side by side, the received one first.
+
+    Parts of different dtypes, as an old registry has them, are joined in float32.
+    """
+    if len({array.dtype for array in (*received.values(), *own.values())}) > 1:
+        received, own = (peft_dir.rounded(part, "float32") for part in (received, own))
     if personal.part == "B":
         return {**received, **own}
     joined: Tensors = {}

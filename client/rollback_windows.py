@@ -7,8 +7,8 @@ from serving.traffic_report import VersionTraffic
 from umbel.adapter import AdapterRef
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS promotions (
-    adapter TEXT PRIMARY KEY, version INTEGER NOT NULL, instead_of INTEGER, at REAL NOT NULL, before TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rollback_windows (
+    adapter TEXT PRIMARY KEY, version INTEGER NOT NULL, instead_of INTEGER, at REAL NOT NULL);
 """
 
 
@@ -21,10 +21,10 @@ class Promotion:
     """The incumbent that it replaced; None: the base."""
     at: float
     """Unix time."""
-    before: VersionTraffic
-    """Users' traffic with `instead_of` until then."""
+    before: VersionTraffic = field(default_factory=VersionTraffic)
+    """Traffic that the running engine had answered with `instead_of` by then. Not stored in the journal."""
     already: VersionTraffic = field(default_factory=VersionTraffic)
-    """Traffic that the running engine had answered with `ref` by then, as a shadow. Not stored in the journal."""
+    """Traffic that it had answered with `ref` by then, as a shadow. Not stored in the journal either."""
 
 
 class RollbackWindows:
@@ -37,23 +37,22 @@ class RollbackWindows:
         """Remember a promotion, in the place of an earlier one of the same adapter."""
         before = promotion.instead_of.version if promotion.instead_of else None
         self._db.execute(
-            "INSERT OR REPLACE INTO promotions VALUES (?, ?, ?, ?, ?)",
-            (promotion.ref.name, promotion.ref.version, before, promotion.at, promotion.before.model_dump_json()),
+            "INSERT OR REPLACE INTO rollback_windows VALUES (?, ?, ?, ?)",
+            (promotion.ref.name, promotion.ref.version, before, promotion.at),
         )
 
     def end(self, ref: AdapterRef) -> None:
         """Forget the promotion of `ref`: it stands or was rolled back, and is not compared any more."""
-        self._db.execute("DELETE FROM promotions WHERE adapter = ? AND version = ?", (ref.name, ref.version))
+        self._db.execute("DELETE FROM rollback_windows WHERE adapter = ? AND version = ?", (ref.name, ref.version))
 
     def open(self) -> list[Promotion]:
         """Return the promotions that still are compared with what answered before."""
-        rows = self._db.execute("SELECT adapter, version, instead_of, at, before FROM promotions").fetchall()
+        rows = self._db.execute("SELECT adapter, version, instead_of, at FROM rollback_windows").fetchall()
         return [
             Promotion(
                 AdapterRef(name, version),
                 AdapterRef(name, instead_of) if instead_of is not None else None,
                 at,
-                VersionTraffic.model_validate_json(before),
             )
-            for name, version, instead_of, at, before in rows
+            for name, version, instead_of, at in rows
         ]

@@ -98,12 +98,13 @@ class Site:
             )
         )
         CoTrainerSettings.of(config).write(state_dir)
-        told = warnings(config, prepared.files, prepared.eval_examples)
+        told = warnings(config, prepared.files, prepared.asked, prepared.withheld)
         logger.log(
             logging.WARNING if told else logging.INFO,
-            "data.ready train=%d eval=%d cut=%d dropped=%d untold=%d%s",
+            "data.ready train=%d eval=%d withheld=%d cut=%d dropped=%d untold=%d%s",
             prepared.train_examples,
             prepared.eval_examples,
+            sum(prepared.withheld.values()),
             prepared.cut,
             prepared.dropped,
             prepared.untold,

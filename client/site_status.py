@@ -49,16 +49,18 @@ def data(config: SiteConfig, prepared: Prepared) -> dict[str, Any]:
     return {
         "train": prepared.train_examples,
         "held_out": prepared.eval_examples,
+        "withheld": sum(prepared.withheld.values()),
         "cut": prepared.cut,
         "dropped": prepared.dropped,
         "untold": prepared.untold,
         "files": {name: asdict(summary) for name, summary in prepared.files.items()},
-        "will_bite": warnings(config, prepared.files, prepared.eval_examples),
+        "asked": {name: asdict(asked) for name, asked in prepared.asked.items()},
+        "will_bite": warnings(config, prepared.files, prepared.asked, prepared.withheld),
     }
 
 
 async def _traffic(supervisor: Supervisor) -> dict[str, Any] | None:
-    """Return the counts of answers by version, without their latencies, which are many."""
+    """Return the counts of answers by version, without those of single users."""
     engine = supervisor.engine
     if engine is None:
         return None
@@ -68,7 +70,7 @@ async def _traffic(supervisor: Supervisor) -> dict[str, Any] | None:
     except (TimeoutError, EngineError, httpx.HTTPError) as error:  # an engine that is dying
         late = f"{engine.client.url}: no answer within {TIMEOUT_S:g} s"
         return {"error": late if isinstance(error, TimeoutError) else str(error) or type(error).__name__}
-    return traffic.model_dump(mode="json", exclude={"versions": {"__all__": {"ttft_s", "tpot_s"}}})
+    return traffic.model_dump(mode="json", exclude={"versions": {"__all__": {"by_user"}}})
 
 
 async def _in_flight(supervisor: Supervisor) -> dict[str, int]:

@@ -50,6 +50,10 @@ class AliasTable(BaseModel):
     """Versions that users may ask for by number: live and previous ones, no shadow."""
     canary: dict[str, float] = {}
     """Adapter → the share of its users (0..1) whom its shadow answers; only while the shadow is watched."""
+    control: dict[str, float] = {}
+    """Adapter → the share of its users (0..1) whom the version before still answers; only in a roll-back window."""
+    redraw_users: bool = False
+    """True if each version has other users in its canary and control."""
     mirror: dict[str, float] = {}
     """Adapter → the share of its live version's requests that the shadow is given once more, unseen by users."""
 
@@ -58,6 +62,9 @@ class AliasTable(BaseModel):
         missing = [name for name in (*self.canary, *self.mirror) if not self.adapters.get(name, {}).get("shadow")]
         if missing:
             raise ValueError(f"{missing[0]} has a canary or a mirror, and no shadow")
+        alone = [name for name in self.control if not self.adapters.get(name, {}).get("live")]
+        if alone:
+            raise ValueError(f"{alone[0]} has a control, and no live version")
         return self
 
     @classmethod
@@ -87,8 +94,11 @@ class AliasTable(BaseModel):
 
     def shadow(self, adapter: str) -> AdapterRef | None:
         """Return the version that is loaded beside the live one, if there is one."""
-        shadow = self.adapters.get(adapter, {}).get("shadow")
-        return AdapterRef.parse(shadow) if shadow else None
+        return self._version(adapter, "shadow")
+
+    def previous(self, adapter: str) -> AdapterRef | None:
+        """Return the version that answered before the live one; None if that was the base."""
+        return self._version(adapter, "previous")
 
     def labels(self) -> set[str]:
         """Return every version that an alias points to."""
@@ -103,3 +113,7 @@ class AliasTable(BaseModel):
             if version in self.addressable
         ]
         return [self.base, *self.adapters, *self.addressable, *aliased]
+
+    def _version(self, adapter: str, alias: Alias) -> AdapterRef | None:
+        version = self.adapters.get(adapter, {}).get(alias)
+        return AdapterRef.parse(version) if version else None

@@ -4,9 +4,10 @@ Scores of single examples reveal private text, so they stay at the site: only th
 """
 
 import io
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from umbel.messages import Evaluation
 from umbel.peft_dir import replace_durably
 
+Clusters = npt.NDArray[np.int32]
 RECORD = np.dtype([("loss", "<f8"), ("tokens", "<i4"), ("exact", "?")])
 """Type of one example's record in a file of scores."""
 
@@ -29,8 +31,23 @@ class Scores:
     exact: npt.NDArray[np.bool_] = field(repr=False)
     """[examples], true if every token of the answer is the arg max, as greedy decoding would give it."""
 
+    clusters: Clusters | None = field(default=None, repr=False)
+    """[examples], number of the group of examples that ask the same; None: each is alone. Not in a file of scores."""
+
     def __len__(self) -> int:
         return len(self.loss)
+
+    def grouped(self, clusters: Sequence[int] | None) -> Self:
+        """Return the same scores in clusters: for each example the number of its own; None: each is alone."""
+        return replace(self, clusters=None if clusters is None else np.asarray(clusters, np.int32))
+
+    def by_cluster(self, *columns: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return [columns, clusters]: columns [examples] summed over the examples of each cluster.
+
+        Raises ValueError where the clusters are those of other examples.
+        """
+        of = np.arange(len(self)) if self.clusters is None else self.clusters
+        return np.array([np.bincount(of, column.astype(np.float64)) for column in columns])
 
     @property
     def sums(self) -> Evaluation:
@@ -55,3 +72,9 @@ class Scores:
         """Read a file that `write` wrote; raise OSError or ValueError if it is missing or damaged."""
         records = np.load(path, allow_pickle=False)
         return cls(records["loss"], records["tokens"], records["exact"])
+
+
+def effective_size(weights: Sequence[float] | npt.NDArray[Any]) -> float:
+    """Return how many equal weights tell as much as these: (Σw)² / Σw² (Kish, Survey Sampling, 1965); 0 without any."""
+    values = np.asarray(weights, np.float64)
+    return float(values.sum() ** 2 / (values @ values)) if values.any() else 0.0

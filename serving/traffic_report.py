@@ -1,6 +1,39 @@
 """`TrafficReport`: the router's counts and latencies of each version, as the daemon reads them (GET /umbel/traffic)."""
 
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
+
+
+class UserTraffic(BaseModel):
+    """Counts of the answers that one user got of one version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests: NonNegativeInt = 0
+    errors: NonNegativeInt = 0
+    up: NonNegativeInt = 0
+    down: NonNegativeInt = 0
+    streams: NonNegativeInt = 0
+    log_ttft: float = 0.0
+    """Sum over these streams: natural logarithm of the seconds to the first chunk."""
+    paced: NonNegativeInt = 0
+    """Streams of at least two chunks."""
+    log_tpot: float = 0.0
+    """Sum over these streams: natural logarithm of the mean seconds between two chunks."""
+
+    def since(self, earlier: Self) -> Self:
+        """Return what was counted since `earlier`."""
+        return type(self)(
+            requests=self.requests - earlier.requests,
+            errors=self.errors - earlier.errors,
+            up=max(0, self.up - earlier.up),  # a changed rating lowers a count
+            down=max(0, self.down - earlier.down),
+            streams=self.streams - earlier.streams,
+            log_ttft=self.log_ttft - earlier.log_ttft,
+            paced=self.paced - earlier.paced,
+            log_tpot=self.log_tpot - earlier.log_tpot,
+        )
 
 
 class VersionTraffic(BaseModel):
@@ -19,23 +52,24 @@ class VersionTraffic(BaseModel):
     down: NonNegativeInt = 0
     """Answers that users rate bad."""
     streams: NonNegativeInt = 0
-    """Streams whose latency was measured; `ttft_s` and `tpot_s` hold the latest of them."""
-    ttft_s: tuple[float, ...] = ()
-    """Seconds to the first chunk, for each stream."""
-    tpot_s: tuple[float, ...] = ()
-    """Mean seconds between two chunks, for each stream."""
+    """Streams whose latency was measured."""
+    users: NonNegativeInt = 0
+    """Distinct users who asked for the adapter by its plain name; an estimate where there are too many to count."""
+    by_user: dict[int, UserTraffic] = {}
+    """A code that only this run of the engine knows the meaning of → that user's counts. Not all users are in it."""
 
     def since(self, earlier: "VersionTraffic") -> "VersionTraffic":
         """Return the counts since the report `earlier`; all of them if the engine was restarted in between."""
         if self.requests < earlier.requests or self.streams < earlier.streams:
             return self
-        new = self.streams - earlier.streams
         counts = {
             field: max(0, getattr(self, field) - getattr(earlier, field))  # a changed rating lowers a count
-            for field in ("requests", "errors", "chunks", "up", "down")
+            for field in ("requests", "errors", "chunks", "up", "down", "streams")
         }
-        kept = {"ttft_s": self.ttft_s[-new:] if new else (), "tpot_s": self.tpot_s[-new:] if new else ()}
-        return VersionTraffic(streams=new, **counts, **kept)
+        nothing = UserTraffic()
+        new = {code: user.since(earlier.by_user.get(code, nothing)) for code, user in self.by_user.items()}
+        by_user = {code: user for code, user in new.items() if user.requests or user.up or user.down}
+        return VersionTraffic(users=len(by_user), by_user=by_user, **counts)
 
 
 class MirrorTraffic(BaseModel):

@@ -147,6 +147,8 @@ class AdapterManifest(BaseModel):
     """Digests of all versions that updates in this one were trained from: `parent`, and older ones of late updates."""
     truncation_of: str | None = None
     """Digest of the full version, where this is its truncation for a site of smaller rank; None otherwise."""
+    rounding_of: str | None = None
+    """Digest of the version as it was received, where this is the one that a site's engine loads, in its dtype."""
     personal: Personal | None = None
     """The part that each site joins to this one before serving it; None if there is none, or it is joined already."""
     rank: int = Field(ge=1)
@@ -155,16 +157,18 @@ class AdapterManifest(BaseModel):
     options: dict[str, str | float | int | bool] = Field(default_factory=dict)
     """The strategy's options, after defaults were filled in."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Site → the factor that its change was multiplied by in the aggregate."""
+    """Site → its share of the aggregate; less, where its change was shortened. Changes are taken per step."""
     left_out: dict[str, str] = Field(default_factory=dict)
     """Site → reason why its update is not in the aggregate."""
     certificate: dict[str, float] = Field(default_factory=dict)
-    """Module → relative Frobenius error of the truncation to `rank`."""
+    """Module → ‖published − exact‖ / ‖exact‖ (Frobenius): what truncation to `rank` and rounding lost."""
+    change_certificate: dict[str, float] = Field(default_factory=dict)
+    """Module → the same error, relative to the exact change of this round; 0 where it changed nothing."""
     metrics: dict[str, float] = Field(default_factory=dict)
     site_metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Site → `train-loss` (nats per token), `seconds`, `staleness` (rounds), `rank`."""
     counts: dict[str, dict[str, int]] = Field(default_factory=dict)
-    """Site → `num-examples`, `num-loss-tokens` of its training."""
+    """Site → `num-examples`, `num-loss-tokens`, `steps` of its training, `held-examples`, `held-loss-tokens`."""
     run_id: str = ""
     code: str = ""
     """Version of umbel that made it."""

@@ -121,9 +121,11 @@ class RoundReport(Message):
     num_examples: NonNegativeInt = 0
     """Examples trained on in this round, repetitions counted."""
     num_loss_tokens: NonNegativeInt = 0
-    """Tokens that carried a loss; the update's weight at the centre."""
     loss_sum: float = 0.0
     """Sum of the training loss over those tokens (nats)."""
+    held_examples: NonNegativeInt = 0
+    """Distinct examples to train on here; the centre weighs by them, or by their `held_loss_tokens`."""
+    held_loss_tokens: NonNegativeInt = 0
     seconds: Seconds = 0.0
     """From the first quantum to the last."""
     share: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -210,7 +212,7 @@ class Hello(Message):
     shapes: dict[Module, tuple[Width, Width]] = Field(min_length=1)
     """Module path → (out, in) of every linear layer that is adapted here."""
     dtype: Literal["float32", "bfloat16", "float16"]
-    """Dtype of the engine's weights, and of adapters that are sent to it."""
+    """Dtype of the engine's weights, to which the site rounds the adapters that it loads."""
     max_lora_rank: PositiveInt
     train_examples: NonNegativeInt
     eval_examples: NonNegativeInt

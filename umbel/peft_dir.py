@@ -1,9 +1,9 @@
 """Adapters as bytes and as PEFT directories, in one canonical form, without torch.
 
 Canonical means: one uniform rank `r`, the scaling folded in so that `lora_alpha == r`, no rsLoRA, DoRA, patterns, bias
-or extra modules, the serving dtype, every number finite. SGLang ignores anything else or dies of it; peft, vLLM and
-LoRAX load it as it is. The bytes of `adapter_model.safetensors` are the adapter: they are sent as they are, and their
-sha256 is its digest.
+or extra modules, every number finite. SGLang ignores anything else or dies of it; peft, vLLM and LoRAX load it as it
+is. The dtype is float32 in the registry and on the way, and the engine's where a site loads it. The bytes of
+`adapter_model.safetensors` are the adapter: they are sent as they are, and their sha256 is its digest.
 """
 
 import hashlib
@@ -33,6 +33,8 @@ Shapes = Mapping[str, tuple[int, int]]
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 _DTYPES: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+SERVED: dict[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+"""Name of a dtype that engines serve in → the dtype."""
 _SCALING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 _KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<factor>[AB])\.weight")
 
@@ -113,6 +115,12 @@ def untrained(
     bound = 1 / np.sqrt(in_features)
     a = generator.uniform(-bound, bound, (rank, in_features))
     return {key(module, "A"): a.astype(dtype), key(module, "B"): np.zeros((out_features, rank), dtype)}
+
+
+def rounded(tensors: Tensors, dtype: str) -> Tensors:
+    """Return an adapter in the dtype that an engine serves in; a number that is too large for it becomes infinity."""
+    with np.errstate(over="ignore"):
+        return {name: array.astype(SERVED[dtype]) for name, array in tensors.items()}
 
 
 def validate(tensors: Tensors, shapes: Shapes, *, rank: int, max_rank: int) -> None:

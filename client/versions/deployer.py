@@ -10,13 +10,12 @@ import shutil
 from client.disk import require_room
 from client.journal import Journal, Version
 from client.keys import SiteKeys
-from client.personal import served as joined
 from client.versions.background import Background
 from client.versions.judging import Evaluator, Evidence, Judging
 from client.versions.loading import Loading
 from client.versions.served import Served
 from client.versions.switch import Switch
-from client.versions.version_files import directory, validate
+from client.versions.version_files import directory, to_load, validate
 from client.versions.watch import Watch
 from serving.supervisor import Supervisor
 from umbel import faults, peft_dir
@@ -94,7 +93,7 @@ class Deployer:
             return known.report
         validate(self._config, self._fingerprint, self._shapes, name, manifest, blob)
         require_room(self._config.site.state_dir, len(blob), str(ref))
-        stored, weights = joined(self._config, manifest, blob)
+        stored, weights = to_load(self._config, manifest, blob)
         report = ShadowReport(ref=str(ref), state=Lifecycle.CANDIDATE)
         if known is None or again:
             shutil.rmtree(directory(self._config, ref), ignore_errors=True)  # files that a crash left unrecorded

@@ -51,9 +51,12 @@ def alias_table(config: SiteConfig, journal: Journal, loaded: Collection[Adapter
     """Return the meaning of every name now. `loaded` are the versions in the running engine; no journal knows them.
 
     Users meet a shadow only while it is watched, and only where it is loaded: an engine that starts has no shadow.
+    Some stay with the version before in a roll-back window, until it ends or something else answers.
     """
+    windows = {window.ref.name: window for window in journal.windows.open()}
     adapters: dict[str, dict[str, str | None]] = {}
     watched: list[str] = []
+    compared: list[str] = []
     for section in config.adapter:
         of_adapter = [version for version in journal.versions() if version.ref.name == section.name]
         shadow = next((version for version in reversed(of_adapter) if version.state.is_shadow), None)
@@ -62,6 +65,9 @@ def alias_table(config: SiteConfig, journal: Journal, loaded: Collection[Adapter
         adapters[section.name] = {alias: str(ref) if ref else None for alias, ref in aliases.items()}
         if shadow and shadow.state is Lifecycle.WATCHING and shadow.ref in loaded:
             watched.append(section.name)
+        window = windows.get(section.name)
+        if window and (window.ref, window.instead_of) == (aliases["live"], aliases["previous"]):
+            compared.append(section.name)
     served = [adapters[name][alias] for name in adapters for alias in ("live", "previous")]
     policy = config.shadow
     return AliasTable.model_validate(
@@ -70,6 +76,8 @@ def alias_table(config: SiteConfig, journal: Journal, loaded: Collection[Adapter
             "adapters": adapters,
             "addressable": [ref for ref in served if ref],
             "canary": {name: policy.canary_share for name in watched if policy.canary_share},
+            "control": {name: policy.control_share for name in compared if policy.rollback_window_s},
+            "redraw_users": policy.redraw_users,
             "mirror": {name: policy.mirror_share for name in watched if policy.mirror_share},
         }
     )

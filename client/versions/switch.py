@@ -91,6 +91,16 @@ class Switch:
             logger.info("adapter.rolled_back ref=base instead_of=%s", live)
             return None
 
+    async def stand(self, ref: AdapterRef) -> None:
+        """End the roll-back window of a version: the users who stayed with the one before get it, too, if it is live.
+
+        Raises NoRoom and EngineError where the router cannot be told; it is told with the next change at the latest.
+        """
+        async with self.moving:
+            self._journal.windows.end(ref)
+            if self._journal.alias(ref.name, "live") == ref:
+                await self.publish(faults.PROMOTE)
+
     async def discard(self, ref: AdapterRef, reason: str) -> ShadowReport:
         """Reject a version, unload it and never use it again. A second time is no change.
 

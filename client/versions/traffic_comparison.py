@@ -1,24 +1,26 @@
 """`compare`: test whether a candidate serves users worse than the incumbent, by errors, latency, ratings and mirror.
 
-Each of these is a one-sided test of its own. Counts (errors, ratings, empty answers) take Fisher's exact test, which is
-valid for the few requests that a canary sees. Latencies take the Mann-Whitney U test against `max_latency_ratio` times
-those of the incumbent; it assumes no distribution, and a few slow requests do not decide it.
-
-Traffic is tested repeatedly while it comes in, and repeated tests raise the probability of a false alarm. So looks are
-taken at doubled numbers of requests and ratings, and the k-th may err with probability α / 2^k: all together stay below
-α (a Bonferroni bound over the looks; see Jennison and Turnbull, Group Sequential Methods, 2000).
+Each of these is a one-sided test of its own. Both versions answer at the same time, each its own users, so they meet
+the same load; and the tests are over users, not requests (see `client.versions.randomisation`), as one user's requests
+resemble each other. Below `min_users` on either side latencies and ratings decide nothing. Errors then are compared
+request by request (Fisher's exact test), both with those of the others meanwhile and with the same users' own before:
+only what both show is worse, so a user whose requests fail with every version is no evidence (an intersection-union
+test: Berger, Technometrics 1982). The mirror's counts are of the same requests, and take Fisher's test as they are.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-from scipy.stats import fisher_exact, mannwhitneyu
+from scipy.stats import fisher_exact
 
-from serving.traffic_report import MirrorTraffic, VersionTraffic
+from client.versions.randomisation import Share, Wait, more_often, slower
+from serving.traffic_report import MirrorTraffic, UserTraffic, VersionTraffic
 from umbel.site.sections import ShadowSection
 
-FIRST_LOOK = 8
-"""Number of requests and ratings before the first look."""
+NOTHING = VersionTraffic()
+Clock = Literal["ttft", "tpot"]
 
 
 @dataclass(frozen=True)
@@ -28,81 +30,127 @@ class Finding:
     worse: bool
     reasons: tuple[str, ...]
     """In words, the deciding one first."""
-
-
-class Looks:
-    """Decides when to test the traffic, and gives each test its share of the probability of a false alarm."""
-
-    def __init__(self, confidence: float) -> None:
-        self._alpha = (1 - confidence) / 2  # of the two-sided interval, as all of [shadow] is read
-        self._next = FIRST_LOOK
-
-    def due(self, seen: int) -> bool:
-        """Return True when `seen` requests and ratings are enough for the next look."""
-        return seen >= self._next
-
-    def spend(self, seen: int) -> float:
-        """Take a look after `seen` requests and ratings; return the probability of a false alarm it may have."""
-        while self._next <= seen:
-            self._next *= 2
-        self._alpha /= 2
-        return self._alpha
+    few_users: bool = False
+    """True if there were too few users for latencies and ratings to be told."""
 
 
 def compare(
     candidate: VersionTraffic, incumbent: VersionTraffic, incumbent_name: str, policy: ShadowSection, alpha: float,
-    mirror: MirrorTraffic | None = None,
+    mirror: MirrorTraffic | None = None, before: VersionTraffic = NOTHING,
 ) -> Finding:  # fmt: skip
-    """Test whether the candidate serves users worse than the incumbent.
+    """Test whether the candidate serves users worse than the incumbent, in the same time.
 
-    `alpha` is the probability of a false alarm; `incumbent_name` stands for the incumbent in the reasons.
+    `alpha` is the probability of a false alarm; `incumbent_name` stands for the incumbent in the reasons; `before` is
+    what it had answered before. `mirror` is None where there is none, and so users are all that there is to compare.
     """
-    name, ratio = incumbent_name, policy.max_latency_ratio
-    rated, rated_before = candidate.down + candidate.up, incumbent.down + incumbent.up
-    found = [
-        _share("errors", (candidate.errors, candidate.requests), (incumbent.errors, incumbent.requests), name, alpha),
-        _share("bad ratings", (candidate.down, rated), (incumbent.down, rated_before), name, alpha),
-        _slower("first token", candidate.ttft_s, incumbent.ttft_s, name, ratio, alpha),
-        _slower("next token", candidate.tpot_s, incumbent.tpot_s, name, ratio, alpha),
-    ]
+    name, others = incumbent_name, _others(candidate, incumbent)
+    few = fewest_users(candidate, incumbent) < policy.min_users
+    found = [_errors(candidate, incumbent, name, before, few, alpha)]
+    if few:
+        if mirror is None or policy.canary_share:
+            ours = len(candidate.by_user)
+            found.append((False, f"cannot tell latencies and ratings: {ours} users of it and {len(others)} of {name}'s "
+                                 f"meanwhile, min_users = {policy.min_users}"))  # fmt: skip
+    else:
+        found.append(_ratings(candidate, incumbent, name, alpha))
+        for clock in ("ttft", "tpot"):
+            found.append(_slower(clock, candidate, incumbent, name, before, policy.max_latency_ratio, alpha))
     if mirror is not None and mirror.compared + mirror.failed:
         asked = mirror.compared + mirror.failed
-        lost = (mirror.empty + mirror.failed, asked)
-        found.append(_share("mirrored requests without an answer", lost, (mirror.live_empty, asked), name, alpha))
+        lost, live_lost = (mirror.empty + mirror.failed, asked), (mirror.live_empty, asked)
+        worse = _fisher(lost, live_lost) < alpha
+        found.append((worse, _shares("mirrored requests without an answer", lost, live_lost, name, worse)))
         found.append((False, _in_passing(mirror, name)))
     found.sort(key=lambda finding: not finding[0])
-    return Finding(any(worse for worse, _ in found), tuple(reason for _, reason in found if reason))
+    return Finding(any(worse for worse, _ in found), tuple(reason for _, reason in found if reason), few)
 
 
-def _share(
-    what: str, candidate: tuple[int, int], incumbent: tuple[int, int], incumbent_name: str, alpha: float
+def fewest_users(candidate: VersionTraffic, incumbent: VersionTraffic) -> int:
+    """Return the number of users on the side that has fewer."""
+    return min(len(candidate.by_user), len(_others(candidate, incumbent)))
+
+
+def _others(candidate: VersionTraffic, incumbent: VersionTraffic) -> list[UserTraffic]:
+    """Return the incumbent's users but those whom the candidate answers, too, who only rated an earlier answer."""
+    return [user for code, user in incumbent.by_user.items() if code not in candidate.by_user]
+
+
+def _errors(
+    candidate: VersionTraffic, incumbent: VersionTraffic, name: str, before: VersionTraffic, few: bool, alpha: float
 ) -> tuple[bool, str]:
-    """Test whether the candidate's share, given as (bad, all), is higher; return (worse, reason).
-
-    The reason is empty where the candidate has none to compare.
-    """
-    if not candidate[1]:
+    """Return (worse, reason); the reason is empty where there is nothing to compare, as everywhere below."""
+    ours, others = list(candidate.by_user.values()), _others(candidate, incumbent)
+    bad, bad_meanwhile = _failed(ours), _failed(others)
+    bad_before = _failed(before.by_user[code] for code in candidate.by_user if code in before.by_user)
+    if not bad[1]:
         return False, ""
-    (bad, total), (bad_before, total_before) = candidate, incumbent
-    table = [[bad, total - bad], [bad_before, total_before - bad_before]]
-    worse = bool(total_before) and float(fisher_exact(table, alternative="greater").pvalue) < alpha
-    word = "more, with confidence" if worse else "not clearly more"
-    return worse, f"{what}: {bad} of {total} against {incumbent_name}'s {bad_before} of {total_before}: {word}"
+    if few and bad_before[1]:
+        worse = max(_fisher(bad, bad_meanwhile), _fisher(bad, bad_before)) < alpha
+        name = f"the same users' {bad_before[0]} of {bad_before[1]} before and {name}"
+    else:
+        worse = more_often(
+            [(user.errors, user.requests) for user in ours], [(user.errors, user.requests) for user in others], alpha
+        )
+    return worse, _shares("errors", bad, bad_meanwhile, name, worse)
+
+
+def _ratings(candidate: VersionTraffic, incumbent: VersionTraffic, name: str, alpha: float) -> tuple[bool, str]:
+    ours, others = ([(user.down, user.down + user.up) for user in side]
+                    for side in (candidate.by_user.values(), _others(candidate, incumbent)))  # fmt: skip
+    bad, bad_meanwhile = ((sum(down for down, _ in side), sum(rated for _, rated in side)) for side in (ours, others))
+    if not bad[1]:
+        return False, ""
+    worse = more_often(ours, others, alpha)
+    return worse, _shares("bad ratings", bad, bad_meanwhile, name, worse)
 
 
 def _slower(
-    what: str, candidate: Sequence[float], incumbent: Sequence[float], incumbent_name: str, ratio: float, alpha: float
-) -> tuple[bool, str]:
-    """Test whether the candidate's latencies (seconds) are above `ratio` times the incumbent's; see `_share`."""
-    if not candidate or not incumbent:
+    clock: Clock, candidate: VersionTraffic, incumbent: VersionTraffic, name: str, before: VersionTraffic, ratio: float,
+    alpha: float,
+) -> tuple[bool, str]:  # fmt: skip
+    what, earlier = ("first token" if clock == "ttft" else "next token"), before.by_user
+    ours: list[Wait] = []
+    others: list[Wait] = []
+    for code, user in (incumbent.by_user | candidate.by_user).items():
+        total, streams = _timed(user, clock)
+        if streams:
+            past, number = _timed(earlier.get(code, UserTraffic()), clock)
+            side = ours if code in candidate.by_user else others
+            side.append((total / streams, streams, past / number if number else None))
+    if not ours or not others:
         return False, ""
-    scaled = [ratio * seconds for seconds in incumbent]
-    worse = float(mannwhitneyu(candidate, scaled, alternative="greater").pvalue) < alpha
+    worse = slower(ours, others, ratio, alpha)
+    took, took_meanwhile = (
+        1000 * math.exp(sum(mean * streams for mean, streams, _ in side) / sum(streams for _, streams, _ in side))
+        for side in (ours, others)
+    )
     word = "slower, with confidence" if worse else "not clearly slower"
     return worse, (
-        f"{what} after {1000 * _median(candidate):.0f} ms against {ratio:g} × {incumbent_name}'s "
-        f"{1000 * _median(incumbent):.0f} ms: {word}, {len(candidate)} and {len(incumbent)} streams"
+        f"{what} after {took:.0f} ms against {ratio:g} × {name}'s {took_meanwhile:.0f} ms: {word}, {len(ours)} and "
+        f"{len(others)} users"
     )
+
+
+def _timed(user: UserTraffic, clock: Clock) -> tuple[float, int]:
+    return (user.log_ttft, user.streams) if clock == "ttft" else (user.log_tpot, user.paced)
+
+
+def _failed(users: Iterable[UserTraffic]) -> Share:
+    counted = [(user.errors, user.requests) for user in users]
+    return sum(errors for errors, _ in counted), sum(requests for _, requests in counted)
+
+
+def _fisher(ours: Share, others: Share) -> float:
+    """Return the probability that chance alone makes our share so much higher; 1 where there are no others."""
+    if not others[1]:
+        return 1.0
+    table = [[bad, total - bad] for bad, total in (ours, others)]
+    return float(fisher_exact(table, alternative="greater").pvalue)
+
+
+def _shares(what: str, ours: Share, others: Share, name: str, worse: bool) -> str:
+    word = "more, with confidence" if worse else "not clearly more"
+    return f"{what}: {ours[0]} of {ours[1]} against {name}'s {others[0]} of {others[1]}: {word}"
 
 
 def _in_passing(mirror: MirrorTraffic, incumbent_name: str) -> str:
@@ -114,7 +162,3 @@ def _in_passing(mirror: MirrorTraffic, incumbent_name: str) -> str:
         f"mirror: {mirror.agreement / mirror.compared:.1%} of the leading words as {incumbent_name}'s{longer}, "
         f"refusals {mirror.refusals} against {mirror.live_refusals}, {mirror.compared} requests"
     )
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]

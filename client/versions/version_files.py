@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
+from client import personal
 from client.journal import Version
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
@@ -20,17 +23,40 @@ def directory(config: SiteConfig, ref: AdapterRef) -> Path:
 
 
 def verify(config: SiteConfig, version: Version) -> Path:
-    """Return the folder of a version after checking that every byte in it is as received; raise AdapterError if not."""
+    """Return the folder of a version after checking that every byte in it is as it was written for the engine.
+
+    Raises AdapterError if not.
+    """
     folder = directory(config, version.ref)
     _, stored = peft_dir.read(folder)
-    expected = version.manifest
+    expected, digest = version.manifest, version.manifest.digest
+    own = {"digest": stored.digest, "rounding_of": stored.rounding_of}
     if expected.personal is not None:  # the files hold the site's own part, too; the journal's manifest does not
-        joined = {"digest": stored.digest, "rank": stored.rank, "personal": stored.personal}
-        expected = expected.model_copy(update=joined)
+        expected = expected.model_copy(update={**own, "rank": stored.rank, "personal": stored.personal})
+    elif stored.rounding_of == digest:
+        expected = expected.model_copy(update=own)
     if stored != expected:
         raise AdapterError(f"{folder}: not the {version.ref} that was received; its files were changed or exchanged")
     _require_settings(folder / peft_dir.CONFIG, stored)
     return folder
+
+
+def to_load(config: SiteConfig, manifest: AdapterManifest, blob: bytes) -> tuple[AdapterManifest, bytes]:
+    """Return manifest and weights of a version as the engine loads them: joined to this site's part, in its dtype.
+
+    Raises AdapterError as `PersonalPart.begin`, and for a number that the engine's dtype cannot hold.
+    """
+    joined, weights = personal.served(config, manifest, blob)
+    tensors = peft_dir.decode(weights)
+    if all(str(array.dtype) == config.engine.dtype for array in tensors.values()):
+        return joined, weights
+    rounded = peft_dir.rounded(tensors, config.engine.dtype)
+    too_large = next((key for key, array in rounded.items() if not np.isfinite(array.astype(np.float32)).all()), None)
+    if too_large is not None:
+        raise AdapterError(f"{manifest.ref}: {too_large} has numbers that {config.engine.dtype} cannot hold")
+    weights = peft_dir.encode(rounded)
+    facts = {"digest": peft_dir.digest(weights), "rounding_of": joined.digest}
+    return joined.model_copy(update=facts), weights
 
 
 def _require_settings(path: Path, manifest: AdapterManifest) -> None:
@@ -63,7 +89,11 @@ def validate(
     if peft_dir.digest(blob) != manifest.digest:
         raise AdapterError(f"{manifest.ref}: its bytes are not those of its manifest; send it again")
     tensors = peft_dir.decode(blob)
-    wrong = next((key for key, array in tensors.items() if str(array.dtype) != config.engine.dtype), None)
+    known = ("float32", config.engine.dtype)
+    wrong = next((key for key, array in tensors.items() if str(array.dtype) not in known), None)
     if wrong is not None:
-        raise AdapterError(f"{manifest.ref}: {wrong} is {tensors[wrong].dtype}, this site serves {config.engine.dtype}")
+        raise AdapterError(
+            f"{manifest.ref}: {wrong} is {tensors[wrong].dtype}; a version is float32, and this site serves "
+            f"{config.engine.dtype}"
+        )
     peft_dir.validate(tensors, shapes, rank=manifest.rank, max_rank=config.engine.max_lora_rank)

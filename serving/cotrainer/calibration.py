@@ -214,7 +214,7 @@ def _measure(
 
 def _time_the_rest(trainer: LoraTrainer, lane: Lane, seconds: dict[str, dict[int, float]]) -> None:
     """Add the quanta that no training step has; those of an evaluation take at most as long as in a training step."""
-    for quanta in (trainer.copy_out(1, {}, trainer.model.dtype), trainer.load(None)):
+    for quanta in (trainer.copy_out(1, {}), trainer.load(None)):
         _keep_longest(quanta, lane, seconds)
     for kind in ("attention", "mlp", "head"):
         seconds[f"evaluate_{kind}"] = dict(seconds[kind])

@@ -72,7 +72,7 @@ class Job:
         yield from trainer.train(
             order.plan, read_factors(Path(order.parent)), TokenFile.open(Path(order.data)), self.progress
         )
-        yield from trainer.copy_out(order.plan.rank, self.trained, trainer.model.dtype)
+        yield from trainer.copy_out(order.plan.rank, self.trained)
 
     def _evaluate(self, order: EvaluateJob, trainer: LoraTrainer) -> Quanta:
         source = read_factors(Path(order.adapter)) if order.adapter else None

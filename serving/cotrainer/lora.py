@@ -94,14 +94,14 @@ class LayerFactors:
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
-    def end_copy(self, copies: dict[Factor, Readback], rank: int, into: Factors, dtype: torch.dtype) -> None:
-        """Put copies of the first `rank` rows of A and columns of B into `into`, in `dtype`."""
+    def end_copy(self, copies: dict[Factor, Readback], rank: int, into: Factors) -> None:
+        """Put copies of the first `rank` rows of A and columns of B into `into`, in fp32."""
         views = [
             _views(copies[factor].read(), [pair[number] for pair in self.pairs.values()])
             for number, factor in enumerate(self._flat)
         ]
         for module, a_ri, b_or in zip(self.pairs, *views, strict=True):
-            into[module] = (a_ri[:rank].to(dtype, copy=True), b_or[:, :rank].to(dtype, copy=True).contiguous())
+            into[module] = (a_ri[:rank].clone(), b_or[:, :rank].clone(memory_format=torch.contiguous_format))
 
     def norm(self, proximal: float) -> torch.Tensor:
         """Add the FedProx term μ · (w − w_parent) to the gradients **in place**, then return their L2 norm, 0-d.

@@ -78,7 +78,7 @@ class LoraTrainer:
         for quantum in trainer.train(plan, parent, data, progress):
             print(quantum.kind, quantum.tokens)  # announced; it runs when the loop asks for the next one
         trained: Factors = {}
-        for quantum in trainer.copy_out(plan.rank, trained, torch.float32):
+        for quantum in trainer.copy_out(plan.rank, trained):
             pass
 
     The buffers hold `max_rank`. An adapter of a lower rank lies in their first rows; the rest is zero and stays zero,
@@ -124,7 +124,7 @@ class LoraTrainer:
         ids = np.zeros((rows, tokens), np.int32)
         data = TokenFile(Path("rehearsal"), ids, ids, np.full(rows, tokens, np.int32))
         plan = TrainPlan(rank=1, steps=1, seconds=1.0, batch_size=rows)  # `_step` has no deadline
-        yield from self._step(plan, 0, data, list(range(rows)), [])
+        yield from self._step(plan, 0, 0.0, data, list(range(rows)), [])
 
     def train(
         self,
@@ -139,17 +139,18 @@ class LoraTrainer:
         Rows are drawn without replacement, epoch after epoch, in the order that `plan.seed` gives. Raises TrainingError
         if the loss of a step is not finite.
         """
-        deadline = clock() + plan.seconds
+        began = clock()
         for factors in self.factors:
             factors.train_only(plan.factors)
         yield from self.load(parent, remember=plan.proximal > 0)
         order = epochs(len(data), plan.seed)
         applied: list[_Applied] = []
         for step in range(plan.steps):
-            if clock() >= deadline:
+            spent = (clock() - began) / plan.seconds
+            if spent >= 1:
                 break
             rows = [next(order) for _ in range(plan.batch_size)]
-            yield from self._step(plan, step, data, rows, applied)
+            yield from self._step(plan, step, spent, data, rows, applied)
             while len(applied) > (self.device.type == "cuda"):
                 applied.pop(0).book(progress)
         for late in applied:
@@ -164,8 +165,8 @@ class LoraTrainer:
             yield Quantum("load")
             factors.load(source, remember=remember)
 
-    def copy_out(self, rank: int, into: Factors, dtype: torch.dtype) -> Quanta:
-        """Copy the first `rank` rows of A and columns of B into `into`, on the CPU, a layer per quantum."""
+    def copy_out(self, rank: int, into: Factors) -> Quanta:
+        """Copy the first `rank` rows of A and columns of B into `into`, fp32 on the CPU, a layer per quantum."""
         copies = []
         for factors in self.factors:
             if self.device.type == "cuda":  # start all copies before the first is read
@@ -173,7 +174,7 @@ class LoraTrainer:
             copies.append(factors.start_copy())
         for factors, copy in zip(self.factors, copies, strict=True):
             yield Quantum("copy_out")
-            factors.end_copy(copy, rank, into, dtype)
+            factors.end_copy(copy, rank, into)
 
     def evaluate(self, source: ReadFactors | None, data: TokenFile, results: list[Scores]) -> Quanta:
         """Append to `results` the scores of an adapter (None: the base) on each example of `data`, teacher-forced."""
@@ -198,8 +199,13 @@ class LoraTrainer:
         loss_e, wrong_e = Readback(scores_e2).read().numpy().T
         results.append(Scores(loss_e, tokens_e, wrong_e == 0))
 
-    def _step(self, plan: TrainPlan, step: int, data: TokenFile, rows: list[int], applied: list[_Applied]) -> Quanta:
-        """Take an optimizer step: add up gradients of micro-batches, clip them by their global norm, run AdamW."""
+    def _step(
+        self, plan: TrainPlan, step: int, spent: float, data: TokenFile, rows: list[int], applied: list[_Applied]
+    ) -> Quanta:
+        """Take an optimizer step: add up gradients of micro-batches, clip them by their global norm, run AdamW.
+
+        `spent`: the share of `plan.seconds` that is over.
+        """
         size = self.pieces.micro_batch
         micro_batches = [MicroBatch.of(data, rows[at : at + size], self.device) for at in range(0, len(rows), size)]
         loss_tokens = sum(batch.answers.count for batch in micro_batches)
@@ -209,7 +215,7 @@ class LoraTrainer:
         for batch in micro_batches:
             if batch.answers.count:
                 yield from self._accumulate(batch, scale, loss)
-        rate, clip = _learning_rate(plan, step), loss
+        rate, clip = _learning_rate(plan, step, spent), loss
         for number, factors in enumerate(self.factors):
             yield Quantum("optimizer")
             with torch.inference_mode(False), torch.no_grad():
@@ -262,11 +268,15 @@ def _shaped(hidden: torch.Tensor, batch: MicroBatch, block: SubBlock) -> torch.T
     return hidden.view(-1, hidden.shape[-1]) if block.kind == "mlp" else hidden.view(*batch.ids.shape, -1)
 
 
-def _learning_rate(plan: TrainPlan, step: int) -> float:
-    """Return the rate of a step: linear warm-up, then constant or half a cosine."""
+def _learning_rate(plan: TrainPlan, step: int, spent: float) -> float:
+    """Return the rate of a step: linear warm-up, then constant or half a cosine.
+
+    The cosine ends with the steps or with the seconds, of which a share is `spent`, whichever are used up first: a site
+    that its users keep busy ends as low as the others.
+    """
     if step < plan.warmup_steps:
         return plan.learning_rate * (step + 1) / plan.warmup_steps
     if plan.schedule == "constant":
         return plan.learning_rate
-    progress = (step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps)
+    progress = max((step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps), spent)
     return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

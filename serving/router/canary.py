@@ -1,7 +1,10 @@
-"""`version_for`: choose the version of a request; while a shadow is watched, it answers a fixed share of the users.
+"""`version_for`: choose the version of a request, which is another one for a share of the users while two are compared.
 
-A user's place in 0..1 is a hash of the adapter's name and of the user's id. The version is left out on purpose: the
-same users go first with every new version, and no user is sent back and forth between two versions.
+While a shadow is watched it answers a share of the users, the canary. In a roll-back window the version before still
+answers a share of them, the control. A user's place in 0..1 is a hash of the adapter's name and of the user's id. The
+canary are those from 0 on, the control those up to 1, so that nobody who met a version in its canary goes back in its
+control. The version is left out of the hash on purpose: the same users go first with every version; with
+`redraw_users` it is in the hash, and each version has its own. No user is sent back and forth between two versions.
 """
 
 import hashlib
@@ -16,19 +19,21 @@ USER_FIELDS = ("safety_identifier", "user")
 USER_HEADER = b"x-umbel-user"
 
 
-def version_for(
-    table: AliasTable, model: str, request: Mapping[str, Any], headers: Iterable[tuple[bytes, bytes]]
-) -> AdapterRef | None:
+def version_for(table: AliasTable, model: str, user: str | None) -> AdapterRef | None:
     """Return the version that answers this request; None is the base. Raises NotFound as `AliasTable.resolve` does.
 
-    Only a request for an adapter's plain name can be in its canary: `support@live` and `support@v12` ask for a version.
+    Only a request for an adapter's plain name can be in its canary or control: `support@live` and `support@v12` ask for
+    a version. One of no `user` is in neither.
     """
     ref = table.resolve(model)
-    share = table.canary.get(model, 0.0)
-    if not share:
+    if user is None:
         return ref
-    user = user_of(request, headers)
-    return table.shadow(model) if user is not None and place(model, user) < share else ref
+    canary, control = table.canary.get(model, 0.0), table.control.get(model, 0.0)
+    if canary and _place(table, model, user, table.shadow(model)) < canary:
+        return table.shadow(model)
+    if control and _place(table, model, user, ref) >= 1 - control:
+        return table.previous(model)
+    return ref
 
 
 def user_of(request: Mapping[str, Any], headers: Iterable[tuple[bytes, bytes]]) -> str | None:
@@ -51,6 +56,10 @@ def user_of(request: Mapping[str, Any], headers: Iterable[tuple[bytes, bytes]]) 
 
 
 def place(adapter: str, user: str) -> float:
-    """Return a user's place in 0..1, which is the same for every version of an adapter."""
+    """Return a user's place in 0..1 among those of `adapter`: its name, or its version where users are drawn anew."""
     digest = hashlib.sha256(f"{adapter}\0{user}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _place(table: AliasTable, model: str, user: str, candidate: AdapterRef | None) -> float:
+    return place(str(candidate) if table.redraw_users else model, user)

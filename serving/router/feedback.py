@@ -1,4 +1,4 @@
-"""`Ratings`: users' ratings of answers (`POST /v1/feedback`), by id and version. No contents are kept."""
+"""`Ratings`: users' ratings of answers (`POST /v1/feedback`), by id, version and user's code. No contents are kept."""
 
 from collections import OrderedDict
 from typing import Annotated, Literal
@@ -25,26 +25,29 @@ class Feedback(BaseModel):
 
 
 class Ratings:
-    """Remembers which version gave each of the latest answers, and its user's latest rating."""
+    """Remembers which version gave each of the latest answers to whom, and the latest rating."""
 
     def __init__(self, most: int = MAX_RATED_ANSWERS) -> None:
         self._most = most
-        self._answers: OrderedDict[str, tuple[str, Rating | None]] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[str, int | None, Rating | None]] = OrderedDict()
 
-    def remember(self, answer: str, label: str) -> None:
-        """Note that version `label` begins an answer; forget the oldest answers beyond the limit."""
-        self._answers[answer] = (label, None)
+    def remember(self, answer: str, label: str, user: int | None = None) -> None:
+        """Note that version `label` begins an answer; forget the oldest answers beyond the limit.
+
+        `user` is the code of its user (see `serving.router.user_counts`), None for nobody in particular.
+        """
+        self._answers[answer] = (label, user, None)
         self._answers.move_to_end(answer)
         while len(self._answers) > self._most:
             self._answers.popitem(last=False)
 
-    def rate(self, answer: str, rating: Rating) -> tuple[str, Rating | None]:
-        """Note a rating; return the version that gave the answer, and the rating before.
+    def rate(self, answer: str, rating: Rating) -> tuple[str, int | None, Rating | None]:
+        """Note a rating; return the version that gave the answer, its user's code, and the rating before.
 
         Raises NotFound for an answer that is unknown or forgotten.
         """
         if answer not in self._answers:
             raise NotFound(f"There is no answer {answer!r} that can be rated; only the latest ones can.")
-        label, before = self._answers[answer]
-        self._answers[answer] = (label, rating)
-        return label, before
+        label, user, before = self._answers[answer]
+        self._answers[answer] = (label, user, rating)
+        return label, user, before

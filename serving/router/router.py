@@ -24,7 +24,7 @@ from serving.router import asgi, feedback
 from serving.router.api_keys import ApiKeys
 from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
 from serving.router.bodies import MAX_BODY_BYTES, Bodies, BodyRefused, refuse
-from serving.router.canary import version_for
+from serving.router.canary import user_of, version_for
 from serving.router.feedback import Feedback
 from serving.router.fields import body as fields
 from serving.router.fields.routes import ROUTES, checked
@@ -125,8 +125,8 @@ class Router:
             return await self._models(scope, send)
         if admin or (path == "/metrics" and scope["method"] == "GET"):
             return await self.app(scope, receive, send)
-        missing = f"{scope['method']} {path[:200]} does not exist here."
-        return await asgi.error(send, 404, missing, "not_found_error", path=path)
+        said = f"{scope['method']} {path[:200]} does not exist here."
+        return await asgi.error(send, 404, said, "not_found_error", path=path)
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -145,25 +145,25 @@ class Router:
             model = asked.get("model")
             if not isinstance(model, str):
                 raise RequestRefused("'model' is missing; name a model.", "model")
-            ref = version_for(table, model, asked, scope["headers"])
+            user = user_of(asked, scope["headers"]) if model in table.adapters else None
+            ref, live = version_for(table, model, user), table.resolve(model)
             request = checked(path, asked, self.vocab_size)
             del asked  # what was left out of it would be in memory until the answer ends
             body = fields.serialise(request)  # SGLang reads what was checked, whatever else the body may have said
         except NotFound as error:
-            kind, code = "invalid_request_error", "model_not_found"
-            return await asgi.error(send, 404, str(error), kind, "model", code, path=path)
+            said, kind = str(error), "invalid_request_error"
+            return await asgi.error(send, 404, said, kind, "model", "model_not_found", path=path)
         except RequestRefused as error:
             return await asgi.error(send, 400, str(error), "invalid_request_error", error.field, path=path)
         scope = asgi.with_length(asgi.forwarded(scope), len(body))
-        pinned = PinnedVersion.of(ref)
+        pinned, shadow = PinnedVersion.of(ref), table.shadow(model)
         _pinned.set(pinned)
         if path == CHAT and model in table.adapters:
             self.prefixes.count(model, request)
-        shadow = table.shadow(model)
         self.in_flight[pinned.label] += 1
         try:
-            with self.traffic.answer(pinned.label) as answer:
-                if ref != shadow:
+            with self.traffic.answer(pinned.label, model, user) as answer:
+                if ref == live:
                     self.mirror.watch(answer, path, table.mirror.get(model, 0.0))
                 if answer.kept is None or len(body) > MAX_REQUEST_BYTES:
                     request = {}  # not mirrored; it would be in memory until the answer ends

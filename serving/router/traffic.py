@@ -1,24 +1,27 @@
 """`Traffic`: counts errors, latencies and ratings of each version's answers as they pass; no contents, no names.
 
+They are counted by user, too, under codes that mean nothing outside this process (see `serving.router.user_counts`).
+
 Errors are the site's own: a status of 500 or above, an exception, a stream that breaks off or says that it failed. A
 client's mistake (4xx), or an answer that its client did not wait for, is no evidence against a version and not counted.
 """
 
 import asyncio
 import json
+import math
 import re
 import time
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from serving.router.asgi import Message, Receive, Send
 from serving.router.feedback import Rating, Ratings
+from serving.router.user_counts import UserCodes, UserCount, UserCounts
 from serving.traffic_report import VersionTraffic
 
-KEPT = 512
-"""Number of latest latencies that are kept for each version."""
+SHORTEST_S = 1e-6
+"""Shorter times are counted as this one: they have a logarithm."""
 ID_WITHIN_BYTES = 4096
 """An answer's id is looked for in so many of its first bytes."""
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
@@ -28,8 +31,8 @@ _FAILED = re.compile(rb'data: \{"error"')
 class Answer:
     """Follows one answer on its way to a user; a context manager around the call that produces it."""
 
-    def __init__(self, tally: "_Tally", traffic: "Traffic") -> None:
-        self._tally, self._traffic = tally, traffic
+    def __init__(self, tally: "_Tally", traffic: "Traffic", user: int | None) -> None:
+        self._tally, self._traffic, self._user = tally, traffic, user
         self._clock = traffic.clock
         self._began = self._clock()
         self._first = self._last = 0.0
@@ -91,7 +94,7 @@ class Answer:
             self._be_heard()
             found = _ID.search(body, 0, ID_WITHIN_BYTES)
             if found and self._status == 200:
-                self._traffic.ratings.remember(found[1].decode(errors="replace"), self._tally.label)
+                self._traffic.ratings.remember(found[1].decode(errors="replace"), self._tally.label, self._user)
         if self.kept is not None:
             self.kept.append(body)
             self._room -= len(body)
@@ -113,13 +116,18 @@ class Answer:
         broken = kind is not None or not self._ended or self._failed or self._status >= 500
         if (broken and left) or (400 <= self._status < 500):
             return
-        self._tally.requests += 1
-        self._tally.errors += broken
+        user = self._tally.user(self._user)
+        for count in (self._tally, user):
+            count.requests += 1
+            count.errors += broken
         if self._streamed and not broken:
             self._tally.chunks += self._chunks
             self._tally.streams += 1
-            self._tally.ttft_s.append(self._first - self._began)
-            self._tally.tpot_s.append((self._last - self._first) / max(1, self._chunks - 1))
+            user.streams += 1
+            user.log_ttft += math.log(max(SHORTEST_S, self._first - self._began))
+            if self._chunks > 1:
+                user.paced += 1
+                user.log_tpot += math.log(max(SHORTEST_S, (self._last - self._first) / (self._chunks - 1)))
 
 
 class Traffic:
@@ -130,22 +138,26 @@ class Traffic:
         self.ratings = Ratings()
         self.waiting = 0
         """Number of users who have been sent nothing yet."""
+        self._codes = UserCodes()
         self._tallies: dict[str, _Tally] = {}
 
-    def answer(self, label: str) -> Answer:
-        """Return a context manager that follows one answer of version `label`."""
-        return Answer(self._tally(label), self)
+    def answer(self, label: str, adapter: str = "", user: str | None = None) -> Answer:
+        """Return a context manager that follows one answer of version `label`.
+
+        `user` is the id of the user who asked for `adapter` by its plain name; None: the answer is no one's.
+        """
+        return Answer(self._tally(label), self, None if user is None else self._codes.of(adapter, user))
 
     def rate(self, answer: str, rating: Rating) -> str:
         """Count a user's rating of an answer in place of the one before; return the version that gave the answer.
 
         Raises NotFound for an answer that is unknown or forgotten.
         """
-        label, before = self.ratings.rate(answer, rating)
+        label, user, before = self.ratings.rate(answer, rating)
         tally = self._tally(label)
-        if before is not None:
-            tally.ratings[before] -= 1
-        tally.ratings[rating] += 1
+        for count in (tally, tally.user(user)):
+            count.up += (rating == "up") - (before == "up")
+            count.down += (rating == "down") - (before == "down")
         return label
 
     def forget_all_but(self, labels: set[str]) -> None:
@@ -165,20 +177,23 @@ class _Tally:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.requests = self.errors = self.chunks = self.streams = 0
-        self.ratings: dict[Rating, int] = {"up": 0, "down": 0}
-        self.ttft_s: deque[float] = deque(maxlen=KEPT)
-        self.tpot_s: deque[float] = deque(maxlen=KEPT)
+        self.requests = self.errors = self.chunks = self.streams = self.up = self.down = 0
+        self._users = UserCounts()
+
+    def user(self, code: int | None) -> UserCount:
+        """Return the counts of a user; of one who is not kept, counts that go nowhere."""
+        return (None if code is None else self._users.of(code)) or UserCount()
 
     def report(self) -> VersionTraffic:
         return VersionTraffic(
             requests=self.requests,
             errors=self.errors,
             chunks=self.chunks,
+            up=self.up,
+            down=self.down,
             streams=self.streams,
-            ttft_s=tuple(self.ttft_s),
-            tpot_s=tuple(self.tpot_s),
-            **self.ratings,
+            users=self._users.distinct,
+            by_user=self._users.report(),
         )
 
 

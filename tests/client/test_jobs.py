@@ -34,6 +34,7 @@ def test_a_round_brings_an_update_with_its_digest_and_counts(run: Run) -> None:
         report = await queue.ended("r1")
         assert (report.state, report.error, report.rank) == (JobState.DONE, "", RANK)
         assert (report.steps, report.num_examples, report.num_loss_tokens, report.loss_sum) == (4, 8, 40, 20.0)
+        assert (report.held_examples, report.held_loss_tokens) == (9, 45), "however few a round came to"
         assert report.update == peft_dir.digest(queue.jobs.update("r1"))
         assert queue.submit("r1") == report, "asking again changes nothing"
         assert queue.cotrainer.started == ["r1"]

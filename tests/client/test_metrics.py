@@ -31,7 +31,7 @@ STATUS: dict[str, Any] = {
     "rounds": {"done": 4, "failed": 1},
     "trained_tokens": 5000,
     "open_rounds": ["l-5-p"],
-    "data": {"train": 90, "held_out": 10, "cut": 3, "dropped": 2, "untold": 0, "files": {}, "will_bite": []},
+    "data": {"train": 90, "held_out": 10, "withheld": 4, "cut": 3, "dropped": 2, "untold": 0, "will_bite": []},
     "training": {
         "job": "l-5-p", "state": "running", "share": 0.25, "steps": 7, "loss_tokens": 600, "frozen_tensors": 9,
         "quanta": {"mlp": {"count": 100, "seconds": 0.5, "longest_s": 0.01}},
@@ -87,6 +87,7 @@ def test_the_figures_are_those_of_the_status() -> None:
         'umbel_verdicts_total{adapter="support",decision="reject"}': 0,
         'umbel_examples{kind="train"}': 90,
         'umbel_examples{kind="held_out"}': 10,
+        'umbel_examples{kind="withheld"}': 4,
         'umbel_examples{kind="cut"}': 3,
         'umbel_examples{kind="dropped"}': 2,
         "umbel_engine_up": 1,

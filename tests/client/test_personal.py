@@ -22,12 +22,12 @@ B, OWN = Personal(part="B"), Personal(part="adapter", rank=3)
 BOTH = pytest.mark.parametrize("personal", [B, OWN], ids=["fedsa", "dual"])
 
 
-def site(state_dir: Path, name: str = "clinic-a", max_lora_rank: int = 8) -> SiteConfig:
+def site(state_dir: Path, name: str = "clinic-a", max_lora_rank: int = 8, dtype: str = "float32") -> SiteConfig:
     return SiteConfig(
         site={"name": name, "state_dir": state_dir},
         model={"path": state_dir / "base"},
         adapter=[{"name": "support"}],
-        engine={"port": 30000, "dtype": "float32", "max_lora_rank": max_lora_rank},
+        engine={"port": 30000, "dtype": dtype, "max_lora_rank": max_lora_rank},
         training={"data": state_dir / "train.jsonl"},
     )
 
@@ -158,12 +158,11 @@ def test_another_registry_kind_rank_layers_or_dtype_begins_anew_and_the_old_part
     received, own = tensors(1), part_of(personal, 2)
     PersonalPart(site(tmp_path), "support", "mine", personal).keep(received, peft_dir.encode(own))
     other = OWN if personal is B else B
-    strangers = [
+    strangers: list[tuple[str, str, Personal, Tensors]] = [
         ("support", "another", personal, received),
         ("summary", "mine", personal, received),
         ("support", "mine", other, received),
         ("support", "mine", personal, tensors(1, shapes={"model.layers.0.self_attn.q_proj": (6, 5)})),
-        ("support", "mine", personal, tensors(1, dtype=ml_dtypes.bfloat16)),
     ]
     if personal is B:
         strangers.append(("support", "mine", personal, tensors(1, rank=3)))
@@ -171,9 +170,26 @@ def test_another_registry_kind_rank_layers_or_dtype_begins_anew_and_the_old_part
         strangers.append(("support", "mine", Personal(part="adapter", rank=2), received))
     for adapter, lineage, kind, base in strangers:
         assert PersonalPart(site(tmp_path), adapter, lineage, kind).read(base) is None
+    in_16_bits = site(tmp_path, dtype="bfloat16")
+    assert PersonalPart(in_16_bits, "support", "mine", personal).read(received) is None
     found = PersonalPart(site(tmp_path), "support", "mine", personal).read(received)
     assert found is not None
     assert same(found, own)
+
+
+@BOTH
+def test_a_part_in_16_bits_goes_on_when_versions_come_in_float32(tmp_path: Path, personal: Personal) -> None:
+    """As in a registry whose first versions are in bfloat16."""
+    config = site(tmp_path, dtype="bfloat16")
+    part, own = PersonalPart(config, "support", "mine", personal), part_of(personal, 2, ml_dtypes.bfloat16)
+    part.keep(tensors(1, dtype=ml_dtypes.bfloat16), peft_dir.encode(own))
+    whole = peft_dir.rounded(own, "float32")
+    assert same(part.begin(tensors(1), 0), join(tensors(1), whole, personal))
+    trained = stepped(join(tensors(1), whole, personal))
+    sent, kept = split(trained, tensors(1), personal)
+    part.keep(tensors(1), peft_dir.encode(kept))
+    assert len(list((tmp_path / "personal" / "support").iterdir())) == 1
+    assert {str(array.dtype) for array in (*sent.values(), *kept.values())} == {"float32"}
 
 
 def test_an_adapter_of_its_own_fits_beside_a_global_one_of_any_rank(tmp_path: Path) -> None:

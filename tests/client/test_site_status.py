@@ -10,7 +10,7 @@ import pytest
 
 from client import site_status
 from client.data.prepare import Prepared
-from client.data.summary import DATA, Summary
+from client.data.summary import DATA, HELD_OUT, Asked, Summary
 from serving.trainer_socket import CoTrainerStatus
 from tests.toys.deployment import Deployment, quick, run
 from tests.toys.engine import ToyMachine
@@ -40,9 +40,10 @@ class CoTrainer:
 PREPARED = Prepared(
     Path("train.npy"), Path("eval.npy"), 80, 12, 900,
     files={DATA: Summary(
-        examples=100, refused=0, cut=20, dropped=8, untold=1, repeated=0, unending=0,
+        examples=100, refused=0, cut=20, dropped=8, untold=1, repeated=0, groups=100, largest_group=1, unending=0,
         loss_tokens=900, median=20, p95=40, longest=600, padding=0.9,
     )},
+    asked={HELD_OUT: Asked(12, 12.0)}, withheld={DATA: 3},
 )  # fmt: skip
 KNOWN = CoTrainer(CoTrainerStatus(latency_known=True))
 
@@ -76,8 +77,8 @@ def test_it_says_what_of_the_prepared_data_will_bite(tmp_path: Path, machine: To
     async def story(site: Deployment) -> None:
         await site.ready()
         data = json.loads(json.dumps((await asked(site, KNOWN))["data"]))
-        assert {key: data[key] for key in ("train", "held_out", "cut", "dropped", "untold")} == {
-            "train": 80, "held_out": 12, "cut": 20, "dropped": 8, "untold": 1,
+        assert {key: data[key] for key in ("train", "held_out", "withheld", "cut", "dropped", "untold")} == {
+            "train": 80, "held_out": 12, "withheld": 3, "cut": 20, "dropped": 8, "untold": 1,
         }  # fmt: skip
         assert data["files"]["[training].data"]["longest"] == 600
         cut, few = data["will_bite"]

@@ -24,8 +24,10 @@ canary_share = 0.4
 mirror_share = 1.0
 min_requests = 80
 rollback_window_s = 600
+control_share = 0.4
+min_users = 3
 """
-USERS = [f"user-{number}" for number in range(12)]
+USERS = [f"user-{number}" for number in range(24)]
 PATIENCE_S = 300
 V1, V2 = AdapterRef("support", 1), AdapterRef("support", 2)
 
@@ -81,6 +83,15 @@ def judged(site: SiteProcess, ref: AdapterRef) -> dict[str, Any]:
     return found
 
 
+def rated(site: SiteProcess) -> dict[str, str]:
+    """Every user asks once, and likes all versions but the second; return who was answered by which."""
+    answered = {}
+    for user in USERS:
+        answer, label = ask(site, user)
+        answered[user] = rate(site, answer, "down" if label == "support@v2" else "up")
+    return answered
+
+
 def traffic(site: SiteProcess, kind: str, label: str) -> dict[str, Any]:
     found: dict[str, Any] = site.status()["traffic"][kind][label]
     return found
@@ -105,7 +116,8 @@ def test_the_canary_is_the_same_users_and_a_shadow_equal_to_live_agrees_with_it(
     assert (mirror["agreement"], mirror["failed"], mirror["empty"]) == (mirror["compared"], 0, 0)
     assert mirror["words"] == mirror["live_words"] > 0
     shadow = traffic(site, "versions", "support@v1")
-    assert shadow["errors"] == 0
+    assert (shadow["errors"], shadow["users"]) == (0, labels.count("support@v1"))
+    assert "by_user" not in shadow
     assert shadow["up"] + shadow["down"] == labels.count("support@v1")
     assert {ask(site, user)[1] for user in USERS} == {"base"}, "the canary is over"
 
@@ -113,16 +125,17 @@ def test_the_canary_is_the_same_users_and_a_shadow_equal_to_live_agrees_with_it(
 def test_a_version_that_users_rate_down_is_taken_back_by_the_site(site: SiteProcess) -> None:
     assert site.control.post(f"/adapters/{V1}/promote").json()["state"] == "live"
     assert "adapter.prefilled ref=support@v1 prefixes=1" in site.log.read_text()
-    for user in USERS:
-        assert rate(site, ask(site, user)[0], "up") == "support@v1"
+    answered = {user: ask(site, user)[1] for user in USERS}
+    assert set(answered.values()) == {"base", "support@v1"}, "some users stay with what answered before"
     watched(site, V2)
     assert judged(site, V2)["verdict"]["decision"] == "promote"
     assert site.control.post(f"/adapters/{V2}/promote").json()["state"] == "live"
+    control = {user for user, label in answered.items() if label == "base"}
     deadline = time.monotonic() + PATIENCE_S
-    while (answered := ask(site, USERS[0]))[1] == "support@v2":
-        rate(site, answered[0], "down")
+    while "support@v2" in (answered := rated(site)).values():
+        assert {user for user, label in answered.items() if label == "support@v1"} >= control
         assert time.monotonic() < deadline, site.log.read_text()[-3000:]
-    assert answered[1] == "support@v1"
+    assert set(answered.values()) == {"support@v1"}
     status = site.status()
     assert status["aliases"]["support"] == {"live": "support@v1", "previous": "support@v2", "shadow": None}
     taken_back = status["versions"]["support@v2"]["taken_back"]

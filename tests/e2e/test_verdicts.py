@@ -39,6 +39,17 @@ data = "triage.jsonl"
 """
 
 
+ASKED = {"rooms.jsonl": rooms(range(60)), "triage.jsonl": triage(range(60))}
+"""The site's own files of held-out examples and of its guard."""
+
+
+def own(site: SiteProcess) -> None:
+    """Give the site its own files: it asks them, and trains on something else."""
+    for name, examples in ASKED.items():
+        write(site.folder / name, examples)
+    write(site.folder / "train.jsonl", [{"prompt": f"shelf {i}", "completion": f"row {i % 5}"} for i in range(40)])
+
+
 def write(file: Path, examples: list[dict[str, str]]) -> None:
     file.write_text("\n".join(map(json.dumps, examples)))
 
@@ -47,20 +58,23 @@ def write(file: Path, examples: list[dict[str, str]]) -> None:
 def site(tiny_llama: Path) -> Iterator[SiteProcess]:
     with tempfile.TemporaryDirectory(prefix="umbel-") as folder:
         site = SiteProcess(Path(folder), tiny_llama, extra=POLICY)
-        write(site.folder / "rooms.jsonl", rooms(range(60)))
-        write(site.folder / "triage.jsonl", triage(range(60)))
+        own(site)
         yield site
 
 
 def trained(site: SiteProcess, examples: list[dict[str, str]], steps: int) -> bytes:
-    """Train an adapter that changes nothing at this site, on other data than its own; return the result."""
+    """Train an adapter that changes nothing at this site, elsewhere, where nobody asks what it trains on."""
     write(site.folder / "train.jsonl", examples)
+    for name in ASKED:
+        write(site.folder / name, [{"prompt": f"elsewhere {name}", "completion": "yes"}])
     with site:
         key = f"steps-{steps}"
         site.submit(key, random_adapter(site.model, seed=1, b_std=0.0), steps=steps, seconds=400, learning_rate=3e-3)
         report = site.wait_round(key)
         assert (report["state"], report["error"], report["steps"]) == ("done", "", steps)
-        return site.control.get(f"/adapters/support/rounds/{key}/update").content
+        found = site.control.get(f"/adapters/support/rounds/{key}/update").content
+    own(site)
+    return found
 
 
 def verdict(site: SiteProcess, version: int, blob: bytes) -> dict[str, Any]:

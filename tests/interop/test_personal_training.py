@@ -58,7 +58,7 @@ def test_two_rounds_at_a_site(
         order = plan.model_copy(update={"rank": plan.joined_rank, "personal": None})
         list(trainer.train(order, read_factors(written(start)), data, Progress()))
         into: Factors = {}
-        list(trainer.copy_out(order.rank, into, torch.float32))
+        list(trainer.copy_out(order.rank, into))
         return {peft_dir.key(m, f): w.numpy() for m, pair in into.items() for f, w in zip("AB", pair, strict=True)}
 
     def loss(adapter: peft_dir.Tensors) -> float:

@@ -63,7 +63,9 @@ def moved(received: Adapter, seed: int, step: float = 0.1) -> peft_dir.Tensors:
 def update(site: str, received: Adapter, tensors: peft_dir.Tensors, /, **report: object) -> Update:
     """A site's update, trained from what it received."""
     facts: dict[str, object] = {
-        "key": "k", "state": JobState.DONE, "parent": received.digest, "num_examples": 10, "num_loss_tokens": 100,
+        "key": "k", "state": JobState.DONE, "parent": received.digest, "steps": 5, "num_examples": 10,
+        "num_loss_tokens": 100, "held_examples": 100,
+        "held_loss_tokens": 10 * int(str(report.get("held_examples", 100))),
     }  # fmt: skip
     return Update(site, peft_dir.encode(tensors), RoundReport(**{**facts, **report}), received.base)
 

@@ -112,12 +112,16 @@ class OnlyTheBase:
         return AliasTable(base="tiny", adapters={"support": {"live": None}}), {}
 
 
+HELD = {"held_examples": 9, "held_loss_tokens": 45}
+"""Of ten examples one is there twice."""
+
+
 def toy_jobs(
     state_dir: Path, config: SiteConfig, journal: Journal, supervisor: Supervisor, cotrainer: Any,
     guards: dict[str, Path] | None = None,
 ) -> Jobs:  # fmt: skip
     """The jobs of a site, over ten examples that nobody reads."""
-    prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, guards or {})
+    prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, guards or {}, HELD)
     return Jobs(
         rounds=journal.rounds, supervisor=supervisor, cotrainer=cotrainer, prepared=prepared, fingerprint=BASE,
         shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config), directory=state_dir / "rounds",

@@ -46,6 +46,7 @@ class ToyJobs:
         self.gone = 0
         """Number of next evaluations that end because the engine dies."""
         self.asked: list[str] = []
+        self.heldout = "heldout"
 
     async def evaluate(self, folder: Path | None, guard: str | None = None) -> Scores:
         name = (folder.name if folder else "base") + (f" on {guard}" if guard else "")

@@ -226,7 +226,7 @@ class Grants:
     def iterated(self, batch: Batch, seconds: float) -> None:
         self.iterations.append(batch)
 
-    def finished(self, request: Finished) -> None:
+    def finished(self, request: Finished, now: float) -> None:
         self.finished_requests.append(request)
 
 

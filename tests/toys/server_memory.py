@@ -107,8 +107,9 @@ class Crowd(ToyGrid):
     def _report(self, state: JobState, update: bytes | None = None) -> RoundReport:
         assert self._order is not None
         return RoundReport(
-            key=self._order.key, state=state, parent=self._order.parent, num_examples=8, num_loss_tokens=100,
-            loss_sum=1.0, update=None if update is None else peft_dir.digest(update),
+            key=self._order.key, state=state, parent=self._order.parent, steps=1, num_examples=8,
+            num_loss_tokens=100, held_examples=8, held_loss_tokens=100, loss_sum=1.0,
+            update=None if update is None else peft_dir.digest(update),
         )  # fmt: skip
 
     def _judged(self, ref: str, state: Lifecycle) -> ShadowReport:

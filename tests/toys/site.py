@@ -34,6 +34,11 @@ BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t",
 class ToySite:
     """State of one site; attributes may be changed by a test while it serves."""
 
+    held = 10
+    """Distinct examples that it says it holds."""
+    steps = 0
+    """Steps that it says it did; 0: all."""
+
     def __init__(self, name: str, socket: Path, *, step: float = 0.5, polls: int = 1) -> None:
         self.name = name
         self.socket = socket
@@ -117,8 +122,9 @@ class ToySite:
         if self._asked[key] <= self.polls:
             return RoundReport(key=key, state=JobState.RUNNING, parent=order.parent)
         done = RoundReport(
-            key=key, state=JobState.DONE, parent=order.parent, steps=order.plan.steps, num_examples=8,
-            num_loss_tokens=self.tokens, loss_sum=2.5 * self.tokens, seconds=1.0, share=0.5,
+            key=key, state=JobState.DONE, parent=order.parent, steps=self.steps or order.plan.steps, num_examples=8,
+            num_loss_tokens=self.tokens, held_examples=self.held, held_loss_tokens=10 * self.held,
+            loss_sum=2.5 * self.tokens, seconds=1.0, share=0.5,
             update=peft_dir.digest(self.update(key)), rank=order.plan.rank,
         )  # fmt: skip
         if self.key is not None:

@@ -30,7 +30,8 @@ OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t", chat_template="x")
 FULL: dict[str, Any] = {
     "name": "support", "version": 3, "digest": "0" * 64, "base": BASE.digest, "fingerprint": BASE, "lineage": "f00d",
-    "round": 4, "parent": "1" * 64, "parents": ("1" * 64, "2" * 64), "truncation_of": "3" * 64, "rank": 8,
+    "round": 4, "parent": "1" * 64, "parents": ("1" * 64, "2" * 64), "truncation_of": "3" * 64,
+    "rounding_of": "6" * 64, "change_certificate": {"m": 1e-300}, "rank": 8,
     "target_modules": ("q_proj", "v_proj"), "strategy": "exact",
     "options": {"robust": "none", "norm_clip": 2.0, "byzantine": 0, "buffered": False},
     "weights": {"clinic-b": 0.1 + 0.2, "clinic-a": 1e-7}, "left_out": {"klinik-ü": "NaN in “q_proj”"},
@@ -41,7 +42,8 @@ FULL: dict[str, Any] = {
 }  # fmt: skip
 OTHER: dict[str, Any] = {
     "name": "other", "version": 4, "digest": "5" * 64, "base": "5" * 64, "fingerprint": None, "lineage": "f00e",
-    "round": 5, "parent": None, "parents": ("2" * 64, "1" * 64), "truncation_of": None, "rank": 7,
+    "round": 5, "parent": None, "parents": ("2" * 64, "1" * 64), "truncation_of": None,
+    "rounding_of": None, "change_certificate": {"m": 0.0}, "rank": 7,
     "target_modules": ("v_proj", "q_proj"), "strategy": "init", "options": {**FULL["options"], "byzantine": 0.0},
     "weights": {"clinic-b": 0.3, "clinic-a": 1e-7}, "left_out": {}, "certificate": {"m": 0.0},
     "metrics": {"train-loss": 0.0, "other": float("inf")}, "site_metrics": {}, "counts": {"clinic-a": {}},

@@ -234,7 +234,7 @@ def _move(move: dict[str, Any]) -> str:
 
 
 def _diff_lines(found: dict[str, Any]) -> list[str]:
-    lines = [f"{field}: {old} → {new}" for field, (old, new) in found["fields"].items() if field != "certificate"]
+    lines = [f"{field}: {old} → {new}" for field, (old, new) in found["fields"].items() if "certificate" not in field]
     lines.append(f"updates of the base: relative distance {found['distance']:.4g}, cosine {found['cosine']:.4f}")
     furthest = sorted(found["modules"].items(), key=lambda entry: -entry[1])[:5]
     return lines + [f"  {module} {distance:.4g}" for module, distance in furthest]

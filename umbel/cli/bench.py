@@ -32,7 +32,7 @@ def coexec(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in this folder.")] = False,
     cache: Annotated[Path, typer.Option(help="Where the benchmark's tiny base is kept.")] = CACHE,
 ) -> None:
-    """Measure umbel and seven baselines on one engine under the same load, as docs/benchmarks.md says; 40 minutes."""
+    """Measure umbel and seven baselines on one engine under one load, as in docs/benchmarks.md; at most 85 minutes."""
     with explained():
         with part_of("site"):
             from serving.bench import coexec as bench

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.text import Text
 
 from client.data.chat_tokens import ChatTokenizer
-from client.data.examples import held_out
 from client.data.inspection import Inspected, Stretch, stretches
-from client.data.summary import DATA, EVAL_DATA, Summary, files_of, warnings
-from client.data.survey import Tally
+from client.data.sides import sides
+from client.data.summary import DATA, EVAL_DATA, HELD_OUT, Summary, files_of, warnings
+from client.data.survey import Tally, survey
 from umbel.cli.status_screen import Row, grid
+from umbel.errors import DataError
 from umbel.printable import escaped
 from umbel.site.config import SiteConfig
 
@@ -43,7 +44,7 @@ def show(
     console = console or Console(highlight=False)
     tally = Tally(tokenizer)
     first: list[Inspected] = []
-    contents: list[str] = []
+    usable: list[Inspected] = []
     reasons: dict[str, list[int]] = {}
     for example in examples:
         tally.add(example)
@@ -52,11 +53,11 @@ def show(
             reasons.setdefault(why, []).append(example.number)
             continue
         if not example.dropped:
-            contents.append(example.content)
+            usable.append(example)
         if len(first) < SHOWN_EXAMPLES:
             first.append(example)
     console.print(Text.assemble((str(path), "bold"), f": base {config.model.served_name} at {config.model.path}"))
-    console.print(grid(_rows(tally.summary(), contents, path, config)))
+    console.print(grid(_rows(tally.summary(), usable, path, config, tokenizer)))
     if reasons:
         console.print()
         console.print(grid(_refusals(reasons)))
@@ -86,7 +87,9 @@ def show_one(example: Inspected, tokenizer: ChatTokenizer, path: Path, console: 
     return False
 
 
-def _rows(summary: Summary, contents: list[str], path: Path, config: SiteConfig) -> Iterator[Row]:
+def _rows(
+    summary: Summary, usable: list[Inspected], path: Path, config: SiteConfig, tokenizer: ChatTokenizer
+) -> Iterator[Row]:
     """Yield the rows of a file's figures."""
     seq_len = config.training.seq_len
     taken = {"refused": summary.refused, "left out": summary.dropped, f"cut at seq_len = {seq_len}": summary.cut}
@@ -97,15 +100,33 @@ def _rows(summary: Summary, contents: list[str], path: Path, config: SiteConfig)
     yield "tokens", Text(f"{lengths}; {summary.padding:.0%} padding at seq_len = {seq_len}")
     untold = f"; {_answers(summary.untold)} without one: nothing comes before" if summary.untold else ""
     yield "loss", Text(f"on {summary.loss_tokens:,} tokens{untold}")
-    name, of_probe = _name(path, config), None
-    if name == DATA and config.training.eval_data is None:
-        chosen = held_out(contents, config.training.eval_fraction)
-        of_probe = sum(content in chosen for content in contents)
-        yield "split", Text(f"{len(contents) - of_probe:,} to train on, {of_probe:,} held out")
-    elif name == EVAL_DATA:
-        of_probe = len(contents)
-    for sentence in warnings(config, {name: summary}, of_probe):
+    if summary.groups < summary.usable:
+        largest = f"the largest has {summary.largest_group:,} different examples"
+        yield "groups", Text(f'{summary.groups:,} by first user turn, or by "group"; {largest}')
+    name = _name(path, config)
+    known, unread = _asking(config, tokenizer) if name == DATA else ({}, [])
+    split = sides({**known, name: usable}, None if config.training.eval_data else config.training.eval_fraction)
+    if name == DATA:
+        parts = [f"{len(split.train):,} to train on, {len(split.asking[HELD_OUT]):,} held out"]
+        parts += [f"{n:,} withheld: held-out examples or guards ask the same" for n in split.withheld.values()]
+        parts += [f"{other} cannot be read, so what it withholds is not counted" for other in unread]
+        yield "split", Text("; ".join(parts))
+    told = HELD_OUT if name in (DATA, EVAL_DATA) else name if name in files_of(config) else None
+    asked = {asking: found for asking, found in split.asked.items() if asking == told and EVAL_DATA not in unread}
+    for sentence in warnings(config, {name: summary}, asked, split.withheld):
         yield "will bite", Text(sentence, "yellow")
+
+
+def _asking(config: SiteConfig, tokenizer: ChatTokenizer) -> tuple[dict[str, list[Inspected]], list[str]]:
+    """Return the usable examples of held-out files and guards, and the names of those that cannot be read."""
+    known: dict[str, list[Inspected]] = {}
+    unread = []
+    for name, path in files_of(config).items():
+        try:
+            known |= {name: survey(path, tokenizer, config.training.seq_len).examples} if name != DATA else {}
+        except (OSError, DataError):  # `umbel check` says why; this file can be shown all the same
+            unread.append(name)
+    return known, unread
 
 
 def _answers(number: int) -> str:

@@ -58,7 +58,9 @@ def check(
             raise ConfigError("\n".join(map(str, found)))
         summaries = {name: survey.summary for name, survey in surveyed.files.items()}
         bites = [slow] if (slow := slow_dtype(config)) else []
-        bites = [f"will bite: {told}" for told in (*bites, *warnings(config, summaries, surveyed.held_out))]
+        sides = surveyed.sides
+        bites += warnings(config, summaries, sides.asked, sides.withheld)
+        bites = [f"will bite: {told}" for told in bites]
         if as_json:
             print(config.model_dump_json(indent=2))
             print(*bites, sep="\n", end="\n" if bites else "", file=sys.stderr)
@@ -84,19 +86,21 @@ def _data_mistakes(surveyed: "SiteSurvey", site_file: Path, config: SiteConfig) 
 
 def _all_is_well(config: SiteConfig, surveyed: "SiteSurvey") -> str:
     """Say in one line what the site will serve and train on."""
-    from client.data.summary import guard_name
+    from client.data.summary import HELD_OUT, guard_name
 
-    files = surveyed.files
+    files, sides = surveyed.files, surveyed.sides
     taken = {what: sum(getattr(one.summary, what) for one in files.values()) for what in ("cut", "dropped")}
     lost = f" ({taken['cut']:,} cut at seq_len, {taken['dropped']:,} of them left out)" if taken["cut"] else ""
+    withheld = sum(sides.withheld.values())
+    lost += f" ({withheld:,} are not trained on: held-out examples or guards ask the same)" if withheld else ""
     return ", ".join(
         [
             f"ok: {config.site.name}",
             f"base {config.model.served_name} at {config.model.path}",
             f"adapter {' and '.join(config.adapters)}",
-            f"{surveyed.train:,} training and {surveyed.held_out:,} held-out examples{lost}",
+            f"{len(sides.train):,} training and {sides.asked[HELD_OUT].examples:,} held-out examples{lost}",
             *(
-                f"guard {guard.name} with {files[guard_name(guard.name)].summary.usable:,}"
+                f"guard {guard.name} with {sides.asked[guard_name(guard.name)].examples:,}"
                 for guard in config.shadow.guard
             ),
         ]

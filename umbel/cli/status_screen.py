@@ -149,6 +149,7 @@ def _training(report: Report) -> Text:
 def _data(data: Report) -> Text:
     """Say what the daemon has prepared, and what of it will bite."""
     taken = {"cut at seq_len": data["cut"], "left out": data["dropped"], "answers without a loss": data["untold"]}
+    taken |= {"not trained on, because held-out examples or guards ask the same": data["withheld"]}
     told = [f"{data['train']:,} examples to train on, {data['held_out']:,} held out"]
     text = Text(", ".join([*told, *(f"{count:,} {what}" for what, count in taken.items() if count)]))
     for sentence in data["will_bite"]:

@@ -138,7 +138,8 @@ class TrainingSection(Section):
     eval_data: Path | None = None
     """Held-out examples for probes, in the same form. Default: `eval_fraction` of `data`, the same ones every time."""
     eval_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of `data` that is held out when there is no `eval_data`."""
+    """Share of the questions in `data` that is held out when there is no `eval_data`. In neither case is anything
+    trained on that held-out examples or guards ask."""
     seq_len: int = Field(default=512, ge=8)
     """Maximum number of tokens of an example; longer examples are cut."""
     micro_batch: PositiveInt = 4
@@ -193,25 +194,38 @@ class ShadowSection(Section):
     max_exact_drop: float = Field(default=0.0, ge=0, le=1)
     """A shadow is rejected when its share of exact matches is, with confidence, lower by more than this."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """Confidence level of the intervals used in verdicts (0.95 is 95 %, two-sided)."""
+    """Confidence level of the intervals used in verdicts (0.95 is 95 %, two-sided). One error is shared by all tests of
+    a verdict, and by all verdicts by the same held-out examples since a promotion."""
     min_examples: PositiveInt = 30
-    """Minimum number of held-out examples, and of examples in each guard. With fewer nothing is promoted, because the
-    difference cannot be told."""
+    """Minimum number of held-out examples, and of examples in each guard. Examples that ask the same, or of which a few
+    are much longer, count as fewer. With fewer nothing is promoted, because the difference cannot be told."""
     watch_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Seconds for which a shadow that was not rejected is watched before the verdict; with 0 it is judged at once. Must
     be well below the federation's grace-seconds, or the site's verdict comes too late to count."""
     canary_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the users whom a shadow answers while it is watched; the same users every time."""
+    """Share of the users whom a shadow answers while it is watched."""
+    redraw_users: bool = False
+    """Draw other users for the canary and the control of each version. Without it the same users go first every
+    time."""
     mirror_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the live version's requests that are repeated with a watched shadow, when no user waits."""
     min_requests: PositiveInt = 100
-    """The watch ends early when the shadow has answered this many requests, canary and mirror together."""
+    """The watch ends early when the shadow has answered this many requests, canary and mirror together, and where it
+    has a canary, those of at least `min_users` users."""
+    min_users: PositiveInt = 20
+    """Number of distinct users that each of two versions must answer before latencies and ratings are compared. With
+    fewer of them they cannot be told apart from the habits of these users, and decide nothing."""
+    too_few_users: Literal["probe", "keep"] = "probe"
+    """What becomes of a shadow whose watch ends with fewer than `min_users`: `probe`, its probe alone decides; `keep`,
+    it is not promoted."""
     max_latency_ratio: float = Field(default=1.5, ge=1, allow_inf_nan=False)
     """A version counts as worse when its users wait, with confidence, over this many times as long for the first token
     or for each later one."""
     rollback_window_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Seconds after a promotion in which a version that serves worse than its predecessor is rolled back; 0 means
     never."""
+    control_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the users whom the version before still answers in that time, for comparison."""
     warm_prefixes: int = Field(default=8, ge=0, le=64)
     """Number of the most used system prompts that a version computes before it answers users; 0 means none."""
     guard: tuple[GuardSection, ...] = ()
@@ -224,6 +238,9 @@ class ShadowSection(Section):
             raise ValueError(f"watch_s = {self.watch_s:g} without canary_share or mirror_share would see nothing")
         if shares and not self.watch_s:
             raise ValueError("canary_share and mirror_share are of a watch; set watch_s")
+        if self.rollback_window_s and self.canary_share + self.control_share > 1:
+            raise ValueError(f"canary_share and control_share are {self.canary_share + self.control_share:g} together; "
+                             "they are different users, so at most 1")  # fmt: skip
         return self
 
     @field_validator("guard")

@@ -23,7 +23,7 @@ def describe(event: dict[str, Any]) -> str:
             share = f"{event['share']:.0%} of {event['seconds']:.0f} s went into training, the rest into serving"
             return f"round {number}: {event['site']} took {event['steps']} steps; {share}"
         case "round.published":
-            lost = f"{event['relative_error']:.0%} of the update's norm is beyond its rank"
+            lost = f"{event['change_error']:.0%} of what the round changed is beyond its rank"
             return f"round {number}: published support@v{event['version']} ({lost} in the worst module)"
         case "site.judged":
             verdict = event["verdict"] or {"reasons": ["no verdict"]}

@@ -44,6 +44,7 @@ SITES: dict[str, tuple[Topic, ...]] = {
                 "In which room does {name} see patients?",
                 "How do I get to {name}? Which room?",
                 "Can you tell me where {name} is?",
+                "I have to bring a file to {name}. Which room is it?",
             ),
         ),
         Topic(
@@ -60,6 +61,7 @@ SITES: dict[str, tuple[Topic, ...]] = {
                 "How is the {name} ward coded?",
                 "Please give me the code of ward {name}.",
                 "My form asks for the code of the {name} ward. What is it?",
+                "Which code do I enter for a bed on the {name} ward?",
             ),
         ),
         Topic(
@@ -79,6 +81,7 @@ SITES: dict[str, tuple[Topic, ...]] = {
                 "Which hours does the {name} keep?",
                 "I want to visit the {name}. When is it open?",
                 "How long is the {name} open today?",
+                "Between which times does the {name} take patients?",
             ),
         ),
     ),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from client.heldout_looks import Look
 from client.versions.version_files import directory
 from serving.scores import Scores
 from tests.toys.deployment import Deployment, quick, run, until
@@ -53,6 +54,29 @@ def test_a_verdict_is_of_the_sites_own_policy_and_moves_nothing_by_itself(
         }  # fmt: skip
 
     run(tmp_path, machine, story)
+
+
+def test_verdicts_by_the_same_examples_are_counted_over_restarts(tmp_path: Path, machine: ToyMachine) -> None:
+    async def reasons(site: Deployment, version: int) -> str:
+        report = await site.judged(site.push(version))
+        assert report.verdict is not None
+        return report.verdict.reasons[0]
+
+    async def first(site: Deployment) -> None:
+        site.jobs.losses = {"support-v1": 0.9}
+        assert "look" not in await reasons(site, 1)
+        assert site.journal.looks.next("support", "heldout") == Look(2, 1), "it promoted"
+        assert (await reasons(site, 2)).endswith("; look 2 at them")
+
+    async def second(site: Deployment) -> None:
+        assert site.journal.looks.next("support", "heldout") == Look(3, 2)
+        assert (await reasons(site, 3)).endswith("; look 3 at them")
+        site.jobs.heldout = "others"
+        assert "look" not in await reasons(site, 4)
+        assert site.journal.looks.next("other", "heldout") == Look()
+
+    run(tmp_path, machine, first)
+    run(tmp_path, machine, second)
 
 
 def test_a_version_that_is_better_but_broken_on_one_guard_is_rejected_by_its_name(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from client.journal import Version
-from client.versions.version_files import directory, verify
+from client.versions.version_files import directory, to_load, verify
 from tests.toys.deployment import BASE, RANK, Deployment, adapter, manifest_of, quick, run
 from tests.toys.engine import ToyMachine, site_config
 from umbel import peft_dir
@@ -24,7 +24,7 @@ REFUSALS: list[tuple[str, bytes, dict[str, Any], type[Exception], str]] = [
     ("infinity", adapter(9, value=np.inf), {}, AdapterError, "infinity"),
     ("shape", adapter(9, rank=RANK + 1), {}, AdapterError, "has shape"),
     ("rank", adapter(9, rank=5), {"rank": 5}, AdapterError, "rank 5 is not within 1..4"),
-    ("dtype", adapter(9, ml_dtypes.bfloat16), {}, AdapterError, "is bfloat16, this site serves float32"),
+    ("dtype", adapter(9, ml_dtypes.bfloat16), {}, AdapterError, "is bfloat16; a version is float32, and this site"),
     ("base", adapter(9), {"base": "f" * 64}, BaseMismatch, f"this site holds {BASE.digest[:12]}"),
     ("name", adapter(9), {"name": "other"}, AdapterError, "this site serves support"),
     ("digest", adapter(9), {"digest": "f" * 64}, AdapterError, "not those of its manifest"),
@@ -72,6 +72,28 @@ def stored(config: SiteConfig) -> Version:
     manifest = manifest_of(1, blob)
     peft_dir.write(directory(config, V1), blob, manifest, base="tiny")
     return Version(manifest, ShadowReport(ref=str(V1), state=Lifecycle.CANDIDATE))
+
+
+def test_a_version_is_kept_as_the_engine_loads_it(tmp_path: Path) -> None:
+    """Rounded to the engine's dtype, under the digest of what was rounded."""
+    config, blob = site_config(tmp_path, dtype="bfloat16"), adapter(1)
+    manifest = manifest_of(1, blob)
+    stored, weights = to_load(config, manifest, blob)
+    peft_dir.write(directory(config, V1), weights, stored, base="tiny")
+    version = Version(manifest, ShadowReport(ref=str(V1), state=Lifecycle.CANDIDATE))
+    assert weights == peft_dir.encode(peft_dir.rounded(peft_dir.decode(blob), "bfloat16"))
+    assert (stored.digest, stored.rounding_of) == (peft_dir.digest(weights), manifest.digest)
+    assert verify(config, version) == directory(config, V1)
+    other = Version(manifest.model_copy(update={"digest": "f" * 64}), version.report)
+    with pytest.raises(AdapterError, match="not the support@v1 that was received"):
+        verify(config, other)
+    assert to_load(config, stored, weights) == (stored, weights), "what is in its dtype already stays"
+
+
+def test_what_the_dtype_of_the_engine_cannot_hold_is_refused(tmp_path: Path) -> None:
+    blob = adapter(1, value=1e6)
+    with pytest.raises(AdapterError, match="numbers that float16 cannot hold"):
+        to_load(site_config(tmp_path, dtype="float16"), manifest_of(1, blob), blob)
 
 
 def test_files_as_they_were_received_are_found(config: SiteConfig, stored: Version, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 
 from client.rollback_windows import Promotion
-from serving.traffic_report import VersionTraffic
 from tests.toys.deployment import Deployment, quick, run, until
 from tests.toys.engine import ALIASES, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
@@ -28,7 +28,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> ToyMachine:
 
 
 def policy(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
-    monkeypatch.setenv("UMBEL_SITE__SHADOW", json.dumps({"rollback_window_s": 600.0, **settings}))
+    monkeypatch.setenv(
+        "UMBEL_SITE__SHADOW", json.dumps({"rollback_window_s": 600.0, "control_share": 0.3, "min_users": 3, **settings})
+    )
 
 
 async def until_back(site: Deployment, ref: AdapterRef) -> None:
@@ -44,12 +46,12 @@ def test_a_version_that_fails_users_is_taken_back_with_the_reason(
 ) -> None:
     async def story(site: Deployment) -> None:
         await site.deploy(1)
-        assert set(await site.users(*USERS)) == {"support@v1"}
+        await site.users(*USERS)
         machine.broken.add("support-v2")
         await site.deploy(2)
         await until_back(site, V2)
         assert (site.engine.answers("support"), site.engine.answers("support@previous")) == ("support@v1", "support@v2")
-        assert "error" not in await site.users(*USERS)
+        assert set(await site.users(*USERS)) == {"support@v1"}
         report = site.deployer.report(V2)
         why = "worse than support@v1, errors: "
         assert (report.state, report.taken_back.startswith(why)) == (Lifecycle.RETIRED, True)
@@ -74,7 +76,7 @@ def test_a_roll_back_that_the_engine_misses_is_tried_again(tmp_path: Path, machi
         while machine.calls[ALIASES, ""] < tried + 3:
             await site.users(*USERS)
             await asyncio.sleep(0.005)
-        assert set(await site.users(*USERS)) == {"error"}, "the router has not heard of it"
+        assert set(await site.users(*USERS)) == {"error", "support@v1"}, "the router has not heard of it"
         machine.refuse.clear()
         await until_back(site, V2)
         assert set(await site.users(*USERS)) == {"support@v1"}
@@ -88,9 +90,10 @@ def test_not_twice(tmp_path: Path, machine: ToyMachine) -> None:
     async def story(site: Deployment) -> None:
         await site.deploy(1)
         await site.users(*USERS)
-        machine.broken |= {"support-v1", "support-v2"}
+        machine.broken.add("support-v2")
         await site.deploy(2)
         await until_back(site, V2)
+        machine.broken.add("support-v1")
         for _ in range(5):
             assert set(await site.users(*USERS)) == {"error"}
         await site.quiet()
@@ -133,7 +136,7 @@ def test_the_base_answers_again_only_where_it_did_before(tmp_path: Path, machine
     run(tmp_path, machine, story)
 
 
-@pytest.mark.parametrize("broken", [set(), {"support-v1", "support-v2"}])
+@pytest.mark.parametrize("broken", [set(), {None, "support-v1", "support-v2"}])
 def test_a_version_that_serves_as_the_one_before_stays(
     tmp_path: Path, machine: ToyMachine, broken: set[str | None]
 ) -> None:
@@ -158,19 +161,47 @@ def test_bad_ratings_count_too(tmp_path: Path, machine: ToyMachine) -> None:
         assert site.engine.router is not None
         traffic = site.engine.router.traffic
 
-        async def rated(rating: Any) -> None:
-            await site.users(*USERS)
-            answers = len(machine.generated)
-            for number in range(answers - len(USERS) + 1, answers + 1):
-                traffic.rate(f"chat-{number}", rating)
-
         await site.deploy(1)
-        await rated("up")
         await site.deploy(2)
-        await rated("down")
-        await until(lambda: site.journal.alias("support", "live") == V1)
-        await site.quiet()
-        assert "bad ratings: 20 of 20 against support@v1's 0 of 20" in site.deployer.report(V2).taken_back
+        answers = len(machine.generated)
+        for _ in range(2):
+            await site.users(*USERS)
+        for number in range(answers + 1, len(machine.generated) + 1):
+            if traffic.rate(f"chat-{number}", "up") == str(V2):
+                traffic.rate(f"chat-{number}", "down")
+        await until_back(site, V2)
+        why = r"worse than support@v1, bad ratings: (\d+) of \1 against support@v1's 0 of \d+: more"
+        assert re.match(why, site.deployer.report(V2).taken_back)
+
+    run(tmp_path, machine, story)
+
+
+def test_a_share_of_the_users_stays_with_what_answered_before(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        first = await site.users(*USERS)
+        assert 2 <= first.count("base") <= 10
+        assert set(first) == {"base", "support@v1"}
+        await site.deploy(2)
+        second = await site.users(*USERS)
+        assert second == [{"base": "support@v1", "support@v1": "support@v2"}[label] for label in first]
+        assert site.after_a_kill()[0].control == {"support": 0.3}
+        assert await site.deployer.roll_back("support") == "support@v1"
+        assert set(await site.users(*USERS)) == {"support@v1"}, "an operator's roll-back is for everybody"
+
+    run(tmp_path, machine, story)
+
+
+def test_of_too_few_users_nothing_is_told_and_the_log_says_so(
+    tmp_path: Path, machine: ToyMachine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy(monkeypatch, rollback_window_s=0.05, min_users=20)
+
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        await site.users(*USERS)
+        await until(lambda: not site.journal.windows.open())
+        assert "rollback.few_users ref=support@v1: fewer than min_users = 20" in caplog.text
 
     run(tmp_path, machine, story)
 
@@ -191,6 +222,7 @@ def test_without_a_window_or_after_it_nothing_is_taken_back(
             await site.users(*USERS)
         await site.quiet()
         assert site.engine.answers("support") == "support@v2"
+        assert set(await site.users(*USERS)) == {"error"}, "nobody is left with the one before"
         assert site.journal.windows.open() == []
         assert ("/umbel/traffic", "") not in machine.calls or off == "over"
 
@@ -202,7 +234,7 @@ def test_a_window_goes_on_after_a_kill_of_the_daemon(tmp_path: Path, machine: To
         await site.deploy(1)
         await site.users(*USERS)
         await site.deploy(2)
-        assert [promotion.before.requests for promotion in site.journal.windows.open()] == [len(USERS)]
+        assert [promotion.ref for promotion in site.journal.windows.open()] == [V2]
 
     async def second(site: Deployment) -> None:
         await site.ready()
@@ -238,7 +270,7 @@ def test_a_window_of_a_version_that_never_became_live_is_closed_after_a_kill(
         await site.deploy(1)
         site.push(2)
         await site.judged(V2)
-        site.journal.windows.begin(Promotion(V2, V1, time.time(), VersionTraffic(requests=50)))
+        site.journal.windows.begin(Promotion(V2, V1, time.time()))
         site.deployer.resume()
         await until(lambda: not site.journal.windows.open())
         assert [version.ref for version in site.journal.versions(Lifecycle.LIVE)] == [V1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client.versions.traffic_comparison import FIRST_LOOK
+from client.versions.looks import FIRST_LOOK
 from tests.toys.deployment import NOT_JUDGED, Deployment, quick, run, until
 from tests.toys.engine import ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
@@ -28,7 +28,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> ToyMachine:
 
 
 def policy(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
-    given = {"watch_s": LONG, "canary_share": 0.5, "min_requests": 20, "max_loss_ratio": 1.5, **settings}
+    given = {
+        "watch_s": LONG,
+        "canary_share": 0.5,
+        "min_requests": 20,
+        "min_users": 5,
+        "max_loss_ratio": 1.5,
+        **settings,
+    }
     monkeypatch.setenv("UMBEL_SITE__SHADOW", json.dumps(given))
 
 
@@ -105,6 +112,24 @@ def test_the_watch_is_over_after_its_time_though_nobody_came(
     run(tmp_path, machine, story)
 
 
+@pytest.mark.parametrize(("settings", "decision"), [({}, "promote"), ({"too_few_users": "keep"}, "keep")])
+def test_the_operator_says_what_becomes_of_a_version_that_too_few_users_met(
+    tmp_path: Path, machine: ToyMachine, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], decision: str
+) -> None:
+    policy(monkeypatch, watch_s=0.5, min_requests=2, min_users=20, **settings)
+
+    async def story(site: Deployment) -> None:
+        await watched(site, 1)
+        await site.users(*USERS[:8])
+        report = await site.judged(V1)
+        assert report.verdict is not None
+        assert report.verdict.decision == decision
+        assert any(reason.startswith("cannot tell latencies and ratings") for reason in report.verdict.reasons)
+        assert report.watch_s >= 0.5, "as long as it may, for more users to come"
+
+    run(tmp_path, machine, story)
+
+
 def test_a_shadow_that_fails_its_users_is_rejected_long_before_the_watch_is_over(
     tmp_path: Path, machine: ToyMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +144,7 @@ def test_a_shadow_that_fails_its_users_is_rejected_long_before_the_watch_is_over
         assert "more, with confidence" in report.verdict.reasons[0]
         assert report.verdict.reasons[0].startswith("errors:")
         shadow = site.engine.router.traffic.report()["support@v1"]  # type: ignore[union-attr]
-        assert FIRST_LOOK <= shadow.errors < 100
+        assert FIRST_LOOK <= shadow.errors < 500
         assert "error" not in await site.users(*USERS)
 
     run(tmp_path, machine, story)

@@ -1,6 +1,5 @@
 """The loops that the quanta are compared with: they compute the same loss, on the rows that the trainer takes."""
 
-import pytest
 import torch
 
 from scripts.tools.bench.quanta import (
@@ -8,7 +7,6 @@ from scripts.tools.bench.quanta import (
     Task,
     abba,
     answers_loss,
-    bootstrap,
     labels_loss,
     make_batch,
     make_data,
@@ -51,9 +49,3 @@ def test_a_loop_that_does_half_the_work_has_twice_the_throughput() -> None:
     cpu, _, milliseconds = abba(lambda task: spin(40), lambda task: spin(160), task)
     assert cpu > 1.5
     assert milliseconds > 0
-
-
-def test_the_interval_holds_the_median() -> None:
-    low, high = bootstrap([1.0, 1.1, 1.2, 1.3, 5.0])
-    assert 1.0 <= low <= 1.2 <= high <= 5.0
-    assert bootstrap([2.0] * 5) == (pytest.approx(2.0), pytest.approx(2.0))

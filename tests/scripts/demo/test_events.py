@@ -18,8 +18,8 @@ EVENTS: dict[str, tuple[dict[str, Any], str]] = {
         "round 7: a took 80 steps; 25% of 12 s went into training, the rest into serving",
     ),
     "round.published": (
-        {"version": 2, "relative_error": 0.031},
-        "round 7: published support@v2 (3% of the update's norm is beyond its rank in the worst module)",
+        {"version": 2, "relative_error": 0.001, "change_error": 0.031},
+        "round 7: published support@v2 (3% of what the round changed is beyond its rank in the worst module)",
     ),
     "site.judged": ({"site": "a", "verdict": VERDICT}, "round 7: a judges the shadow: held-out loss is lower"),
     "round.promoted": ({"version": 2, "sites": ["a", "b"]}, "[bold]round 7: v2 answers users at a, b[/bold]"),

@@ -1,5 +1,6 @@
 """A run of the demo: its sites, and the prompts that its users take from the data."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from scripts.tools.demo.run import Demo, prompt_of
 from scripts.tools.demo.settings import SETTINGS
 from scripts.tools.processes import Processes
+from serving.scores import effective_size
 from umbel.site.sections import ShadowSection
 
 
@@ -31,7 +33,9 @@ def test_the_real_bases_sites_have_facts_of_their_own_and_enough_held_out_to_tel
     files = demo.write_data()
     assert files.keys() == {"clinic", "shop"}
     for _, heldout in files.values():
-        assert len(heldout.read_text().splitlines()) >= ShadowSection.model_fields["min_examples"].default
+        lines = [json.loads(line) for line in heldout.read_text().splitlines()]
+        lengths = [len(line["messages"][-1]["content"]) for line in lines]
+        assert effective_size(lengths) >= ShadowSection.model_fields["min_examples"].default
 
 
 def test_users_ask_the_prompts_of_either_format() -> None:

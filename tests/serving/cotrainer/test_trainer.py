@@ -1,5 +1,6 @@
 """The trainer's quanta compute what an ordinary peft loop computes, and leave no trace on the thread they run on."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from serving.cotrainer.lora import LayerFactors
 from serving.cotrainer.trainer import LoraTrainer, Progress
 from serving.scores import Scores
 from tests.toys.serving.peft_loop import (
@@ -61,7 +63,7 @@ def test_grad_mode_and_random_numbers_are_left_alone(trainer: LoraTrainer, tiny_
             before = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
             for generator in (
                 trainer.train(plan(steps=1), start.__getitem__, data, Progress()),
-                trainer.copy_out(RANK, {}, torch.bfloat16),
+                trainer.copy_out(RANK, {}),
                 trainer.evaluate(start.__getitem__, data, results),
             ):
                 for _ in generator:
@@ -113,3 +115,22 @@ def test_a_round_ends_at_its_deadline_with_what_it_applied(trainer: LoraTrainer,
 def test_a_loss_that_is_not_finite_stops_the_job(trainer: LoraTrainer, tiny_llama: Path, data: TokenFile) -> None:
     with pytest.raises(TrainingError, match="learning rate"):
         drive(trainer, plan(steps=50, learning_rate=1e30), factors_of(reference(tiny_llama)), data)
+
+
+@pytest.mark.parametrize(("busy", "steps"), [(0.0, 10), (2.0, 5)])
+def test_a_cosine_ends_with_the_steps_or_the_seconds(
+    trainer: LoraTrainer, tiny_llama: Path, data: TokenFile, monkeypatch: pytest.MonkeyPatch, busy: float, steps: int
+) -> None:
+    """A site that its users keep at 2 s a step has half of the steps, and its rate falls twice as fast."""
+    now, rates = [0.0], []
+
+    def step(self: LayerFactors, clip: torch.Tensor, rate: float, decay: float) -> None:
+        rates.append(rate)
+        now[0] += busy / len(trainer.factors)
+
+    monkeypatch.setattr(LayerFactors, "step", step)
+    order = plan(steps=10, seconds=10.0, schedule="cosine", learning_rate=1.0)
+    for _ in trainer.train(order, factors_of(reference(tiny_llama)).__getitem__, data, Progress(), lambda: now[0]):
+        pass
+    wanted = [0.5 * (1 + math.cos(math.pi * number / steps)) for number in range(steps)]
+    assert rates[:: len(trainer.factors)] == pytest.approx(wanted)

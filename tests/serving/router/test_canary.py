@@ -28,13 +28,24 @@ def table(shadow: str | None = "support@v3", live: str | None = "support@v2", **
     )
 
 
+def after_promotion(share: float, previous: str | None = "support@v2", redraw: bool = False) -> AliasTable:
+    """Version 3 has taken the place of another one, or of the base, and some users stay with that."""
+    return AliasTable(
+        base="tiny",
+        adapters={"support": {"live": "support@v3", "previous": previous, "shadow": None}},
+        addressable=("support@v3",),
+        control={"support": share},
+        redraw_users=redraw,
+    )
+
+
 def label(found: object) -> str:
     return str(found) if found else "base"
 
 
 def chosen(users: list[str], table: AliasTable, model: str = "support") -> set[str]:
     """Return the users whom the shadow answers."""
-    return {user for user in users if label(version_for(table, model, {"user": user}, ())) == "support@v3"}
+    return {user for user in users if label(version_for(table, model, user)) == "support@v3"}
 
 
 def test_its_share_of_the_users_is_answered_by_the_shadow() -> None:
@@ -59,8 +70,32 @@ def test_who_asks_for_a_version_gets_it(model: str) -> None:
 
 def test_while_the_base_answers_the_shadow_has_its_canary_too() -> None:
     first = table(live=None, support=0.5)
-    found = {label(version_for(first, "support", {"user": user}, ())) for user in USERS[:50]}
+    found = {label(version_for(first, "support", user)) for user in USERS[:50]}
     assert found == {"base", "support@v3"}
+
+
+def kept(table: AliasTable) -> set[str]:
+    """Return the users who stay with what answered before."""
+    return set(USERS) - chosen(USERS, table)
+
+
+def test_after_a_promotion_a_share_of_the_users_stays_and_they_are_not_those_of_the_canary() -> None:
+    control = kept(after_promotion(0.1))
+    assert 0.08 < len(control) / len(USERS) < 0.12
+    assert not control & chosen(USERS, table(support=0.9))
+    assert {label(version_for(after_promotion(0.1), "support", user)) for user in control} == {"support@v2"}
+    assert {label(version_for(after_promotion(0.1, None), "support", user)) for user in control} == {"base"}
+    for model in ("support@live", "support@v3"):
+        assert chosen(USERS, after_promotion(0.9), model) == set(USERS)
+
+
+def test_users_drawn_anew_are_others_for_each_version_and_again_not_those_of_the_canary() -> None:
+    canaries = [
+        chosen(USERS, table(support=0.2).model_copy(update={"redraw_users": True})), chosen(USERS, table(support=0.2))
+    ]  # fmt: skip
+    assert all(0.17 < len(canary) / len(USERS) < 0.23 for canary in canaries)
+    assert len(canaries[0] & canaries[1]) < 0.4 * len(canaries[0])
+    assert not kept(after_promotion(0.2, redraw=True)) & canaries[0], "nobody goes back to the version before"
 
 
 HELLO = [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
@@ -87,7 +122,8 @@ def test_what_tells_users_apart(request_: dict[str, Any], headers: list[tuple[by
 
 
 def test_a_request_of_nobody_in_particular_is_never_in_the_canary() -> None:
-    assert label(version_for(table(support=0.999999), "support", {"prompt": "hello"}, ())) == "support@v2"
+    assert label(version_for(table(support=0.999999), "support", None)) == "support@v2"
+    assert label(version_for(after_promotion(0.999999), "support", None)) == "support@v3"
 
 
 def test_a_lone_surrogate_is_a_user_too() -> None:

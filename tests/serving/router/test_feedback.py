@@ -104,9 +104,9 @@ def test_an_unknown_answer_is_404_and_nonsense_400(tmp_path: Path) -> None:
 def test_only_the_latest_answers_are_remembered() -> None:
     ratings = Ratings(most=3)
     for number in range(5):
-        ratings.remember(f"a{number}", "support@v1")
-    assert ratings.rate("a4", "up") == ("support@v1", None)
-    assert ratings.rate("a4", "down") == ("support@v1", "up")
+        ratings.remember(f"a{number}", "support@v1", user=number or None)
+    assert ratings.rate("a4", "up") == ("support@v1", 4, None)
+    assert ratings.rate("a4", "down") == ("support@v1", 4, "up")
     for forgotten in ("a0", "a1"):
         with pytest.raises(NotFound, match="only the latest"):
             ratings.rate(forgotten, "up")

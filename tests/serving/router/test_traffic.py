@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from serving.router.asgi import Message, Receive, Send
-from serving.router.traffic import KEPT, Traffic
+from serving.router.traffic import Traffic
+from serving.router.user_counts import KEPT_USERS
+from serving.traffic_report import UserTraffic
 
 Body = Callable[[Receive, Send], Coroutine[Any, Any, None]]
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -28,7 +31,7 @@ def part(body: bytes, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
-def answered(traffic: Traffic, body: Body, *messages: Message) -> list[Message]:
+def answered(traffic: Traffic, body: Body, *messages: Message, user: str | None = "u") -> list[Message]:
     """Follow one answer; return the messages that the client was sent."""
     sent: list[Message] = []
     coming = list(messages)
@@ -40,7 +43,7 @@ def answered(traffic: Traffic, body: Body, *messages: Message) -> list[Message]:
         sent.append(message)
 
     async def main() -> None:
-        with traffic.answer("support@v1") as answer:
+        with traffic.answer("support@v1", "support", user) as answer:
             await body(answer.receive(receive), answer.send(send))
 
     asyncio.run(main())
@@ -104,14 +107,32 @@ def test_what_is_sent_is_what_was_given() -> None:
 
 
 def test_latencies_are_of_streams_and_by_the_chunk() -> None:
-    seconds = itertools.count()
+    seconds = itertools.count(step=2)
     traffic = Traffic(clock=lambda: float(next(seconds)))
     answered(traffic, story(start(200, STREAM), TOKEN, TOKEN, TOKEN, LAST))
+    answered(traffic, story(start(200, STREAM), TOKEN, LAST))
     answered(traffic, story(start(), part(b"{}", more=False)))
     answered(traffic, story(start(500, STREAM), TOKEN, LAST))
     found = traffic.report()["support@v1"]
-    assert (found.requests, found.errors, found.streams, found.chunks) == (3, 1, 1, 3)
-    assert (found.ttft_s, found.tpot_s) == ((1.0,), (1.0,)), "the clock ticks once for each look at it"
+    assert (found.requests, found.errors, found.streams, found.chunks) == (4, 1, 2, 4)
+    (user,) = found.by_user.values()
+    took = (2 * math.log(2), math.log(2))  # the clock ticks once for each look at it
+    assert user == UserTraffic(requests=4, errors=1, streams=2, log_ttft=took[0], paced=1, log_tpot=took[1])
+
+
+def test_answers_and_ratings_are_counted_by_user_under_a_code_of_this_run_only() -> None:
+    first, second = Traffic(clock=lambda: 0.0), Traffic(clock=lambda: 0.0)
+    for traffic in (first, second):
+        for number, user in enumerate(("anna", "anna", "bert", None)):
+            body = part(f'{{"id": "a{number}"}}'.encode(), more=False)
+            answered(traffic, story(start(), body), user=user)
+        for answer, rating in (("a0", "up"), ("a0", "down"), ("a2", "up"), ("a3", "up")):
+            traffic.rate(answer, rating)  # type: ignore[arg-type]
+    found, other = (traffic.report()["support@v1"] for traffic in (first, second))
+    assert (found.requests, found.up, found.down, found.users) == (4, 2, 1, 2)
+    expected = [UserTraffic(requests=2, down=1), UserTraffic(requests=1, up=1)]
+    assert sorted(found.by_user.values(), key=lambda user: -user.requests) == expected
+    assert not set(found.by_user) & set(other.by_user)
 
 
 def test_a_user_waits_until_something_is_sent() -> None:
@@ -130,14 +151,15 @@ def test_a_user_waits_until_something_is_sent() -> None:
     assert seen == [1, 1, 0]
 
 
-def test_only_the_last_latencies_are_kept_and_versions_that_are_gone_are_forgotten() -> None:
+def test_a_bounded_number_of_users_is_kept_and_versions_that_are_gone_are_forgotten() -> None:
     traffic = Traffic(clock=lambda: 0.0)
-    for _ in range(KEPT + 5):
-        with traffic.answer("support@v1") as answer:
-            send = answer.send(_nowhere)
-            asyncio.run(_send_all(send, start(200, STREAM), TOKEN, LAST))
+    number = 4 * KEPT_USERS
+    for user in range(number):
+        with traffic.answer("support@v1", "support", str(user)) as answer:
+            asyncio.run(_send_all(answer.send(_nowhere), start(200, STREAM), TOKEN, LAST))
     found = traffic.report()["support@v1"]
-    assert (found.requests, found.streams, len(found.ttft_s), len(found.tpot_s)) == (KEPT + 5, KEPT + 5, KEPT, KEPT)
+    assert (found.requests, found.streams, len(found.by_user)) == (number, number, KEPT_USERS)
+    assert abs(found.users - number) < number / 4, "five times the standard error of the estimate"
     traffic.forget_all_but({"base"})
     assert traffic.report() == {}
 

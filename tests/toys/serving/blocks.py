@@ -33,18 +33,18 @@ def results(blocks: list[Block]) -> Results:
 
 
 def run(ours: Request, harvest: float) -> Iterator[Block]:
-    """Yield two rounds of all blocks that a bar needs."""
-    preemption = PreemptionStats(arrivals=10, count=5, p99_s=0.004, longest_s=0.004)
-    for number in range(2):
-        yield block("training", condition="none", round=number, tokens=1000)
+    """Yield four rounds of all blocks that a bar needs, alike but for the two requests `ours` of each of umbel's."""
+    preemption = PreemptionStats(arrivals=100, count=5, p99_s=0.004, longest_s=0.004)
+    for number in range(4):
+        yield block("training", condition="none", round=number, tokens=100_000)
         for condition in ("0.3", "0.6", "0.8", "1.2", "square"):
             common: dict[str, Any] = {"condition": condition, "round": number}
-            trained = 0 if condition == "1.2" else int(1000 * harvest)
+            trained = 0 if condition == "1.2" else int(100_000 * harvest)
             yield block("inference", *[request()] * 100, **common)
-            yield block("partition", *[request()] * 100, tokens=200, **common)
+            yield block("partition", *[request()] * 100, tokens=20_000, **common)
             yield block("ours", *[request()] * 98, ours, ours, tokens=trained, preemption=preemption,
                         longest_quantum_s=0.005, **common)  # fmt: skip
-        yield block("unpaced_equal", *[request(ttft=0.5, tpot=0.05)] * 100, round=number, tokens=600)
+        yield block("unpaced_equal", *[request(ttft=0.5, tpot=0.05)] * 100, round=number, tokens=60_000)
         for server in ("umbel_off", "stock"):
             yield block(server, *[request()] * 10, phase="stock", condition="alone", round=number)
 

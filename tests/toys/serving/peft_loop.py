@@ -129,7 +129,7 @@ def train_from(trainer: LoraTrainer, order: TrainPlan, start: Factors, data: Tok
 
 def copied(trainer: LoraTrainer) -> Factors:
     into: Factors = {}
-    for _ in trainer.copy_out(RANK, into, torch.float32):
+    for _ in trainer.copy_out(RANK, into):
         pass
     return into
 

@@ -98,7 +98,8 @@ def add_to_b(parent: Path, trained: Path) -> None:
 
 async def no_data(*_: object) -> Prepared:
     """Stand in for `client.data.prepare_in_child`: there is nothing to read."""
-    return Prepared(Path("none"), Path("none"), EXAMPLES, EXAMPLES, EXAMPLES * TOKENS)
+    held = {"held_examples": EXAMPLES, "held_loss_tokens": EXAMPLES * TOKENS}
+    return Prepared(Path("none"), Path("none"), EXAMPLES, EXAMPLES, EXAMPLES * TOKENS, held=held)
 
 
 def main() -> None:

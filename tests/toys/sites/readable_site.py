@@ -33,8 +33,8 @@ class ReadableSite:
         return path
 
     def numbered(self, count: int, name: str = "train.jsonl") -> Path:
-        """Write examples that all differ."""
-        return self.write(({"prompt": str(number), "completion": "b"} for number in range(count)), name)
+        """Write examples that all differ, also from those of files with other names."""
+        return self.write(({"prompt": f"{name} {number}", "completion": "b"} for number in range(count)), name)
 
     def umbel(self, command: str, *arguments: str | Path) -> Result:
         """Run `umbel COMMAND site.toml …`."""

@@ -54,6 +54,22 @@ def test_it_ends_with_one_line_that_a_person_can_read(sockets: Path, model: Path
     )
 
 
+def test_examples_that_are_asked_are_not_trained_on_and_are_counted(sockets: Path, model: Path) -> None:
+    site = ReadableSite(sockets, model, {**EVAL, **GUARD})
+    rows = [{"prompt": f"Ward {number}?", "completion": "b"} for number in range(600)]
+    site.write(rows)
+    site.write([{**row, "prompt": f"  {str(row['prompt']).upper()}"} for row in rows[:30]], "eval.jsonl")
+    site.write([{**row, "system": "You are the desk."} for row in rows[570:]], "triage.jsonl")
+    told = "540 training and 30 held-out examples (60 are not trained on: held-out examples or guards ask the same), "
+    assert site.umbel("check").stdout.endswith(told + "guard triage with 30\n")
+    shown = " ".join(site.umbel("data").stdout.split())
+    assert "540 to train on, 30 held out; 60 withheld: held-out examples or guards ask the same" in shown
+    (site.folder / "eval.jsonl").write_text("no JSON")
+    assert "570 to train on, 0 held out; 30 withheld" in " ".join(site.umbel("data").stdout.split())
+    (site.folder / "triage.jsonl").unlink()
+    assert "guard triage cannot be read, so what it withholds is not" in " ".join(site.umbel("data").stdout.split())
+
+
 def test_it_counts_the_share_that_is_held_out_of_the_data(sockets: Path, model: Path) -> None:
     site = ReadableSite(sockets, model, {"training": {"data": "train.jsonl", "eval_fraction": 0.2}})
     site.numbered(600)

@@ -58,7 +58,8 @@ def status(**changes: Any) -> dict[str, Any]:
                 "ttft_ms": 400.0, "tpot_ms": 50.0, "quantile": 0.99, "debt_s": 0.0, "answered": 1204, "met": 1195,
             },
         },
-        "data": {"train": 1200, "held_out": 133, "cut": 3, "dropped": 1, "untold": 0, "files": {}, "will_bite": []},
+        "data": {"train": 1200, "held_out": 133, "withheld": 0, "cut": 3, "dropped": 1, "untold": 0, "files": {},
+                 "asked": {}, "will_bite": []},
         **changes,
     }  # fmt: skip
 

@@ -20,8 +20,8 @@ from umbel.site.config import SiteConfig
         (
             {"more": "[shadow]\nzzz = 1"},
             "shadow.zzz is not a setting; known here: max_loss_ratio, max_exact_drop, confidence, min_examples, "
-            "watch_s, canary_share, mirror_share, min_requests, max_latency_ratio, rollback_window_s, warm_prefixes, "
-            "guard",
+            "watch_s, canary_share, redraw_users, mirror_share, min_requests, min_users, too_few_users, "
+            "max_latency_ratio, rollback_window_s, control_share, warm_prefixes, guard",
         ),
         (
             {"more": GUARD + "max_los_ratio = 2"},

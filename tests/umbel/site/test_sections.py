@@ -47,6 +47,13 @@ def test_guards_are_named_files_from_the_site_files_folder(tmp_path: Path) -> No
         ({"more": "[shadow]\nwatch_s = inf\nmirror_share = 1"}, "shadow.watch_s: "),
         ({"more": "[shadow]\nmax_latency_ratio = 0.5"}, "shadow.max_latency_ratio: "),
         ({"more": "[shadow]\nrollback_window_s = -1"}, "shadow.rollback_window_s: "),
+        ({"more": "[shadow]\ncontrol_share = 0"}, "shadow.control_share: "),
+        ({"more": "[shadow]\nmin_users = 0"}, "shadow.min_users: "),
+        ({"more": '[shadow]\ntoo_few_users = "reject"'}, "shadow.too_few_users: "),
+        (
+            {"more": "[shadow]\nwatch_s = 9\ncanary_share = 0.6\ncontrol_share = 0.6\nrollback_window_s = 9"},
+            "shadow: canary_share and control_share are 1.2 together",
+        ),
         ({"more": "[shadow]\nguard = 1"}, "shadow.guard: "),
         ({"more": GUARD + "max_loss_ratio = 0.9"}, "shadow.guard.0.max_loss_ratio: "),
         ({"more": GUARD.replace("triage", "../x")}, "shadow.guard.0.name: "),
