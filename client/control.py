@@ -19,8 +19,6 @@ from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.errors import Conflict, CoTrainerSilent, EngineError, NoRoom, NotFound, TrainingError, WireError
 from umbel.messages import NONCE, Hello, LiveVersion, Restored, RoundOrder, RoundReport, ShadowReport, Submit
 
-MAX_ADAPTER_BYTES = 4 << 30
-"""Largest body that is read."""
 STATUS = {NotFound: 404, Conflict: 409, CoTrainerSilent: 503, TrainingError: 409, EngineError: 503, NoRoom: 507}
 """HTTP status of an error; every other umbel error is a refusal, 422."""
 
@@ -81,7 +79,7 @@ async def submit(name: str, key: str, request: Request) -> RoundReport:
     site.config.require_adapter(name)
     signature = request.headers.get("x-umbel-signature", "")
     site.keys.require(Submit(adapter=name, order=order), signature)  # before its body is read
-    report = site.jobs.submit(name, order, await _body(request), signature)
+    report = site.jobs.submit(name, order, await site.bodies.read(request), signature)
     await site.jobs.supersede(name, order)
     return report
 
@@ -105,7 +103,7 @@ async def shadow(name: str, request: Request, nonce: Nonce = "") -> ShadowReport
     site, manifest = _site(request), _header(request, "x-umbel-manifest", AdapterManifest)
     signature = request.headers.get("x-umbel-signature", "")
     site.keys.require(manifest, signature)  # before its body is read
-    site.deployer.receive(name, manifest, await _body(request), signature)
+    site.deployer.receive(name, manifest, await site.bodies.read(request), signature)
     return site.deployer.report(manifest.ref, nonce)
 
 
@@ -202,13 +200,3 @@ def _header(request: Request, name: str, model: type[BaseModel]) -> Any:
         raise WireError(f"header {name}: {model.__name__}: {where}: {first['msg']}") from error
     except ValueError as error:
         raise WireError(f"header {name} is not a {model.__name__} in base64 JSON ({error})") from error
-
-
-async def _body(request: Request) -> bytes:
-    """Read a request's body; raise WireError above MAX_ADAPTER_BYTES."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_ADAPTER_BYTES:
-            raise WireError(f"the adapter is over {MAX_ADAPTER_BYTES >> 30} GiB")
-    return bytes(body)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from client import site_status
+from client.adapter_bodies import AdapterBodies
 from client.data import user_examples
 from client.data.prepare import Preparation, Prepared, prepare_in_child
 from client.data.scrub import Scrubber
@@ -22,6 +23,7 @@ from serving.engine import require_free_port
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from serving.user_example import Example
+from umbel import peft_dir
 from umbel.base import BaseFingerprint, linear_shapes
 from umbel.errors import NotFound
 from umbel.messages import Hello
@@ -51,6 +53,7 @@ class Site:
         self.served = Served(config, self.journal)
         self.supervisor = Supervisor(config, self.cotrainer, self.served)
         self.keys = SiteKeys(config.site)
+        self.bodies = AdapterBodies(peft_dir.most_bytes(self.shapes, config.engine.max_lora_rank))
         self.jobs = Jobs(
             rounds=self.journal.rounds,
             supervisor=self.supervisor,

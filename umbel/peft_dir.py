@@ -36,6 +36,8 @@ _DTYPES: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16
 SERVED: dict[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 """Name of a dtype that engines serve in → the dtype."""
 _SCALING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+_HEADER_BYTES = 1024
+"""Most that the header of a safetensors file takes by itself, and for a tensor beside the module's name."""
 _KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<factor>[AB])\.weight")
 
 
@@ -76,6 +78,12 @@ def _require_distinct(blob: bytes) -> None:
             known.add(name)
 
     json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")], object_pairs_hook=pairs)
+
+
+def most_bytes(shapes: Shapes, rank: int) -> int:
+    """Return a bound for the size of an adapter of these modules as safetensors: float32, and room for its header."""
+    weights = sum(4 * rank * (out_features + in_features) for out_features, in_features in shapes.values())
+    return weights + _HEADER_BYTES + sum(2 * (_HEADER_BYTES + len(module)) for module in shapes)
 
 
 def digest(blob: bytes) -> str:

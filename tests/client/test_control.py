@@ -11,6 +11,7 @@ import pytest
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
+from client.adapter_bodies import AdapterBodies
 from client.control import GROUP, OPERATOR, group_api, operator_api
 from client.keys import SiteKeys
 from serving.user_example import Example
@@ -95,6 +96,7 @@ def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
         deployer=site.deployer,
         jobs=NoRounds(),
         hello=lambda: HELLO,
+        bodies=AdapterBodies(1 << 20),
         status=status,
         keep=keep,
         keys=SiteKeys(site.config.site),

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from client.adapter_bodies import AdapterBodies
 from client.control import group_api
 from client.keys import SiteKeys
 from tests.toys import cotrainer as toy_cotrainer
@@ -133,7 +134,9 @@ def test_a_key_that_cannot_be_read_ends_the_daemon_at_its_start(tmp_path: Path, 
 
 def test_the_control_api_passes_the_signature_on(run: Run, tmp_path: Path) -> None:
     async def story(queue: Queue) -> None:
-        site: Any = SimpleNamespace(config=site_config(tmp_path), jobs=queue.jobs, keys=queue.jobs._keys)
+        site: Any = SimpleNamespace(
+            config=site_config(tmp_path), jobs=queue.jobs, keys=queue.jobs._keys, bodies=AdapterBodies(1 << 20)
+        )
         async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
             post = partial(http.post, "/adapters/support/rounds/r1", content=PARENT)
             headers = {"x-umbel-order": base64.b64encode(order("r1").model_dump_json().encode()).decode()}

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
+from client.adapter_bodies import AdapterBodies
 from client.control import group_api, operator_api
 from client.journal import Journal
 from client.keys import SiteKeys
@@ -149,7 +150,9 @@ class Deployment:
 
     def http(self, *, operator: bool = False) -> httpx.AsyncClient:
         """Return a client of the control API, on the ClientApp's socket or on the operator's."""
-        site: Any = SimpleNamespace(config=self.config, deployer=self.deployer, keys=self.deployer._keys)
+        site: Any = SimpleNamespace(
+            config=self.config, deployer=self.deployer, keys=self.deployer._keys, bodies=AdapterBodies(1 << 20)
+        )
         api = operator_api(site) if operator else group_api(site)
         return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://site")
 

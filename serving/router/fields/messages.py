@@ -1,7 +1,7 @@
 """The fields of `/v1/messages`, Anthropic's."""
 
 from serving.router.fields.chat import MOST_MESSAGES, MOST_PARTS, effort
-from serving.router.fields.sampling import MOST_TOP_K, stop_texts, tokens
+from serving.router.fields.sampling import stop_texts, tokens, top_k
 from serving.router.fields.schemas import grammar
 from serving.router.fields.tools import ANTHROPIC_CHOICE, ANTHROPIC_TOOL, MOST_TOOLS, call_id
 from serving.router.fields.values import (
@@ -10,7 +10,6 @@ from serving.router.fields.values import (
     by_type,
     choice,
     flag,
-    integer,
     mapping,
     name,
     number,
@@ -48,7 +47,7 @@ FIELDS: dict[str, Check] = {
     "stop_sequences": stop_texts,
     "stream": flag,
     "temperature": number(0, 2),
-    "top_k": integer(-1, MOST_TOP_K),
+    "top_k": top_k,
     "top_p": number(0, 1, above=True),
     "tools": array(ANTHROPIC_TOOL, MOST_TOOLS),
     "tool_choice": ANTHROPIC_CHOICE,

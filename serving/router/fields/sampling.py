@@ -33,6 +33,7 @@ LONGEST_STOP = 256
 MOST_BIASES = 1024
 
 tokens = integer(1, MOST_TOKENS)
+_top_k = integer(-1, MOST_TOP_K)
 _stops = array(text(LONGEST_STOP), MOST_STOPS)
 json_schema = by_type({
     "text": record({"type": name}),
@@ -59,6 +60,11 @@ def stop(value: Any, where: str, vocab: int) -> Any:
     """Take a text at which an answer ends, or a list of some."""
     one = text(LONGEST_STOP)
     return one(value, where, vocab) or [] if isinstance(value, str) else stop_texts(value, where, vocab)
+
+
+def top_k(value: Any, where: str, vocab: int) -> int:
+    """Take the number of likeliest tokens to choose from; -1 is all of them, and so is 0, as in vLLM."""
+    return int(_top_k(value, where, vocab)) or -1
 
 
 def logit_bias(value: Any, where: str, vocab: int) -> dict[str, float]:
@@ -89,7 +95,7 @@ def priority(value: Any, where: str, vocab: int) -> int:
 PENALTIES: dict[str, Check] = {
     "temperature": number(0, 2),
     "top_p": number(0, 1, above=True),
-    "top_k": integer(-1, MOST_TOP_K),
+    "top_k": top_k,
     "min_p": number(0, 1),
     "frequency_penalty": number(-2, 2),
     "presence_penalty": number(-2, 2),

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.adapter_bodies import AdapterBodies
 from client.control import group_api
 from tests.toys.deployment import Deployment, adapter, manifest_of, quick, run
 from tests.toys.engine import ToyMachine
@@ -29,7 +30,12 @@ def client(site: Deployment) -> httpx.AsyncClient:
     """Return a client of the real control API, which raises any exception that the API does not answer."""
     hello = SimpleNamespace(adapters=("support",))
     whole: Any = SimpleNamespace(
-        config=site.config, deployer=site.deployer, jobs=NoRounds(), hello=lambda: hello, keys=site.deployer._keys
+        config=site.config,
+        deployer=site.deployer,
+        jobs=NoRounds(),
+        hello=lambda: hello,
+        keys=site.deployer._keys,
+        bodies=AdapterBodies(1 << 25),
     )
     return httpx.AsyncClient(transport=httpx.ASGITransport(group_api(whole)), base_url="http://site")
 

@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client import daemon
+from client.adapter_bodies import AdapterBodies
 from client.control import group_api
 from tests.toys.cotrainer import order
 from tests.toys.deployment import Deployment, adapter, manifest_of
@@ -25,6 +26,8 @@ KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([byte] * 32)) for byte 
 MANIFEST, ORDER = manifest_of(1, adapter(1)), order("r1")
 CHUNK = b"%x\r\n%s\r\n" % (1 << 20, bytes(1 << 20))
 SENT_MIB = 256
+MOST = 2 << 20
+"""Bytes of the largest adapter that this site could load."""
 MOST_HELD = 8 << 20
 """Bytes that the daemon may hold of a body, however long: what the operating system gives it in a few reads."""
 PATHS = {"/adapters/support/rounds/r1": Submit(adapter="support", order=ORDER), "/adapters/support/shadow": MANIFEST}
@@ -37,7 +40,9 @@ def listening(sockets: Path) -> Iterator[Path]:
     keys = made.deployer._keys
     keys._trusted = KEY.public_key()
     jobs = SimpleNamespace(submit=None)  # whoever called it would be answered with a 500
-    site: Any = SimpleNamespace(config=made.config, deployer=made.deployer, jobs=jobs, keys=keys)
+    site: Any = SimpleNamespace(
+        config=made.config, deployer=made.deployer, jobs=jobs, keys=keys, bodies=AdapterBodies(MOST)
+    )
     server = daemon._server(group_api(site))
     path = sockets / "site.sock"
     with daemon._bound(path, shared=False) as listener:
@@ -119,3 +124,19 @@ def test_a_body_that_the_centre_signed_is_waited_for(listening: Path, path: str)
         connection.settimeout(0.5)
         with pytest.raises(TimeoutError):
             connection.recv(1)
+
+
+@pytest.mark.parametrize("length", ["transfer-encoding: chunked", f"content-length: {MOST + 1}"])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_signed_header_that_is_sent_again_lets_no_more_in_than_an_adapter(
+    listening: Path, path: str, length: str
+) -> None:
+    with connect(listening) as connection:
+        connection.sendall(head(path, signing.sign(KEY, PATHS[path]), length))
+        if "chunked" in length:
+            with contextlib.suppress(ConnectionError):
+                for _ in range((MOST >> 20) + 1):
+                    connection.sendall(CHUNK)
+        said = answer(connection)
+    assert said.startswith(b"HTTP/1.1 422 "), said
+    assert f"the adapter is over {MOST} bytes".encode() in said
