@@ -113,7 +113,7 @@ class Users:
 
 def _require_ended(stream: str) -> None:
     """Require that a stream of events has an end, and no error but one that refuses the request."""
-    data = [line.removeprefix("data:").strip() for line in stream.splitlines() if line.startswith("data:")]
+    data = [line.removeprefix("data:").strip() for line in stream.split("\n") if line.startswith("data:")]
     ended = (*ENDS, *REFUSED)
     assert any(end in one for one in data[-2:] for end in ended), f"a stream without an end: …{stream[-300:]}"
     for one in data:
