@@ -132,13 +132,16 @@ class ToyScheduler:
         """Take the request off the scheduler's socket."""
         self.requests.recv()
 
-    def tell(self, message: BaseModel | bytes) -> CoTrainerStatus:
-        """Send a message of the daemon's; return the answer given in the next iteration, of an engine that is idle."""
+    def tell(self, message: BaseModel | bytes, *, unpaced: bool = False) -> CoTrainerStatus:
+        """Send a message of the daemon's; return the answer given in the next iteration, of an engine that is idle.
+
+        `unpaced`: a thread of the co-trainer's may train meanwhile.
+        """
         self._daemon.send(message if isinstance(message, bytes) else wire.pack_model(message))
         assert self.cotrainer.commands.socket.poll(PATIENCE_MS)
         running, waiting = self.scheduler.running_batch, self.scheduler.waiting_queue
         self.load()
-        assert self.busy() == [], "an idle engine trains in the sleeper's place only"
+        assert self.busy() == [] or unpaced, "an idle engine trains in the sleeper's place only"
         self.scheduler.running_batch, self.scheduler.waiting_queue = running, waiting
         assert self._daemon.poll(PATIENCE_MS)
         return wire.unpack_model(self._daemon.recv(), CoTrainerStatus)

@@ -147,7 +147,7 @@ def test_whole_steps_run_only_when_idle_and_are_not_cut_short(make: Make) -> Non
 def test_an_unpaced_trainer_needs_nobody_to_call_it_and_rests_when_told(make: Make) -> None:
     scheduler = make()
     scheduler.tell(UseSystem(policy="unpaced"))
-    scheduler.tell(scheduler.train_job())
+    scheduler.tell(scheduler.train_job(), unpaced=True)
     job, until = scheduler.cotrainer.job, time.monotonic() + PATIENCE_S
     assert job is not None
     while not job.state.final and time.monotonic() < until:

@@ -48,6 +48,7 @@ class PlainSupervisor:
         self.loaded: set[AdapterRef] = set()
         self.starts = 1
         self.deaths_under_users = 0
+        self.longest_hang_s = 60.0
         self.started_at = 0.0
 
     @property

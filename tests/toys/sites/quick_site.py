@@ -38,6 +38,7 @@ class NoSupervisor:
         self.loaded: set[AdapterRef] = set()
         self.starts = 1
         self.deaths_under_users = 0
+        self.longest_hang_s = 60.0
         self.started_at = 0.0
 
     async def ready(self) -> NoEngine:
