@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from client import daemon, site
+from client import daemon, jobs, site
 from client.data.prepare import Prepared
-from client.jobs import Jobs
 from serving.scores import Scores
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toys.sites.no_engine import NoEngine
@@ -34,6 +33,7 @@ class NoSupervisor:
     """Stands in for `serving.supervisor.Supervisor`: ready at once, and for ever."""
 
     def __init__(self, config: SiteConfig, cotrainer: object, what_to_serve: object) -> None:
+        self.state_dir = config.site.state_dir
         self.engine = NoEngine()
         self.loaded: set[AdapterRef] = set()
         self.starts = 1
@@ -64,10 +64,13 @@ class NoCoTrainer:
         return CoTrainerStatus()
 
 
-class QuickJobs(Jobs):
-    """Jobs without a co-trainer."""
+class NoFollowing:
+    """Stands in for `client.following.Following`: a job has ended as soon as it is given."""
 
-    async def _follow(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
+    def __init__(self, supervisor: NoSupervisor, cotrainer: object) -> None:
+        self._against = supervisor.state_dir / "against"
+
+    async def follow(self, job: TrainJob | EvaluateJob, note: object = None) -> CoTrainerStatus:
         done = CoTrainerStatus(job=job.id, state=JobState.DONE)
         if isinstance(job, EvaluateJob):
             assert job.output is not None
@@ -82,9 +85,8 @@ class QuickJobs(Jobs):
     def _loss(self, adapter: str | None) -> float:
         if adapter is None:
             return 100.0
-        against = self._directory.parent / "against"
         file = Path(adapter)
-        if against.exists() and file.parent.name in against.read_text().split():
+        if self._against.exists() and file.parent.name in self._against.read_text().split():
             return 200.0
         tensors = peft_dir.decode(file.read_bytes())
         return 100.0 - max(float(np.abs(array).max()) for name, array in tensors.items() if ".lora_B." in name)
@@ -106,11 +108,10 @@ async def no_data(*_: object) -> Prepared:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("site", type=Path)
-    instead = {
-        "Supervisor": NoSupervisor, "Jobs": QuickJobs, "CoTrainerClient": NoCoTrainer, "prepare_in_child": no_data
-    }  # fmt: skip
+    instead = {"Supervisor": NoSupervisor, "CoTrainerClient": NoCoTrainer, "prepare_in_child": no_data}
     for name, replacement in instead.items():
         setattr(site, name, replacement)
+    jobs.Following = NoFollowing
     asyncio.run(daemon.serve(SiteConfig.load(parser.parse_args().site)))
 
 
