@@ -15,6 +15,8 @@ CREATE TABLE IF NOT EXISTS heldout_looks (
     adapter TEXT NOT NULL, heldout TEXT NOT NULL, verdicts INTEGER NOT NULL, since INTEGER NOT NULL,
     PRIMARY KEY (adapter, heldout));
 """
+MANY = 10
+"""Looks since a promotion after which a gain has to be 1.7 times as large as at the first look to promote."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,13 @@ class Look:
     def level(self, alpha: float) -> float:
         """Return this look's part of the probability `alpha` of a promotion by luck; all parts together are `alpha`."""
         return alpha * 6 / (math.pi * self.since) ** 2
+
+    def due(self, alpha: float) -> bool:
+        """Return whether other held-out examples are due before this look.
+
+        They are when there were about as many verdicts as one error allows, or MANY since a promotion.
+        """
+        return self.number * alpha >= 1 or self.since > MANY
 
 
 class HeldoutLooks:

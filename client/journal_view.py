@@ -5,11 +5,12 @@ Each query opens a connection that cannot write; SQLite's WAL lets it read while
 
 import json
 import sqlite3
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from client.heldout_looks import HeldoutLooks, Look
 from client.journal import LIVE_AGAIN, TAKEN_BACK
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import ConfigError
@@ -31,12 +32,18 @@ def read(path: Path, adapters: Iterable[str]) -> dict[str, Any]:
 
     Raises OSError without a journal, ConfigError for one that cannot be read.
     """
-    try:
-        with path.open("rb"), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            database.execute("BEGIN")  # one snapshot for all queries
-            return _read(database, list(adapters))
-    except sqlite3.DatabaseError as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); restore {path.parent} from your backup") from error
+    with _opened(path) as database:
+        return _read(database, list(adapters))
+
+
+def heldout_looks(path: Path, adapters: Iterable[str], heldout: str) -> dict[str, Look]:
+    """Return the look that the next verdict on each adapter will be, by the held-out examples of that digest.
+
+    Raises as `read` does.
+    """
+    with _opened(path) as database:
+        looks = HeldoutLooks(database)
+        return {adapter: looks.next(adapter, heldout) for adapter in adapters}
 
 
 def without_daemon(config: SiteConfig) -> dict[str, Any]:
@@ -50,7 +57,19 @@ def without_daemon(config: SiteConfig) -> dict[str, Any]:
         "in_flight": {},
         "training": None,
         "data": None,
+        "heldout_looks": {},
     }
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """Give a connection that cannot write, and one snapshot for all its queries."""
+    try:
+        with path.open("rb"), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            database.execute("BEGIN")
+            yield database
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); restore {path.parent} from your backup") from error
 
 
 def _read(database: sqlite3.Connection, names: list[str]) -> dict[str, Any]:

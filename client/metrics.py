@@ -100,6 +100,11 @@ def _slo(read: Callable[[Mapping[str, Any]], Values]) -> Callable[[Status], Valu
     return lambda status: read(slo) if (slo := _training(status).get("slo")) else {}
 
 
+def _targets(slo: Mapping[str, Any]) -> Values:
+    fields = {"ttft": "ttft_ms", "ttft_per_token": "ttft_ms_per_token", "tpot": "tpot_ms"}
+    return {(kind,): slo[field] / 1000 for kind, field in fields.items()}
+
+
 def _one(read: Callable[[Status], float | None]) -> Callable[[Status], Values]:
     return lambda status: {} if (value := read(status)) is None else {ONE: value}
 
@@ -126,8 +131,8 @@ METRICS = (
     Metric("umbel_requests_total", "counter", "Requests that came to the engine's scheduler.",
            _one(lambda status: _training(status).get("preemption", {}).get("arrivals")), restarts=True),
     # Latency targets
-    Metric("umbel_slo_target_seconds", "gauge", "Targets in force: to the first token, and per later one.",
-           _slo(lambda slo: {("ttft",): slo["ttft_ms"] / 1000, ("tpot",): slo["tpot_ms"] / 1000}), ("kind",)),
+    Metric("umbel_slo_target_seconds", "gauge", "Targets in force: to the first token, more of it per prompt token, "
+           "and per later token.", _slo(_targets), ("kind",)),
     Metric("umbel_slo_margin_ratio", "gauge", "The part of a target that the governor keeps back.",
            _slo(lambda slo: {("ttft",): slo["margin_ttft"], ("tpot",): slo["margin_tpot"]}), ("kind",)),
     Metric("umbel_slo_objective_ratio", "gauge", "The share of requests that must meet both targets.",

@@ -39,6 +39,7 @@ async def report(
         "in_flight": await _in_flight(supervisor),
         "training": await _training(supervisor, cotrainer),
         "data": data(config, prepared),
+        "heldout_looks": looks(config, prepared),
         "recovered": served.recovered,
         "traffic": await _traffic(supervisor),
     }
@@ -56,6 +57,21 @@ def data(config: SiteConfig, prepared: Prepared) -> dict[str, Any]:
         "files": {name: asdict(summary) for name, summary in prepared.files.items()},
         "asked": {name: asdict(asked) for name, asked in prepared.asked.items()},
         "will_bite": warnings(config, prepared.files, prepared.asked, prepared.withheld),
+    }
+
+
+def looks(config: SiteConfig, prepared: Prepared) -> dict[str, Any]:
+    """Return, by adapter, the number of verdicts by the present held-out examples, and what the next one asks."""
+    alpha = (1 - config.shadow.confidence) / 2
+    journal = config.site.state_dir / "journal.sqlite3"
+    return {
+        adapter: {
+            "verdicts": look.number - 1,
+            "since_promotion": look.since - 1,
+            "next_level": look.level(alpha),
+            "due": look.due(alpha),
+        }
+        for adapter, look in journal_view.heldout_looks(journal, config.adapters, prepared.heldout).items()
     }
 
 

@@ -114,8 +114,8 @@ class Training:
     ) -> None:  # fmt: skip
         """Talk to the sites, and fold in their updates.
 
-        From the first update on no further site takes part: how long a change may be depends on how many there are, and
-        an update that is in the fold already would have been measured by another number.
+        From the first admitted update on no further site takes part: how long a change may be depends on how many there
+        are, and an update that is in the fold already would have been measured by another number.
         """
         config, clock = self._config, self._exchange.clock
         self._given, self._asked = {}, set()
@@ -126,7 +126,7 @@ class Training:
             started + config.round_seconds + config.grace_seconds,
             group=f"round {number}",
             enough=lambda _: clock() >= in_time and len(fold.admitted) >= config.quorum,
-            open=lambda: not result.reports,
+            open=lambda: not fold.admitted,
         )
         fate = "counts in the next round" if config.buffered else "is dropped"
         late = {site: given for site, given in self._given.items() if site in outcome.late}

@@ -172,8 +172,8 @@ class RoundFold:
         steps = [entry.steps for entry in self._entries]
         if self._options.robust == "none":
             weights = [entry.weight for entry in self._entries]
-            total = math.fsum(weights)
-            done = math.fsum(weight * count for weight, count in zip(weights, steps, strict=True))
+            total, most = math.fsum(weights), robust.norm_bound(steps, self._options.norm_clip)
+            done = math.fsum(weight * min(count, most) for weight, count in zip(weights, steps, strict=True))
             return _Weighed(weights, total, done / total)
         per_step = torch.tensor(scales, dtype=torch.float64) / torch.tensor(steps, dtype=torch.float64)
         matrix = gram([_Changes(entry, self._change) for entry in self._entries]) * torch.outer(per_step, per_step)
@@ -202,8 +202,8 @@ class _Weighed:
     total: float
     """Divisor of the weights."""
     steps: float
-    """Σ p_i τ_i: how many of the mean step are taken. Under a robust rule no minority decides it: it is the median, or
-    for fltrust the trusted site's."""
+    """Σ p_i τ_i: how many of the mean step are taken, with no τ_i above `norm_clip` times their median, as each is a
+    site's own count. Under a robust rule no minority decides it: it is the median, for fltrust the trusted site's."""
     rejected: dict[int, str] = field(default_factory=dict)
     """Index → reason of entries that a robust rule rejects."""
 

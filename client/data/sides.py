@@ -31,7 +31,11 @@ class Sides:
     @property
     def asked(self) -> dict[str, Asked]:
         """What each set tells."""
-        return {name: Asked(len(examples), counts_as(examples)) for name, examples in self.asking.items()}
+        groups = {name: {example.group for example in examples} for name, examples in self.asking.items()}
+        return {
+            name: Asked(len(examples), counts_as(examples), _twin(name, groups))
+            for name, examples in self.asking.items()
+        }
 
     def mistake(self, path: object) -> DataError | None:
         """Return what keeps the site from training, blamed on its file of data; None where something is left."""
@@ -64,6 +68,15 @@ def sides(files: Mapping[str, Sequence[Inspected]], fraction: float | None) -> S
         withheld |= {name: len(examples) - len(left)} if len(left) < len(examples) else {}
         train += left
     return Sides(train, {name: _once(examples) for name, examples in asking.items()}, withheld)
+
+
+def _twin(name: str, groups: Mapping[str, set[str]]) -> str:
+    """Return the first of the other sets that asks all that this guard asks, of equal ones only an earlier one."""
+    names, own = list(groups), groups[name]
+    for place, other in enumerate(names if name != HELD_OUT and own else ()):
+        if own < groups[other] or (own == groups[other] and place < names.index(name)):
+            return other
+    return ""
 
 
 def _once(examples: Sequence[Inspected]) -> list[Inspected]:

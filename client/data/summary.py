@@ -17,6 +17,8 @@ MANY = 0.1
 """Share of a file's examples from which on it is worth a warning."""
 LARGE_GROUP = 10
 """Examples of one group from which on it is worth a warning."""
+ALONE = 0.8
+"""Share of examples that has to count for their number to be told alone."""
 GROUP_REMEDY = 'where the first user turn says little, as a greeting does, give each conversation a "group"'
 
 
@@ -67,6 +69,8 @@ class Asked:
     """Different examples."""
     counts_as: float
     """Independent examples of equal length that would tell as much; `min_examples` is of these."""
+    twin: str = ""
+    """Name of a set that asks all that this one asks; empty where there is none."""
 
 
 def quantile(sorted_values: Sequence[int], share: float) -> int:
@@ -150,15 +154,21 @@ def _of_file(name: str, summary: Summary, config: SiteConfig) -> list[str]:
 
 
 def _verdicts(config: SiteConfig, asked: Mapping[str, Asked]) -> list[str]:
-    """Say what will keep this site from promoting any version."""
+    """Say what will keep this site from promoting any version, and which guards are none."""
     least = config.shadow.min_examples
-    more = "more eval_data" if config.training.eval_data else "more data, or eval_data,"
+    more = "more eval_data" if config.training.eval_data else "more data, or eval_data, or a larger eval_fraction,"
     told = []
     for name, found in asked.items():
+        if found.twin:
+            told.append(
+                f"all that {name} asks is asked by {found.twin}, too: it protects nothing more, and the more guards "
+                "there are, the more clearly a version must be worse on one; give it other examples, or leave it out"
+            )
         if found.counts_as >= least:
             continue
         what = f"{found.examples} {name if name == HELD_OUT else f'examples of {name}'}"
-        few = f"{what} are fewer" if found.examples < least else f"{what} {counting(found.counts_as)}, fewer"
+        alone = found.examples < least and found.counts_as >= ALONE * found.examples
+        few = f"{what} are fewer" if alone else f"{what} {counting(found.counts_as)}, fewer"
         remedy = more if name == HELD_OUT else "it more"
         told.append(
             f"{few} than [shadow].min_examples = {least}: no version can be promoted; give {remedy} or lower it"

@@ -56,9 +56,9 @@ class Switch:
         reach(Point.ROLL_BACK_BEGUN)
         self._journal.make_base_live(live, event)
         reach(Point.ROLL_BACK_JOURNALLED)
+        await self.publish(faults.ROLL_BACK)
         if dropped is not None:
             self._retire(dropped)
-        await self.publish(faults.ROLL_BACK)
 
     async def publish(self, change: faults.AliasChange) -> None:
         """Bring the file and the router to what the journal says; a router may have missed it the first time."""

@@ -15,15 +15,19 @@ Each of the two errors has the probability α = (1 − confidence) / 2, however 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 
 from client.heldout_looks import Look
-from client.versions.bootstrap import Difference, mean_difference, share_difference
+from client.versions.bootstrap import MOST_COUNTED, Difference, mean_difference, share_difference
 from serving.scores import Scores, effective_size
 from umbel.messages import Evaluation, Verdict
 from umbel.site.sections import ShadowSection
+
+MUCH_WIDER = 1.2
+"""From so many times as wide an interval on, for skewed differences, a reason says so."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def _compare(
             return _Finding(outcome, (said,))
     counts_as = effective_size(candidate.by_cluster(candidate.tokens)[0])
     if counts_as < policy.min_examples:
-        which = "examples" if len(candidate) < policy.min_examples else f"examples that count as {counts_as:.0f}"
+        which = "examples" if len(candidate) < policy.min_examples else f"examples that count as {int(counts_as)}"
         few = f"{name}: {len(candidate)} {which} are too few to tell; [shadow].min_examples is {policy.min_examples}"
         return _Finding(_Outcome.CANNOT_TELL, (few,))
     # A ratio below 1 asks for a gain: a shadow that misses it is not better, but for that alone not worse.
@@ -181,6 +185,8 @@ def _finding(found: _Comparison, policy: ShadowSection, worse: tuple[bool, bool]
                 f"{since}: p = {found.at_wanted.p_lower:.2g}, and {level:.2g} is asked for by now; give other held-out "
                 "examples, or train for longer"
             )
+    if look is not None and not better and found.at_wanted.value < 0 and found.at_wanted.widened > MUCH_WIDER:
+        told += _skewed(found.at_wanted, level, alpha)
     reasons = (
         told,
         f"{found.name} exact match {candidate.exact_match:.1%} against {role}'s {incumbent.exact_match:.1%}: "
@@ -189,6 +195,17 @@ def _finding(found: _Comparison, policy: ShadowSection, worse: tuple[bool, bool]
     if worse[1]:
         return _Finding(_Outcome.WORSE, reasons[::-1])
     return _Finding(_Outcome.WORSE if worse[0] else _Outcome.BETTER if better else _Outcome.NOT_BETTER, reasons)
+
+
+def _skewed(found: Difference, level: float, alpha: float) -> str:
+    """Say that a few examples are much worse than the others, and how many would be enough to know all the same."""
+    normal = NormalDist()
+    enough = found.enough(normal.inv_cdf(level) / normal.inv_cdf(alpha))
+    wanted = "more" if enough >= MOST_COUNTED else f"about {enough}"
+    return (
+        f"; a few got much worse, and {found.clusters} examples tell badly how often that happens, so the interval is "
+        f"{found.widened:.1f} × as wide; {wanted} would be enough for this difference"
+    )
 
 
 def _word(difference: Difference, worse: bool, better: bool) -> str:

@@ -167,7 +167,8 @@ class Consent:
 
     async def _hand_over(self, example: Example) -> tuple[int, str]:
         """Send an example to the daemon; return its status, and its reason if it refuses."""
-        transport = self._daemon or httpx.AsyncHTTPTransport(uds=str(self._settings.socket))
+        # There is no TLS on a socket, and users would wait for the 50 ms that reading the system's certificates takes.
+        transport = self._daemon or httpx.AsyncHTTPTransport(verify=False, uds=str(self._settings.socket))
         try:
             async with httpx.AsyncClient(transport=transport, timeout=DAEMON_TIMEOUT_S) as client:
                 reply = await client.post("http://site/examples", json=example.model_dump())

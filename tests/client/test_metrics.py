@@ -38,8 +38,8 @@ STATUS: dict[str, Any] = {
         "longest_quantum_s": 0.004,
         "preemption": {"arrivals": 40, "count": 3},
         "slo": {
-            "ttft_ms": 400.0, "tpot_ms": 50.0, "quantile": 0.99, "margin_ttft": 0.1, "margin_tpot": 0.2,
-            "debt_s": 1.5, "answered": 38, "met": 37,
+            "ttft_ms": 400.0, "ttft_ms_per_token": 0.5, "tpot_ms": 50.0, "quantile": 0.99, "margin_ttft": 0.1,
+            "margin_tpot": 0.2, "debt_s": 1.5, "answered": 38, "met": 37,
         },
     },
 }  # fmt: skip
@@ -95,6 +95,7 @@ def test_the_figures_are_those_of_the_status() -> None:
         'umbel_requests_in_flight{version="support@v2"}': 2,
         "umbel_requests_total": 40,
         'umbel_slo_target_seconds{kind="ttft"}': 0.4,
+        'umbel_slo_target_seconds{kind="ttft_per_token"}': 0.0005,
         'umbel_slo_target_seconds{kind="tpot"}': 0.05,
         'umbel_slo_requests_total{outcome="met"}': 37,
         'umbel_slo_requests_total{outcome="missed"}': 1,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client.data.prepare import Prepared
+from client.data.prepare import Preparation, Prepared, prepare
 from client.journal import TAKEN_BACK
 from client.site import Site
 from scripts.tools.processes import free_port
@@ -38,6 +38,17 @@ def test_hello_says_what_can_be_trained_here_and_what_answers(site: Site) -> Non
     assert (site.hello().live, site.hello().refused) == ({"support": None}, {"support": ("support@v2",)})
 
 
+@pytest.fixture
+def prepared_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare data in this process, which has transformers already; test_prepare.py has the child process."""
+
+    async def here(wanted: Preparation) -> Prepared:
+        return prepare(wanted)
+
+    monkeypatch.setattr("client.site.prepare_in_child", here)
+
+
+@pytest.mark.usefixtures("prepared_here")
 @pytest.mark.parametrize(("flags", "slow"), [("avx2 avx512f", True), ("avx2 avx512_bf16", False)])
 def test_a_cpu_that_emulates_the_number_format_is_named_before_the_engine_starts(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
@@ -52,6 +63,7 @@ def test_a_cpu_that_emulates_the_number_format_is_named_before_the_engine_starts
     assert ("engine.slow [engine].dtype is bfloat16" in caplog.text) == slow
 
 
+@pytest.mark.usefixtures("prepared_here")
 def test_data_that_will_bite_is_one_warning_with_its_remedy_in_the_log(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:

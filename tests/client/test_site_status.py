@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from client import site_status
 from client.data.prepare import Prepared
 from client.data.summary import DATA, HELD_OUT, Asked, Summary
+from client.heldout_looks import Look
 from serving.trainer_socket import CoTrainerStatus
 from tests.toys.deployment import Deployment, quick, run
 from tests.toys.engine import ToyMachine
@@ -43,7 +45,7 @@ PREPARED = Prepared(
         examples=100, refused=0, cut=20, dropped=8, untold=1, repeated=0, groups=100, largest_group=1, unending=0,
         loss_tokens=900, median=20, p95=40, longest=600, padding=0.9,
     )},
-    asked={HELD_OUT: Asked(12, 12.0)}, withheld={DATA: 3},
+    asked={HELD_OUT: Asked(12, 12.0)}, withheld={DATA: 3}, heldout="asked",
 )  # fmt: skip
 KNOWN = CoTrainer(CoTrainerStatus(latency_known=True))
 
@@ -84,6 +86,32 @@ def test_it_says_what_of_the_prepared_data_will_bite(tmp_path: Path, machine: To
         cut, few = data["will_bite"]
         assert cut.startswith("12 of 100 examples of [training].data are cut at [training].seq_len")
         assert few.startswith("12 held-out examples are fewer than")
+
+    run(tmp_path, machine, story)
+
+
+def test_it_says_how_often_the_held_out_examples_were_looked_at(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.ready()
+        site.jobs.losses = {"support-v1": 0.5, "support-v2": 2.0, "support-v3": 2.0}
+
+        async def looks(heldout: str) -> dict[str, Any]:
+            prepared = replace(PREPARED, heldout=heldout)
+            said = await site_status.report(site.config, prepared, site.supervisor, site.served, KNOWN)
+            found: dict[str, Any] = said["heldout_looks"]["support"]
+            return found
+
+        alpha = (1 - site.config.shadow.confidence) / 2
+        first = {"verdicts": 0, "since_promotion": 0, "next_level": Look().level(alpha), "due": False}
+        assert await looks(site.jobs.heldout) == first
+        await site.deploy(1)
+        assert await looks(site.jobs.heldout) == {**first, "verdicts": 1}, "it promoted"
+        for version in (2, 3):
+            await site.judged(site.push(version))
+        assert await looks(site.jobs.heldout) == {
+            "verdicts": 3, "since_promotion": 2, "next_level": pytest.approx(first["next_level"] / 9), "due": False,
+        }  # fmt: skip
+        assert await looks("others") == first
 
     run(tmp_path, machine, story)
 

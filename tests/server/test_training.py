@@ -184,6 +184,16 @@ def test_a_site_that_comes_once_an_update_is_in_waits_for_the_next_round(world: 
     assert set(second.weights) == {"a", "b", "c"}
 
 
+def test_an_update_that_is_refused_keeps_nobody_out(world: World) -> None:
+    """Or one site, by answering at once with nonsense, would hold up all that are not there yet."""
+    socket = world.grid.nodes.pop(3)
+    world.sites["a"].hurt, world.sites["b"].polls = poison, 10
+    world.clock.after(12, lambda: world.grid.nodes.update({3: socket}))
+    first = world.start(rounds=1).versions("support")[1]
+    assert set(first.weights) == {"b", "c"}
+    assert "NaN" in first.left_out["a"]
+
+
 def test_a_site_that_comes_before_the_first_update_takes_part(world: World) -> None:
     socket = world.grid.nodes.pop(3)
     world.sites["a"].polls = world.sites["b"].polls = 10

@@ -109,6 +109,20 @@ def test_few_steps_claimed_for_a_long_change_are_shortened_like_a_long_change() 
     assert result.weights["site-0"] == pytest.approx(0.2)
 
 
+def test_many_steps_claimed_do_not_lengthen_what_the_others_did() -> None:
+    """Four sites that were busy, and one that says it did all of the plan's steps, and holds most of the data."""
+    parent = parent_adapter()
+
+    def length(steps: int, held: int) -> float:
+        busy = [update(f"site-{i}", parent, away(parent, 1.0, i, 0.2), steps=STEPS // 4) for i in range(4)]
+        liar = update("liar", parent, away(parent, 1.0, 9, 0.2), steps=steps, held_examples=held)
+        return float(changed(Exact().aggregate(parent, [*busy, liar]), parent).norm())
+
+    honest = length(STEPS // 4, 100)
+    assert length(1000 * STEPS, 100) < 1.3 * honest, "a fifth of the sites, twice the median's steps"
+    assert length(1000 * STEPS, 10**7) < 2.1 * honest, "and whatever it says it holds"
+
+
 ROBUST = [
     {"robust": "geometric_median"},
     {"robust": "multi_krum", "byzantine": 3},

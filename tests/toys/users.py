@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,19 @@ CONFIDENCE = 0.95
 NOMINAL = (1 - CONFIDENCE) / 2
 """Probability of a false alarm that each test may have, over all looks together."""
 Numbers = NDArray[np.float64]
+
+
+class User(NamedTuple):
+    """A `UserTraffic` that takes a tenth of the time to make: a simulation makes a million."""
+
+    requests: int
+    errors: int
+    up: int
+    down: int
+    streams: int
+    log_ttft: float
+    paced: int = 0
+    log_tpot: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,10 +54,9 @@ class Requests:
             for weights in (None, *(self.failed[:first], self.rated[:first], self.bad[:first], self.log_ttft[:first]))
         )
         by_user = {
-            code: UserTraffic.model_construct(
-                requests=int(total[i]), errors=int(failed[i]), up=int(rated[i] - bad[i]), down=int(bad[i]),
-                streams=int(total[i]), log_ttft=waited[i],
-            )
+            code: cast(UserTraffic, User(
+                int(total[i]), int(failed[i]), int(rated[i] - bad[i]), int(bad[i]), int(total[i]), waited[i]
+            ))
             for i, code in enumerate(names.tolist())
         }  # fmt: skip
         return VersionTraffic.model_construct(requests=first, users=len(names), by_user=by_user)

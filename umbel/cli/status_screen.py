@@ -51,6 +51,9 @@ def _now(report: Report) -> Iterator[Row]:
         yield "answering", Text(", ".join(in_flight) or "no request")
         yield "latency", Text(_latency(report["training"] or {}))
         yield "training", _training(report)
+        if kept := (report["training"] or {}).get("reserved_mb"):
+            tokens = report["training"]["kv_tokens_given_up"]
+            yield "memory", Text(f"{kept:,} MB are kept for training, {tokens:,} tokens of KV cache")
         if report.get("data"):  # a daemon of before tells none
             yield "data", _data(report["data"])
     yield "rounds", Text(f"waiting or running: {', '.join(report['open_rounds']) or 'none'}")
@@ -87,6 +90,9 @@ def _versions(report: Report, adapter: str, site_file: str) -> Iterator[Row]:
     for alias, ref in aliases.items():
         if alias not in ("live", "previous") and ref:
             yield alias, Text(f"{ref} {_judged(report, ref)}")
+    looks = report["heldout_looks"].get(adapter)  # none without a daemon, which knows the examples
+    if looks and looks["verdicts"]:
+        yield "looks", _looks(looks)
     if aliases["previous"] or aliases["live"]:
         command = f"umbel rollback {shlex.quote(site_file)} {adapter}{' --force' if bad else ''}"
         yield "go back", Text(f"to {aliases['previous'] or 'the base'}: {command}")
@@ -115,11 +121,22 @@ def _reason(verdict: Report) -> str:
     return next((reason for reason in reasons if reason.startswith("held-out loss")), reasons[0])
 
 
+def _looks(looks: Report) -> Text:
+    """Say how often versions were judged by the same held-out examples, and what that costs the next one."""
+    since, verdicts = looks["since_promotion"], looks["verdicts"]
+    in_all = f", {verdicts} in all" if verdicts != since else ""
+    asked = f"the next verdict promotes at p = {looks['next_level']:.1g} or less"
+    text = Text(f"{since} at the held-out examples since a promotion{in_all}; {asked}")
+    return text.append("; renew them", "yellow") if looks["due"] else text
+
+
 def _latency(training: Report) -> str:
     slo = training.get("slo")
     if not slo:
         return "no targets yet; training is for idle time until they are known"
-    targets = f"targets: {slo['ttft_ms']:.0f} ms to the first token, {slo['tpot_ms']:.1f} ms per later one"
+    per_token = slo.get("ttft_ms_per_token", 0.0)
+    prompt = f" and {per_token:.3g} ms per prompt token" if per_token else ""
+    targets = f"targets: {slo['ttft_ms']:.0f} ms{prompt} to the first token, {slo['tpot_ms']:.1f} ms per later one"
     answered, met = slo.get("answered", 0), slo.get("met", 0)
     share = f"met by {met / answered:.1%} of {answered} requests" if answered else "no request answered yet"
     debt = f"; {slo['debt_s']:.1f} s were trained against them (share_floor)" if slo["debt_s"] else ""

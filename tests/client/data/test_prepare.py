@@ -9,7 +9,7 @@ import pytest
 from client.data.chat_tokens import ChatTokenizer
 from client.data.conversation import Conversation, Turn
 from client.data.examples import MAX_LINE
-from client.data.prepare import Preparation, Prepared, prepare, prepare_in_child
+from client.data.prepare import Preparation, prepare, prepare_in_child
 from tests.toys.sites.training_data import SECRET, rows, write_lines
 from umbel.errors import DataError
 from umbel.token_file import TokenFile
@@ -94,14 +94,17 @@ def test_a_byte_order_mark_is_no_mistake(tiny_llama: Path, tmp_path: Path) -> No
 
 def test_child_gives_the_same_result_and_errors(tiny_llama: Path, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "data.jsonl", [("a", "b"), ("c", "d")])
+    guards = {"triage": write_lines(tmp_path / "a.jsonl", [("knee", "K"), ("eye", "B")])}
+    given = write_lines(tmp_path / "examples.jsonl", [("new", "kept")])
 
-    def in_child(file: Path) -> Prepared:
-        return asyncio.run(prepare_in_child(Preparation(file, None, 0.1, tiny_llama, 16, tmp_path / "tokens")))
+    def wanted(file: Path) -> Preparation:
+        return Preparation(file, None, 0.1, tiny_llama, 16, tmp_path / "tokens", guards, given)
 
-    done = in_child(data)
-    assert done == prepare(Preparation(data, None, 0.1, tiny_llama, 16, tmp_path / "tokens"))
+    done = asyncio.run(prepare_in_child(wanted(data)))
+    assert done == prepare(wanted(data))
+    assert (done.train_examples, list(done.guards)) == (2, ["triage"])
     with pytest.raises(DataError, match=r"missing\.jsonl: cannot be read"):
-        in_child(tmp_path / "missing.jsonl")
+        asyncio.run(prepare_in_child(wanted(tmp_path / "missing.jsonl")))
 
 
 @pytest.mark.parametrize("answer", ["", "  \n"])
@@ -124,8 +127,7 @@ def test_guards_are_prepared_whole_and_beside_the_held_out_examples(tiny_llama: 
     without = prepare(Preparation(data, None, 0.2, tiny_llama, 32, into))
     assert without.guards == {}
     train, held_out = rows(without.train), rows(without.eval)
-    done = asyncio.run(prepare_in_child(Preparation(data, None, 0.2, tiny_llama, 32, into, guards)))
-    assert done == prepare(Preparation(data, None, 0.2, tiny_llama, 32, into, guards))
+    done = prepare(Preparation(data, None, 0.2, tiny_llama, 32, into, guards))
     assert {name: len(TokenFile.open(file)) for name, file in done.guards.items()} == {"triage": 2, "letters": 1}
     assert (rows(done.train), rows(done.eval)) == (train, held_out), "they take nothing from either"
     assert (done.cut, done.dropped) == (1, 1)
@@ -151,8 +153,7 @@ def test_released_examples_are_trained_on_only_and_leave_with_the_next_preparati
     )
     with given.open("a") as file:
         file.write('{"messages": [{"role": "user", "content": "no answer"}]}\nnot JSON\n')
-    done = asyncio.run(prepare_in_child(Preparation(data, None, 0.2, tiny_llama, 32, into, guards, given)))
-    assert done == prepare(Preparation(data, None, 0.2, tiny_llama, 32, into, guards, given))
+    done = prepare(Preparation(data, None, 0.2, tiny_llama, 32, into, guards, given))
     assert (rows(done.eval), len(rows(done.train) - train)) == (held_out, 1)
     assert train < rows(done.train)
     assert done.train_examples == without.train_examples + 1

@@ -152,3 +152,14 @@ def test_nothing_left_to_train_on_is_refused_by_name(tiny_llama: Path, tmp_path:
     done = prepare(wanted)
     assert (done.train_examples, done.withheld) == (5, {})
     assert len(TokenFile.open(done.eval)) == len(done.clusters["eval"]) == 1
+
+
+def test_a_guard_that_asks_nothing_of_its_own_is_known_by_what_asks_it(split: Any) -> None:
+    asked, few = [pair(f"{n}?") for n in range(6)], [pair(f" {n}? ", "no") for n in range(3)]
+    found: Sides = split(
+        data=[pair("a?")], eval_data=asked, same=asked, few=few, other=[pair("b?")], again=[pair("B?")]
+    )
+    assert {name: one.twin for name, one in found.asked.items()} == {
+        HELD_OUT: "", "guard same": HELD_OUT, "guard few": HELD_OUT, "guard other": "", "guard again": "guard other",
+    }  # fmt: skip
+    assert split(data=[pair("a?")], eval_data=[], empty=[]).asked["guard empty"].twin == "", "one without any is short"

@@ -61,7 +61,19 @@ def test_too_few_examples_for_a_verdict_are_told_for_each_set_that_is_known(tmp_
         "30 examples of guard triage count as 29, because several ask the same or some answers are much longer, fewer",
     ]
     assert warnings(config, {DATA: GOOD}, {}, {}) == [], "what a file does not decide is not said of it"
-    assert warnings(load(tmp_path), {}, few, {})[0].endswith("give more data, or eval_data, or lower it")
+    assert warnings(load(tmp_path), {}, few, {})[0].endswith("or a larger eval_fraction, or lower it")
+
+
+def test_few_groups_are_told_as_what_they_count_as_and_not_as_their_lines(config: SiteConfig) -> None:
+    """Who reads "25 are fewer than 30" would lower the limit to 25, and be told then that they count as 1."""
+    (told,) = warnings(config, {}, {HELD_OUT: Asked(25, 1.0)}, {})
+    assert told.startswith("25 held-out examples count as 1, because several ask the same")
+
+
+def test_a_guard_that_asks_nothing_of_its_own_is_told(config: SiteConfig) -> None:
+    (told,) = warnings(config, {}, {**ENOUGH, "guard triage": Asked(40, 40.0, HELD_OUT)}, {})
+    assert told.startswith("all that guard triage asks is asked by held-out examples, too: it protects nothing more")
+    assert told.endswith("give it other examples, or leave it out")
 
 
 def test_much_that_is_asked_and_so_not_trained_on_is_told_with_its_remedy(config: SiteConfig) -> None:

@@ -12,9 +12,7 @@ from tests.toys.engine import ALIASES, LOAD, UNLOAD, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import Conflict, EngineError, NotFound
 
-V1, V2 = (AdapterRef("support", version) for version in (1, 2))
 V1, V2, V3 = (AdapterRef("support", version) for version in (1, 2, 3))
-V1, V2, V3, V4 = (AdapterRef("support", version) for version in (1, 2, 3, 4))
 
 
 class Killed(BaseException):
@@ -127,6 +125,26 @@ def test_the_first_version_can_be_taken_back(tmp_path: Path, machine: ToyMachine
         assert site.after_a_kill()[0].adapters["support"]["live"] is None
         assert await site.deployer.roll_back("support") == "support@v1"
         assert site.engine.answers("support") == "support@v1"
+
+    run(tmp_path, machine, story)
+
+
+def test_what_the_base_replaces_stays_until_the_router_has_been_told(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        for version in (1, 2):
+            await site.deploy(version)
+        machine.gates[ALIASES] = asyncio.Event()
+        told = machine.calls[ALIASES, ""]
+        async with site.http() as http:
+            asked = asyncio.create_task(http.post("/adapters/support/restore"))
+            await until(lambda: machine.calls[ALIASES, ""] > told)
+            for _ in range(1000):  # all that can happen meanwhile
+                await asyncio.sleep(0)
+            assert site.engine.answers("support@v1") == "support@v1", "users may still ask for it"
+            machine.gates[ALIASES].set()
+            assert (await asked).json() == {"live": None, "state": None}
+        await site.quiet()
+        assert site.engine.adapters == {"support-v2"}
 
     run(tmp_path, machine, story)
 

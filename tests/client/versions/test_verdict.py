@@ -179,8 +179,40 @@ def test_one_question_that_is_asked_often_is_one_example() -> None:
         verdict(shadow.grouped([0]), live)
 
 
+def test_the_count_of_too_few_examples_is_not_rounded_up_to_what_would_be_enough() -> None:
+    tokens = np.full(31, 20, np.int32)
+    tokens[0] = 44
+    live = Scores(2.0 * tokens.astype(np.float64), tokens, np.zeros(31, np.bool_))
+    (told,) = verdict(live, live).reasons
+    assert told.startswith("held-out: 31 examples that count as 29 are too few to tell")
+
+
+def test_a_gain_by_which_a_few_examples_get_much_worse_says_how_many_would_be_enough() -> None:
+    """Fewer than those cannot tell; as many of the same kind can."""
+    even = {examples: few_much_worse(examples, worse=0) for examples in (64, 192)}
+    found = {examples: few_much_worse(examples, worse=examples // 32) for examples in (64, 192)}
+    assert [found.decision for found in even.values()] == ["promote", "promote"]
+    assert [found.decision for found in found.values()] == ["keep", "promote"]
+    told = re.search(
+        r"; a few got much worse, and 64 examples tell badly how often that happens, so the interval is (\d\.\d) × as "
+        r"wide; about (\d+) would be enough for this difference$", found[64].reasons[0]
+    )  # fmt: skip
+    assert told is not None
+    assert float(told[1]) > 1.2
+    assert 64 < int(told[2]) <= 192
+    assert not any("much worse" in reason for one in even.values() for reason in one.reasons)
+
+
+def few_much_worse(examples: int, worse: int) -> Verdict:
+    tokens = np.full(examples, 20, np.int32)
+    live = Scores(2.0 * tokens.astype(np.float64), tokens, np.zeros(examples, np.bool_))
+    change = np.random.default_rng(2).normal(-0.1, 0.05, examples)
+    change[:worse] += 0.5
+    return verdict(Scores(tokens * (2.0 + change), tokens, live.exact), live)
+
+
 def test_a_gain_that_is_plain_at_the_first_look_is_asked_for_more_surely_at_the_tenth() -> None:
-    live, shadow = scores(2.0), scores(1.92, seed=3, noise=0.12)
+    live, shadow = scores(2.0), scores(1.92, seed=5, noise=0.12)
     roles = {"base": scores(3.0), "live": live, "shadow": shadow}
     first, tenth, renewed = (
         judge(Probe(roles, {}), ShadowSection(), look) for look in (Look(), Look(10, 10), Look(10, 1))

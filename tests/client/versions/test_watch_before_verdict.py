@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from client.versions.looks import FIRST_LOOK
+from serving.priorities import Priority
 from tests.toys.deployment import NOT_JUDGED, Deployment, quick, run, until
 from tests.toys.engine import ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
@@ -183,7 +184,7 @@ def test_a_mirror_alone_shows_a_shadow_to_no_user(
         assert report.verdict.decision == decision
         assert any(reason.startswith("mirror: ") for reason in report.verdict.reasons)
         assert set(answered) == {"base"}
-        assert {body["priority"] for version, body in machine.generated if version == "support-v1"} == {-1}
+        assert {body["priority"] for version, body in machine.generated if version == "support-v1"} == {Priority.MIRROR}
 
     run(tmp_path, machine, story)
 

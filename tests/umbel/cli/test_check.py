@@ -48,7 +48,9 @@ def test_it_ends_with_one_line_that_a_person_can_read(sockets: Path, model: Path
     site.numbered(30, "triage.jsonl")
     ended = site.umbel("check")
     assert (ended.exit_code, ended.stderr) == (0, "")
-    assert ended.stdout == (
+    memory, told = ended.stdout.split("\n", 1)
+    assert memory.startswith("memory o")
+    assert told == (
         f"ok: clinic-a, base base at {model}, adapter support, 1,200 training and 133 held-out examples, "
         "guard triage with 30\n"
     )
@@ -87,7 +89,7 @@ def test_what_will_keep_every_version_from_being_promoted_is_said(sockets: Path,
     site.numbered(3, "triage.jsonl")
     ended = site.umbel("check")
     assert (ended.exit_code, ended.stderr) == (0, ""), "it can be served all the same"
-    assert ended.stdout.splitlines() == [
+    assert ended.stdout.splitlines()[1:] == [
         f"will bite: 12 held-out examples {FEW} more eval_data or lower it",
         f"will bite: 3 examples of guard triage {FEW} it more or lower it",
     ]
@@ -97,7 +99,7 @@ def test_examples_that_are_too_long_are_told_before_anything_is_started(sockets:
     site = ReadableSite(sockets, model, {"training": {"data": "train.jsonl", "seq_len": 24}})
     long = [{"prompt": f"{number} " * 40, "completion": "b"} for number in range(99)]
     site.write([*long, {"prompt": "a", "completion": "b"}])
-    first, second = site.umbel("check").stdout.splitlines()
+    _, first, second = site.umbel("check").stdout.splitlines()
     assert first.startswith("will bite: 99 of 100 examples of [training].data are left out, because their answer beg")
     assert second.startswith("will bite: 0 held-out examples are fewer"), "what is left out is in no set"
     site.write([*({"prompt": str(n), "completion": "b"} for n in range(600)), *long[:3]])

@@ -58,6 +58,7 @@ def status(**changes: Any) -> dict[str, Any]:
                 "ttft_ms": 400.0, "tpot_ms": 50.0, "quantile": 0.99, "debt_s": 0.0, "answered": 1204, "met": 1195,
             },
         },
+        "heldout_looks": {"support": {"verdicts": 31, "since_promotion": 5, "next_level": 0.000422, "due": False}},
         "data": {"train": 1200, "held_out": 133, "withheld": 0, "cut": 3, "dropped": 1, "untold": 0, "files": {},
                  "asked": {}, "will_bite": []},
         **changes,
@@ -87,6 +88,8 @@ support: support@v12 answers users, since 2027-01-15 05:59:00 (2 h 1 min)
              -0.0671 (-0.0803 to -0.0540) per token at 95 % confidence, 400
              examples
   shadow     support@v13 probing, no verdict yet
+  looks      5 at the held-out examples since a promotion, 31 in all; the next
+             verdict promotes at p = 0.0004 or less
   go back    to support@v11: umbel rollback 'clinic a.toml' support
   went back  2027-01-14 02:00:00 support@v10 live again by roll-back"""
 
@@ -113,11 +116,13 @@ def test_it_is_plain_where_there_is_no_terminal_and_coloured_where_there_is(caps
 
 def test_without_a_daemon_it_says_what_would_answer_and_how_to_start_it() -> None:
     engine = {"ready": False, "starts": 0, "since": None, "url": None}
-    text = shown(status(running=False, engine=engine, training=None, in_flight={}, data=None), 200)
+    text = shown(status(running=False, engine=engine, training=None, in_flight={}, data=None, heldout_looks={}), 200)
     assert "clinic-a: not running; this is what its journal says. To start it: umbel serve 'clinic a.toml'" in text
     assert "support@v12 will answer users" in text
     assert "umbel rollback 'clinic a.toml' support" in text
-    assert not {"answering", "latency", "training", "data"} & {line.split()[0] for line in text.splitlines() if line}
+    assert not {"answering", "latency", "training", "data", "looks"} & {
+        line.split()[0] for line in text.splitlines() if line
+    }
 
 
 def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
@@ -126,12 +131,14 @@ def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
         status(
             aliases={"support": none}, answering={"support": {"since": None, "event": None}},
             roll_backs={"support": []}, open_rounds=[], in_flight={}, training={"job": None, "error": "", "slo": None},
+            heldout_looks={"support": {"verdicts": 0, "since_promotion": 0, "next_level": 0.015, "due": False}},
         )
     )  # fmt: skip
     assert "the base answers users\n  why        no version was promoted yet" in text
     assert "rollback" not in text
     assert "training   paused: no round is open" in text
     assert "latency    no targets yet" in text
+    assert "looks" not in text
 
 
 @pytest.mark.parametrize(
@@ -152,9 +159,15 @@ def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
          "paused: the engine is starting"),
         ({"training": {"job": None, "error": "the co-trainer could not be built", "slo": None}},
          "paused: the co-trainer could not be built"),
+        ({"training": {**status()["training"], "slo": {**status()["training"]["slo"], "ttft_ms_per_token": 0.456}}},
+         "targets: 400 ms and 0.456 ms per prompt token to the first token, 50.0 ms per later one"),
+        ({"training": {**status()["training"], "reserved_mb": 2615, "kv_tokens_given_up": 20920}},
+         "memory     2,615 MB are kept for training, 20,920 tokens of KV cache"),
         ({"training": {**status()["training"], "share": 0.001}}, "held up: the latency targets leave no room now"),
         ({"training": {**status()["training"], "share": 0.001, "latency_known": False, "slo": None}},
          "held up: only while nobody is served"),
+        ({"heldout_looks": {"support": {"verdicts": 12, "since_promotion": 12, "next_level": 9e-05, "due": True}}},
+         "since a promotion; the next verdict promotes at p = 9e-05 or less; renew them"),
         ({"training": {**status()["training"], "state": "failed", "error": "no memory"}, "open_rounds": []},
          "is failed: no memory"),
     ],
