@@ -11,10 +11,6 @@ from umbel.peft_dir import replace_durably
 
 BASE_LABEL = "base"
 """The name of the base in the header `x-umbel-adapter`, in counts and in reports, where a version has `support@v12`."""
-CLASSES = {"interactive": 0, "batch": -1}
-"""Names that a request may give as `priority`, and SGLang's numbers for them: a user waits for it, or nobody does."""
-CHECK_PRIORITY = -(1 << 62)
-"""The class of the supervisor's own requests for one token: below every number that a user can send."""
 
 Alias = Literal["live", "shadow", "previous"]
 Ref = Annotated[str, AfterValidator(lambda text: str(AdapterRef.parse(text)))]

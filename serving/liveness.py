@@ -10,16 +10,16 @@ from typing import Any
 
 import httpx
 
-from serving.aliases import CHECK_PRIORITY
 from serving.engine import EngineClient
 from serving.engine_state import EngineState
+from serving.priorities import Priority
 from umbel.errors import EngineError
 
 LOOK_EVERY_S = 5.0
 """Longest time between two looks at an engine; a sixth of the allowed silence where that is shorter."""
 COMPUTING = 10
 """An engine that computes, and of which no token comes out, may do so this many times as long as one that does not."""
-CHECK = {"text": "hello", "sampling_params": {"max_new_tokens": 1}, "priority": CHECK_PRIORITY}
+CHECK = {"text": "hello", "sampling_params": {"max_new_tokens": 1}, "priority": Priority.CHECK}
 """Body of the request for one token of the base."""
 
 

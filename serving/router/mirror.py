@@ -34,7 +34,7 @@ MAX_ANSWER_BYTES = 1 << 20
 """Longer answers (bytes as sent) are not mirrored."""
 TIMEOUT_S = 120.0
 """Seconds that one replay may take: far more than an answer needs, and short enough not to delay an unload."""
-DROPPED_FIELDS = ("stream_options", "rid", "priority", "best_of")
+DROPPED_FIELDS = ("stream_options", "rid", "best_of")
 """Fields of a request that its replay leaves out."""
 REFUSALS = (
     "i'm sorry", "i am sorry", "i can't", "i cannot", "i can not", "i won't", "i will not", "i'm unable", "i am unable",

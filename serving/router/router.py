@@ -1,8 +1,7 @@
 """`Router`: pins each request to one version, to its last token, and lets only users' routes reach SGLang.
 
-The router never rewrites `model`, as SGLang's endpoints each read it differently. It resolves the alias and pins the
-version in a context variable; one hook on `TokenizerManager.generate_request`, `apply_pin`, applies it for every
-endpoint. Routes that users need answer, with the fields that `fields` knows; all others are 404 without the admin key.
+It resolves the alias, and pins the version and the request's class (`pin`). Routes that users need answer, with the
+fields that `fields` knows; all others are 404 without the admin key.
 """
 
 import asyncio
@@ -12,23 +11,23 @@ import logging
 import secrets
 import time
 from collections import Counter
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import ValidationError
 
-from serving.aliases import BASE_LABEL, CLASSES, AliasTable
+from serving.aliases import BASE_LABEL, AliasTable
+from serving.priorities import CLASSES, Priority
 from serving.router import asgi, feedback
 from serving.router.api_keys import ApiKeys
-from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
+from serving.router.asgi import ASGIApp, Receive, Scope, Send
 from serving.router.bodies import MAX_BODY_BYTES, Bodies, BodyRefused, refuse
 from serving.router.canary import user_of, version_for
 from serving.router.feedback import Feedback
 from serving.router.fields import body as fields
 from serving.router.fields.routes import ROUTES, checked
 from serving.router.mirror import MAX_REQUEST_BYTES, Mirror
+from serving.router.pin import Pin
 from serving.router.prefixes import Prefixes
 from serving.router.traffic import Traffic
 from serving.traffic_report import TrafficReport
@@ -44,37 +43,6 @@ UNAUTHORIZED = "An API key of this site is needed: 'Authorization: Bearer KEY', 
 BUSY = (429, 503)
 """Statuses with which SGLang refuses a request because it has too many."""
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class PinnedVersion:
-    """The version that answers one request, chosen once, before SGLang sees the request."""
-
-    engine_name: str | None
-    """The version's name inside SGLang (`support-v12`); None is the base."""
-    label: str
-    """The version's name for users and counts (`support@v12`, `base`)."""
-    applied: bool = False
-    """True once the tokenizer manager has taken the request with this version."""
-
-    @classmethod
-    def of(cls, ref: AdapterRef | None) -> Self:
-        """Pin a version; None is the base."""
-        return cls(ref.engine_name, str(ref)) if ref else cls(None, BASE_LABEL)
-
-
-_pinned: ContextVar[PinnedVersion | None] = ContextVar("umbel_pinned_version", default=None)
-"""The version of the request that this task, or the task it came from, answers."""
-
-
-def apply_pin(manager: Any, obj: Any, request: Any = None, *args: Any, **kwargs: Any) -> None:
-    """Set the pinned version, whatever the body asked for: a hook BEFORE `TokenizerManager.generate_request`."""
-    pinned = _pinned.get()
-    if pinned is None:  # the daemon's own request, or SGLang's warm-up
-        return
-    obj.lora_path = pinned.engine_name
-    obj.extra_key = None  # part of the KV cache's key: a client must not choose it (sglang#24638)
-    pinned.applied = True
 
 
 class Router:
@@ -148,6 +116,7 @@ class Router:
             user = user_of(asked, scope["headers"]) if model in table.adapters else None
             ref, live = version_for(table, model, user), table.resolve(model)
             request = checked(path, asked, self.vocab_size)
+            priority = CLASSES[request.pop("priority", "interactive")]
             del asked  # what was left out of it would be in memory until the answer ends
             body = fields.serialise(request)  # SGLang reads what was checked, whatever else the body may have said
         except NotFound as error:
@@ -156,22 +125,21 @@ class Router:
         except RequestRefused as error:
             return await asgi.error(send, 400, str(error), "invalid_request_error", error.field, path=path)
         scope = asgi.with_length(asgi.forwarded(scope), len(body))
-        pinned, shadow = PinnedVersion.of(ref), table.shadow(model)
-        _pinned.set(pinned)
+        pin, shadow = Pin.set(ref, priority), table.shadow(model)
         if path == CHAT and model in table.adapters:
             self.prefixes.count(model, request)
-        self.in_flight[pinned.label] += 1
+        self.in_flight[pin.label] += 1
         try:
-            with self.traffic.answer(pinned.label, model, user) as answer:
+            with self.traffic.answer(pin.label, model, user) as answer:
                 if ref == live:
                     self.mirror.watch(answer, path, table.mirror.get(model, 0.0))
                 if answer.kept is None or len(body) > MAX_REQUEST_BYTES:
                     request = {}  # not mirrored; it would be in memory until the answer ends
                 # SGLang itself answers nobody without the key: if this router were ever missing, nothing would be open.
                 inner = asgi.with_key(scope, self.admin_key)
-                await self.app(inner, answer.receive(asgi.Replay(body, receive)), _tagged(answer.send(send), pinned))
+                await self.app(inner, answer.receive(asgi.Replay(body, receive)), pin.tagged(answer.send(send)))
         finally:
-            self.in_flight[pinned.label] -= 1
+            self.in_flight[pin.label] -= 1
         return self.mirror.offer(answer, shadow, scope, request)
 
     async def _rate(self, receive: Receive, send: Send) -> None:
@@ -187,21 +155,19 @@ class Router:
         return await asgi.reply(send, 200, {**given.model_dump(), "umbel_adapter": label})
 
     async def _answer_aside(self, ref: AdapterRef, scope: Scope, path: str, body: dict[str, Any]) -> bytes | None:
-        """Have a version answer a request of the router's own, at the lowest priority.
+        """Have a version answer a request of the router's own, in the class of nobody waiting.
 
         Returns None if it gives no answer; raises EngineError if the engine takes no more requests now.
         """
-        pinned = PinnedVersion.of(ref)
-        _pinned.set(pinned)  # this task serves no user
-        self.in_flight[pinned.label] += 1
+        pin = Pin.set(ref, Priority.MIRROR)  # this task serves no user
+        self.in_flight[pin.label] += 1
         try:
-            patient = {**body, "priority": CLASSES["batch"]}
-            status, answer = await asgi.post(self.app, scope, path, patient, self.admin_key)
+            status, answer = await asgi.post(self.app, scope, path, body, self.admin_key)
         finally:
-            self.in_flight[pinned.label] -= 1
+            self.in_flight[pin.label] -= 1
         if status in BUSY:
             raise EngineError(f"{ref}: the engine takes no more requests now ({status})")
-        return answer if status == 200 and pinned.applied else None
+        return answer if status == 200 and pin.applied else None
 
     def _may_mirror(self, shadow: AdapterRef) -> bool:
         """Return whether the shadow is still mirrored and no user waits."""
@@ -277,24 +243,3 @@ def _card(table: AliasTable, name: str) -> dict[str, Any]:
         "id": name, "object": "model", "created": int(time.time()), "owned_by": "umbel",
         "root": version, "parent": parent, "umbel_adapter": version,
     }  # fmt: skip
-
-
-def _tagged(send: Send, pinned: PinnedVersion) -> Send:
-    """Wrap `send`, so that the header `x-umbel-adapter` names the version that was applied.
-
-    Some streams begin with an event before anything is generated. So messages are held back until the version has been
-    applied or the response ends.
-    """
-    held: list[Message] = []
-
-    async def tagged(message: Message) -> None:
-        held.append(message)
-        ended = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if not (pinned.applied or ended):
-            return
-        if pinned.applied and held[0]["type"] == "http.response.start":
-            held[0]["headers"] = [*held[0].get("headers", []), (b"x-umbel-adapter", pinned.label.encode())]
-        while held:
-            await send(held.pop(0))
-
-    return tagged

@@ -1,16 +1,19 @@
-"""A real site, asked by OpenAI's and Anthropic's own clients: their ordinary calls are answered."""
+"""A real site, asked by OpenAI's and Anthropic's own clients: their ordinary calls are answered, class by class."""
 
+import asyncio
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import anthropic
+import httpx
 import openai
 import pytest
 import transformers
 from pydantic import BaseModel
 
+from serving.priorities import CLASSES, Priority
 from tests.toys.sites.site_process import SiteProcess
 
 pytestmark = pytest.mark.e2e
@@ -42,8 +45,12 @@ class Room(BaseModel):
 
 @pytest.fixture(scope="module")
 def site(tiny_llama: Path) -> Iterator[SiteProcess]:
-    with tempfile.TemporaryDirectory(prefix="umbel-") as folder, SiteProcess(Path(folder), tiny_llama) as site:
-        yield site
+    """A site whose engine goes by the classes of requests, and answers one at a time."""
+    with tempfile.TemporaryDirectory(prefix="umbel-") as folder, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("UMBEL_SITE__ENGINE__EXTRA_ARGS__ENABLE_PRIORITY_SCHEDULING", "true")
+        environment.setenv("UMBEL_SITE__ENGINE__EXTRA_ARGS__MAX_RUNNING_REQUESTS", "1")
+        with SiteProcess(Path(folder), tiny_llama) as site:
+            yield site
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +198,78 @@ def test_a_refusal_reaches_the_client_as_its_own_kind_of_error(
         claude.messages.create(model="tiny", max_tokens=4, messages=turns, extra_body={"top_k": 1 << 31})
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         chat(client, model="nobody")
+
+
+TURN: Any = [{"role": "user", "content": "ward 3"}]
+ROUTES: dict[str, dict[str, Any]] = {
+    "completions": {"prompt": "ward 3", "max_tokens": 16, "ignore_eos": True},
+    "chat/completions": {"messages": TURN, "max_tokens": 16, "ignore_eos": True},
+    "responses": {"input": "ward 3", "max_output_tokens": 16},
+    "messages": {"messages": TURN, "max_tokens": 16},
+}
+"""Route → what a user asks for there."""
+LONG = 400
+"""Tokens of the answer that all others wait for."""
+
+
+async def answered(site: SiteProcess, running: str, waiting: list[str]) -> list[str]:
+    """Ask for a LONG answer of the class `running`, then once per route for each class of `waiting`; return the order.
+
+    The site's own classes are asked for as the operator may, by their number.
+    """
+    scheduler = next(child for child in site.family() if "scheduler" in " ".join(child.cmdline()))
+    operator = {"authorization": f"Bearer {(site.state_dir / 'admin.key').read_text()}"}
+    order: list[str] = []
+    began = asyncio.Event()
+
+    async def long_one() -> None:
+        body = {"model": "tiny", "prompt": "ward 3", "max_tokens": LONG, "ignore_eos": True, "priority": running}
+        said = ""
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        async with http.stream("POST", "/v1/completions", json=body) as reply:
+            async for line in reply.aiter_lines():
+                said += line
+                began.set()
+        assert f'"completion_tokens":{LONG}' in said.replace(" ", ""), "none of it was lost"
+        order.append("long")
+
+    async def ask(name: str, path: str, body: dict[str, Any], headers: dict[str, str]) -> None:
+        reply = await http.post(path, json=body, headers=headers)
+        assert reply.status_code == 200, (name, path, reply.text)
+        order.append(name)
+
+    async with httpx.AsyncClient(base_url=site.url, timeout=120) as http, asyncio.TaskGroup() as asked:
+        asked.create_task(long_one())
+        await began.wait()
+        scheduler.suspend()  # until all have come
+        try:
+            for name in waiting:
+                if name not in CLASSES:
+                    body = {"text": "ward 3", "sampling_params": {"max_new_tokens": 16, "ignore_eos": True}}
+                    body["priority"] = Priority[name.upper()]
+                    asked.create_task(ask(name, "/generate", body, operator))
+                    continue
+                for route, fields in ROUTES.items():
+                    body = {"model": "tiny", "temperature": 0, "priority": name, **fields}
+                    asked.create_task(ask(name, f"/v1/{route}", body, {}))
+            users = 1 + len(ROUTES) * sum(name in CLASSES for name in waiting)
+            while sum((await http.get("/umbel/inflight", headers=operator)).json().values()) < users:
+                await asyncio.sleep(0.05)
+        finally:
+            scheduler.resume()
+    return order
+
+
+def test_a_full_engine_answers_class_by_class_and_no_user_takes_anothers_place(site: SiteProcess) -> None:
+    order = asyncio.run(answered(site, "interactive", ["check", "mirror", "batch", "interactive"]))
+    assert order == ["long", *["interactive"] * 4, *["batch"] * 4, "mirror", "check"]
+
+
+def test_a_user_who_waits_takes_the_place_of_one_who_does_not(site: SiteProcess) -> None:
+    order = asyncio.run(answered(site, "batch", ["mirror", "interactive"]))
+    assert order == [*["interactive"] * 4, "long", "mirror"]
+
+
+def test_a_number_of_ones_own_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="'priority' is 1000; use 'interactive' or 'batch'"):
+        chat(client, extra_body={"priority": 1000})

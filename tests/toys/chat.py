@@ -12,7 +12,8 @@ import httpx
 
 from serving.aliases import AliasTable
 from serving.router.asgi import Receive, Scope, Send
-from serving.router.router import Router, apply_pin
+from serving.router.pin import apply_pin
+from serving.router.router import Router
 
 KEY = "k" * 64
 VOCAB = 512
@@ -28,7 +29,7 @@ class ToyChat:
         """Engine name → its answer; None is the base."""
         self.status: dict[str | None, int] = {}
         self.answered: list[tuple[str | None, str, dict[str, Any]]] = []
-        """(engine name, path, body) of each request."""
+        """(engine name, path, body with its class) of each request."""
         self.gates: dict[str | None, asyncio.Event] = {}
         """Engine name → its answers wait until this is set."""
         self.keys: set[bytes] = set()
@@ -39,7 +40,7 @@ class ToyChat:
         apply_pin(None, asked)
         version = asked.lora_path
         self.keys.add(dict(scope["headers"])[b"authorization"])
-        self.answered.append((version, scope["path"], body))
+        self.answered.append((version, scope["path"], {**body, "priority": asked.priority}))
         if version in self.gates:
             await self.gates[version].wait()
         status, text = self.status.get(version, 200), self.says.get(version, "what all say")

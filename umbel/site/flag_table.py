@@ -64,6 +64,10 @@ _REFUSED = {
     "answers would be kept without a limit, where another user could read them": "enable_response_store",
     "the engine would say that it is ready before it is": "skip_server_warmup",
     "the engine would wait for an order that umbel never gives": "gated_launch_port",
+    "the router gives every request the number of its class, which SGLang would then refuse or take for another; what "
+    "can be chosen is enable_priority_scheduling, and disable_priority_preemption with it": """
+        abort_on_priority_when_disabled default_priority_value priority_scheduling_preemption_threshold
+        schedule_low_priority_values_first""",
     "SGLang would print its flags and end": "help",
 }  # fmt: skip
 REFUSED_FLAGS = {name: why for why, names in _REFUSED.items() for name in names.split()}
@@ -78,11 +82,12 @@ NEUTRAL_VALUES: dict[str, tuple[str, ...]] = {
     "decoupled_spec_role": ("null",), "tokenizer_mode": ("auto",), "tokenizer_backend": ("huggingface",),
     "model_impl": ("auto", "sglang"), "kv_cache_dtype": ("auto",), "weight_cache_mode": ("off",),
     "startup_weight_load_mode": ("serial",), "json_model_override_args": ("{}",),
+    "priority_scheduling_preemption_threshold": ("10",),
 }  # fmt: skip
 """Refused flag → the values, as text, with which SGLang does what it does without the flag."""
 
 _PASSED_ON = """
-    abort_on_priority_when_disabled allowed_media_domains asr_max_buffer_seconds asr_max_concurrent_sessions
+    allowed_media_domains asr_max_buffer_seconds asr_max_concurrent_sessions
     attention_backend base_gpu_id batch_notify_size bf16_gemm_backend boundary_reduction bucket_e2e_request_latency
     bucket_inter_token_latency bucket_time_to_first_token c128_page_size chunked_prefill_size
     constrained_json_disable_any_whitespace constrained_json_max_whitespace_cnt constrained_json_whitespace_pattern
@@ -92,7 +97,7 @@ _PASSED_ON = """
     debug_tensor_dump_input_file debug_tensor_dump_layers debug_tensor_dump_output_folder decode_attention_backend
     decode_log_interval decoupled_spec_bind_endpoint decoupled_spec_connect_endpoints decoupled_spec_rank
     decrypted_draft_config_file deepep_config deepep_dispatcher_output_dtype deepep_mode deepep_v2_mode
-    default_priority_value detokenizer_worker_num disable_aiter_allreduce_fusion_in_decode
+    detokenizer_worker_num disable_aiter_allreduce_fusion_in_decode
     disable_aiter_allreduce_fusion_in_prefill disable_attn_tp_gather disable_chunked_prefix_cache disable_cuda_graph
     disable_cuda_graph_padding disable_custom_all_reduce disable_decode_cuda_graph disable_fast_image_processor
     disable_flashinfer_autotune disable_flashinfer_cutlass_moe_fp4_allgather disable_hybrid_swa_memory
@@ -164,10 +169,10 @@ _PASSED_ON = """
     prefill_decode_interval prefill_decode_interval_min_bs prefill_delayer_forward_passes_buckets
     prefill_delayer_max_delay_ms prefill_delayer_max_delay_passes prefill_delayer_queue_min_ratio
     prefill_delayer_token_usage_low_watermark prefill_delayer_wait_seconds_buckets prefill_kv_cache_dequant_dtype
-    prefill_max_requests prefill_only_disable_kv_cache priority_scheduling_preemption_threshold prompt_tokens_buckets
+    prefill_max_requests prefill_only_disable_kv_cache prompt_tokens_buckets
     qsa_indexer_dtype radix_eviction_policy radix_eviction_policy_config random_seed reasoning_parser retraction_policy
     return_aux_hidden_state_layer_ids return_hidden_states_mode return_input_ids return_output_ids sampling_backend
-    sampling_defaults sampling_mask_max_tokens schedule_conservativeness schedule_low_priority_values_first
+    sampling_defaults sampling_mask_max_tokens schedule_conservativeness
     schedule_policy scheduler_recv_interval shared_experts_tp_size show_time_cost sidecar_args sm_group_num
     smg_http_sidecar_port soft_watchdog_timeout spec_trace_dir speculative_accept_threshold_acc
     speculative_accept_threshold_single speculative_adaptive_config speculative_attention_mode

@@ -35,6 +35,7 @@ REFUSED_VARIABLES = {
     "SGLANG_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR": _OTHER_ATTENTION,
     "SGLANG_TOOL_STRICT_LEVEL": "the engine would compile the schemas of all tools, also those that users may send "
     "at any cost because they are only shown to the model; a user's 'strict' does it for one tool",
+    "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING": "the KV cache would take the memory that is kept for training",
     "SGLANG_KV_CANARY_ENABLE_TOKEN_ORACLE": "the engine would say prescribed tokens",
     "SGLANG_KV_CANARY_PERTURB_REAL_KV_USED_PROB": "the engine would damage its own cache",
     "SGLANG_KV_CANARY_PERTURB_REQ_TO_TOKEN_PROB": "the engine would damage its own cache",

@@ -13,11 +13,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from scripts.tools.fuzz.schemas import JSON, TEXTS, deep, rarely, schemas
-from serving.aliases import CLASSES
-from serving.router.fields.completions import MOST_ANSWERS
 from serving.router.fields.responses import LEAST_OUTPUT, MOST_METADATA
 from serving.router.fields.routes import ROUTES, checked
-from serving.router.fields.sampling import INT32, LONGEST_STOP, MOST_BIASES, MOST_STOPS, MOST_TOP_K
+from serving.router.fields.sampling import LONGEST_STOP, MOST_ANSWERS, MOST_BIASES, MOST_STOPS, MOST_TOP_K
 from serving.router.fields.values import Check
 from umbel.errors import RequestRefused
 
@@ -129,7 +127,6 @@ MAKERS: dict[str, Callable[..., Values]] = {
     "stop_texts": lambda vocab, big: st.lists(_text(vocab, big, LONGEST_STOP, 0), max_size=MOST_STOPS),
     "top_k": lambda vocab, big: _integer(vocab, big, -1, MOST_TOP_K),
     "logit_bias": _logit_bias,
-    "priority": lambda vocab, big: st.sampled_from(tuple(CLASSES)) | _integer(vocab, big, -INT32, INT32),
     "metadata": _metadata,
     "prompt": _prompt,
     "_or_word": lambda vocab, big, other, word: values(word, vocab, big) | values(other, vocab, big),

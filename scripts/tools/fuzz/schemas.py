@@ -94,7 +94,9 @@ def _usual(draw: Any, depth: int) -> dict[str, Any]:
 @st.composite
 def _bounds(draw: Any, low: str, high: str, most: int) -> dict[str, Any]:
     drawn = sorted(draw(st.lists(st.sampled_from((0, 1, most)) | st.integers(0, most), min_size=2, max_size=2)))
-    return draw(st.sampled_from(({}, {low: drawn[0]}, {high: drawn[1]}, {low: drawn[0], high: drawn[1]})))
+    bounds: tuple[dict[str, Any], ...] = ({}, {low: drawn[0]}, {high: drawn[1]}, {low: drawn[0], high: drawn[1]})
+    chosen: dict[str, Any] = draw(st.sampled_from(bounds))
+    return chosen
 
 
 def _keyword(word: str, depth: int) -> Values:

@@ -11,7 +11,7 @@ import client.control
 import server.registry.api
 import server.registry.metrics
 from scripts.tools.reference.page import code, head, table
-from serving.aliases import CLASSES
+from serving.priorities import CLASSES
 from serving.router import consent, feedback, router
 from umbel.errors import UmbelError
 
@@ -60,7 +60,7 @@ def _users() -> str:
 
 With `[engine].api_keys` users send a key of theirs (`Authorization: Bearer KEY` or `x-api-key: KEY`), except to
 {", ".join(map(code, sorted(router.OPEN)))}. Any other route is 404. The answer's header `x-umbel-adapter` names
-the version that answered. `priority` in the body is {classes}, or a number. Errors have OpenAI's
+the version that answered. `priority` in the body is {classes}. Errors have OpenAI's
 form, and Anthropic's on `/v1/messages`. Any other field of a body than
 [those of the usual clients](../how-to/use-openai-clients.md) is 400.
 

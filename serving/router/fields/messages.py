@@ -1,7 +1,7 @@
 """The fields of `/v1/messages`, Anthropic's."""
 
 from serving.router.fields.chat import MOST_MESSAGES, MOST_PARTS, effort
-from serving.router.fields.sampling import stop_texts, tokens, top_k
+from serving.router.fields.sampling import priority, stop_texts, tokens, top_k
 from serving.router.fields.schemas import grammar
 from serving.router.fields.tools import ANTHROPIC_CHOICE, ANTHROPIC_TOOL, MOST_TOOLS, call_id
 from serving.router.fields.values import (
@@ -49,6 +49,7 @@ FIELDS: dict[str, Check] = {
     "temperature": number(0, 2),
     "top_k": top_k,
     "top_p": number(0, 1, above=True),
+    "priority": priority,
     "tools": array(ANTHROPIC_TOOL, MOST_TOOLS),
     "tool_choice": ANTHROPIC_CHOICE,
     "thinking": record({

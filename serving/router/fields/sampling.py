@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
-from serving.aliases import CLASSES
+from serving.priorities import CLASSES
 from serving.router.fields.schemas import grammar
 from serving.router.fields.values import (
-    INT32,
     INT64,
     Check,
     array,
     by_type,
+    choice,
     flag,
     integer,
     name,
@@ -33,6 +33,7 @@ LONGEST_STOP = 256
 MOST_BIASES = 1024
 
 tokens = integer(1, MOST_TOKENS)
+priority = choice(*CLASSES)
 _top_k = integer(-1, MOST_TOP_K)
 _stops = array(text(LONGEST_STOP), MOST_STOPS)
 json_schema = by_type({
@@ -81,15 +82,6 @@ def logit_bias(value: Any, where: str, vocab: int) -> dict[str, float]:
         ):
             refuse(f"{where}.{token}", "is no number from -100 to 100", "send one")
     return value
-
-
-def priority(value: Any, where: str, vocab: int) -> int:
-    """Take a class by its name or as a number; return the number, as SGLang knows only those."""
-    if isinstance(value, str):
-        if value not in CLASSES:
-            refuse(where, f"is {value[:100]!r}", "use 'interactive', 'batch', or a number")
-        return CLASSES[value]
-    return int(integer(-INT32, INT32)(value, where, vocab))
 
 
 PENALTIES: dict[str, Check] = {

@@ -13,7 +13,6 @@ from umbel.errors import RequestRefused
 Check = Callable[[Any, str, int], Any]
 """(value, where it stands in the request, number of tokens in the base's vocabulary) → what is forwarded."""
 
-INT32 = (1 << 31) - 1
 INT64 = (1 << 63) - 1
 MOST_DEPTH = 64
 """Levels that free JSON (arguments of a call, a schema) may be nested."""

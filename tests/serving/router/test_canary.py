@@ -12,7 +12,8 @@ import pytest
 from serving.aliases import AliasTable
 from serving.router.asgi import Receive, Scope, Send
 from serving.router.canary import place, user_of, version_for
-from serving.router.router import GENERATING, Router, apply_pin
+from serving.router.pin import apply_pin
+from serving.router.router import GENERATING, Router
 
 KEY = "k" * 64
 ADMIN = {"authorization": f"Bearer {KEY}"}

@@ -17,7 +17,8 @@ from client.data.user_examples import ExampleStore
 from client.site import Site
 from serving.router.asgi import Receive, Scope, Send
 from serving.router.consent import CHAT, EXAMPLES, Consent
-from serving.router.router import Router, apply_pin
+from serving.router.pin import apply_pin
+from serving.router.router import Router
 from serving.user_example import SETTINGS, ConsentSettings, Example
 from tests.toys.engine import site_config
 from tests.toys.serving.router import KEY, TABLE, VOCAB

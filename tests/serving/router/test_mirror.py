@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serving.priorities import Priority
 from serving.router import mirror
 from serving.router.mirror import agreement, refuses, said, said_in_stream
 from serving.traffic_report import MirrorTraffic
@@ -35,9 +36,7 @@ async def replayed(site: Site) -> MirrorTraffic:
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_is_replayed_as_it_was_at_the_priority_of_nobody_waiting(
-    tmp_path: Path, path: str, stream: bool
-) -> None:
+def test_a_request_is_replayed_as_it_was_below_every_users_class(tmp_path: Path, path: str, stream: bool) -> None:
     async def story(site: Site, http: httpx.AsyncClient) -> None:
         asked = {"temperature": 0.3, "max_tokens": 7, "user": "u", "n": 2, "priority": "interactive"}
         reply = await site.ask(http, path, stream=stream, stream_options={"include_usage": True}, **asked)
@@ -49,7 +48,7 @@ def test_a_request_is_replayed_as_it_was_at_the_priority_of_nobody_waiting(
         assert (live, shadow, where) == (LIVE, SHADOW, path)
         original = {"prompt": "hello"} if path != CHAT else {"messages": [{"role": "user", "content": "hi"}]}
         expected = {"model": "support", "temperature": 0.3, "max_tokens": 7, **original}
-        assert body == {**expected, "n": 1, "stream": False, "priority": -1}
+        assert body == {**expected, "n": 1, "stream": False, "priority": Priority.MIRROR}
         assert site.chat.keys == {f"Bearer {KEY}".encode()}
         assert site.router.in_flight.total() == 0
         assert "support@v3" not in site.router.traffic.report(), "no user was answered by it"

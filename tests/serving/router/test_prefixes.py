@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.priorities import Priority
 from serving.router import prefixes
 from serving.router.prefixes import Prefixes
 from tests.toys.chat import ADMIN, CHAT, Site
@@ -58,7 +59,7 @@ def test_only_so_many_are_remembered_the_least_used_lately_goes() -> None:
     assert [body["messages"][0]["content"] for body in counted.top("support", 8)] == ["a", "c"]
 
 
-def test_a_version_is_given_them_at_the_priority_of_nobody_waiting(tmp_path: Path) -> None:
+def test_a_version_is_given_them_below_every_users_class(tmp_path: Path) -> None:
     async def main() -> None:
         site = Site(tmp_path)
         async with site.open() as http:
@@ -72,7 +73,7 @@ def test_a_version_is_given_them_at_the_priority_of_nobody_waiting(tmp_path: Pat
             assert [(version, path) for version, path, _ in own] == [("support-v3", CHAT)] * 2
             for (_, _, body), text in zip(own, ("often", "sometimes"), strict=True):
                 expected = {"messages": [system(text), prefixes.AFTER], "max_tokens": 1, "model": "support"}
-                assert body == {**expected, "priority": -1}
+                assert body == {**expected, "priority": Priority.MIRROR}
             assert await prefill(http, "support@v3", most=1) == {"prefilled": 1}
             site.chat.status["support-v3"] = 500
             assert await prefill(http, "support@v3") == {"prefilled": 0}

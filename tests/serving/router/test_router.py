@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving.router.router import GENERATING, Router, apply_pin
+from serving.priorities import CLASSES, Priority
+from serving.router.pin import apply_pin
+from serving.router.router import GENERATING, Router
 from tests.toys.serving.router import ADMIN, CHAT, KEY, TABLE, VOCAB, Inner, ask, call, generate
 
 
@@ -56,16 +58,19 @@ def test_the_version_is_the_tables_whatever_the_body_asks_for(
     router: Router, inner: Inner, path: str, model: str, engine_name: str | None, label: str
 ) -> None:
     reply = generate(router, model, path)
-    assert reply.json() == {"lora_path": engine_name, "extra_key": None, "model": model}, "`model` is never rewritten"
+    assert reply.json() == {
+        "lora_path": engine_name, "extra_key": None, "priority": Priority.INTERACTIVE, "model": model,
+    }, "`model` is never rewritten"  # fmt: skip
     assert reply.headers["x-umbel-adapter"] == label
     assert inner.headers[b"authorization"] == f"Bearer {KEY}".encode(), "SGLang answers nobody without it"
     assert router.in_flight.total() == 0
 
 
 def test_a_request_of_the_daemon_itself_is_not_pinned(router: Router) -> None:
-    asked = SimpleNamespace(lora_path="support-v3", extra_key="k")
-    apply_pin(None, asked, None)
-    assert vars(asked) == {"lora_path": "support-v3", "extra_key": "k"}
+    for given, taken in ((None, Priority.INTERACTIVE), (Priority.CHECK, Priority.CHECK)):
+        asked = SimpleNamespace(lora_path="support-v3", extra_key="k", priority=given)
+        apply_pin(None, asked, None)
+        assert vars(asked) == {"lora_path": "support-v3", "extra_key": "k", "priority": taken}
 
 
 def test_the_header_is_of_what_was_applied_only(router: Router) -> None:
@@ -140,9 +145,23 @@ def test_models_lists_what_can_be_asked_for(router: Router) -> None:
     assert ask(router, "DELETE", "/v1/models/support").status_code == 405
 
 
-@pytest.mark.parametrize(("given", "number"), [("interactive", 0), ("batch", -1), (7, 7)])
-def test_a_priority_by_name_reaches_sglang_as_its_number(
-    router: Router, inner: Inner, given: object, number: int
+@pytest.mark.parametrize("path", sorted(GENERATING))
+@pytest.mark.parametrize("named", ["interactive", "batch"])
+def test_a_class_by_name_reaches_sglang_as_its_number_on_every_route(
+    router: Router, inner: Inner, path: str, named: str
 ) -> None:
-    assert generate(router, "support", priority=given).status_code == 200
-    assert inner.body["priority"] == number
+    reply = generate(router, "support", path, priority=named)
+    assert (reply.status_code, reply.json()["priority"]) == (200, CLASSES[named])
+    assert "priority" not in inner.body, "one place decides"
+
+
+@pytest.mark.parametrize("path", sorted(GENERATING))
+@pytest.mark.parametrize("given", [0, -100, 10**6, "-100", "mirror", True, [], {}])
+def test_a_number_or_a_class_of_others_is_refused_by_name(
+    router: Router, inner: Inner, path: str, given: object
+) -> None:
+    reply = generate(router, "support", path, priority=given)
+    assert reply.status_code == 400
+    assert "'priority' is " in reply.text
+    assert "use 'interactive' or 'batch'" in reply.text
+    assert inner.paths == []

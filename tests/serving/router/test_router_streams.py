@@ -11,7 +11,8 @@ import pytest
 
 from serving.aliases import AliasTable
 from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
-from serving.router.router import Router, apply_pin
+from serving.router.pin import apply_pin
+from serving.router.router import Router
 
 KEY = "k" * 64
 SCOPE: Scope = {"type": "http", "method": "POST", "path": "/v1/responses", "headers": []}

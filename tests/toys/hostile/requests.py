@@ -117,7 +117,8 @@ USERS = [  # → a request to the router
             {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]), "400",
             "'messages.0..content.0.' is of type 'image_url'; only 'text'"),
     Hostile("a field of the next release", lambda: chat(run_code="x"), "400", "'run_code' is not a field of"),
-    Hostile("an unknown priority", lambda: chat(priority="root"), "400", "use 'interactive', 'batch', or a number"),
+    Hostile("an unknown priority", lambda: chat(priority="root"), "400", "use 'interactive' or 'batch'"),
+    Hostile("a priority above every user's", lambda: chat(priority=10**6), "400", "use 'interactive' or 'batch'"),
     Hostile("a route of the operator's", lambda: sent(b"{}", "/load_lora_adapter"), "404", "does not exist here"),
     Hostile("a promotion", lambda: sent(b"", "/umbel/aliases", (b"authorization", b"Bearer x")), "404",
             "does not exist"),
@@ -130,6 +131,7 @@ USERS = [  # → a request to the router
 OVERRULED = [  # answered, by the version the name means; what the headers ask for has no effect
     ("POST", CHAT, [*JSON, (b"x-umbel-adapter", b"support@v3"), (b"x-umbel-order", b"e30=")], chat()[3]),
     ("POST", CHAT, [*JSON, (b"x-data-parallel-rank", b"0"), (b"x-override-rid", b"a")], chat()[3]),
+    ("POST", CHAT, [*JSON, (b"x-override-priority", b"9")], chat()[3]),
     ("POST", CHAT, [*JSON, (b"x-smg-routing-key", b"a"), (b"x-sglext-return-input-ids", b"1")], chat()[3]),
 ]
 

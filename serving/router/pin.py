@@ -1,0 +1,74 @@
+"""`Pin`: the version that answers one request, and its class, chosen once, before SGLang sees the request.
+
+SGLang's endpoints each read `model` differently, and Anthropic's has no `priority`. So neither is written into the
+body: the pin is in a context variable, and one hook on `TokenizerManager.generate_request`, `apply_pin`, applies it for
+every endpoint.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Self
+
+from serving.aliases import BASE_LABEL
+from serving.priorities import Priority
+from serving.router.asgi import Message, Send
+from umbel.adapter import AdapterRef
+
+
+@dataclass
+class Pin:
+    """The version and the class of one request."""
+
+    engine_name: str | None
+    """The version's name inside SGLang (`support-v12`); None is the base."""
+    label: str
+    """The version's name for users and counts (`support@v12`, `base`)."""
+    priority: Priority
+    applied: bool = False
+    """True once the tokenizer manager has taken the request with this version."""
+
+    @classmethod
+    def set(cls, ref: AdapterRef | None, priority: Priority) -> Self:
+        """Pin the request that this task answers, and the tasks that come from it; None is the base."""
+        pin = cls(ref.engine_name, str(ref), priority) if ref else cls(None, BASE_LABEL, priority)
+        _pin.set(pin)
+        return pin
+
+    def tagged(self, send: Send) -> Send:
+        """Wrap `send`, so that the header `x-umbel-adapter` names the version that was applied.
+
+        Some streams begin with an event before anything is generated. So messages are held back until the version has
+        been applied or the response ends.
+        """
+        held: list[Message] = []
+
+        async def tagged(message: Message) -> None:
+            held.append(message)
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if not (self.applied or ended):
+                return
+            if self.applied and held[0]["type"] == "http.response.start":
+                held[0]["headers"] = [*held[0].get("headers", []), (b"x-umbel-adapter", self.label.encode())]
+            while held:
+                await send(held.pop(0))
+
+        return tagged
+
+
+_pin: ContextVar[Pin | None] = ContextVar("umbel_pin", default=None)
+
+
+def apply_pin(manager: Any, obj: Any, request: Any = None, *args: Any, **kwargs: Any) -> None:
+    """Set version and class of a request, whatever its body asked for; a hook BEFORE `generate_request`.
+
+    A request without a pin is the daemon's or the operator's own, or SGLang's warm-up. With
+    `enable_priority_scheduling` SGLang would put one without a number below every class.
+    """
+    pin = _pin.get()
+    if pin is None:
+        obj.priority = Priority.INTERACTIVE.value if obj.priority is None else obj.priority
+        return
+    obj.lora_path = pin.engine_name
+    obj.priority = pin.priority.value
+    obj.extra_key = None  # part of the KV cache's key: a client must not choose it (sglang#24638)
+    pin.applied = True
