@@ -1,4 +1,4 @@
-"""`World`: the benchmark's base model, trained on one Markov grammar, and data of another grammar to adapt to.
+"""`build`: the benchmark's own base, trained on one Markov grammar, and data of another grammar to adapt to.
 
 A grammar gives each symbol four successors with fixed odds. The loss of a model that knows the grammar is its entropy,
 1.1 nats, and never zero, so 1 / loss stays meaningful. In the second grammar half of the symbols have other successors.
@@ -17,19 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from umbel import peft_dir, token_file
-from umbel.base import LINEARS, linear_shapes
+from serving.bench.world import END, FIRST_SYMBOL, HELDOUT_ROWS, PAD, SEQ_LEN, SYMBOLS, World
+from umbel import token_file
 
 FORMAT = 1
 """Part of the cache key. Raise it when the same recipe shall give another world."""
 ODDS = (0.6, 0.2, 0.1, 0.1)
 """Probabilities of a symbol's four successors."""
-PAD, END = 0, 1
-FIRST_SYMBOL = 2
-TRAIN_ROWS, HELDOUT_ROWS = 2048, 48
-RANK = 8
-SEQ_LEN = 64
-
+TRAIN_ROWS = 2048
 Ints = npt.NDArray[np.int64]
 Progress = Callable[[str], None]
 
@@ -43,7 +38,7 @@ class Recipe:
     heads: int = 4
     kv_heads: int = 2
     inner: int = 640
-    symbols: int = 512
+    symbols: int = SYMBOLS
     positions: int = 512
     steps: int = 300
     batch: int = 16
@@ -54,22 +49,6 @@ class Recipe:
     def digest(self) -> str:
         """Return the cache key."""
         return hashlib.sha256(json.dumps([FORMAT, asdict(self)]).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class World:
-    """Paths of the files made from a recipe."""
-
-    model: Path
-    train: Path
-    heldout: Path
-    initial: Path
-    """A PEFT directory whose B is zero: it answers as the base does, at an adapter's price."""
-
-    @classmethod
-    def at(cls, folder: Path) -> "World":
-        """Return the paths in a folder; the files need not exist."""
-        return cls(folder / "model", folder / "train.npy", folder / "heldout.npy", folder / "initial")
 
 
 def successors(recipe: Recipe, changed: bool) -> Ints:
@@ -102,7 +81,7 @@ def build(cache: Path, recipe: Recipe, progress: Progress = print) -> World:
         world = World.at(temporary)
         _make_base(recipe, world.model, progress)
         _make_data(recipe, world)
-        _make_initial(world)
+        world.make_initial()
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -115,24 +94,6 @@ def _make_data(recipe: Recipe, world: World) -> None:
     for path, rows in ((world.train, TRAIN_ROWS), (world.heldout, HELDOUT_ROWS)):
         ids = walk(table, rows, SEQ_LEN, rng).tolist()
         token_file.write(path, [(row, row) for row in ids], seq_len=SEQ_LEN, pad_id=PAD)
-
-
-def _make_initial(world: World) -> None:
-    rng = np.random.default_rng(0)
-    tensors: peft_dir.Tensors = {}
-    for module, (outer, inner) in linear_shapes(world.model, LINEARS).items():
-        a = rng.standard_normal((RANK, inner)) * inner**-0.5
-        tensors[peft_dir.key(module, "A")] = a.astype(np.float32)
-        tensors[peft_dir.key(module, "B")] = np.zeros((outer, RANK), np.float32)
-    prepare_version(world.initial).write_bytes(peft_dir.encode(tensors))
-
-
-def prepare_version(directory: Path) -> Path:
-    """Make a PEFT directory without its weights; return the path at which they are expected."""
-    directory.mkdir(parents=True)
-    config = peft_dir.peft_config(rank=RANK, target_modules=LINEARS, base="bench")
-    (directory / peft_dir.CONFIG).write_text(json.dumps(config))
-    return directory / peft_dir.WEIGHTS
 
 
 def _make_base(recipe: Recipe, into: Path, progress: Progress) -> None:

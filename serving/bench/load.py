@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import aiohttp
 import numpy as np
 
-from serving.bench.domain import FIRST_SYMBOL
 from serving.bench.trace import Arrival
 
 
@@ -49,12 +48,15 @@ class Outcome:
 
 
 class Client:
-    """A streaming client of `/v1/completions`. It is light, because it shares a core with the HTTP process."""
+    """A streaming client of `/v1/completions`, whose prompts are random `prompt_ids`.
 
-    def __init__(self, url: str, model: str, symbols: int, key: str | None = None) -> None:
+    It is light, because it shares a core with the HTTP process.
+    """
+
+    def __init__(self, url: str, model: str, prompt_ids: range, key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = aiohttp.ClientSession(url, headers=headers, connector=aiohttp.TCPConnector(limit=0))
-        self._model, self._symbols = model, symbols
+        self._model, self._prompt_ids = model, prompt_ids
 
     async def run(self, workload: Sequence[Arrival], seed: int, drain_s: float, began: float) -> list[Outcome]:
         """Send every request when it is due; wait at most `drain_s` after the last one for open answers.
@@ -63,7 +65,8 @@ class Client:
         which no cache knows.
         """
         rng = np.random.default_rng(seed)
-        prompts = [rng.integers(FIRST_SYMBOL, FIRST_SYMBOL + self._symbols, a.prompt).tolist() for a in workload]
+        ids = self._prompt_ids
+        prompts = [rng.integers(ids.start, ids.stop, arrival.prompt).tolist() for arrival in workload]
         end = began + max((arrival.at for arrival in workload), default=0.0) + drain_s
         tasks = [
             asyncio.create_task(self._send(arrival, prompt, began, end))

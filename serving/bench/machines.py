@@ -30,8 +30,15 @@ class Machine:
     """Seconds of a prefill: constant, per new token, per pair of tokens that attention looks at."""
     quanta: tuple[TimedQuantum, ...]
     """One optimizer step."""
+    launch_s: float = 0.0
+    """Time in which the host launches a quantum, and does nothing else."""
+    lag_s: float | None = None
+    """Seconds from the launch of a quantum to its start on a device that works while the host goes on.
+
+    None where the host runs quanta itself.
+    """
     overlap: float = 1.0
-    """Seconds by which one second of quanta delays an iteration: 1 where they take turns."""
+    """Seconds by which one second of a quantum on the device delays an iteration beside it: 1 where they take turns."""
     noise: float = 0.08
     """Standard deviation of the logarithm of a latency."""
     hiccup: tuple[float, float] = (0.005, 2.0)
@@ -78,6 +85,8 @@ PRESETS = {
         decode=(6e-3, 0.02e-3, 2e-9),
         prefill=(10e-3, 0.03e-3, 0.0),
         quanta=_step(layers=32, forward=0.5e-3, backward=0.9e-3, heads=4, head=1e-3, optimizer=1e-3),
+        launch_s=0.2e-3,
+        lag_s=0.05e-3,
         overlap=0.4,
         noise=0.03,
         max_running=256,
@@ -91,5 +100,6 @@ def calibrated(machine: Machine) -> Predictor:
     """Return a predictor as after a real engine's calibration: it knows each quantum, and no iteration yet."""
     predictor = Predictor()
     for quantum in machine.quanta:
-        predictor.seed_quantum(quantum.kind, quantum.tokens, quantum.seconds * float(np.exp(P99 * machine.noise)))
+        seconds = machine.launch_s + quantum.seconds * float(np.exp(P99 * machine.noise))
+        predictor.seed_quantum(quantum.kind, quantum.tokens, seconds)
     return predictor

@@ -15,10 +15,14 @@ from pydantic import BaseModel, ConfigDict
 from serving.bench.intervals import CONFIDENCE, Interval, binomial, paired
 from serving.bench.load import Outcome
 from serving.cotrainer.slo import Slo
-from serving.trainer_socket import PreemptionStats
+from serving.trainer_socket import CoTrainerStatus, PreemptionStats
 
 BUSIEST_CLIENT_CORE = 0.6
 """A block is void if the client's core was busier: HTTP, detokenizer and load may then be what was measured."""
+
+
+HOOKS, JOBLESS = "hooks", "jobless"
+"""Kinds of time beside quanta, in the status of the benchmark's co-trainer."""
 
 
 class Request(BaseModel):
@@ -74,6 +78,28 @@ class Publication(BaseModel):
     """Time of the first token of the first request that it answered."""
 
 
+class Spent(BaseModel):
+    """Seconds of the engine's thread within a block's window."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quanta_s: float
+    hooks_s: float
+    """In the co-trainer's hooks, without the quanta: looking at requests, polling, deciding, counting."""
+    jobless_s: float
+    """Between two rounds, with no job to train."""
+
+    @classmethod
+    def between(cls, before: CoTrainerStatus, after: CoTrainerStatus) -> "Spent":
+        """Return what was spent from one status of an engine to a later one."""
+        spent = {
+            kind: stats.seconds - (before.quanta[kind].seconds if kind in before.quanta else 0.0)
+            for kind, stats in after.quanta.items()
+        }
+        hooks, jobless = spent.pop(HOOKS, 0.0), spent.pop(JOBLESS, 0.0)
+        return cls(quanta_s=sum(spent.values()), hooks_s=hooks, jobless_s=jobless)
+
+
 class Block(BaseModel):
     """One run of one system under one load: a line of `blocks.jsonl`."""
 
@@ -101,8 +127,12 @@ class Block(BaseModel):
     longest_quantum_s: float = 0.0
     cores: tuple[float, float] = (0.0, 0.0)
     """Busy share of the engine's core and of the client's."""
+    engine_share: float = 0.0
+    """Share of its core that the engine's scheduler has used, training in it included."""
     trainer_share: float = 0.0
     """Share of the engine's core that a trainer in a process of its own has used."""
+    spent: Spent | None = None
+    """None if no trainer in the engine was measured."""
 
     @property
     def key(self) -> tuple[str, str, str, int]:

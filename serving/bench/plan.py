@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from serving.bench.metrics import Block, attained, attainment
-from serving.bench.trace import Arrival, Trace
+from serving.bench.trace import AS_TRACED, Arrival, ArrivalProcess, Trace
 from serving.cotrainer.slo import Slo
 
-Policy = Literal["rest", "slo", "aimd", "slo_steps", "slo_pause", "idle_steps", "stop_the_world", "unpaced"]
+Policy = Literal["rest", "slo", "aimd", "slo_steps", "slo_pause", "slo_long", "idle_steps", "stop_the_world", "unpaced"]
 """Rule by which the engine trains; `serving.bench.systems` implements them."""
 Options = dict[str, float]
 """Settings of a system, by name."""
@@ -47,7 +47,10 @@ SYSTEMS = {
     "training": System("B1 training only", "unpaced", "engine"),
     "separate": System("B2 separate process", "rest", "separate"),
     "partition": System(
-        "B3 static partition", "rest", "separate", ({"nice": 5.0}, {"nice": 10.0}, {"nice": 15.0}, {"nice": 19.0})
+        "B3 nice partition", "rest", "separate", ({"nice": 5.0}, {"nice": 10.0}, {"nice": 15.0}, {"nice": 19.0})
+    ),
+    "hard": System(
+        "B6 hard partition", "rest", "separate", ({"share": 0.1}, {"share": 0.2}, {"share": 0.3}, {"share": 0.5})
     ),
     "stop": System(
         "B4 stop-the-world", "stop_the_world", "engine",
@@ -64,13 +67,19 @@ SYSTEMS = {
     "ours_no_predictor": System("umbel without predictor", "aimd", "engine"),
     "ours_whole_step": System("umbel without layer quanta", "slo_steps", "engine"),
     "ours_pause": System("umbel pausing on every prefill", "slo_pause", "engine"),
+    "ours_long": System("umbel with an idle engine's longer quanta", "slo_long", "engine"),
 }  # fmt: skip
 SAME_SETTING = {"unpaced_equal": "unpaced"}
 """System → the system whose tuned setting it takes."""
-JOINT = ("separate", "partition", "stop", "unpaced", "idle")
+USUAL_SHARE = 0.3
+"""Share of the hard partition in a run that tunes nothing."""
+JOINT = ("separate", "partition", "hard", "stop", "unpaced", "idle")
 """Baselines that serve and train."""
-CORE = ("inference", "partition", "stop", "unpaced", "idle", "ours")
-ABLATIONS = ("ours_no_predictor", "ours_whole_step", "ours_pause")
+CORE = ("inference", "partition", "hard", "stop", "unpaced", "idle", "ours")
+"""Systems of the plots."""
+PARTITIONS = ("inference", "partition", "hard", "ours")
+"""Systems of every condition with time to train in; the other baselines never came near them, and run at 0.6 alone."""
+ABLATIONS = ("ours_no_predictor", "ours_whole_step", "ours_pause", "ours_long")
 STEADY = ("0.3", "0.6", "0.8")
 """Loads at which an attainment is claimed, of umbel relative to inference only."""
 CLAIMED = ("inference", "ours")
@@ -126,6 +135,14 @@ class Plan:
                 if number < self.rounds_for(float(condition) * capacity):
                     yield from (Spec("measure", condition, system, number) for system in interleaved(CLAIMED, number))
 
+    def in_engine(self) -> "Plan":
+        """Return the plan without trainers in a process of their own, which share nothing but a core with an engine."""
+        return replace(
+            self,
+            conditions={name: tuple(filter(_in_engine, systems)) for name, systems in self.conditions.items()},
+            tuned=tuple(filter(_in_engine, self.tuned)),
+        )
+
     def rounds_for(self, rate: float) -> int:
         """Return the rounds in which `attained_requests` come at `rate` per second."""
         return min(MOST_ROUNDS, math.ceil(self.attained_requests / max(1, round(rate * self.window))))
@@ -137,25 +154,29 @@ class Plan:
         return START_S + SEARCH_S * self.bisections + sum(windows[spec.phase] + PAUSE_S for spec in specs)
 
 
+def _in_engine(system: str) -> bool:
+    return SYSTEMS[system].place != "separate"
+
+
 FULL = Plan(
     window=11.0,
     tuning_window=8.0,
     rounds=6,
     attained_requests=400,  # 368 without one that is late show 0.99
     conditions={
-        "0.3": CORE,
+        "0.3": PARTITIONS,
         "0.6": (*CORE, "separate", "unpaced_equal", *ABLATIONS),
-        "0.8": CORE,
-        "1.2": CORE,
-        "square": CORE,
+        "0.8": PARTITIONS,
+        "1.2": CLAIMED,
+        "square": PARTITIONS,
     },
-    tuned=("partition", "stop", "unpaced", "idle"),
+    tuned=("partition", "hard", "stop", "unpaced", "idle"),
     stock_pairs=16,
     bisections=4,
 )
 SMOKE = Plan(
-    window=8.0, tuning_window=8.0, rounds=1, attained_requests=0, conditions={"0.6": ("inference", "unpaced", "ours")},
-    tuned=(), stock_pairs=0, bisections=0,
+    window=8.0, tuning_window=8.0, rounds=1, attained_requests=0,
+    conditions={"0.6": ("inference", "partition", "hard", "unpaced", "ours")}, tuned=(), stock_pairs=0, bisections=0,
 )  # fmt: skip
 
 
@@ -170,7 +191,9 @@ def interleaved(systems: tuple[str, ...], number: int) -> tuple[str, ...]:
     return tuple(order)
 
 
-def workload(trace: Trace, spec: Spec, capacity: float, saturation: float, seconds: float) -> tuple[Arrival, ...]:
+def workload(
+    trace: Trace, spec: Spec, capacity: float, saturation: float, seconds: float, process: ArrivalProcess = AS_TRACED
+) -> tuple[Arrival, ...]:
     """Return the arrivals of a block: the same for every system of a round, others in each round.
 
     A load is a part of the capacity; a load above 1 is a multiple of the saturated rate, as only that is overload.
@@ -182,12 +205,9 @@ def workload(trace: Trace, spec: Spec, capacity: float, saturation: float, secon
         case "square":
             low, high, period = SQUARE
             return trace.square(low * capacity, high * capacity, seconds, period, seed=spec.round)
-        case "poisson" | "gamma":
-            draw = trace.poisson if spec.condition == "poisson" else trace.gamma
-            return draw(0.6 * capacity, seconds, seed=spec.round)
         case load:
             rate = float(load) * (saturation if float(load) > 1 else capacity)
-            return trace.replay(rate, seconds, slice_of)
+            return trace.replay(rate, seconds, slice_of, process)
 
 
 def strict(block: Block) -> Slo:

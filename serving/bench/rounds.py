@@ -5,16 +5,16 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.aliases import AliasTable
-from serving.bench import domain
 from serving.bench.metrics import Publication
+from serving.bench.world import World
 from serving.engine import EngineClient
 from serving.run_dir import ALIASES
-from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, TrainJob
+from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 from umbel.errors import TrainingError
@@ -23,11 +23,8 @@ from umbel.messages import JobState, TrainPlan
 ADAPTER = "bench"
 STEPS = 8
 BATCH = 8
-LEARNING_RATE = 6e-3
 POLL_S = 0.05
 FOREVER = 1e6
-TOKENS_PER_STEP = BATCH * domain.SEQ_LEN
-"""All examples have the same length."""
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Rounds:
     trainer: CoTrainerClient
     engine: EngineClient
     state_dir: Path
-    world: domain.World
+    world: World
     kept: Path
     """Folder of every adapter that was ever trained, named by digest."""
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -74,10 +71,10 @@ class Rounds:
             if steps <= 0:
                 return
             ref = AdapterRef(ADAPTER, next(self.numbers))
-            weights = domain.prepare_version(self.state_dir / "versions" / str(ref.version))
+            weights = self.world.prepare_version(self.state_dir / "versions" / str(ref.version))
             plan = TrainPlan(
-                rank=domain.RANK, steps=steps, seconds=FOREVER, batch_size=BATCH, learning_rate=LEARNING_RATE,
-                seed=number,
+                rank=self.world.rank, steps=steps, seconds=FOREVER, batch_size=BATCH,
+                learning_rate=self.world.learning_rate, seed=number,
             )  # fmt: skip
             self._job = ref.engine_name
             data = str(self.world.train)
@@ -151,6 +148,25 @@ def publications(published: list[Published], began: float, firsts: dict[str, flo
         )
         for version in published
     )
+
+
+async def heldout_losses(
+    trainer: CoTrainerClient, world: World, kept: Path, digests: Sequence[str]
+) -> dict[str, float]:
+    """Have a trainer compute the held-out loss of versions in the folder `kept`; the digest "" is the initial one.
+
+    Raises TrainingError if one cannot be evaluated.
+    """
+    losses = {}
+    for digest in digests:
+        weights = kept / f"{digest}.safetensors" if digest else world.initial / peft_dir.WEIGHTS
+        await trainer.start(EvaluateJob(id=f"evaluate-{digest}", adapter=str(weights), data=str(world.heldout)))
+        while not (status := await trainer.status()).state.final:
+            await asyncio.sleep(0.02)
+        if status.evaluation is None:
+            raise TrainingError(f"{weights}: evaluating it failed: {status.error}")
+        losses[digest] = status.evaluation.loss
+    return losses
 
 
 def _written_at(path: Path) -> float:

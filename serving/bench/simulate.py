@@ -10,8 +10,9 @@ import numpy as np
 
 from serving.bench.machines import PRESETS, Machine, calibrated
 from serving.bench.metrics import is_largest, quantile
+from serving.bench.outcome import Outcome
 from serving.bench.trace import CORE, NO_TRACE, Arrival, Scale, Trace
-from serving.bench.virtual import Outcome, Simulation
+from serving.bench.virtual import Simulation
 from serving.cotrainer.governor import SloGovernor
 from serving.cotrainer.slo import Slo
 from umbel.errors import ConfigError

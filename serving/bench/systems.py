@@ -1,37 +1,38 @@
 """`BenchCoTrainer`: all compared systems in one engine, switched at run time by another governor and other pieces.
 
 It is registered as SGLang plugin `umbel_bench` in place of `umbel`. All the rest is umbel's own co-trainer, unchanged,
-and so is the trainer in a process of its own (`serving.bench.separate`).
+and so is the trainer in a process of its own (`serving.bench.processes.separate`).
 """
 
 import copy
-import math
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from serving import plugin
+from serving.bench.baselines import Aimd, Closed, EverySoOften, PausedByPrefill, StepPredictor, WhenIdle
+from serving.bench.metrics import HOOKS, JOBLESS
 from serving.bench.plan import Policy
 from serving.cotrainer.cotrainer import CoTrainer, clock
-from serving.cotrainer.governor import Finished, Governor, Load, SloGovernor
-from serving.cotrainer.predictor import Batch, Predictor
+from serving.cotrainer.governor import Governor, SloGovernor
+from serving.cotrainer.predictor import Predictor
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.slo import Slo
-from serving.trainer_socket import CoTrainerSettings, StatusQuery
+from serving.trainer_socket import CoTrainerSettings, CoTrainerStatus, QuantumStats, StatusQuery, TrainJob
 from umbel import wire
 
-AIMD_STEP = 0.02
-"""Part of S_tpot that each request in time adds to the seconds per iteration; a late one halves them."""
 NAP_S = 1e-3
 """Sleep of the unpaced thread after which another one has had the lock."""
-SHORTEST_S = 1e-6
-"""Shortest predicted quantum, so that none fits into a budget of 0 s."""
+LONGEST_S = 10.0
+"""Longest wait for a quantum on a device, within a step that nothing interrupts."""
+
+
+UMBELS = ("slo", "slo_pause", "slo_long")
+"""Policies whose iterations teach umbel's predictor, in umbel's pieces."""
 
 
 class UseSystem(BaseModel):
@@ -69,13 +70,17 @@ class BenchCoTrainer(CoTrainer):
         """Umbel's own predictor; baselines get a copy, so that they teach it nothing."""
         self._learnt: dict[str, Governor] = {}
         """Umbel's governors, which keep their margins from block to block as they do from day to day."""
-        self._training = threading.Lock()
+        self._training = threading.RLock()
         """Held by whichever thread runs a quantum or changes the job."""
         self._wanted = False
         """True while the scheduler's thread waits for the lock."""
         self._unpaced = threading.Event()
         """Set while the unpaced thread trains. It sleeps otherwise: polling would slow the engine down."""
         self.governor = Closed()
+        self._beside = {HOOKS: QuantumStats(), JOBLESS: QuantumStats()}
+        """Time of the scheduler's thread that was no quantum."""
+        self._began: float | None = None
+        """Start of this block's last job, on the clock of `monotonic`; None before the first."""
 
     def build(self, served: torch.nn.Module, model_path: str) -> None:
         """Make the trainer, and start the thread of `unpaced`."""
@@ -94,14 +99,48 @@ class BenchCoTrainer(CoTrainer):
             if kind == UseSystem.__name__:
                 self._use(wire.unpack_model(payload, UseSystem))
             else:
+                self._note_jobless(kind)
                 super().obey(payload)
+
+    def between_iterations(self, scheduler: Any) -> None:
+        """Do what umbel does, and count the seconds of it that were no quantum."""
+        began, quanta_s = clock(), self.observer.trained
+        super().between_iterations(scheduler)
+        self._add(HOOKS, clock() - began - (self.observer.trained - quanta_s))
+
+    def instead_of_sleep(self) -> bool:
+        """Do what umbel does, and count the seconds of it that were no quantum."""
+        began, quanta_s = clock(), self.observer.trained
+        slept = super().instead_of_sleep()
+        self._add(HOOKS, clock() - began - (self.observer.trained - quanta_s))
+        return slept
+
+    def status(self, error: str = "") -> CoTrainerStatus:
+        """Return the usual status, with the time beside quanta as two more kinds of them."""
+        status = super().status(error)
+        return status.model_copy(update={"quanta": {**status.quanta, **self._beside}})
+
+    def _add(self, kind: str, seconds: float) -> None:
+        known, seconds = self._beside[kind], max(0.0, seconds)
+        self._beside[kind] = QuantumStats(
+            count=known.count + 1, seconds=known.seconds + seconds, longest_s=max(known.longest_s, seconds)
+        )
+
+    def _note_jobless(self, kind: str) -> None:
+        """Count the time since the block's last job has ended, if a new one begins."""
+        if kind != TrainJob.__name__:
+            return
+        now = time.monotonic()
+        if self._began is not None and self.job is not None:
+            self._add(JOBLESS, now - self._began - self.job.seconds)
+        self._began = now
 
     def _use(self, system: UseSystem) -> None:
         """Become another system: set its predictor, governor and targets, and count requests from zero."""
-        self.system = system
+        self.system, self._began = system, None
         (self._unpaced.set if system.policy == "unpaced" else self._unpaced.clear)()
         slo = Slo.usual(system.ttft_s, system.tpot_s)
-        umbels = system.policy in ("slo", "slo_pause") or (system.policy == "rest" and not system.disturbed)
+        umbels = system.policy in UMBELS or (system.policy == "rest" and not system.disturbed)
         if umbels:
             self.predictor = self._known
         elif system.policy in ("slo_steps", "idle_steps", "stop_the_world"):
@@ -118,8 +157,8 @@ class BenchCoTrainer(CoTrainer):
 
     def tune(self, now: float, idle: bool = False) -> None:
         """Choose pieces as umbel does, or take whole sub-blocks for the other policies."""
-        if self.system.policy in ("slo", "slo_pause", "aimd"):
-            super().tune(now, idle)
+        if self.system.policy in (*UMBELS, "aimd"):
+            super().tune(now, idle or self.system.policy == "slo_long")
             return
         assert self.trainer is not None
         self.trainer.pieces = whole(self.system.micro_batch, self.settings.seq_len)
@@ -133,16 +172,27 @@ class BenchCoTrainer(CoTrainer):
         began, until = clock(), job.progress.steps + count
         goes_on = True
         while goes_on and job.progress.steps < until:
+            self.lane.wait(LONGEST_S)
             goes_on = super().advance()
         self.counts.last_quantum_s = clock() - began
         self.predictor.observe_step(self.counts.last_quantum_s)
         return goes_on
 
+    def _count_ended(self) -> None:
+        """Count as umbel does, unless the other thread runs a quantum, which it may not have noted yet."""
+        if self._training.acquire(blocking=False):
+            try:
+                super()._count_ended()
+            finally:
+                self._training.release()
+
     def _train_unpaced(self) -> None:
         """Run quantum after quantum, whatever the engine does: the body of the unpaced thread."""
         while self._unpaced.wait():
+            self.lane.wait(NAP_S)
             with self._training:
-                ran = self._unpaced.is_set() and super().advance()
+                ran = self._unpaced.is_set() and self.lane.ready() and super().advance()
+                self._count_ended()
             if not ran or self._wanted:  # a lock is not fair: give it away
                 time.sleep(NAP_S)
 
@@ -155,7 +205,7 @@ def whole(micro_batch: int, seq_len: int) -> Pieces:
 def governor_of(system: UseSystem, slo: Slo, predictor: Predictor) -> Governor:
     """Return the governor that implements a policy."""
     match system.policy:
-        case "slo" | "slo_steps":
+        case "slo" | "slo_steps" | "slo_long":
             return SloGovernor(slo, predictor, share_floor=0.0, share_cap=1.0)
         case "slo_pause":
             return PausedByPrefill(slo, predictor, share_floor=0.0, share_cap=1.0)
@@ -167,107 +217,3 @@ def governor_of(system: UseSystem, slo: Slo, predictor: Predictor) -> Governor:
             return EverySoOften(system.period_s, predictor)
         case _:
             return Closed()
-
-
-class StepPredictor(Predictor):
-    """Predicts iterations as another predictor does, and takes a whole optimizer step for one quantum."""
-
-    def __init__(self, known: Predictor) -> None:
-        super().__init__()
-        self.resume(known.state)
-        self._steps: deque[float] = deque(maxlen=64)
-
-    def observe_step(self, seconds: float) -> None:
-        """Learn from a step that took `seconds`."""
-        self._steps.append(seconds)
-
-    def observe_quantum(self, quantum: Any, seconds: float) -> None:
-        pass
-
-    def quantum_high(self, quantum: Any) -> float:
-        return self.longest_quantum()
-
-    def longest_quantum(self) -> float:
-        return max(SHORTEST_S, float(np.quantile(self._steps, 0.99)) if self._steps else 0.0)
-
-
-class Closed:
-    """Never trains in the engine's own loop. Base of the governors below."""
-
-    slo: Slo | None = None
-
-    def budget(self, load: Load, now: float) -> float:
-        return 0.0
-
-    def wait(self, now: float) -> float:
-        return math.inf
-
-    def ran(self, seconds: float, now: float) -> None: ...
-
-    def iterated(self, batch: Batch, seconds: float) -> None: ...
-
-    def finished(self, request: Finished, now: float) -> None: ...
-
-
-class Unpaced(Closed):
-    """Always trains: for a trainer in a process of its own, whose pace the operating system sets."""
-
-    def wait(self, now: float) -> float:
-        return 0.0
-
-
-class WhenIdle(Closed):
-    """Trains only while nobody has been served for `delay` seconds."""
-
-    def __init__(self, delay: float) -> None:
-        self._delay, self._busy_at = delay, -math.inf
-
-    def budget(self, load: Load, now: float) -> float:
-        self._busy_at = now
-        return 0.0
-
-    def wait(self, now: float) -> float:
-        return max(0.0, self._busy_at + self._delay - now)
-
-
-class EverySoOften(Closed):
-    """Trains every `period` seconds, even if requests wait."""
-
-    def __init__(self, period: float, predictor: Predictor) -> None:
-        self._period, self._predictor, self._due = period, predictor, 0.0
-
-    def budget(self, load: Load, now: float) -> float:
-        return self._predictor.longest_quantum() if now >= self._due else 0.0  # room for one stop, and no second one
-
-    def wait(self, now: float) -> float:
-        return max(0.0, self._due - now)
-
-    def ran(self, seconds: float, now: float) -> None:
-        if now >= self._due:
-            self._due = now - seconds + self._period
-
-
-class Aimd(Closed):
-    """Trains some seconds per iteration, without a predictor: more after a request in time, half after a late one."""
-
-    def __init__(self, slo: Slo) -> None:
-        self.slo: Slo | None = slo
-        self._target, self._seconds = slo, AIMD_STEP * slo.tpot_s
-
-    def budget(self, load: Load, now: float) -> float:
-        return self._seconds
-
-    def wait(self, now: float) -> float:
-        return 0.0
-
-    def finished(self, request: Finished, now: float) -> None:
-        late = request.ttft > self._target.ttft_s or (request.tpot or 0.0) > self._target.tpot_s
-        self._seconds = self._seconds / 2 if late else self._seconds + AIMD_STEP * self._target.tpot_s
-
-
-class PausedByPrefill(SloGovernor):
-    """Trains as umbel does, but never while a request waits for its first token."""
-
-    def budget(self, load: Load, now: float) -> float:
-        allowed = super().budget(load, now)
-        return 0.0 if load.waiting else allowed

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from umbel.errors import ConfigError
 
-BURST_CV = 4.0
-"""Coefficient of variation of the gaps between bursty arrivals."""
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+LARGEST_CV = 10.0
+"""Largest coefficient of variation of gaps; beyond it nearly all requests of a run come at once."""
 NO_TRACE = "no trace was given: lengths are drawn from log-normal distributions fitted to the Azure conversation trace"
 FITTED = ((1020.0, 0.77), (129.0, 0.93))
 """Median and sigma of log-normal prompt and output lengths, from the published quantiles of the Azure 2023 trace."""
@@ -34,6 +34,8 @@ class Arrival:
     output: int
     """Tokens of the answer."""
     interactive: bool = True
+    cached: int = 0
+    """Tokens of the prompt that the engine has in its cache."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,40 @@ class Scale:
 
 CORE = Scale(16, prompt=256, output=32)
 """For a tiny model on one core."""
+
+
+@dataclass(frozen=True)
+class ArrivalProcess:
+    """The times at which requests arrive: the trace's own, or with gamma-distributed gaps (Poisson where `cv` is 1)."""
+
+    name: str = "trace"
+    cv: float | None = None
+    """Coefficient of variation of the gaps; None for the trace's own gaps."""
+
+    @classmethod
+    def parse(cls, text: str) -> "ArrivalProcess":
+        """Read `trace`, `poisson` or `gamma:CV`, such as `gamma:4` for bursts. Raises ConfigError."""
+        if text in ("trace", "poisson"):
+            return cls(text, 1.0 if text == "poisson" else None)
+        kind, _, number = text.partition(":")
+        try:
+            cv = float(number)
+        except ValueError:
+            cv = math.nan
+        if kind != "gamma" or not 0 < cv <= LARGEST_CV:
+            raise ConfigError(
+                f"--load {text}: expected trace, poisson, or gamma:CV, such as gamma:4, with the coefficient of "
+                f"variation of the gaps: above 0, at most {LARGEST_CV:g}"
+            )
+        return cls(f"gamma:{cv:g}", cv)
+
+    def gaps(self, count: int, seed: int) -> npt.NDArray[np.float64]:
+        """Draw `count` gaps, one on average; for a process with a `cv`."""
+        assert self.cv is not None
+        return np.random.default_rng(seed).gamma(self.cv**-2, self.cv**2, count)
+
+
+AS_TRACED = ArrivalProcess()
 
 
 class Trace:
@@ -98,35 +134,26 @@ class Trace:
                 return
             yield Arrival(at, *self.lengths[n % count])
 
-    def replay(self, rate: float, seconds: float, start: float) -> tuple[Arrival, ...]:
+    def replay(
+        self, rate: float, seconds: float, start: float, process: ArrivalProcess = AS_TRACED
+    ) -> tuple[Arrival, ...]:
         """Return `rate · seconds` consecutive requests from the trace's fraction `start` on, fitted into `seconds`.
 
-        Raises ConfigError if the trace is shorter.
+        Another `process` than the trace's gives the same requests other gaps. Raises ConfigError if the trace is
+        shorter.
         """
         count = max(1, round(rate * seconds))
         first = int(start * len(self.lengths)) % max(1, len(self.lengths) - count - 1)
         if first + count >= len(self.lengths):
             raise ConfigError(f"the trace has {len(self.lengths)} requests, fewer than the {count} of one run")
-        times = self.seconds[first : first + count + 1] - self.seconds[first]
+        own = np.diff(self.seconds[first : first + count + 1])
+        times = np.cumsum([0.0, *(own if process.cv is None else process.gaps(count, seed=first))])
         times = times / max(times[-1], 1e-9) * seconds
         return tuple(Arrival(float(times[n]), *self.lengths[first + n]) for n in range(count))
-
-    def poisson(self, rate: float, seconds: float, seed: int) -> tuple[Arrival, ...]:
-        """Draw a Poisson process of `rate` requests per second."""
-        return self.gamma(rate, seconds, seed, cv=1.0)
-
-    def gamma(self, rate: float, seconds: float, seed: int, cv: float = BURST_CV) -> tuple[Arrival, ...]:
-        """Draw inter-arrival times with a coefficient of variation of `cv`; above 1 they come in bursts."""
-        rng = np.random.default_rng(seed)
-        gaps = rng.gamma(cv**-2, cv**2 / rate, max(64, math.ceil(4 * rate * seconds)))
-        return self._with_lengths([float(at) for at in np.cumsum(gaps) if at < seconds], rng)
 
     def square(self, low: float, high: float, seconds: float, period: float, seed: int) -> tuple[Arrival, ...]:
         """Draw a Poisson process at the rate `low` in the first half of each period and `high` in the second."""
         rng = np.random.default_rng(seed)
         times = np.sort(rng.uniform(0, seconds, rng.poisson(high * seconds)))
         kept = [float(at) for at in times if at % period >= period / 2 or rng.uniform() < low / high]
-        return self._with_lengths(kept, rng)
-
-    def _with_lengths(self, times: list[float], rng: np.random.Generator) -> tuple[Arrival, ...]:
-        return tuple(Arrival(at, *self.lengths[rng.integers(len(self.lengths))]) for at in times)
+        return tuple(Arrival(at, *self.lengths[rng.integers(len(self.lengths))]) for at in kept)

@@ -240,7 +240,7 @@ def peft_merge(modules: dict[str, tuple[int, int]], sites: int, kind: str) -> Ca
 
     names = [f"linears.{index}" for index in range(len(modules))]
     config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names, init_lora_weights=False)
-    model = peft.get_peft_model(Tree(), config, adapter_name="0")
+    model: Any = peft.get_peft_model(Tree(), config, adapter_name="0")
     for site in range(1, sites):
         model.add_adapter(str(site), config)
     everyone, share = [str(site) for site in range(sites)], [1 / sites] * sites

@@ -12,6 +12,7 @@ PAGE = REPOSITORY / "docs" / "benchmarks.md"
 COMMANDS = {
     "memory": ["scripts/bench_memory"],
     "quanta": ["scripts/bench_quanta"],
+    "slack": ["scripts/bench_slack"],
     "aggregate": [
         "scripts/bench_aggregate",
         "--dense",

@@ -49,7 +49,8 @@ def make_base(into: Path, hidden: int, layers: int) -> Path:
         num_attention_heads=hidden // 64, num_key_value_heads=hidden // 128, max_position_embeddings=512,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).float().save_pretrained(into)
+    model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.float().save_pretrained(into)
     tokenizer.save_pretrained(into)
     return into
 
@@ -78,7 +79,8 @@ def alone(base: Path) -> dict[str, int]:
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # a loaded base, not pages of a file that somebody else may map too
     trainer = build(model)
-    trainer.warm_up()
+    for _ in trainer.warm_up():
+        pass
     give_back()
     return {"before": before, "after": private_bytes(), "state": trainer.state_bytes}
 

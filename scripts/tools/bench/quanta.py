@@ -19,8 +19,9 @@ import torch.nn.functional as F
 import transformers
 
 from serving.bench.intervals import mean_ratio
+from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import Pieces
-from serving.cotrainer.trainer import LoraTrainer, Progress
+from serving.cotrainer.trainer import LoraTrainer
 from umbel.base import LINEARS
 from umbel.messages import TrainPlan
 from umbel.token_file import NO_LOSS, TokenFile
@@ -80,7 +81,8 @@ def compare(name: str, options: argparse.Namespace) -> None:
     trainer = LoraTrainer(
         make_model(name), max_rank=RANK, target_modules=LINEARS, seq_len=options.seq_len, pieces=whole
     )
-    trainer.warm_up()
+    for _ in trainer.warm_up():
+        pass
     wrapped = wrap(make_model(name))
     loops: dict[str, Callable[[Task], None]] = {
         "peft": plain(wrapped, lean=False),
@@ -154,7 +156,7 @@ def plain(wrapped: Any, *, lean: bool) -> Callable[[Task], None]:
             loss_sum = 0.0
             for ids, labels in batches:
                 loss = answers_loss(wrapped, ids, labels) if lean else labels_loss(wrapped, ids, labels)
-                (loss / tokens).backward()
+                (loss / tokens).backward()  # type: ignore[no-untyped-call]
                 loss_sum += float(loss.detach())
             torch.nn.utils.clip_grad_norm_(weights, plan.clip_norm)
             optimizer.step()
@@ -193,7 +195,8 @@ def make_model(name: str) -> Any:
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=int(hidden * 2.5), num_hidden_layers=layers,
         num_attention_heads=max(4, hidden // 64), num_key_value_heads=max(2, hidden // 128),
     )  # fmt: skip
-    return transformers.LlamaForCausalLM(config).float().eval()
+    made: Any = transformers.LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    return made.float().eval()
 
 
 def wrap(model: Any) -> Any:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from serving.bench import domain
-from serving.bench.domain import FIRST_SYMBOL, HELDOUT_ROWS, RANK, SEQ_LEN, TRAIN_ROWS, Recipe, build, successors, walk
+from serving.bench.domain import TRAIN_ROWS, Recipe, build, successors, walk
+from serving.bench.world import FIRST_SYMBOL, HELDOUT_ROWS, RANK, SEQ_LEN, World
 from umbel import peft_dir
 from umbel.base import LINEARS, linear_shapes
 from umbel.token_file import TokenFile
@@ -55,7 +56,7 @@ def test_the_initial_adapter_answers_as_the_base_does(tmp_path: Path) -> None:
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(recipe: Recipe, world: domain.World) -> None:
+    def fail(recipe: Recipe, world: World) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(domain, "_make_data", fail)

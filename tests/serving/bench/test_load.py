@@ -27,7 +27,7 @@ async def served(handler: Handler) -> AsyncIterator[Client]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0][:2]
-    client = Client(f"http://{host}:{port}", "support", symbols=10)
+    client = Client(f"http://{host}:{port}", "support", prompt_ids=range(2, 12))
     try:
         yield client
     finally:

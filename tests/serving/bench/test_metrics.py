@@ -7,6 +7,7 @@ import pytest
 from serving.bench.metrics import (
     Publication,
     Request,
+    Spent,
     attainment,
     gain_goodput,
     goodput,
@@ -17,6 +18,7 @@ from serving.bench.metrics import (
     quantile,
     values,
 )
+from serving.trainer_socket import CoTrainerStatus, QuantumStats
 from tests.toys.serving.blocks import SLO, block, request
 
 
@@ -80,3 +82,11 @@ def test_p99_of_few_is_the_largest(count: int, largest: bool) -> None:
 def test_a_block_in_which_the_clients_core_was_too_busy_is_void() -> None:
     assert block("ours", cores=(1.0, 0.61)).void
     assert not block("ours", cores=(1.0, 0.59)).void
+
+
+def test_what_was_spent_is_the_difference_of_two_statuses() -> None:
+    def status(**seconds: float) -> CoTrainerStatus:
+        return CoTrainerStatus(quanta={kind: QuantumStats(seconds=value) for kind, value in seconds.items()})
+
+    found = Spent.between(status(mlp=3.0, hooks=1.0), status(mlp=4.0, head=0.5, hooks=1.25, jobless=0.1))
+    assert (found.quanta_s, found.hooks_s, found.jobless_s) == pytest.approx((1.5, 0.25, 0.1))

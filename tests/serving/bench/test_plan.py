@@ -25,7 +25,7 @@ from serving.bench.plan import (
     tuned,
     workload,
 )
-from serving.bench.trace import Trace
+from serving.bench.trace import AS_TRACED, ArrivalProcess, Trace
 from tests.toys.serving.blocks import SLO, block, request
 
 
@@ -54,8 +54,9 @@ def test_rounds_run_forth_and_back_and_equal_tokens_come_after_ours() -> None:
     assert interleaved(systems, 1) == ("idle", "ours", "unpaced_equal", "inference")
 
 
-def test_the_protocol_fits_into_85_minutes_and_tunes_every_baseline_alike() -> None:
-    assert FULL.seconds() <= 85 * 60
+def test_the_protocol_fits_into_75_minutes_and_tunes_every_baseline_alike() -> None:
+    assert FULL.seconds() <= 75 * 60
+    assert FULL.seconds(4.5) <= 62 * 60, "at the capacity of a core of a small server"
     assert {len(SYSTEMS[system].grid) for system in FULL.tuned} == {4}
     keys = [spec.key for spec in FULL.specs(4.5)]
     assert len(keys) == len(set(keys)), "a block is found again by its key"
@@ -95,6 +96,22 @@ def test_all_systems_of_a_round_see_the_same_arrivals_and_tuning_sees_others() -
     assert arrivals("tune", "0.6", "idle", 0) == arrivals("tune", "0.6", "stop", 3)
     assert arrivals("tune", "0.6", "idle", 1) != arrivals("measure", "0.6", "idle", 1)
     assert arrivals("measure", "none", "training", 0) == ()
+
+
+def test_another_process_changes_the_gaps_and_nothing_else() -> None:
+    trace, spec = Trace.fitted(), Spec("measure", "0.6", "ours", 1)
+    usual, bursty = (
+        workload(trace, spec, 10.0, 20.0, 11.0, process) for process in (AS_TRACED, ArrivalProcess.parse("gamma:4"))
+    )
+    assert [(a.prompt, a.output) for a in usual] == [(a.prompt, a.output) for a in bursty]
+    assert [a.at for a in usual] != [a.at for a in bursty]
+
+
+def test_beside_an_accelerator_no_trainer_has_a_process_of_its_own() -> None:
+    plan = FULL.in_engine()
+    named = {system for systems in plan.conditions.values() for system in systems} | set(plan.tuned)
+    left_out = {system for systems in FULL.conditions.values() for system in systems} - named
+    assert left_out == {"separate", "partition", "hard"}
 
 
 def test_a_system_of_the_plan_is_one_of_the_table() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from serving.aliases import AliasTable
 from serving.bench import rounds as rounds_module
-from serving.bench.domain import World
 from serving.bench.rounds import ADAPTER, STEPS, Published, Rounds, publications
+from serving.bench.world import World
 from serving.run_dir import ALIASES
 from serving.trainer_socket import CoTrainerStatus, TrainJob
 from umbel import peft_dir

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.bench.trace import CORE, Scale, Trace
+from serving.bench.trace import CORE, ArrivalProcess, Scale, Trace
 from tests.toys.serving.blocks import minute_of_requests
 from umbel.errors import ConfigError
 
@@ -55,15 +55,25 @@ def test_without_a_trace_lengths_are_like_the_published_ones() -> None:
     assert np.median(lengths, axis=0) == pytest.approx([1020 / 16, 129 / 16], rel=0.1)
 
 
-def test_bursty_arrivals_vary_more_than_poisson_at_the_same_rate() -> None:
+@pytest.mark.parametrize(("load", "cv"), [("poisson", 1.0), ("gamma:4", 4.0), ("gamma:0.5", 0.5)])
+def test_another_process_gives_the_same_requests_other_gaps(load: str, cv: float) -> None:
     trace = Trace.fitted()
-    poisson, bursty = (
-        np.diff([a.at for a in draw]) for draw in (trace.poisson(20, 500, seed=1), trace.gamma(20, 500, seed=1))
-    )
-    assert len(poisson) == pytest.approx(20 * 500, rel=0.1)
-    assert len(bursty) == pytest.approx(20 * 500, rel=0.25)
-    assert poisson.std() / poisson.mean() == pytest.approx(1.0, rel=0.1)
-    assert bursty.std() / bursty.mean() == pytest.approx(4.0, rel=0.2)
+    process = ArrivalProcess.parse(load)
+    arrivals = trace.replay(20.0, 500.0, 0.1, process)
+    assert [(a.prompt, a.output) for a in arrivals] == [(a.prompt, a.output) for a in trace.replay(20.0, 500.0, 0.1)]
+    assert arrivals == trace.replay(20.0, 500.0, 0.1, process), "fixed before the run"
+    gaps = np.diff([arrival.at for arrival in arrivals])
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.1)
+    assert arrivals[0].at == 0.0
+    assert arrivals[-1].at < 500.0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "burst", "gamma", "gamma:", "gamma:0", "gamma:-1", "gamma:nan", "gamma:11", "poisson:2"]
+)
+def test_a_process_that_is_none_is_refused_with_those_there_are(text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--load {text}: expected trace, poisson, or gamma:CV"):
+        ArrivalProcess.parse(text)
 
 
 def test_a_square_wave_is_low_in_the_first_half_of_each_period() -> None:

@@ -1,5 +1,6 @@
 """The simulated engine can be calculated by hand."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -35,6 +36,32 @@ class Always:
     def finished(self, request: object, now: float) -> None: ...
 
 
+class Until(Always):
+    """One that says no from a time on."""
+
+    def __init__(self, end: float) -> None:
+        self._end = end
+
+    def budget(self, load: Load, now: float) -> float:
+        return 0.009 if now < self._end else 0.0
+
+    def wait(self, now: float) -> float:
+        return 0.0 if now < self._end else math.inf
+
+
+class Noting(Always):
+    """One that notes when quanta were found to have ended, and allows longer ones."""
+
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+
+    def budget(self, load: Load, now: float) -> float:
+        return 0.1
+
+    def ran(self, seconds: float, now: float) -> None:
+        self.ended.append(now)
+
+
 def test_one_request_alone() -> None:
     """30 prompt tokens, then two decodes of one request."""
     [answer] = Simulation(MACHINE, [Arrival(1.0, 30, 3)]).run(2.0).answered
@@ -57,9 +84,59 @@ def test_quanta_take_turns_with_iterations() -> None:
     assert simulation.outcome.trained_s == pytest.approx(7 * 0.004)
 
 
-def test_an_overlapped_quantum_delays_by_a_part() -> None:
-    [answer] = Simulation(replace(MACHINE, overlap=0.25), [Arrival(0.0, 30, 4)], Always()).run(0.0).answered
-    assert answer.tpot == pytest.approx(0.011 + 0.25 * 2 * 0.004)
+LAGGING = replace(MACHINE, launch_s=0.001, lag_s=0.002, overlap=0.25)
+"""Each quantum: 1 ms of the host, then 2 ms later 4 ms of the device, a quarter of which an iteration feels."""
+
+
+def test_an_overlapped_quantum_delays_by_its_launch_and_a_part() -> None:
+    """It ends within the iteration, and the next one is launched before the next iteration."""
+    simulation = Simulation(LAGGING, [Arrival(0.0, 30, 4)], Always())
+    [answer] = simulation.run(0.0).answered
+    assert (answer.ttft, answer.tpot) == (pytest.approx(0.001 + 0.041), pytest.approx(0.001 + 0.011 + 0.25 * 0.004))
+    assert simulation.outcome.trained_s == pytest.approx(4 * 0.005)
+
+
+def test_nothing_is_launched_behind_a_quantum_that_outlasts_its_iteration() -> None:
+    """Quanta of 20 ms beside decodes of 11: each delays two of them, and is counted after the second.
+
+    The prefill feels half of 20 ms. A decode takes 1 ms for the launch, 2 before the device begins and 18 for the other
+    9 beside it; the next one feels half of the 2 ms that are left.
+    """
+    machine = replace(LAGGING, quanta=(TimedQuantum("mlp", 64, 0.020),), overlap=0.5)
+    governor = Noting()
+    [answer] = Simulation(machine, [Arrival(0.0, 30, 5)], governor).run(0.0).answered
+    assert answer.ttft == pytest.approx(0.001 + 0.040 + 0.5 * 0.020)
+    pair = (0.001 + 0.002 + 0.018) + (0.011 + 0.5 * 0.002)
+    assert answer.tpot == pytest.approx(2 * pair / 4)
+    assert governor.ended == [pytest.approx(answer.ttft + number * pair) for number in range(3)]
+
+
+def test_an_iteration_is_delayed_until_the_device_is_free_where_both_take_turns() -> None:
+    machine = replace(LAGGING, overlap=1.0)
+    [answer] = Simulation(machine, [Arrival(0.0, 30, 2)], Always()).run(0.0).answered
+    assert answer.ttft == pytest.approx(0.001 + 0.040 + 0.004)
+
+
+def test_a_request_does_not_wait_for_the_end_of_a_quantum_on_a_device() -> None:
+    """It comes 1.5 ms after a launch: its prefill begins at once, beside the 4 ms that are still to run."""
+    outcome = Simulation(LAGGING, [Arrival(0.0155, 30, 1)], Always()).run(0.0)
+    assert outcome.preemption_s == [pytest.approx(0.021 - 0.0155)]
+    assert outcome.answered[0].ttft == pytest.approx(0.040 + 0.25 * 0.004)
+    assert (outcome.most_met, outcome.preemptions) == (1, 0)
+
+
+def test_what_is_cached_is_not_computed() -> None:
+    """20 of 30 prompt tokens are in the cache: 10 are computed, each with the cached ones before it."""
+    machine = replace(MACHINE, prefill=(0.010, 0.001, 1e-5))
+    [answer] = Simulation(machine, [Arrival(0.0, 30, 1, cached=20)]).run(0.0).answered
+    assert answer.ttft == pytest.approx(0.010 + 10 * 0.001 + 10 * (5 + 20) * 1e-5)
+
+
+@pytest.mark.parametrize("machine", [MACHINE, LAGGING], ids=["at once", "lagging"])
+def test_only_iterations_free_of_training_are_learnt_and_what_they_are_is_counted(machine: Machine) -> None:
+    """Training only beside the first request: the second's iterations are the engine's own, each as it was."""
+    outcome = Simulation(machine, [Arrival(0.0, 30, 4), Arrival(1.0, 30, 4)], Until(0.5)).run(0.0)
+    assert (outcome.learnt, outcome.misbooked) == (4, 0)
 
 
 def test_a_request_waits_for_the_quantum_that_it_meets() -> None:

@@ -8,6 +8,7 @@ from serving.bench.metrics import (
     Block,
     Request,
     Setting,
+    Spent,
 )
 from serving.bench.results import Results
 from serving.cotrainer.slo import Slo
@@ -25,6 +26,10 @@ def block(system: str = "ours", *requests: Request, **more: Any) -> Block:
     return Block(system=system, requests=requests, **fields)
 
 
+def spent(quanta_s: float, hooks_s: float = 0.0, jobless_s: float = 0.0) -> Spent:
+    return Spent(quanta_s=quanta_s, hooks_s=hooks_s, jobless_s=jobless_s)
+
+
 def results(blocks: list[Block]) -> Results:
     setting = Setting(saturation=20.0, capacity=10.0, ttft_s=0.1, tpot_s=0.02, attained=1.0)
     machine = dict.fromkeys(("cpu", "cores", "memory", "sglang", "torch", "python"), "x")
@@ -36,14 +41,16 @@ def run(ours: Request, harvest: float) -> Iterator[Block]:
     """Yield four rounds of all blocks that a bar needs, alike but for the two requests `ours` of each of umbel's."""
     preemption = PreemptionStats(arrivals=100, count=5, p99_s=0.004, longest_s=0.004)
     for number in range(4):
-        yield block("training", condition="none", round=number, tokens=100_000)
+        yield block("training", condition="none", round=number, steps=1000, tokens=100_000, spent=spent(quanta_s=9.5))
         for condition in ("0.3", "0.6", "0.8", "1.2", "square"):
             common: dict[str, Any] = {"condition": condition, "round": number}
             trained = 0 if condition == "1.2" else int(100_000 * harvest)
-            yield block("inference", *[request()] * 100, **common)
-            yield block("partition", *[request()] * 100, tokens=20_000, **common)
+            yield block("inference", *[request()] * 100, engine_share=0.2, **common)
+            yield block("partition", *[request()] * 100, tokens=60_000, engine_share=0.21, trainer_share=0.6, **common)
+            yield block("hard", *[request()] * 99, request(ttft=9.0), tokens=30_000, engine_share=0.2,
+                        trainer_share=0.3, **common)  # fmt: skip
             yield block("ours", *[request()] * 98, ours, ours, tokens=trained, preemption=preemption,
-                        longest_quantum_s=0.005, **common)  # fmt: skip
+                        longest_quantum_s=0.005, engine_share=0.85, spent=spent(6.0, 0.2, 0.1), **common)  # fmt: skip
         yield block("unpaced_equal", *[request(ttft=0.5, tpot=0.05)] * 100, round=number, tokens=60_000)
         for server in ("umbel_off", "stock"):
             yield block(server, *[request()] * 10, phase="stock", condition="alone", round=number)

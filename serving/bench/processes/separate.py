@@ -1,7 +1,7 @@
-"""`python -m serving.bench.separate RUN_DIR MODEL CORE`: a trainer in a process of its own, with a copy of the base.
+"""`python -m serving.bench.processes.separate RUN_DIR MODEL CORE DTYPE`: a trainer in a process of its own.
 
-It is umbel's trainer and speaks umbel's protocol on RUN_DIR's socket, but there is no engine: the operating system
-decides when it runs.
+It has a copy of the base. It is umbel's trainer and speaks umbel's protocol on RUN_DIR's socket, but there is no
+engine: the operating system decides when it runs.
 """
 
 import os
@@ -12,7 +12,8 @@ import torch
 import zmq
 from transformers import AutoModelForCausalLM
 
-from serving.bench.systems import Unpaced, whole
+from serving.bench.baselines import Unpaced
+from serving.bench.systems import whole
 from serving.cotrainer.cotrainer import CoTrainer
 from serving.cotrainer.trainer import LoraTrainer
 from serving.launch import die_with_parent
@@ -20,7 +21,7 @@ from serving.trainer_socket import CoTrainerSettings
 from umbel.errors import TrainingError
 
 
-def cotrainer(run_dir: Path, model: Path) -> CoTrainer:
+def cotrainer(run_dir: Path, model: Path, dtype: str = "float32") -> CoTrainer:
     """Make a co-trainer without an engine: it is always idle, and never rests.
 
     Raises TrainingError if RUN_DIR has no settings.
@@ -33,7 +34,7 @@ def cotrainer(run_dir: Path, model: Path) -> CoTrainer:
     made.idle_poller = zmq.Poller()
     made.idle_poller.register(made.commands.socket, zmq.POLLIN)
     made.trainer = LoraTrainer(
-        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)),
         max_rank=settings.max_rank,
         target_modules=settings.target_modules,
         seq_len=settings.seq_len,
@@ -48,7 +49,7 @@ def main() -> None:
     die_with_parent()
     os.sched_setaffinity(0, {int(sys.argv[3])})
     torch.set_num_threads(1)
-    trainer = cotrainer(Path(sys.argv[1]), Path(sys.argv[2]))
+    trainer = cotrainer(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4])
     while True:
         if not trainer.instead_of_sleep():
             trainer.idle_poller.poll()

@@ -31,7 +31,6 @@ from serving.bench.metrics import (
 )
 from serving.bench.plan import JOINT, STEADY
 from serving.bench.results import Results
-from serving.bench.rounds import TOKENS_PER_STEP
 
 HARVESTED = (*STEADY, "square")
 """Conditions with spare time to train in; above the capacity there is none."""
@@ -83,8 +82,9 @@ def _attained(results: Results) -> Iterator[Bar]:
 
 def _overload(results: Results) -> Bar:
     ours, alone = results.of("1.2", "ours"), results.of("none", "training")
+    step = max((block.tokens / block.steps for block in alone if block.steps), default=0.0)
     most = paired_ratio(
-        ours, alone, lambda b: b.training_rate + (b.system == "ours") * TOKENS_PER_STEP / b.window
+        ours, alone, lambda b: b.training_rate + (b.system == "ours") * step / b.window
     )  # a step that the end cut off is not in the tokens
     measured = (
         f"{results.harvest('1.2', 'ours').text()}; with the unfinished step of each round {most.text()}; "
@@ -95,25 +95,40 @@ def _overload(results: Results) -> Bar:
 
 
 def _harvest(results: Results) -> Iterator[Bar]:
+    """Yield umbel's harvest over that of the hard partition, which papers mean by a static one, and of the nice one."""
+    hard, mean = _harvest_over(results, "hard")
+    each = _each(results, hard, "hard")
+    claim = "harvest over that of the best hard partition, geometric mean over the conditions (Harli)"
+    yield _bar(claim, "≥ 1.46", f"{mean.text()} ({each})", mean.outcome(least=1.46), bool(hard))
+    best = _extreme(hard, max)
+    yield _bar("the same, at best", "≥ 1.92", best.text(), best.outcome(least=1.92), bool(hard))
+    nice, mean = _harvest_over(results, "partition")
+    each = _each(results, nice, "partition")
+    claim = "harvest over that of the best nice partition, on one copy of the base, geometric mean over the conditions"
+    yield _bar(claim, "≥ 0.97", f"{mean.text()} ({each})", mean.outcome(least=0.97), bool(nice))
+
+
+def _harvest_over(results: Results, system: str) -> tuple[dict[str, Interval], Interval]:
+    """Return the ratio of umbel's harvest to another system's in each condition, and their mean over the rounds."""
+
     def trained(block: Block) -> float:
         return block.training_rate
 
     found, by_round = {}, []
     for condition in HARVESTED:
-        ours, theirs = results.of(condition, "ours"), results.of(condition, "partition")
+        ours, theirs = results.of(condition, "ours"), results.of(condition, system)
         if pairs(ours, theirs, trained):
             found[condition] = paired_ratio(ours, theirs, trained, _together(HARVESTED))
             by_round.append(pairs(ours, theirs, trained))
-    mean = _mean_over_conditions(by_round)
-    each = ", ".join(
+    return found, _mean_over_conditions(by_round)
+
+
+def _each(results: Results, found: Mapping[str, Interval], system: str) -> str:
+    return ", ".join(
         f"{condition}: {ratio.text()} with {results.attained(condition, 'ours').value:.3f} attained against "
-        f"{results.attained(condition, 'partition').value:.3f}"
+        f"{results.attained(condition, system).value:.3f}"
         for condition, ratio in found.items()
     )
-    claim = "harvest over that of the best static partition, geometric mean over the conditions (Harli)"
-    yield _bar(claim, "≥ 1.46", f"{mean.text()} ({each})", mean.outcome(least=1.46), bool(found))
-    best = _extreme(found, max)
-    yield _bar("the same, at best", "≥ 1.92", best.text(), best.outcome(least=1.92), bool(found))
 
 
 def _mean_over_conditions(conditions: list[dict[int, tuple[float, float]]]) -> Interval:
@@ -145,7 +160,7 @@ def _goodput(results: Results) -> Iterator[Bar]:
                 ours, results.of(condition, best), lambda b: quality_goodput(b, slo, quality), _together(HARVESTED)
             )
     each = ", ".join(f"{condition}: {ratio.text()} ({strongest[condition]})" for condition, ratio in ratios.items())
-    claim = "quality goodput G_q over that of the best tuned joint baseline, in each condition (CoLLM)"
+    claim = "quality goodput G_q over that of the best joint baseline measured there, in each condition (CoLLM)"
     yield _bar(claim, "≥ 1.4", each, _extreme(ratios, min).outcome(least=1.4), bool(ratios))
     kept = {
         condition: paired_ratio(

@@ -156,4 +156,4 @@ def _mean_goodput(results: Results, condition: str, system: str, title: str) -> 
         quality_goodput(block, results.slo, results.quality) if title == "G_q" else goodput(block, results.slo)
         for block in blocks
     ]
-    return sum(found) / len(found) if found else 0.0
+    return sum(found) / len(found) if found else math.nan

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.bench import report
+from serving.bench.pages import report
 from tests.toys.serving.blocks import block, request, results, run
 from umbel.errors import ConfigError
 
@@ -22,7 +22,7 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path: Path) -> None:
 
 def test_a_condition_is_a_table_of_its_systems() -> None:
     text = report._condition_table(results(list(run(request(), harvest=0.6))), "0.6")
-    assert text.count("\n| ") == 1 + len(("inference", "partition", "unpaced_equal", "ours"))
+    assert text.count("\n| ") == 1 + len(("inference", "partition", "hard", "unpaced_equal", "ours"))
     row = (
         "| umbel | 1.000 (0.991–1.000) | 50 / 50 / 50 | 10 / 10 / 10 | 30 | 1.00 / 1.00 | 10.00 | 5.00 | 0.00 | 6000 |"
     )
@@ -42,3 +42,19 @@ def test_a_choice_within_noise_of_another_setting_is_said_to_be_so() -> None:
     ]
     text = report._tuning_table(results(runs))
     assert "| yes, within noise of steps 2 |" in text
+
+
+def test_where_the_cores_time_went_is_told_of_umbel_and_of_both_partitions() -> None:
+    text = report._core_table(results([one for one in run(request(), harvest=0.6) if one.condition in ("0.3", "none")]))
+    assert text.splitlines()[-3:] == [
+        "| 0.3 | umbel | 0.200 | 0.600 | 0.020 | 0.030 | 0.150 | 0.010 | 0.950 | 0.750 (0.750–0.750) |",
+        "| 0.3 | B3 nice partition | 0.200 | 0.600 | – | 0.010 | 0.190 | – | 0.950 | 0.750 (0.750–0.750) |",
+        "| 0.3 | B6 hard partition | 0.200 | 0.300 | – | 0.000 | 0.500 | – | 0.950 | 0.375 (0.375–0.375) |",
+    ]
+
+
+def test_first_tokens_are_told_with_training_off_and_on() -> None:
+    off, on = [request(ttft=0.04)] * 20, [request(ttft=0.05)] * 20
+    blocks = [block("inference", *off), block("ours", *on), block("hard", condition="0.3")]
+    text = report._first_tokens_table(results(blocks))
+    assert text.splitlines()[-1] == "| 0.6 | 40 / 50 | 40 / 50 |"

@@ -18,7 +18,7 @@ from serving.bench.metrics import (
     values,
 )
 from serving.bench.plan import SYSTEMS, Options, not_told_apart, tuned
-from serving.bench.results import Results, read
+from serving.bench.results import CoreTime, Results, read
 from umbel.errors import ConfigError
 from umbel.peft_dir import replace_durably
 
@@ -31,14 +31,20 @@ def write(out: Path, docs: Path | None) -> str:
 
     Raises ConfigError for a folder without a run, and for a page without the markers.
     """
-    from serving.bench import bars, plots
+    from serving.bench.pages import bars, plots
 
     results = read(out)
     images = docs.parent / "img" if docs else out
     drawn = plots.draw(results, images) if find_spec("matplotlib") else None
     links = [f"![{title}]({'img/' if docs else ''}{file.name})" for title, file in drawn or ()]
     links += [plots.MISSING] if drawn is None else []
-    parts = [_setting_text(results), bars.table(results), _tuning_table(results)]
+    parts = [
+        _setting_text(results),
+        bars.table(results),
+        _core_table(results),
+        _first_tokens_table(results),
+        _tuning_table(results),
+    ]
     parts += [_condition_table(results, condition) for condition in results.conditions]
     text = "\n\n".join([*parts, *links])
     (out / "report.md").write_text(text + "\n")
@@ -60,18 +66,59 @@ def replace_section(page: Path, text: str) -> None:
 def _setting_text(results: Results) -> str:
     setting, machine = results.setting, results.facts["machine"]
     assert isinstance(machine, dict)
-    trace = results.facts["trace"] or "none: Poisson arrivals, lengths drawn from fitted log-normal distributions"
+    trace = results.facts["trace"] or "none, lengths drawn from fitted log-normal distributions"
+    load, site = results.facts.get("load", "trace"), results.facts.get("site")
+    base = f" Base and data of the site {site}." if site else ""
+    gaps = "the trace's own" if load == "trace" else load
     measured = [block for block in results.blocks if block.phase == "measure"]
     requests = sum(len(block.requests) for block in measured)
     busiest = max((block.cores[1] for block in measured), default=0.0)
     return (
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory']}; SGLang {machine['sglang']}, torch "
-        f"{machine['torch']}, Python {machine['python']}. Trace: `{trace}`. Saturated at {setting.saturation:.1f} "
-        f"requests/s; capacity (inference only, 99 % within its targets) {setting.capacity:.1f} requests/s. Strict "
-        f"targets: TTFT {setting.ttft_s * 1e3:.0f} ms, TPOT {setting.tpot_s * 1e3:.1f} ms. {len(measured)} blocks of "
+        f"{machine['torch']}, Python {machine['python']}. Trace: `{trace}`; gaps between "
+        f"requests: {gaps}.{base} Saturated at {setting.saturation:.1f} "
+        f"requests/s; capacity (inference only, 99 % within its targets) {setting.capacity:.1f} requests/s. "
+        f"Targets: TTFT {setting.ttft_s * 1e3:.0f} ms, TPOT {setting.tpot_s * 1e3:.1f} ms. {len(measured)} blocks of "
         f"{measured[0].window if measured else 0:.0f} s, {requests} requests; {results.void} blocks void; the client's "
         f"core was at most {busiest:.0%} busy.{' A smoke run: orders, not figures.' if results.facts['smoke'] else ''}"
     )
+
+
+def _core_table(results: Results) -> str:
+    """Return a table of where the time of the engine's core went, and of the harvest over what is to be had."""
+    header = (
+        "load", "system", "engine alone", "training", "hooks", "engine beyond alone", "unused", "no job",
+        "speed of training", "harvest / (1 − engine alone) (95 %)",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for condition in results.conditions:
+        for system in ("ours", "partition", "hard"):
+            if results.of(condition, system) and results.of(condition, "inference"):
+                cells = [condition, SYSTEMS[system].label, *_core_time(results.core_time(condition, system))]
+                lines.append(f"| {' | '.join(cells)} | {results.reached(condition, system).text(3)} |")
+    return (
+        "Where the time of the engine's core went, in shares of it. *No job*: the time between two rounds of training, "
+        "part of any other. *Speed of training*: tokens per second computed, relative to training alone. The last "
+        "column is the harvest over what the engine leaves of its core when it only serves: all there is.\n\n"
+        + "\n".join(lines)
+    )
+
+
+def _core_time(found: CoreTime | None) -> list[str]:
+    if found is None:
+        return [NONE] * 7
+    shares = (found.alone, found.trainer, found.hooks, found.beyond, found.unused, found.jobless, found.speed)
+    return [NONE if share is None else f"{share:.3f}" for share in shares]
+
+
+def _first_tokens_table(results: Results) -> str:
+    lines = ["| load | TTFT P50, training off / on, ms | TTFT P95, off / on, ms |", "|---|---|---|"]
+    for condition in results.conditions:
+        pair = [values(results.of(condition, system), "ttft") for system in ("inference", "ours")]
+        if all(pair):
+            cells = (" / ".join(_quantile(numbers, q) for numbers in pair) for q in (0.5, 0.95))
+            lines.append(f"| {condition} | {' | '.join(cells)} |")
+    return "Users' first tokens, with umbel's training off and on:\n\n" + "\n".join(lines)
 
 
 def _tuning_table(results: Results) -> str:

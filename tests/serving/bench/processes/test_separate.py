@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from serving.bench.separate import cotrainer as separate_cotrainer
+from serving.bench.processes.separate import cotrainer as separate_cotrainer
 from serving.bench.systems import (
     UseSystem,
 )

@@ -1,4 +1,4 @@
-"""The benchmark's machine: two cores, priorities that can be raised again, and figures of how busy the cores were."""
+"""The benchmark's machine: two cores, and priorities that can be raised again."""
 
 import os
 import resource
@@ -6,14 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
 
-from serving.bench import testbed
-from serving.bench.domain import RANK, SEQ_LEN, World
-from serving.bench.testbed import CLIENT_CORE, ENGINE_CORE, MICRO_BATCH, core_use, require_machine, site_config
+from serving.bench.processes import testbed
+from serving.bench.processes.testbed import CLIENT_CORE, ENGINE_CORE, require_machine, site_config
+from serving.bench.world import MICRO_BATCH, RANK, SEQ_LEN, World
 from serving.trainer_socket import CoTrainerSettings
 from umbel.errors import ConfigError
 
@@ -52,24 +52,6 @@ def test_the_site_file_fits_the_world(tmp_path: Path) -> None:
     assert (settings.max_rank, settings.micro_batch, settings.seq_len) == (RANK, MICRO_BATCH, SEQ_LEN)
 
 
-class CpuTimes(NamedTuple):
-    """Seconds of a core, as the kernel counts them."""
-
-    user: float
-    system: float
-    idle: float
-    iowait: float
-
-
-def test_a_core_is_busy_while_it_neither_idles_nor_waits_for_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, ended = [CpuTimes(10, 5, 100, 1)] * 2, [CpuTimes(12, 6, 106, 2), CpuTimes(10, 5, 100, 1)]
-    readings = iter([begun, ended])
-    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: next(readings))
-    with core_use() as use:
-        assert use == []
-    assert use == [pytest.approx(3 / 10), 0.0], "of a core whose counters stand still, nothing is known"
-
-
 @pytest.fixture
 def sleeper() -> Iterator[psutil.Process]:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -96,7 +78,7 @@ def test_the_separate_trainers_priority_is_set_for_its_session_too(
 
     monkeypatch.setattr(Path, "write_text", note)
     unused: Any = None
-    bed = testbed.Testbed(unused, tmp_path, unused, unused, unused, sleeper, unused, 0, None)
+    bed = testbed.Testbed(unused, tmp_path, unused, unused, unused, unused, sleeper, unused, None)
     bed.set_nice(5)
     assert sleeper.nice() == 5
     assert written == (["5"] if grouped else [])

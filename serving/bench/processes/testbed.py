@@ -10,21 +10,20 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 
 from serving.aliases import AliasTable
-from serving.bench import domain
 from serving.bench.load import Client
+from serving.bench.processes.core_use import Use, core_use
 from serving.bench.rounds import ADAPTER
 from serving.bench.systems import UseSystem
+from serving.bench.world import World
 from serving.engine import Engine, command_line
 from serving.run_dir import RUN_DIR_VARIABLE
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
@@ -35,20 +34,11 @@ from umbel.site.template import Tables, site_toml
 
 ENGINE_CORE, CLIENT_CORE = 0, 1
 INITIAL = AdapterRef(ADAPTER, 0)
-MICRO_BATCH = 8
-MAX_RUNNING = 8
 START_S = 600.0
 ANY_NICE = 20
 """RLIMIT_NICE with which a process may go back to nice 0."""
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 """1 if the kernel groups processes by session for its scheduling (Linux)."""
-_SITE: Tables = {
-    "adapter": [{"name": ADAPTER}],
-    "engine": {"dtype": "float32", "max_lora_rank": domain.RANK},
-    "engine.extra_args": {"max_total_tokens": 20000, "max_running_requests": MAX_RUNNING},
-    "engine.env": {"SGLANG_PLUGINS": "umbel_bench,umbel_cpu"},
-    "training": {"micro_batch": MICRO_BATCH, "seq_len": domain.SEQ_LEN},
-}
 
 
 class BenchEngine(Engine):
@@ -81,17 +71,21 @@ class BenchTrainerClient(CoTrainerClient):
 class Testbed:
     """All processes of a run. They are started once; systems are switched inside them."""
 
-    world: domain.World
+    world: World
     folder: Path
     engine: BenchEngine
+    scheduler: psutil.Process
     trainer: BenchTrainerClient
     """Client of the trainer inside the engine."""
     separate: CoTrainerClient
     separate_process: psutil.Process
     client: Client
-    symbols: int
     stock: "StockServer | None"
     nice: int = 0
+
+    def use(self) -> AbstractContextManager[Use]:
+        """Measure how the cores are used until the context is left."""
+        return core_use(self.scheduler, self.separate_process)
 
     def set_nice(self, nice: int) -> None:
         """Set the priority of the separate trainer, and of its session if the kernel groups processes by session."""
@@ -104,11 +98,12 @@ class Testbed:
             Path(f"/proc/{self.separate_process.pid}/autogroup").write_text(str(nice))
 
 
-def site_config(folder: Path, world: domain.World) -> SiteConfig:
+def site_config(folder: Path, world: World) -> SiteConfig:
     """Write the site file of the benchmark's engine, and read it."""
     (folder / "state").mkdir(parents=True, exist_ok=True)
     file = folder / "site.toml"
-    file.write_text(site_toml(_SITE, name="bench", model=world.model, port=_free_port(), data="none"))
+    tables: Tables = {"adapter": [{"name": ADAPTER}], **world.tables}
+    file.write_text(site_toml(tables, name="bench", model=world.model, port=_free_port(), data="none"))
     return SiteConfig.load(file)
 
 
@@ -120,7 +115,7 @@ def require_machine(with_priorities: bool) -> None:
         raise ConfigError("a priority that was lowered is raised again between blocks: run as root, or ulimit -e 20")
 
 
-async def start(folder: Path, world: domain.World, symbols: int, with_stock: bool) -> Testbed:
+async def start(folder: Path, world: World, with_stock: bool) -> Testbed:
     """Start engine, separate trainer and, if asked for, a stock server. If one fails, stop the others and raise."""
     config = site_config(folder, world)
     for run_dir in (config.site.state_dir, folder / "separate"):
@@ -132,12 +127,13 @@ async def start(folder: Path, world: domain.World, symbols: int, with_stock: boo
     # Started where they will run, they find one core and take one thread each.
     _pin_threads(os.getpid(), ENGINE_CORE)
     try:
-        process = await _start_separate(folder / "separate", world.model)
         table = AliasTable(base="base", adapters={ADAPTER: {"live": str(INITIAL)}})
-        # The engine comes first: it writes the file with the key that both read.
-        starting = [engine.start(table, {INITIAL: world.initial}), *([stock.start()] if stock else [])]
-        await asyncio.gather(*starting)
-        pin(engine.pid)
+        # The engine comes first and alone: it times its quanta, and writes the file with the key that stock reads too.
+        await engine.start(table, {INITIAL: world.initial})
+        process = await _start_separate(folder / "separate", world)
+        if stock:
+            await stock.start()
+        scheduler = pin(engine.pid)
         if stock:
             pin(stock.pid)
             stock.pause()
@@ -148,8 +144,10 @@ async def start(folder: Path, world: domain.World, symbols: int, with_stock: boo
         status = await trainer.status()
         if status.error:
             raise EngineError(f"the engine of the benchmark cannot train: {status.error}; see {engine.log}")
-        client = Client(engine.client.url, ADAPTER, symbols)
-        return Testbed(world, folder, engine, trainer, separate, psutil.Process(process.pid), client, symbols, stock)
+        client = Client(engine.client.url, ADAPTER, world.prompt_ids)
+        return Testbed(
+            world, folder, engine, scheduler, trainer, separate, psutil.Process(process.pid), client, stock
+        )  # fmt: skip
     except BaseException:
         engine.kill()
         if stock:
@@ -168,9 +166,10 @@ async def stop(testbed: Testbed) -> None:
     await testbed.engine.stop(drain_s=0)
 
 
-async def _start_separate(run_dir: Path, model: Path) -> asyncio.subprocess.Process:
+async def _start_separate(run_dir: Path, world: World) -> asyncio.subprocess.Process:
     """Start the separate trainer in a session of its own, like the engine: the kernel weighs their sessions."""
-    arguments = ["-m", "serving.bench.separate", str(run_dir), str(model), str(ENGINE_CORE)]
+    module, core = "serving.bench.processes.separate", str(ENGINE_CORE)
+    arguments = ["-m", module, str(run_dir), str(world.model), core, world.dtype]
     with (run_dir / "trainer.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
             sys.executable, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
@@ -184,7 +183,7 @@ class StockServer:
     It has the arguments of umbel's engine, the API key included; its client sends that key, which umbel's router adds.
     """
 
-    def __init__(self, config: SiteConfig, world: domain.World, key: str) -> None:
+    def __init__(self, config: SiteConfig, world: World, key: str) -> None:
         port = _free_port()
         self.key = key
         self.url, self._log = f"http://127.0.0.1:{port}", config.site.state_dir.parent / "stock.log"
@@ -231,31 +230,25 @@ async def _answers(http: httpx.AsyncClient) -> bool:
         return False
 
 
-def pin(root: int) -> None:
-    """Pin the scheduler of a server to the engine's core, all its other processes to the client's."""
+def pin(root: int) -> psutil.Process:
+    """Pin the scheduler of a server to the engine's core, all its other processes to the client's; return it.
+
+    Raises EngineError if there is none, or if there are several.
+    """
     process = psutil.Process(root)
+    schedulers = []
     for each in (process, *process.children(recursive=True)):
         is_scheduler = " ".join(each.cmdline()).startswith("sglang::scheduler")
+        schedulers += [each] if is_scheduler else []
         _pin_threads(each.pid, ENGINE_CORE if is_scheduler else CLIENT_CORE)
+    if len(schedulers) != 1:
+        raise EngineError(f"the benchmark needs an engine with one scheduler process; this one has {len(schedulers)}")
+    return schedulers[0]
 
 
 def _pin_threads(pid: int, core: int) -> None:
     for thread in Path(f"/proc/{pid}/task").iterdir():  # the affinity of a process is that of its first thread only
         os.sched_setaffinity(int(thread.name), {core})
-
-
-@contextmanager
-def core_use() -> Iterator[list[float]]:
-    """Measure the busy share of each core; the list is filled when the context is left."""
-    before, use = psutil.cpu_times(percpu=True), list[float]()
-    yield use
-    use += [_busy(old, new) for old, new in zip(before, psutil.cpu_times(percpu=True), strict=True)]
-
-
-def _busy(before: Any, after: Any) -> float:
-    total = sum(after) - sum(before)
-    idle = after.idle + after.iowait - before.idle - before.iowait
-    return 1 - idle / total if total else 0.0
 
 
 def _free_port() -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.bench.plots import draw
+from serving.bench.pages.plots import draw
 from tests.toys.serving.blocks import request, results, run
 
 pytest.importorskip("matplotlib", reason="plots are an extra: pip install umbel[plots]")
