@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from serving import engine_log
+from serving import engine_log, launch
 from serving.aliases import AliasTable
 from serving.loopback import alone
 from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, PARENT_VARIABLE, RUN_DIR_VARIABLE
@@ -69,10 +69,9 @@ def command_line(config: SiteConfig, adapters: Mapping[AdapterRef, Path]) -> lis
 def _as_arguments(flags: Mapping[str, Any]) -> list[str]:
     arguments: list[str] = []
     for flag, value in flags.items():
-        if value is False:
-            continue
-        arguments.append("--" + flag.replace("_", "-"))
-        if value is not True:
+        name = flag.replace("_", "-")
+        arguments.append(launch.NOT + name if value is False else "--" + name)
+        if not isinstance(value, bool):
             arguments += map(str, value if isinstance(value, list) else [value])
     return arguments
 

@@ -45,10 +45,9 @@ def keep_latest(result: None, backend: Any, *args: Any, **kwargs: Any) -> None:
     backend.cache = LatestGrammars()
 
 
-def bound_compiler(result: None, backend: Any, *args: Any, **kwargs: Any) -> None:
-    """AFTER `XGrammarGrammarBackend.__init__`."""
-    compiler = type(backend.grammar_compiler)
-    backend.grammar_compiler = compiler(backend._tokenizer_info, cache_limit_bytes=COMPILER_BYTES)
+def bound_compiler(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """BEFORE XGrammar's `GrammarCompiler.__init__`, which SGLang gives no limit."""
+    return args, {"cache_limit_bytes": COMPILER_BYTES, **kwargs}
 
 
 def _size(grammar: Any) -> int:

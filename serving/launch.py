@@ -11,17 +11,22 @@ import signal
 import sys
 
 from serving.run_dir import PARENT_VARIABLE
+from umbel.site.memory import CPU_TOKENS
 
 PR_SET_PDEATHSIG = 1
 """The option of prctl(2) that sets the signal a process gets when its parent dies."""
-CPU_FLAGS = {
+CPU_FLAGS: dict[str, str | None] = {
     "--device": "cpu",
     "--attention-backend": "torch_native",
     "--sampling-backend": "pytorch",
     "--lora-backend": "torch_native",
-    "--max-total-tokens": "20000",  # SGLang would reserve 70 % of the memory for its KV cache
+    "--max-total-tokens": str(CPU_TOKENS),
+    # Nothing overlaps on a CPU: a first token would wait for the next iteration, and for a quantum, before it is sent.
+    "--disable-overlap-schedule": None,
 }
-"""SGLang's flags for `serving.cpu_platform`; the site file's own flags take precedence."""
+"""SGLang's flags for `serving.cpu_platform`, None for one without a value; the site file's own take precedence."""
+NOT = "--no-"
+"""Prefix of the words that stand for a flag without a value that the site file sets to false; SGLang has none such."""
 
 
 def die_with_parent() -> None:
@@ -37,8 +42,10 @@ def die_with_parent() -> None:
 
 def with_cpu_flags(arguments: list[str]) -> list[str]:
     """Return the arguments with the missing ones of `CPU_FLAGS` added."""
-    missing = {flag: value for flag, value in CPU_FLAGS.items() if flag not in arguments}
-    return [*arguments, *(word for pair in missing.items() for word in pair)]
+    missing = {
+        flag: value for flag, value in CPU_FLAGS.items() if not {flag, flag.replace("--", NOT, 1)} & set(arguments)
+    }
+    return [*arguments, *(word for pair in missing.items() for word in pair if word is not None)]
 
 
 def has_accelerator() -> bool:
@@ -52,4 +59,5 @@ if __name__ == "__main__":
     die_with_parent()
     if not has_accelerator():
         sys.argv[1:] = with_cpu_flags(sys.argv[1:])
+    sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith(NOT)]
     runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)

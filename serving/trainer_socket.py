@@ -113,6 +113,8 @@ class QuantumStats(_Body):
 
     count: NonNegativeInt = 0
     seconds: NonNegativeFloat = 0.0
+    launch_s: NonNegativeFloat = 0.0
+    """Those seconds in which the host launched them, where the device is not the host's own processor."""
     longest_s: NonNegativeFloat = 0.0
 
 
@@ -133,6 +135,9 @@ class SloStatus(_Body):
     """The latency targets in force, and the governor's margins and counts."""
 
     ttft_ms: float
+    """Milliseconds to the first token, whatever the prompt."""
+    ttft_ms_per_token: NonNegativeFloat = 0.0
+    """Milliseconds more for each prompt token that is not in the cache; 0 where the site gave `ttft_ms`."""
     tpot_ms: float
     quantile: float
     margin_ttft: float
@@ -174,6 +179,8 @@ class CoTrainerStatus(_Body):
     preemption: PreemptionStats = PreemptionStats()
     overlap: NonNegativeFloat = 1.0
     """Seconds by which one second of quanta delays an iteration."""
+    streams: dict[str, int] = Field(default_factory=dict)
+    """Name of each CUDA stream of SGLang's, and `training` → its priority, the lowest number first; empty on a CPU."""
     hook_calls: dict[Literal["busy", "idle"], NonNegativeInt] = Field(default_factory=dict)
     """Calls of the scheduler's hook while the engine had work, and while it had none."""
     most_quanta_while_waiting: NonNegativeInt = 0
@@ -183,8 +190,10 @@ class CoTrainerStatus(_Body):
     frozen_tensors: NonNegativeInt = 0
     state_bytes: NonNegativeInt = 0
     """LoRA weights, gradients and AdamW's moments."""
+    reserved_mb: NonNegativeInt | None = None
+    """MiB that are kept for training, as [training].memory_mb says or as chosen; None where nothing bounds it."""
     kv_tokens_given_up: NonNegativeInt = 0
-    """Tokens of the KV cache that would fit into `memory_mb`."""
+    """Tokens that the KV cache would hold more without it."""
     memory: dict[str, NonNegativeInt] = Field(default_factory=dict)
     """Private bytes of the scheduler process at each stage of building the trainer, in order."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,7 @@ def linear_shapes(model: Path, target_modules: tuple[str, ...]) -> dict[str, tup
     Raises ConfigError or UnsupportedModel as `read_config` does.
     """
     config = read_config(model)
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    q, kv = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
-    shapes = {
-        "q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q),
-        "gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner),
-    }  # fmt: skip
+    shapes = layer_shapes(config)
     block = {name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn" for name in LINEARS}
     return {
         f"model.layers.{layer}.{block[name]}.{name}": shapes[name]
@@ -46,6 +40,18 @@ def linear_shapes(model: Path, target_modules: tuple[str, ...]) -> dict[str, tup
         for name in LINEARS
         if name in target_modules
     }
+
+
+def layer_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return the (out, in) of each linear layer of one transformer block, from the content of a config.json."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or hidden // heads
+    q, kv = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
+    return {
+        "q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q),
+        "gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner),
+    }  # fmt: skip
 
 
 def weight_shapes(model: Path) -> dict[str, tuple[int, ...]]:

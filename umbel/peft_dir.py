@@ -1,8 +1,8 @@
 """Adapters as bytes and as PEFT directories, in one canonical form, without torch.
 
 Canonical means: one uniform rank `r`, the scaling folded in so that `lora_alpha == r`, no rsLoRA, DoRA, patterns, bias
-or extra modules, every number finite. SGLang ignores anything else or dies of it; peft, vLLM and LoRAX load it as it
-is. The dtype is float32 in the registry and on the way, and the engine's where a site loads it. The bytes of
+or extra modules, every number finite. SGLang ignores anything else or dies of it; peft and SGLang load it as it is.
+The dtype is float32 in the registry and on the way, and the engine's where a site loads it. The bytes of
 `adapter_model.safetensors` are the adapter: they are sent as they are, and their sha256 is its digest.
 """
 

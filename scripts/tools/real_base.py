@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from scripts.tools.repository import REPOSITORY
 
@@ -80,14 +81,14 @@ def _convert(gguf: Path, into: Path) -> None:
     import torch
     import transformers
 
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     unpacked = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     settings = unpacked.config.to_diff_dict()
     # True of the GGUF file, not of what is written here; and `save_pretrained` refuses a quantised model.
     for key in ("quantization_config", "_model_name_or_path"):
         settings.pop(key, None)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))  # type: ignore[no-untyped-call]
     model.load_state_dict(unpacked.state_dict())
     model.to(torch.bfloat16).save_pretrained(into)
     tokenizer.save_pretrained(into)

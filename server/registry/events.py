@@ -37,8 +37,11 @@ class Events:
         kept = {name: value for name, value in fields.items() if value is not None}
         log.info("%s %s", event, " ".join(f"{name}={_plain(value)}" for name, value in kept.items()))
         line = json.dumps({"event": event, "at": round(self._clock(), 3), **kept})
-        with self._path.open("a") as file:
-            file.write(line + "\n")
+        with self._path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else f"\n{line}"  # a kill or a full disk cut the last one short
+            file.write(f"{line}\n".encode())
 
 
 def show_log() -> None:

@@ -1,4 +1,4 @@
-"""Export a version: a directory that peft, SGLang and vLLM load, with a model card and checksums."""
+"""Export a version: a directory in PEFT's format, which peft and SGLang load, with a model card and checksums."""
 
 import json
 from collections.abc import Sequence
@@ -53,6 +53,7 @@ def card(manifest: AdapterManifest, base: str = "") -> str:
         "## Loading\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{model}"), "{name}")\n```\n\n'
         f"```sh\npython -m sglang.launch_server --model-path {model} --enable-lora --lora-paths {name}=./{name}\n"
+        "# vLLM, by its documentation:\n"
         f"vllm serve {model} --enable-lora --max-lora-rank {manifest.rank} --lora-modules {name}=./{name}\n```",
         "## How it was made\n\n" + _table(("", ""), [(what, value) for what, value in _facts(manifest) if value]),
     ]

@@ -1,6 +1,6 @@
 """One version on disk: a PEFT directory with the sha256 of each file, as `sha256sum` writes it.
 
-<root>/<name>/v000012/adapter_config.json        the settings of LoRA, for peft, SGLang and vLLM
+<root>/<name>/v000012/adapter_config.json        the settings of LoRA, for peft and SGLang
 <root>/<name>/v000012/adapter_model.safetensors  a link to the weights, where they lie on this machine
 <root>/<name>/v000012/manifest.json              everything that is known about the version
 <root>/<name>/v000012/SHA256SUMS                 of the three; `sha256sum -c` needs nothing of ours

@@ -3,18 +3,19 @@
 Words: a *rung* is one size of micro-batch (rows × tokens, with or without recomputing activations) and its memory; the
 *ladder* is the list of rungs, climbed from the smallest; to *rehearse* a rung is to take one optimizer step of that
 size on made-up tokens (`LoraTrainer.rehearse`). A rung that does not fit into memory is a result, as in SLO-Guard:
-nothing above it is tried. Calibration runs before the engine is ready, so its largest rung also allocates the memory
-that training will need.
+nothing above it is tried. Calibration runs before the engine is ready, and so the rehearsals also allocate the memory
+that training will need: on a GPU at every size that can occur.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import platform
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from serving.cotrainer.lane import CpuLane, Lane
-from serving.cotrainer.memory import PeakBytes
+from serving.cotrainer.lanes.lane import CpuLane, Lane
+from serving.cotrainer.memory import PeakBytes, out_of_memory
 from serving.cotrainer.quantum import Pieces, Quanta, Quantum
 from serving.cotrainer.trainer import LoraTrainer
 from umbel.base import read_config
@@ -68,8 +69,8 @@ class Calibration(BaseModel):
         replace_durably(path, self.model_dump_json(indent=2).encode())
 
 
-def calibration_key(model_path: str, trainer: LoraTrainer) -> str:
-    """Return a digest of everything that the speed of quanta depends on: hardware, threads, model, sizes, releases."""
+def calibration_key(model_path: str, trainer: LoraTrainer, max_bytes: int | None) -> str:
+    """Return a digest of all that a calibration depends on: hardware, threads, model, sizes, memory, releases."""
     device = trainer.device
     parts: dict[str, Any] = {
         "pieces": PIECES,
@@ -80,6 +81,7 @@ def calibration_key(model_path: str, trainer: LoraTrainer) -> str:
         "factors": trainer.state_bytes,
         "micro_batch": trainer.pieces.micro_batch,
         "seq_len": trainer.seq_len,
+        "memory": max_bytes,
         "releases": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "sglang")},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -90,24 +92,30 @@ def calibrate(
 ) -> Calibration:
     """Time each kind of quantum on `lane`, from `SMALLEST` tokens of one row up to micro-batches of `rows`.
 
-    A rung for which memory or `budget_s` does not suffice is left out, with all above it; the smallest micro-batch is
-    run in any case. Leaves the trainer with the largest pieces that fit, its factors zero. The result's `key` is empty;
-    the caller fills it in.
+    Without a lane it is a CPU's. A rung for which memory or `budget_s` does not suffice is left out, with all above it;
+    the smallest micro-batch is run in any case. Leaves the trainer with the largest pieces that fit, its factors zero.
+    The result's `key` is empty; the caller fills it in.
 
     Raises TrainingError if the smallest micro-batch does not fit even with recomputing activations.
     """
-    lane = lane or CpuLane(time.thread_time)  # time in which other threads have the core does not count
+    # On a CPU other processes, such as the rest of a starting engine, may have the core: that time does not count.
+    clock = time.thread_time if lane is None else time.perf_counter
+    lane = lane or CpuLane(clock)
     for recompute in (False, True):
-        found = _climb(trainer, sorted(rows), recompute, budget_s, max_bytes, lane)
+        found = _climb(trainer, sorted(rows), recompute, _Budget(budget_s, clock), max_bytes, lane)
         if found.peak_bytes:
             whole = Pieces.whole(max(found.peak_bytes), trainer.seq_len)
             trainer.pieces = replace(whole, recompute=recompute)
+            if trainer.lengths:
+                deque(timed(trainer.warm_up(), lane), maxlen=0)
             _time_the_rest(trainer, lane, found.seconds)
             return found
-    limit = "the memory there is" if max_bytes is None else f"[training].memory_mb = {max_bytes >> 20}"
+    trainer.pieces = replace(Pieces.whole(min(rows), trainer.seq_len), recompute=True)
+    needed = trainer.expected_bytes(min(rows))
+    kept = "" if max_bytes is None else f", and {max_bytes >> 20} MB are kept for it"
     raise TrainingError(
-        f"training on {min(rows)} rows of {trainer.seq_len} tokens does not fit into {limit}, even without keeping "
-        "activations; raise it, or lower [training].seq_len"
+        f"training on {min(rows)} rows of {trainer.seq_len} tokens needs {-(-needed >> 20)} MB even without keeping "
+        f"activations{kept}; set [training].memory_mb, or lower [training].seq_len or [engine].max_lora_rank"
     )
 
 
@@ -149,8 +157,19 @@ def _largest(calibration: Calibration, kind: str, longest_s: float) -> int:
     return max(fitting, default=min(forward))
 
 
+class _Budget:
+    """The time that a calibration may take, on its clock, in seconds."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self.seconds = seconds
+        self._clock, self._began = clock, clock()
+
+    def left(self) -> float:
+        return self.seconds - (self._clock() - self._began)
+
+
 def _climb(
-    trainer: LoraTrainer, rows: list[int], recompute: bool, budget_s: float, max_bytes: int | None, lane: Lane
+    trainer: LoraTrainer, rows: list[int], recompute: bool, budget: "_Budget", max_bytes: int | None, lane: Lane
 ) -> Calibration:
     """Measure whole micro-batches, the smallest first, then parts of a row, the largest first.
 
@@ -158,27 +177,25 @@ def _climb(
     """
     seconds: dict[str, dict[int, float]] = {}
     peak_bytes: dict[int, int] = {}
-    until = time.perf_counter() + budget_s
-    expected_s, expected_bytes = 0.0, 0.0
+    expected_s = 0.0
     for at, batch in enumerate(rows):
-        if peak_bytes and time.perf_counter() + expected_s > until - budget_s / 3:
+        if peak_bytes and budget.left() < expected_s + budget.seconds / 3:
             break  # the last third is for the parts of a row
-        if max_bytes is not None and expected_bytes > max_bytes:
-            break  # a try that does not fit may end the engine
-        began = time.perf_counter()
+        left = budget.left()
         trainer.pieces = replace(Pieces.whole(batch, trainer.seq_len), recompute=recompute)
-        peak = _measure(trainer, batch, trainer.seq_len, lane, seconds, until)
+        if max_bytes is not None and trainer.expected_bytes(batch) > max_bytes:
+            break
+        peak = _measure(trainer, batch, trainer.seq_len, lane, seconds, budget)
         if peak is None or (max_bytes is not None and peak > max_bytes):
             break
         peak_bytes[batch] = peak
         growth = rows[at + 1] / batch if at + 1 < len(rows) else 1.0
-        expected_s = (time.perf_counter() - began) * growth
-        expected_bytes = trainer.state_bytes + (peak - trainer.state_bytes) * growth
+        expected_s = (left - budget.left()) * growth
     for tokens in _parts_of_row(trainer.seq_len) if peak_bytes else ():
-        if time.perf_counter() > until:
+        if budget.left() < 0:
             break
         trainer.pieces = replace(Pieces.whole(1, tokens), recompute=recompute)
-        _measure(trainer, 1, tokens, lane, seconds, until)
+        _measure(trainer, 1, tokens, lane, seconds, budget)
     return Calibration(key="", seconds=seconds, peak_bytes=peak_bytes, recompute=recompute)
 
 
@@ -189,27 +206,35 @@ def _parts_of_row(seq_len: int) -> list[int]:
 
 
 def _measure(
-    trainer: LoraTrainer, rows: int, tokens: int, lane: Lane, seconds: dict[str, dict[int, float]], until: float
+    trainer: LoraTrainer, rows: int, tokens: int, lane: Lane, seconds: dict[str, dict[int, float]], budget: "_Budget"
 ) -> int | None:
     """Add the longest quanta of a rung to `seconds`; return the peak memory of training with it, in bytes.
 
     Returns None, and adds nothing, if memory does not suffice.
     """
     try:
-        with PeakBytes(trainer.model) as peak:
-            for _ in _timed(trainer.rehearse(rows, tokens), lane):
-                pass
-    except RuntimeError as error:
-        # torch.OutOfMemoryError on CUDA; torch's allocator for CPUs has no error of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+        peak_bytes = _peak_bytes(trainer, rows, tokens, lane)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
         logger.info("calibration: %d rows of %d tokens do not fit into memory: %s", rows, tokens, error)
         return None
     for repeat in range(REPEATS):
-        if repeat and time.perf_counter() > until:
+        if repeat and budget.left() < 0:
             break
         _keep_longest(trainer.rehearse(rows, tokens), lane, seconds)
-    return trainer.state_bytes + peak.bytes
+    return peak_bytes
+
+
+def _peak_bytes(trainer: LoraTrainer, rows: int, tokens: int, lane: Lane) -> int:
+    """Take a step; return the peak of its memory in bytes. On a CPU nothing counts it, and it is what was expected."""
+    quanta = timed(trainer.rehearse(rows, tokens), lane)
+    if trainer.device.type == "cuda":
+        with PeakBytes(trainer.device) as peak:
+            deque(quanta, maxlen=0)
+        return trainer.state_bytes + peak.bytes
+    deque(quanta, maxlen=0)
+    return trainer.expected_bytes(rows)
 
 
 def _time_the_rest(trainer: LoraTrainer, lane: Lane, seconds: dict[str, dict[int, float]]) -> None:
@@ -222,29 +247,21 @@ def _time_the_rest(trainer: LoraTrainer, lane: Lane, seconds: dict[str, dict[int
 
 def _keep_longest(quanta: Quanta, lane: Lane, seconds: dict[str, dict[int, float]]) -> None:
     """Run all quanta, and raise the times in `seconds` to the longest of each kind and size."""
-    for quantum, took in _timed(quanta, lane):
+    for quantum, took in timed(quanta, lane):
         sizes = seconds.setdefault(quantum.kind, {})
         sizes[quantum.tokens] = max(sizes.get(quantum.tokens, 0.0), took)
 
 
-def _timed(quanta: Quanta, lane: Lane) -> Iterator[tuple[Quantum, float]]:
-    """Run all quanta on the lane; yield each with the seconds that it took."""
-    launched: deque[Quantum] = deque()
-    announced = lane.run(lambda: next(quanta, None))
-    _drain(lane, 1)  # the first `next` only announces
+def timed(quanta: Quanta, lane: Lane) -> Iterator[tuple[Quantum, float]]:
+    """Run all quanta on the lane, and wait for each; yield each with its seconds. Only before the engine serves."""
+    announced = lane.run(lambda: next(quanta, None))  # it only announces, but its memory is the lane's, too
+    lane.wait(math.inf)
+    lane.ended()
     while announced is not None:
-        launched.append(announced)
-        announced = lane.run(lambda: next(quanta, None))
-        for took in _drain(lane, len(launched)) if announced is None or not lane.ready() else lane.elapsed():
-            yield launched.popleft(), took
-
-
-def _drain(lane: Lane, outstanding: int) -> list[float]:
-    """Wait until `outstanding` quanta have ended; return their seconds. Only before the engine serves."""
-    ended: list[float] = []
-    while len(ended) < outstanding:
-        ended += lane.elapsed()
-    return ended
+        quantum, announced = announced, lane.run(lambda: next(quanta, None))
+        lane.wait(math.inf)
+        for took in lane.ended():
+            yield quantum, took.seconds
 
 
 def _processor() -> str:

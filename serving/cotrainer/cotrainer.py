@@ -16,8 +16,10 @@ from serving.cotrainer.commands import CommandSocket, read_command
 from serving.cotrainer.counts import Counts
 from serving.cotrainer.governor import Governor, Load, SloGovernor
 from serving.cotrainer.job import Job
-from serving.cotrainer.lane import CpuLane, CudaLane, Lane
-from serving.cotrainer.memory import Footprint, give_back, kv_bytes_per_token
+from serving.cotrainer.lanes import lane_on
+from serving.cotrainer.lanes.lane import CpuLane, Lane
+from serving.cotrainer.lanes.streams import Streams
+from serving.cotrainer.memory import Footprint, give_back
 from serving.cotrainer.observer import Observer
 from serving.cotrainer.quantum import Pieces, Quantum
 from serving.cotrainer.trainer import LoraTrainer
@@ -28,6 +30,8 @@ from umbel.messages import JobState
 
 HOUSEKEEPING_S = 1.0
 """Longest time in the idle hook: SGLang's idle loop sleeps at most this long between two rounds of its housekeeping."""
+LOOK_S = 1e-3
+"""Longest time in which an idle engine that waits for a quantum on the device does not look for requests."""
 
 clock = time.perf_counter  # the clock that SGLang uses
 logger = logging.getLogger(__name__)
@@ -53,12 +57,16 @@ class CoTrainer:
         self.lane: Lane = CpuLane()
         self.idle_poller: Any = None
         """The scheduler's own poller, with the command socket registered; set by whoever makes the co-trainer."""
+        self.streams: Streams = {}
+        """The engine's CUDA streams, set likewise; training's own joins them."""
         self.trainer: LoraTrainer | None = None
         """None until `build` has succeeded; `unavailable` says why."""
         self.unavailable = "the co-trainer is still being built"
         self.job: Job | None = None
         """The last job, whether it still runs or has ended."""
-        self._in_flight: deque[Quantum] = deque()
+        self._outstanding: deque[tuple[Job, Quantum, bool]] = deque()
+        """Quanta that were launched and are not yet counted: of which job, and whether the engine was busy."""
+        self._busy = False
 
     def build(self, served: torch.nn.Module, model_path: str) -> None:
         """Make the trainer over views of the served weights and time its quanta, so that no memory is missing later.
@@ -86,35 +94,34 @@ class CoTrainer:
         footprint.shared_tensors = shared
         if shared != len(trainer.frozen):
             raise TrainingError(f"only {shared} of {len(trainer.frozen)} frozen parameters are the engine's own")
-        if model.device.type == "cuda":
-            self.lane = CudaLane(model.device)
+        self.lane = lane_on(model.device, self.streams, self.tuning.beside(trainer))
         footprint.measure("lora")
         self.tuning.calibrate(trainer, model_path, self.lane)
         self.governor.slo = self.tuning.slo
         footprint.measure("calibration")
         give_back()
         footprint.measure("after")
-        per_token = kv_bytes_per_token(model.config, model.dtype.itemsize)
-        footprint.kv_tokens_given_up = ((settings.memory_mb or 0) << 20) // per_token
         self.trainer, self.unavailable = trainer, ""
-        logger.info(
-            "co-trainer ready: %d tensors shared with the engine, %d bytes of its own; %s MB kept for training, "
-            "%d tokens of KV cache", shared, trainer.state_bytes, settings.memory_mb or 0, footprint.kv_tokens_given_up,
-        )  # fmt: skip
+        logger.info("co-trainer ready: %d tensors are the engine's, %d bytes its own", shared, trainer.state_bytes)
 
     def between_iterations(self, scheduler: Any) -> None:
         """Before an iteration: learn from the last one, and run the quanta that the governor allows.
 
-        While a request waits, never more than one.
+        A request that waits meets one at most, whether it runs already or is launched now.
         """
         now = clock()
         self._serve_commands()
+        self._count_ended()
         arrivals = self.observer.arrivals
-        load, iteration, finished = self.observer.look(scheduler, now)
+        load, iterations, finished = self.observer.look(scheduler, now)
         self.counts.settle(self.observer.arrivals > arrivals)
-        if iteration is not None:
-            self.predictor.observe(iteration.batch, iteration.seconds, iteration.trained)
-            self.governor.iterated(iteration.batch, iteration.seconds - iteration.trained)
+        for iteration in iterations:
+            batch, seconds, trained = iteration.batch, iteration.seconds, iteration.trained
+            self.governor.iterated(batch, seconds - self.predictor.overlap * trained)
+            if iteration.clean:
+                self.predictor.observe(batch, seconds)
+            else:
+                self.predictor.observe_beside(batch, seconds, trained, iteration.settled)
         for request in finished:
             self.governor.finished(request, now)
         if load.idle or self.runnable() is None:
@@ -138,8 +145,10 @@ class CoTrainer:
                 return True
             self.observer.nothing_came(clock())
             self._serve_commands()
-            ran = self.governor.wait(clock()) <= 0 and self.runnable() is not None
-            if ran:
+            self._count_ended()
+            if not self.lane.ready():
+                self.lane.wait(LOOK_S)
+            elif ran := self.governor.wait(clock()) <= 0 and self.runnable() is not None:
                 self.advance()
         return True
 
@@ -165,13 +174,10 @@ class CoTrainer:
         except UmbelError as error:
             job.finish(JobState.FAILED, str(error))
             return False
-        self._in_flight.append(quantum)
-        for seconds in self.lane.elapsed():
-            self._count(job, self._in_flight.popleft(), seconds)
-        if job.next is None:
-            job.end()
-            return False
-        return True
+        self.observer.launched()
+        self._outstanding.append((job, quantum, self._busy))
+        self._count_ended()
+        return job.next is not None
 
     def obey(self, payload: bytes) -> None:
         """Carry out one message of the daemon's. May be overridden.
@@ -194,6 +200,7 @@ class CoTrainer:
 
     def tune(self, now: float, idle: bool = False) -> None:
         """Set the targets once they are known, and the pieces that fit them. May be overridden."""
+        self._busy = not idle
         assert self.trainer is not None
         if self.tuning.resize(self.trainer, now):
             self.governor.slo = self.tuning.slo
@@ -210,55 +217,52 @@ class CoTrainer:
             "latency_known": self.predictor.ready,
             "preemption": self.counts.preemption(self.observer.arrivals),
             "overlap": self.predictor.overlap,
+            "streams": {name: stream.priority for name, stream in self.streams.items()},
             "hook_calls": self.counts.hook_calls,
             "most_quanta_while_waiting": self.counts.most_while_waiting,
             "shared_tensors": self.footprint.shared_tensors,
             "frozen_tensors": len(trainer.frozen) if trainer else 0,
             "state_bytes": trainer.state_bytes if trainer else 0,
+            "reserved_mb": self.settings.memory_mb,
             "kv_tokens_given_up": self.footprint.kv_tokens_given_up,
             "memory": self.footprint.private,
         }
         if job is None or error:
             return CoTrainerStatus(error=error or self.unavailable, **common)
-        return CoTrainerStatus(
-            job=job.id,
-            state=job.state,
-            error=job.error,
-            steps=job.progress.steps,
-            examples=job.progress.examples,
-            loss_tokens=job.progress.loss_tokens,
-            loss_sum=job.progress.loss_sum,
-            seconds=job.seconds,
-            share=min(1.0, job.busy_s / job.seconds) if job.seconds else 0.0,
-            evaluation=job.evaluations[0].sums if job.evaluations else None,
-            **common,
-        )
+        return CoTrainerStatus(**job.figures(), **common)
 
     def _train_within(self, budget: float, load: Load) -> None:
-        """Run quanta that fit into `budget` seconds by their P99, until a request arrives."""
-        ran = 0
+        """Launch quanta that fit into `budget` seconds by their P99, until a request arrives.
+
+        Nothing is launched behind an outstanding quantum, or while a request waits that has met one in this call.
+        """
+        met = 0 if self.lane.ready() else 1
         while (job := self.runnable()) is not None and job.next is not None:
             # A kind of quantum never seen counts as 0 s; it may still not run while the gate is closed.
             if budget <= 0 or self.predictor.quantum_high(job.next) > budget or not self.lane.ready():
-                return
+                break
             arrived = self._requests_arrived(0)
-            if ran and (load.waiting or arrived):
+            if met and (load.waiting or arrived):
                 self.counts.stopped(by_arrival=arrived)
-                return
+                break
             if not self.advance():
-                return
-            ran += 1
+                break
+            met += 1
             budget -= self.counts.last_quantum_s
             if load.waiting or arrived:
-                self.counts.most_while_waiting = max(self.counts.most_while_waiting, ran)
+                self.counts.most_while_waiting = max(self.counts.most_while_waiting, met)
 
-    def _count(self, job: Job, quantum: Quantum, seconds: float) -> None:
-        """Book the seconds of a quantum that has ended."""
-        self.counts.ran(quantum.kind, seconds)
-        self.predictor.observe_quantum(quantum, seconds)
-        self.governor.ran(seconds, clock())
-        self.observer.trained += seconds
-        job.busy_s += seconds
+    def _count_ended(self) -> None:
+        """Count the quanta that have ended since the last look, each with its job, which ends with its last one."""
+        for took in self.lane.ended():
+            job, quantum, busy = self._outstanding.popleft()
+            self.counts.ran(quantum.kind, took)
+            self.predictor.observe_quantum(quantum, took.seconds, busy)
+            self.governor.ran(took.seconds, clock())
+            self.observer.ended(took.seconds)
+            job.busy_s += took.seconds
+            if job.next is None and job.quanta is not None:
+                job.end()
 
     def _requests_arrived(self, timeout_s: float) -> bool:
         """Wait at most `timeout_s` for a request on one of the scheduler's sockets; return whether there is one."""
@@ -285,6 +289,7 @@ def _slo_status(governor: Governor) -> SloStatus | None:
         return None
     return SloStatus(
         ttft_ms=slo.ttft_s * 1000,
+        ttft_ms_per_token=slo.ttft_per_token_s * 1000,
         tpot_ms=slo.tpot_s * 1000,
         quantile=slo.quantile,
         margin_ttft=governor.margin_ttft.value,

@@ -1,20 +1,31 @@
 """`Counts`: the quanta that ran since the engine's start, and how training made way for requests."""
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Literal
 
+from serving.cotrainer.lanes.lane import Took
 from serving.trainer_socket import PreemptionStats, QuantumStats
 
 KEPT_PREEMPTIONS = 4096
 """The latest preemptions, over which the quantiles are taken."""
 
 
+@dataclass
+class _Tally:
+    """The fields of a QuantumStats, without the cost of making one for each quantum."""
+
+    count: int = 0
+    seconds: float = 0.0
+    launch_s: float = 0.0
+    longest_s: float = 0.0
+
+
 class Counts:
     """Figures for `umbel status`; nothing is decided by them. All times are seconds."""
 
     def __init__(self) -> None:
-        self.quanta: dict[str, QuantumStats] = {}
-        """Kind of quantum → how many ran, and for how long."""
+        self._quanta: dict[str, _Tally] = {}
         self.hook_calls: dict[Literal["busy", "idle"], int] = {"busy": 0, "idle": 0}
         """Calls in which a job was there to be trained."""
         self.most_while_waiting = 0
@@ -25,13 +36,19 @@ class Counts:
         self._cut_short: float | None = None
         """Seconds of the quantum during which something arrived, until it is known whether that was a request."""
 
-    def ran(self, kind: str, seconds: float) -> None:
+    @property
+    def quanta(self) -> dict[str, QuantumStats]:
+        """Return for each kind of quantum how many ran, and for how long."""
+        return {kind: QuantumStats(**vars(tally)) for kind, tally in self._quanta.items()}
+
+    def ran(self, kind: str, took: Took) -> None:
         """Count a quantum that has ended."""
-        self.last_quantum_s = seconds
-        known = self.quanta.get(kind, QuantumStats())
-        self.quanta[kind] = QuantumStats(
-            count=known.count + 1, seconds=known.seconds + seconds, longest_s=max(known.longest_s, seconds)
-        )
+        self.last_quantum_s = took.seconds
+        tally = self._quanta.setdefault(kind, _Tally())
+        tally.count += 1
+        tally.seconds += took.seconds
+        tally.launch_s += took.launch_s
+        tally.longest_s = max(tally.longest_s, took.seconds)
 
     def stopped(self, *, by_arrival: bool) -> None:
         """Note that training has stopped, and whether it did because something lay on one of the engine's sockets."""

@@ -4,19 +4,20 @@ Pure: time is an argument. The decision is taken once per scheduler iteration, a
 slack of the tightest request:
 
     TPOT slack of a stream with n tokens after its first, t seconds ago:  (n + 1) · S_tpot · (1 − m) − t − T − reserve
-    TTFT slack of a request that waits since a:                           S_ttft · (1 − m) − (now − a) − T_prefill
+    TTFT slack of a request that waits since a:                           S_ttft(p) · (1 − m) − (now − a) − T_prefill
 
-T is the predicted iteration without training. The first line is a token bucket in seconds, one per stream, that fills
-by S_tpot − T with each token: the target is a mean over the request, so time that early tokens saved is there for later
-ones. The margins m are those of `slo.Margin`: they move with the requests beside which something was trained.
+T is the predicted iteration without training, p the prompt tokens that were to be computed. The first line is a token
+bucket in seconds, one per stream, that fills by S_tpot − T with each token: the target is a mean over the request, so
+time that early tokens saved is there for later ones. The margins m are those of `slo.Margin`: they move with the
+requests beside which something was trained.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from serving.cotrainer.predictor import Batch, Predictor
+from serving.cotrainer.predictor import Batch, Predictor, prefill_batch
 from serving.cotrainer.slo import Margin, Slo
 
 THETA = 0.1
@@ -37,8 +38,7 @@ LONGEST_ITERATION_S = 1.0
 """A longer time between two iterations passed without a job, and no training is owed for it."""
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(NamedTuple):
     """A request that is being decoded."""
 
     first_token: float
@@ -50,14 +50,22 @@ class Stream:
     interactive: bool = True
 
 
-@dataclass(frozen=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A request that has no token yet."""
 
     arrival: float
     prompt_tokens: int
     """Prompt tokens that are still to be computed."""
     interactive: bool = True
+    cached_tokens: int = 0
+    """Prompt tokens before them, whose keys and values are in the cache."""
+    computed_tokens: int = 0
+    """Those of the cached tokens that were computed since it came, in earlier chunks of its prompt."""
+
+    @property
+    def asked_tokens(self) -> int:
+        """Return the prompt tokens that were to be computed when it came."""
+        return self.prompt_tokens + self.computed_tokens
 
 
 @dataclass(frozen=True)
@@ -78,13 +86,11 @@ class Load:
 
     @property
     def prefill(self) -> Batch:
-        """Return the prefill of all waiting requests, as if none of their tokens were cached."""
-        tokens = [request.prompt_tokens for request in self.waiting]
-        return Batch("prefill", len(tokens), sum(tokens), sum(count * count // 2 for count in tokens))
+        """Return the prefill of all waiting requests, as if it were one."""
+        return prefill_batch((w.prompt_tokens, w.cached_tokens) for w in self.waiting)
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(NamedTuple):
     """A request that has been answered, in seconds."""
 
     ttft: float
@@ -92,6 +98,8 @@ class Finished:
     """None for an answer of one token."""
     tokens: int
     """Tokens after the first."""
+    asked_tokens: int = 0
+    """Prompt tokens that were to be computed when it came."""
     trained_before_first: float = 0.0
     """Training between its arrival and its first token."""
     trained_after_first: float = 0.0
@@ -165,7 +173,7 @@ class SloGovernor:
             return 0.0
         slack = self._slack(load, now)
         slack = slack if math.isfinite(slack) else 0.0  # NaN from a broken input: no training
-        longest = self.predictor.longest_quantum()
+        longest = self.predictor.longest_quantum(busy=True)
         if self._owed > 0 and slack < longest:
             self._on_debt = True
             return max(slack, min(self._owed, longest))
@@ -190,6 +198,7 @@ class SloGovernor:
         prefill = batch.regime == "prefill"
         self._prefill_rate += RATE * (prefill - self._prefill_rate)
         if prefill:
+            seconds = max(0.0, seconds)
             self._prefill_s += RATE * (seconds - self._prefill_s) if self._prefill_s else seconds
         else:
             self._decodes += 1
@@ -199,7 +208,7 @@ class SloGovernor:
         if self.slo is None:
             return
         factor = self.slo.factor(request.interactive)
-        ttft_s, tpot_s = self.slo.ttft_s * factor, self.slo.tpot_s * factor
+        ttft_s, tpot_s = self.slo.first_token_s(request.asked_tokens) * factor, self.slo.tpot_s * factor
         self.answered += 1
         self.met += request.ttft <= ttft_s and (request.tpot or 0.0) <= tpot_s
         allowed = (1 - self.slo.quantile) / 4  # half each for TTFT and TPOT, and half of that: not all is noticed
@@ -231,7 +240,7 @@ class SloGovernor:
         if not load.waiting:
             return slack / max(self.predictor.overlap, 0.1)
         slack = _least((slack, THETA * self._ttft_slack(load, now))) / max(self.predictor.overlap, 0.1)
-        self._closed = not slack >= self.predictor.longest_quantum()
+        self._closed = not slack >= self.predictor.longest_quantum(busy=True)
         return 0.0 if self._closed else slack
 
     def _tpot_slack(self, load: Load, now: float) -> float:
@@ -245,10 +254,11 @@ class SloGovernor:
 
     def _ttft_slack(self, load: Load, now: float) -> float:
         assert self.slo is not None
-        promised = self.slo.ttft_s * (1 - self.margin_ttft.value)
-        needed = self.predictor.high(load.prefill)
+        kept, needed = 1 - self.margin_ttft.value, self.predictor.high(load.prefill)
         return _least(
-            promised * self.slo.factor(request.interactive) - (now - request.arrival) - needed
+            self.slo.first_token_s(request.asked_tokens) * kept * self.slo.factor(request.interactive)
+            - (now - request.arrival)
+            - needed
             for request in load.waiting
         )
 
@@ -278,4 +288,4 @@ def _made_late(seconds: float, trained: float, target: float) -> bool:
 def _least(values: Iterable[float]) -> float:
     """Return the smallest value, or NaN if one of them is NaN: min() alone would pass over it."""
     found = tuple(values)
-    return math.nan if any(map(math.isnan, found)) else min(found, default=math.inf)
+    return math.nan if math.isnan(sum(found)) else min(found, default=math.inf)

@@ -11,11 +11,14 @@ import safetensors.torch
 import torch
 
 from serving.cotrainer.lora import Factors, ReadFactors
+from serving.cotrainer.memory import OUT_OF_MEMORY, out_of_memory
+from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import Quanta, Quantum
-from serving.cotrainer.trainer import LoraTrainer, Progress
+from serving.cotrainer.trainer import LoraTrainer
 from serving.scores import Scores
 from serving.trainer_socket import EvaluateJob, TrainJob
 from umbel import peft_dir
+from umbel.errors import TrainingError
 from umbel.messages import JobState
 from umbel.token_file import TokenFile
 
@@ -47,10 +50,30 @@ class Job:
         """Return the time since the job began; once it has ended, the time that it took."""
         return (self._ended or time.monotonic()) - self._began
 
+    def figures(self) -> dict[str, Any]:
+        """Return the job's part of a CoTrainerStatus."""
+        return {
+            "job": self.id,
+            "state": self.state,
+            "error": self.error,
+            "steps": self.progress.steps,
+            "examples": self.progress.examples,
+            "loss_tokens": self.progress.loss_tokens,
+            "loss_sum": self.progress.loss_sum,
+            "seconds": self.seconds,
+            "share": min(1.0, self.busy_s / self.seconds) if self.seconds else 0.0,
+            "evaluation": self.evaluations[0].sums if self.evaluations else None,
+        }
+
     def advance(self) -> None:
-        """Run the announced quantum. Raises UmbelError if the job cannot go on."""
+        """Run the announced quantum. Raises UmbelError if the job cannot go on, for want of memory, too."""
         assert self.quanta is not None
-        self.next = next(self.quanta, None)
+        try:
+            self.next = next(self.quanta, None)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise TrainingError(f"{OUT_OF_MEMORY} ({error})") from None
 
     def finish(self, state: JobState, error: str = "") -> None:
         """Close the generator and set the final state; a job that has already ended keeps its own."""

@@ -1,25 +1,73 @@
 """`LayerFactors`: LoRA factors of one layer, with gradients and AdamW's moments, in flat buffers allocated once.
 
 All A of the layer lie in one buffer and all B in another, and each factor of the model is a view. So a norm, an
-optimizer step or a reset is one operation, and no gradient is ever allocated while serving. Shapes as in
-`serving.cotrainer.pieces`.
+optimizer step or a reset is one operation, and no gradient is ever allocated while serving. `KeptLinear` is the layer
+that they are in. Shapes as in `serving.cotrainer.pieces`.
 """
 
+import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from peft.tuners.lora import LoraLayer
+import torch.nn.functional as F
+from peft.tuners.lora import Linear, LoraLayer
 
-from serving.cotrainer.lane import Readback
+from serving.cotrainer.lanes.readback import Readback
 from serving.cotrainer.microbatch import sent
 from serving.cotrainer.pieces import Block
+from umbel.messages import TrainPlan
 
 Factor = Literal["A", "B"]
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Module path → (A [R, I], B [O, R])."""
 ReadFactors = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 """Function from a module path to its (A [R, I], B [O, R])."""
+
+
+class KeptLinear(Linear):
+    """peft's LoRA layer, which keeps its input for the backward pass as it is: peft keeps a copy in fp32.
+
+    The factors are fp32, and what they add to the base's output is rounded once, as in peft. An input is kept once for
+    all layers that read it, such as q, k and v.
+    """
+
+    @classmethod
+    def replace(cls, model: torch.nn.Module) -> None:
+        """Make every LoRA layer of `model` one of these; names and parameters stay."""
+        for module in model.modules():
+            if type(module) is Linear:
+                module.__class__ = cls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a_ri, b_or = self.lora_A["default"].weight, self.lora_B["default"].weight
+        added: torch.Tensor = _Added.apply(self.base_layer(x), x, a_ri, b_or)
+        return added
+
+
+class _Added(torch.autograd.Function):
+    """The sum base + x·Aᵀ·Bᵀ. Leading dimensions are any; of the inputs only x [.., I] and x·Aᵀ [.., R] are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, base: torch.Tensor, x: torch.Tensor, a_ri: torch.Tensor, b_or: torch.Tensor) -> torch.Tensor:
+        low = F.linear(x.float(), a_ri)
+        _, _, a_trains, b_trains = ctx.needs_input_grad
+        ctx.save_for_backward(x if a_trains else None, low if b_trains else None, a_ri, b_or)
+        return (base + F.linear(low, b_or)).to(base.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, low, a_ri, b_or = ctx.saved_tensors
+        of_base, of_x, a_trains, b_trains = ctx.needs_input_grad
+        gradient_no = gradient.float().flatten(0, -2)
+        of_x_ni = of_a = of_b = None
+        if of_x or a_trains:
+            of_low = gradient_no @ b_or
+            of_x_ni = (of_low @ a_ri).to(gradient.dtype).view(*gradient.shape[:-1], -1) if of_x else None
+            of_a = of_low.T @ x.float().flatten(0, -2) if a_trains else None
+        if b_trains:
+            of_b = gradient_no.T @ low.flatten(0, -2)
+        return gradient if of_base else None, of_x_ni, of_a, of_b
 
 
 class LayerFactors:
@@ -81,12 +129,18 @@ class LayerFactors:
                 new_a, new_b = source(module)
                 a_ri[: new_a.shape[0]] = sent(new_a.float(), a_ri.device)
                 b_or[:, : new_b.shape[1]] = sent(new_b.float(), b_or.device)
-        for gradient in self._gradients.values():
-            gradient.zero_()
+        self.forget_gradients()
         for state in self.optimizer.state.values():
             for moment in state.values():
                 moment.zero_()
         self._parents = {factor: self._flat[factor].detach().clone() for factor in self._flat} if remember else {}
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def forget_gradients(self) -> None:
+        """Set the gradients to zero."""
+        for gradient in self._gradients.values():
+            gradient.zero_()
 
     def start_copy(self) -> dict[Factor, Readback]:
         """Start copying the factors to the host."""
@@ -121,6 +175,20 @@ class LayerFactors:
         self.optimizer.step()
         for factor in self._trained:
             self._gradients[factor].zero_()
+
+
+def learning_rate(plan: TrainPlan, step: int, spent: float) -> float:
+    """Return the rate of a step: linear warm-up, then constant or half a cosine.
+
+    The cosine ends with the steps or with the seconds, of which a share is `spent`, whichever are used up first: a site
+    that its users keep busy ends as low as the others.
+    """
+    if step < plan.warmup_steps:
+        return plan.learning_rate * (step + 1) / plan.warmup_steps
+    if plan.schedule == "constant":
+        return plan.learning_rate
+    progress = max((step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps), spent)
+    return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def clip_scale(norms: list[torch.Tensor], clip_norm: float) -> torch.Tensor:

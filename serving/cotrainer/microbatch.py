@@ -1,9 +1,9 @@
 """`MicroBatch`: rows of a token file on the trainer's device, with the tokens of them that carry a loss.
 
-Shapes as in `serving.cotrainer.pieces`; T is the length of the longest row.
+Shapes as in `serving.cotrainer.pieces`; T is the length of the longest row, or the next of a few lengths above it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,14 +39,18 @@ class MicroBatch:
     """Rows that are computed together."""
 
     ids: torch.Tensor
-    """[B, T], cut to the longest row; causal attention never looks at the padding behind a shorter one."""
+    """[B, T]; causal attention never looks at the padding behind a shorter row."""
     answers: Answers
 
     @classmethod
     @torch.inference_mode(mode=False)  # its tensors are used in backward passes
-    def of(cls, data: TokenFile, rows: list[int], device: torch.device) -> "MicroBatch":
-        """Read rows of `data`. Sizes that depend on their content are computed on the host: no device is waited for."""
+    def of(cls, data: TokenFile, rows: list[int], device: torch.device, lengths: Sequence[int] = ()) -> "MicroBatch":
+        """Read rows of `data`, padded to the first of `lengths` that holds the longest; without any, to the longest.
+
+        Sizes that depend on their content are computed on the host: no device is waited for.
+        """
         longest = int(data.lengths[rows].max())
+        longest = min(next((length for length in lengths if length >= longest), longest), data.seq_len)
         labels = torch.as_tensor(data.labels[rows, :longest])
         row, position = (labels[:, 1:] != NO_LOSS).nonzero(as_tuple=True)
         answers = Answers(
@@ -55,6 +59,30 @@ class MicroBatch:
             targets=sent(labels[row, position + 1].long(), device),
         )
         return cls(sent(torch.as_tensor(data.ids[rows, :longest]).long(), device), answers)
+
+    def shaped(self, hidden: torch.Tensor, block: str) -> torch.Tensor:
+        """View hidden states as a sub-block takes them: [B, T, H] for attention, [N, H] for the MLP."""
+        return hidden.view(-1, hidden.shape[-1]) if block == "mlp" else hidden.view(*self.ids.shape, -1)
+
+
+def row_lengths(seq_len: int) -> tuple[int, ...]:
+    """Return the lengths that rows are padded to on a GPU, four to a doubling: 16, 20, 24, 28, 32, 40, … seq_len.
+
+    A device's allocator reuses blocks of a size that it has seen, so only sizes may occur that were rehearsed. A row
+    grows by an eighth on average; without them there would be a size for each number of tokens.
+    """
+    steps = (quarter << power for power in range(2, seq_len.bit_length()) for quarter in (4, 5, 6, 7))
+    return (*(length for length in steps if length < seq_len), seq_len)
+
+
+def groups(rows: list[int], size: int) -> list[list[int]]:
+    """Cut a list into groups of `size`, and what is left into powers of two, so that few numbers of rows occur."""
+    found = []
+    while rows:
+        count = size if len(rows) >= size else 1 << len(rows).bit_length() - 1
+        found.append(rows[:count])
+        rows = rows[count:]
+    return found
 
 
 def epochs(rows: int, seed: int) -> Iterator[int]:

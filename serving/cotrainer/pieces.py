@@ -11,8 +11,9 @@ tokens, E examples of an evaluation, R rank, I inputs and O outputs of a linear 
 any shape.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from serving.cotrainer.microbatch import Answers
-from serving.cotrainer.quantum import Quanta, Quantum
+from serving.cotrainer.quantum import Pieces, Quanta, Quantum
 
 Block = Literal["attention", "mlp"]
 Whole = Generator[Quantum, None, torch.Tensor]
@@ -90,6 +91,32 @@ class SubBlock:
             with torch.inference_mode(False), torch.no_grad():
                 result = _placed(self.run(whole[at : at + count]), at, result, whole)
         return result
+
+
+def sub_blocks(
+    layers: Sequence[Any],
+    adapts: Sequence[Callable[[Block], bool]],
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    tokens: int,
+    pieces: Pieces,
+) -> list[SubBlock]:
+    """Return the sub-blocks of a step on rows of `tokens`, in order.
+
+    `adapts` says of each layer which of its sub-blocks have adapted modules.
+    """
+    blocks: list[SubBlock] = []
+    trained_below = False
+    for layer, adapted in zip(layers, adapts, strict=True):
+        runs: dict[Block, partial[torch.Tensor]] = {
+            "attention": partial(attention, layer, rotary),
+            "mlp": partial(mlp, layer),
+        }
+        for kind, run in runs.items():
+            size, width = (pieces.mlp_tokens, 1) if kind == "mlp" else (pieces.attention_rows, tokens)
+            trained = trained_below or adapted(kind)
+            blocks.append(SubBlock(kind, run, size, width, trained_below, trained, pieces.recompute))
+            trained_below = trained
+    return blocks
 
 
 def attention(layer: Any, rotary: tuple[torch.Tensor, torch.Tensor], hidden_bth: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,14 @@
 """`Quantum`, `Pieces`: the units of training work and their sizes, without torch."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from umbel.site.memory import HEAD_TOKENS
 
 Kind = Literal[
     "open", "load", "attention", "mlp", "head", "mlp_backward", "attention_backward", "optimizer", "copy_out",
-    "evaluate_attention", "evaluate_mlp", "evaluate_head",
+    "evaluate_attention", "evaluate_mlp", "evaluate_head", "read_back",
 ]  # fmt: skip
 
 
@@ -42,4 +44,21 @@ class Pieces:
     @classmethod
     def whole(cls, micro_batch: int, seq_len: int) -> "Pieces":
         """Return sizes with which every sub-block runs over the whole micro-batch in one piece."""
-        return cls(micro_batch, micro_batch, micro_batch * seq_len, micro_batch * seq_len)
+        tokens = micro_batch * seq_len
+        return cls(micro_batch, micro_batch, tokens, min(tokens, HEAD_TOKENS))
+
+    def within(self, rung: "Pieces") -> "Pieces":
+        """Return these sizes with no more rows than `rung` has, and recomputed if it is."""
+        rows = min(self.micro_batch, rung.micro_batch)
+        return replace(
+            self,
+            micro_batch=rows,
+            attention_rows=min(self.attention_rows, rows),
+            recompute=self.recompute or rung.recompute,
+        )
+
+    def smaller(self) -> "Pieces | None":
+        """Return the rung below: fewer rows, a power of two; then one row recomputed; None where there is none."""
+        if self.micro_batch > 1:
+            return self.within(replace(self, micro_batch=1 << (self.micro_batch - 1).bit_length() - 1))
+        return None if self.recompute else replace(self, recompute=True)

@@ -1,19 +1,30 @@
 """`Slo`: latency targets of a site, their defaults and margins, and the lengths of quanta that follow from them.
 
-Pure; all times are seconds. S_ttft and S_tpot are `Slo.ttft_s` and `Slo.tpot_s`.
+Pure; all times are seconds. S_ttft and S_tpot are `Slo.first_token_s` and `Slo.tpot_s`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
-from serving.cotrainer.predictor import Predictor
+from serving.cotrainer.predictor import Batch, Predictor, prefill_batch
 from umbel.site.sections import SloSection
 
-ACCELERATOR_QUANTUM_S = 2e-3
-"""Longest quantum on an accelerator, whatever the targets."""
+TTFT_FACTOR, TPOT_FACTOR = 3.0, 2.0
+"""Default targets are so many times what the engine needs by itself."""
+LONG_PROMPT = 4096
+"""Tokens of a prompt at which the default target is `TTFT_FACTOR` times its prefill.
+
+The target is linear in the tokens and attention is not: below, the target is looser, above it is tighter, but even for
+a prefill that is all attention no tighter than the prefill itself up to `TTFT_FACTOR` times these tokens.
+"""
+ONE_STREAM = Batch("decode", 1, cached_tokens=128)
+"""Decode iteration from which default targets follow: that of a user who is alone.
+
+Batches grow with the load, and training itself makes them larger; targets that grew with them would allow more of it.
+"""
 IDLE_PART = 0.1
-"""Share of S_ttft that a quantum of an idle engine may take."""
+"""Share of the shortest S_ttft that a quantum of an idle engine may take."""
 MARGIN = (0.02, 0.9)
 """Smallest and largest margin."""
 MARGIN_START = 0.3
@@ -26,20 +37,27 @@ BURST_S = 10.0
 
 @dataclass(frozen=True)
 class Slo:
-    """Targets: a share `quantile` of requests within `ttft_s` to the first token and `tpot_s` per later one."""
+    """Targets: a share `quantile` of requests within `first_token_s` to the first token and `tpot_s` per later one."""
 
     ttft_s: float
+    """Seconds to the first token, whatever the prompt."""
     tpot_s: float
     """Mean over the later tokens of a request."""
     quantile: float
     batch_factor: float
     """Requests of the batch class may take this many times as long."""
+    ttft_per_token_s: float = 0.0
+    """Seconds more per prompt token to compute; 0 where the site gave one number."""
 
     @classmethod
     def usual(cls, ttft_s: float, tpot_s: float) -> Self:
         """Return targets with the `quantile` and `batch_factor` that a site file has by default."""
         usual = SloSection()
         return cls(ttft_s, tpot_s, usual.quantile, usual.batch_factor)
+
+    def first_token_s(self, prompt_tokens: int) -> float:
+        """Return the target to the first token of a request of which so many prompt tokens had to be computed."""
+        return self.ttft_s + self.ttft_per_token_s * prompt_tokens
 
     def factor(self, interactive: bool) -> float:
         """Return the number that both targets are multiplied with for a request of this class."""
@@ -82,13 +100,11 @@ class Margin:
         self._burst_began = -math.inf
 
 
-def quantum_target(slo: Slo, predictor: Predictor, accelerator: bool) -> float:
+def quantum_target(slo: Slo, predictor: Predictor) -> float:
     """Return Q*, the P99 in seconds that quanta should not exceed while users are served.
 
-    On a CPU it is half of the time that a decode iteration leaves of S_tpot; an accelerator interleaves finer.
+    It is half of the time that a decode iteration leaves of S_tpot.
     """
-    if accelerator:
-        return min(ACCELERATOR_QUANTUM_S, 0.1 * slo.tpot_s)
     return max(0.5 * (slo.tpot_s - predictor.typical("decode")), 0.05 * slo.tpot_s)
 
 
@@ -101,11 +117,16 @@ def idle_quantum_target(slo: Slo, busy: float) -> float:
 
 
 def default_slo(predictor: Predictor) -> Slo | None:
-    """Return targets for a site that set none: twice the median decode iteration, three times prefill plus decode.
+    """Return targets for a site that set none: twice a decode iteration, three times prefill plus decode.
 
-    None until `predictor` knows both.
+    Both are those of a user who is alone, and the prefill that of a prompt's own length. None until `predictor` knows
+    them.
     """
     if not predictor.ready:
         return None
-    decode, prefill = predictor.typical("decode"), predictor.typical("prefill")
-    return Slo.usual(ttft_s=3 * (prefill + decode), tpot_s=2 * decode)
+    decode = predictor.expected(ONE_STREAM)
+    shortest, long = (predictor.expected(prefill_batch([(tokens, 0)])) for tokens in (0, LONG_PROMPT))
+    return replace(
+        Slo.usual(TTFT_FACTOR * (shortest + decode), TPOT_FACTOR * decode),
+        ttft_per_token_s=TTFT_FACTOR * (long - shortest) / LONG_PROMPT,
+    )

@@ -3,14 +3,12 @@
 The caller of `next` decides when the next quantum runs: the co-trainer, between two iterations of a busy engine, or a
 plain `for` loop. Gradients are those of an ordinary backward pass (see `serving.cotrainer.pieces`, also for the
 notation of shapes). At every yield grad mode is as it was, and no random number is ever drawn from torch's global
-generator. On a CUDA device no quantum waits for the device: the host reads the loss of a step during the next one.
+generator. No quantum waits for a device: what one has computed is read by the host in the next one.
 """
 
-import math
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -18,51 +16,20 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import PreTrainedModel
 
-from serving.cotrainer.lane import Readback
-from serving.cotrainer.lora import Factors, LayerFactors, ReadFactors, clip_scale
-from serving.cotrainer.microbatch import MicroBatch, epochs
-from serving.cotrainer.pieces import Block, SubBlock, attention, evaluate_head, head, mlp
+from serving.cotrainer.lanes.readback import Readback
+from serving.cotrainer.lora import Factor, Factors, KeptLinear, LayerFactors, ReadFactors, clip_scale, learning_rate
+from serving.cotrainer.memory import OUT_OF_MEMORY, out_of_memory, rehearse_shortage
+from serving.cotrainer.microbatch import MicroBatch, epochs, groups, row_lengths
+from serving.cotrainer.pieces import SubBlock, evaluate_head, head, sub_blocks
+from serving.cotrainer.progress import Applied, Progress
 from serving.cotrainer.quantum import Pieces, Quanta, Quantum
 from serving.scores import Scores
 from umbel.errors import TrainingError
 from umbel.messages import TrainPlan
+from umbel.site import memory
 from umbel.token_file import NO_LOSS, TokenFile
 
-
-@dataclass
-class Progress:
-    """Work of a training job so far. The trainer adds to it after each step; others read it."""
-
-    steps: int = 0
-    examples: int = 0
-    tokens: int = 0
-    """Tokens in the rows of those steps, without padding."""
-    loss_tokens: int = 0
-    """Tokens in them that carry a loss."""
-    loss_sum: float = 0.0
-    """Sum of the losses of those, in nats."""
-
-
-@dataclass(frozen=True)
-class _Applied:
-    """An optimizer step that was applied, its loss on its way to the host."""
-
-    step: int
-    examples: int
-    tokens: int
-    loss_tokens: int
-    loss: Readback
-
-    def book(self, progress: Progress) -> None:
-        """Add the step to `progress`. Raises TrainingError for a loss that is not finite."""
-        loss = float(self.loss.read())
-        if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {self.step}; lower the learning rate")
-        progress.steps += 1
-        progress.examples += self.examples
-        progress.tokens += self.tokens
-        progress.loss_tokens += self.loss_tokens
-        progress.loss_sum += loss
+logger = logging.getLogger(__name__)
 
 
 class LoraTrainer:
@@ -90,8 +57,10 @@ class LoraTrainer:
         self, model: PreTrainedModel, *, max_rank: int, target_modules: tuple[str, ...], seq_len: int, pieces: Pieces
     ) -> None:
         """Put LoRA layers into `model` and freeze the rest. Raises TrainingError if `seq_len` exceeds its window."""
-        self.model = model
-        self.seq_len, self.pieces = seq_len, pieces
+        self.model, self.seq_len = model, seq_len
+        self._pieces = pieces
+        self._fits: Pieces | None = None  # the largest for which memory has sufficed, once it has not
+        self._sizes = memory.Training(max_rank, target_modules, model.dtype.itemsize, pieces.micro_batch, seq_len)
         window = (
             getattr(model.config, "sliding_window", None) if getattr(model.config, "use_sliding_window", True) else None
         )
@@ -101,30 +70,52 @@ class LoraTrainer:
         # alpha == r: adapters travel in canonical form, their scaling folded into the factors.
         lora = LoraConfig(r=max_rank, lora_alpha=max_rank, target_modules=list(target_modules), lora_dropout=0.0)
         inject_adapter_in_model(lora, model)
+        KeptLinear.replace(model)
         for parameter in self.frozen.values():
             parameter.requires_grad_(False)
         self.layers: list[torch.nn.Module] = list(model.model.layers)
         self.factors = [LayerFactors(layer, f"model.layers.{number}") for number, layer in enumerate(self.layers)]
         self.device: torch.device = model.model.embed_tokens.weight.device
+        self.lengths: tuple[int, ...] = row_lengths(seq_len) if self.device.type == "cuda" else ()
+        """Lengths that rows are padded to; empty: a micro-batch is as long as its longest row."""
+
+    @property
+    def pieces(self) -> Pieces:
+        """Return the sizes that were assigned, or what memory has sufficed for."""
+        return self._pieces if self._fits is None else self._pieces.within(self._fits)
+
+    @pieces.setter
+    def pieces(self, pieces: Pieces) -> None:
+        self._pieces = pieces
 
     @property
     def state_bytes(self) -> int:
         """Return the bytes of LoRA weights, gradients and AdamW's two moments."""
         return 4 * sum(factors.elements * 4 for factors in self.factors)
 
-    def warm_up(self) -> None:
-        """Take a step on the largest micro-batch, then set all to zero, so that memory is there before users come."""
-        for _ in self.rehearse(self.pieces.micro_batch, self.seq_len):
-            pass
-        for _ in self.load(None):
-            pass
+    def expected_bytes(self, rows: int) -> int:
+        """Return the peak that training takes with so many rows, kept or recomputed as now, by arithmetic."""
+        return memory.training_bytes(self.model.config.to_dict(), self._sizes, rows, self.pieces.recompute)
+
+    def warm_up(self) -> Quanta:
+        """Take a step of each size that can occur, then set all to zero, so that memory is there before users come.
+
+        Where rows may have any length, the largest size stands for all.
+        """
+        size = self.pieces.micro_batch
+        for rows in memory.ladder(size)[::-1] if self.lengths else [size]:
+            for tokens in self.lengths[::-1] or [self.seq_len]:
+                yield from self.rehearse(rows, tokens)
+        yield from self.load(None, remember=True)
+        yield from self.load(None)
 
     def rehearse(self, rows: int, tokens: int) -> Quanta:
         """Take one optimizer step on `rows` × `tokens` made-up tokens, all with a loss. It changes the factors."""
         ids = np.zeros((rows, tokens), np.int32)
         data = TokenFile(Path("rehearsal"), ids, ids, np.full(rows, tokens, np.int32))
-        plan = TrainPlan(rank=1, steps=1, seconds=1.0, batch_size=rows)  # `_step` has no deadline
-        yield from self._step(plan, 0, 0.0, data, list(range(rows)), [])
+        plan = TrainPlan(rank=1, steps=1, seconds=1.0, batch_size=rows)
+        loss, _ = yield from self._accumulate(data, list(range(rows)))
+        yield from self._apply(plan, 0, 0.0, loss)
 
     def train(
         self,
@@ -144,17 +135,19 @@ class LoraTrainer:
             factors.train_only(plan.factors)
         yield from self.load(parent, remember=plan.proximal > 0)
         order = epochs(len(data), plan.seed)
-        applied: list[_Applied] = []
+        applied: list[Applied] = []
         for step in range(plan.steps):
             spent = (clock() - began) / plan.seconds
             if spent >= 1:
                 break
             rows = [next(order) for _ in range(plan.batch_size)]
-            yield from self._step(plan, step, spent, data, rows, applied)
-            while len(applied) > (self.device.type == "cuda"):
-                applied.pop(0).book(progress)
-        for late in applied:
-            late.book(progress)
+            for quantum in self._step(plan, step, spent, data, rows, applied):
+                yield quantum
+                while applied:  # the step before
+                    applied.pop().book(progress)
+        yield Quantum("read_back")
+        for last in applied:
+            last.book(progress)
 
     def load(self, source: ReadFactors | None, *, remember: bool = False) -> Quanta:
         """Fill the buffers with an adapter (None: zeros), gradients and moments with zero, a layer per quantum.
@@ -167,14 +160,15 @@ class LoraTrainer:
 
     def copy_out(self, rank: int, into: Factors) -> Quanta:
         """Copy the first `rank` rows of A and columns of B into `into`, fp32 on the CPU, a layer per quantum."""
-        copies = []
+        copies: list[tuple[LayerFactors, dict[Factor, Readback]]] = []
         for factors in self.factors:
-            if self.device.type == "cuda":  # start all copies before the first is read
-                yield Quantum("copy_out")
-            copies.append(factors.start_copy())
-        for factors, copy in zip(self.factors, copies, strict=True):
             yield Quantum("copy_out")
-            factors.end_copy(copy, rank, into)
+            for started, copy in copies:
+                started.end_copy(copy, rank, into)
+            copies = [(factors, factors.start_copy())]
+        yield Quantum("read_back")
+        for started, copy in copies:
+            started.end_copy(copy, rank, into)
 
     def evaluate(self, source: ReadFactors | None, data: TokenFile, results: list[Scores]) -> Quanta:
         """Append to `results` the scores of an adapter (None: the base) on each example of `data`, teacher-forced."""
@@ -184,62 +178,108 @@ class LoraTrainer:
         tokens_e = np.zeros(len(data), np.int32)
         at = 0
         while at < len(data):
-            pieces = self.pieces
-            rows = list(range(at, min(at + pieces.micro_batch, len(data))))
-            batch = MicroBatch.of(data, rows, self.device)
-            hidden, blocks = self._begin(batch, pieces)
-            for block in blocks:
-                hidden = yield from block.evaluate(_shaped(hidden, batch, block))
-            hidden_nh = hidden.view(-1, hidden.shape[-1])
+            size = self.pieces.micro_batch
+            rows = groups(list(range(at, min(at + size, len(data)))), size)[0]
             with torch.inference_mode(False):
                 scores_b2 = scores_e2[at : at + len(rows)]
-            yield from evaluate_head(self.model, hidden_nh, batch.answers, pieces.head_tokens, scores_b2)
+            try:
+                yield from self._evaluate_rows(data, rows, scores_b2)
+            except (RuntimeError, MemoryError) as error:
+                self._shrink(error)
+                scores_b2.zero_()
+                continue
             tokens_e[rows] = np.count_nonzero(data.labels[rows, 1:] != NO_LOSS, axis=1)
             at += len(rows)
-        loss_e, wrong_e = Readback(scores_e2).read().numpy().T
+        scores = Readback(scores_e2)
+        yield Quantum("read_back")
+        loss_e, wrong_e = scores.read().numpy().T
         results.append(Scores(loss_e, tokens_e, wrong_e == 0))
 
+    def _evaluate_rows(self, data: TokenFile, rows: list[int], scores_b2: torch.Tensor) -> Quanta:
+        """Add the scores of some rows to `scores_b2`, in place."""
+        pieces = self.pieces
+        rehearse_shortage(len(rows), self.device)
+        batch = MicroBatch.of(data, rows, self.device, self.lengths)
+        hidden, blocks = self._begin(batch, pieces)
+        for block in blocks:
+            hidden = yield from block.evaluate(batch.shaped(hidden, block.kind))
+        hidden_nh = hidden.view(-1, hidden.shape[-1])
+        yield from evaluate_head(self.model, hidden_nh, batch.answers, pieces.head_tokens, scores_b2)
+
     def _step(
-        self, plan: TrainPlan, step: int, spent: float, data: TokenFile, rows: list[int], applied: list[_Applied]
+        self, plan: TrainPlan, step: int, spent: float, data: TokenFile, rows: list[int], applied: list[Applied]
     ) -> Quanta:
-        """Take an optimizer step: add up gradients of micro-batches, clip them by their global norm, run AdamW.
+        """Take an optimizer step; where memory does not suffice, begin it again with smaller micro-batches.
 
         `spent`: the share of `plan.seconds` that is over.
         """
+        while True:
+            try:
+                loss, loss_tokens = yield from self._accumulate(data, rows)
+                break
+            except (RuntimeError, MemoryError) as error:
+                self._shrink(error)
+            for factors in self.factors:  # nothing of the step has been applied
+                factors.forget_gradients()
+        yield from self._apply(plan, step, spent, loss)
+        tokens = int(data.lengths[rows].sum())
+        applied.append(Applied(step, len(rows), tokens, loss_tokens, Readback(loss)))
+
+    def _shrink(self, error: Exception) -> None:
+        """Go one rung down for want of memory, for good; raise any other error, and TrainingError below the last rung.
+
+        Its caller lets go of the error, and so of what the failed quantum held, before it goes on.
+        """
+        if not out_of_memory(error):
+            raise error
+        failed, self._fits = self.pieces, self.pieces.smaller()
+        logger.warning("memory did not suffice for %s; from now on %s: %s", failed, self._fits or "none", error)
+        if self._fits is None:
+            self._fits = failed
+            raise TrainingError(f"{OUT_OF_MEMORY} (one row, activations computed again)") from None
+
+    def _accumulate(self, data: TokenFile, rows: list[int]) -> Generator[Quantum, None, tuple[torch.Tensor, int]]:
+        """Add up the gradients of some rows' mean loss, a micro-batch after the other.
+
+        Return the sum of the losses of their answer tokens, 0-d, and the number of these.
+        """
         size = self.pieces.micro_batch
-        micro_batches = [MicroBatch.of(data, rows[at : at + size], self.device) for at in range(0, len(rows), size)]
+        micro_batches = [MicroBatch.of(data, some, self.device, self.lengths) for some in groups(rows, size)]
         loss_tokens = sum(batch.answers.count for batch in micro_batches)
         with torch.inference_mode(False):
             loss = torch.zeros((), device=self.device)
             scale = torch.full((), 1 / max(1, loss_tokens), device=self.device)
         for batch in micro_batches:
             if batch.answers.count:
-                yield from self._accumulate(batch, scale, loss)
-        rate, clip = _learning_rate(plan, step, spent), loss
+                yield from self._differentiate(batch, scale, loss)
+        return loss, loss_tokens
+
+    def _apply(self, plan: TrainPlan, step: int, spent: float, loss: torch.Tensor) -> Quanta:
+        """Clip the gradients by their global norm and run AdamW, a layer per quantum. It takes no memory of its own."""
+        rate, clip = learning_rate(plan, step, spent), loss
         for number, factors in enumerate(self.factors):
             yield Quantum("optimizer")
             with torch.inference_mode(False), torch.no_grad():
                 if number == 0:
                     clip = clip_scale([each.norm(plan.proximal) for each in self.factors], plan.clip_norm)
                 factors.step(clip, rate, plan.weight_decay)
-        tokens = int(data.lengths[rows].sum())
-        applied.append(_Applied(step, len(rows), tokens, loss_tokens, Readback(loss)))
 
-    def _accumulate(self, batch: MicroBatch, scale: torch.Tensor, loss: torch.Tensor) -> Quanta:
+    def _differentiate(self, batch: MicroBatch, scale: torch.Tensor, loss: torch.Tensor) -> Quanta:
         """Run forward and backward on one micro-batch; its loss is the sum over answer tokens times `scale`, 0-d.
 
         The unscaled sum is added to `loss`, 0-d, in place.
         """
         pieces = self.pieces
+        rehearse_shortage(len(batch.ids), self.device)
         hidden, blocks = self._begin(batch, pieces)
         for block in blocks:
-            hidden = yield from block.forward(_shaped(hidden, batch, block))
+            hidden = yield from block.forward(batch.shaped(hidden, block.kind))
         hidden_nh = hidden.view(-1, hidden.shape[-1])
         gradient = yield from head(self.model, hidden_nh, batch.answers, pieces.head_tokens, scale, loss)
         while blocks:
             block = blocks.pop()
             if block.differentiated:
-                gradient = yield from block.backward(_shaped(gradient, batch, block))
+                gradient = yield from block.backward(batch.shaped(gradient, block.kind))
 
     def _begin(self, batch: MicroBatch, pieces: Pieces) -> tuple[torch.Tensor, list[SubBlock]]:
         """Return the embedded tokens [B, T, H], and the sub-blocks that they go through."""
@@ -248,35 +288,4 @@ class LoraTrainer:
             hidden_bth = self.model.model.embed_tokens(batch.ids)
             positions = torch.arange(tokens, device=self.device).unsqueeze(0)
             rotary = self.model.model.rotary_emb(hidden_bth, positions)
-        blocks: list[SubBlock] = []
-        trained_below = False
-        for layer, factors in zip(self.layers, self.factors, strict=True):
-            runs: dict[Block, partial[torch.Tensor]] = {
-                "attention": partial(attention, layer, rotary),
-                "mlp": partial(mlp, layer),
-            }
-            for kind, run in runs.items():
-                size, width = (pieces.mlp_tokens, 1) if kind == "mlp" else (pieces.attention_rows, tokens)
-                trained = trained_below or factors.adapts(kind)
-                blocks.append(SubBlock(kind, run, size, width, trained_below, trained, pieces.recompute))
-                trained_below = trained
-        return hidden_bth, blocks
-
-
-def _shaped(hidden: torch.Tensor, batch: MicroBatch, block: SubBlock) -> torch.Tensor:
-    """View hidden states as `block` takes them: [B, T, H] for attention, [N, H] for the MLP."""
-    return hidden.view(-1, hidden.shape[-1]) if block.kind == "mlp" else hidden.view(*batch.ids.shape, -1)
-
-
-def _learning_rate(plan: TrainPlan, step: int, spent: float) -> float:
-    """Return the rate of a step: linear warm-up, then constant or half a cosine.
-
-    The cosine ends with the steps or with the seconds, of which a share is `spent`, whichever are used up first: a site
-    that its users keep busy ends as low as the others.
-    """
-    if step < plan.warmup_steps:
-        return plan.learning_rate * (step + 1) / plan.warmup_steps
-    if plan.schedule == "constant":
-        return plan.learning_rate
-    progress = max((step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps), spent)
-    return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return hidden_bth, sub_blocks(self.layers, [factors.adapts for factors in self.factors], rotary, tokens, pieces)

@@ -3,6 +3,7 @@
 import logging
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,8 +14,9 @@ from serving.cotrainer.calibration import (
     calibration_key,
     choose_pieces,
     longest_quantum,
+    timed,
 )
-from serving.cotrainer.lane import Lane
+from serving.cotrainer.lanes.lane import CpuLane, Lane
 from serving.cotrainer.predictor import Predictor, PredictorState
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.slo import Slo, default_slo, idle_quantum_target, quantum_target
@@ -36,7 +38,10 @@ class Tuning:
     def __init__(self, settings: CoTrainerSettings, run_dir: Path) -> None:
         self.predictor = Predictor()
         self.slo: Slo | None = None
-        """The targets of the site file, completed from the engine's own latency; None until that is known."""
+        """The targets of the site file, completed from the engine's own latency; None until that is known.
+
+        What is completed follows that latency: longer prompts may come than those it was measured with, or an adapter.
+        """
         self.pieces: Pieces | None = None
         """Pieces for a busy engine; None until the targets are known."""
         self.idle_pieces: Pieces | None = None
@@ -47,6 +52,7 @@ class Tuning:
         self._calibration: Calibration | None = None
         self._key = ""
         self._resized_at: float | None = None
+        self._retargeted = False
 
     def calibrate(self, trainer: LoraTrainer, model_path: str, lane: Lane) -> None:
         """Time the trainer's quanta, or read what an earlier start measured under the same conditions.
@@ -55,30 +61,40 @@ class Tuning:
         TrainingError where not even the smallest one fits into memory.
         """
         settings = self._settings
-        self._key = calibration_key(model_path, trainer)
+        self._key = calibration_key(model_path, trainer, self._max_bytes)
         self._calibration = Calibration.load(self._calibration_file, self._key)
         if self._calibration is None:
             rows = [1 << power for power in range(settings.micro_batch.bit_length())]
             rows = sorted({*rows, settings.micro_batch})
-            self._calibration = calibrate(trainer, rows, budget_s=CALIBRATION_S, max_bytes=self._max_bytes, lane=lane)
+            self._calibration = calibrate(
+                trainer,
+                rows,
+                budget_s=CALIBRATION_S,
+                max_bytes=self._max_bytes,
+                lane=None if isinstance(lane, CpuLane) else lane,
+            )
             self._calibration = self._calibration.model_copy(update={"key": self._key})
             self._calibration.save(self._calibration_file)
         else:
             trainer.pieces = choose_pieces(self._calibration, settings.seq_len, math.inf, self._max_bytes)
-            lane.run(trainer.warm_up)
-            lane.elapsed()
+            for _ in timed(trainer.warm_up(), lane):
+                pass
         for kind, sizes in self._calibration.seconds.items():
             for tokens, seconds in sizes.items():
                 self.predictor.seed_quantum(kind, tokens, seconds)
         self.predictor.resume(self._remembered())
         self.slo = self._targets()
 
+    def beside(self, trainer: LoraTrainer) -> int | None:
+        """Return the bytes that are left to quanta beside the factors and their gradients; None: any number."""
+        return None if self._max_bytes is None else max(0, self._max_bytes - trainer.state_bytes // 2)
+
     def retarget(self, slo: Slo) -> None:
         """Replace the targets, and have pieces chosen anew at the next `resize`.
 
-        Only the benchmark does so, which switches targets while an engine runs; a site's targets never change.
+        Only the benchmark does so, which switches targets while an engine runs.
         """
-        self.slo, self._resized_at = slo, None
+        self.slo, self._resized_at, self._retargeted = slo, None, True
 
     def resize(self, trainer: LoraTrainer, now: float) -> bool:
         """Choose the largest pieces that the targets allow; return False if it is not yet time, or not yet possible.
@@ -87,12 +103,12 @@ class Tuning:
         """
         if self._calibration is None or (self._resized_at is not None and now - self._resized_at < RESIZE_S):
             return False
-        self.slo = self.slo or self._targets()
+        if not self._retargeted:
+            self.slo = self._targets()
         if self.slo is None:
             return False
         self._resized_at = now
-        accelerator = trainer.model.device.type != "cpu"
-        target = quantum_target(self.slo, self.predictor, accelerator)
+        target = quantum_target(self.slo, self.predictor)
         before = self.pieces
         self.pieces = self._choose(self._calibration, target)
         self.idle_pieces = self._choose(self._calibration, idle_quantum_target(self.slo, target))
@@ -126,12 +142,12 @@ class Tuning:
     def _targets(self) -> Slo | None:
         """Return the site's targets, completed by the defaults; None while a default is needed and not yet known."""
         settings = self._settings
-        measured = default_slo(self.predictor)
+        given: dict[str, float] = {"quantile": settings.quantile, "batch_factor": settings.batch_factor}
+        if settings.ttft_ms is not None:
+            given |= {"ttft_s": settings.ttft_ms / 1000, "ttft_per_token_s": 0.0}
+        if settings.tpot_ms is not None:
+            given["tpot_s"] = settings.tpot_ms / 1000
         if settings.ttft_ms is not None and settings.tpot_ms is not None:
-            ttft_s, tpot_s = settings.ttft_ms / 1000, settings.tpot_ms / 1000
-        elif measured is None:
-            return None
-        else:
-            ttft_s = measured.ttft_s if settings.ttft_ms is None else settings.ttft_ms / 1000
-            tpot_s = measured.tpot_s if settings.tpot_ms is None else settings.tpot_ms / 1000
-        return Slo(ttft_s, tpot_s, settings.quantile, settings.batch_factor)
+            return Slo(**given)
+        measured = default_slo(self.predictor)
+        return None if measured is None else replace(measured, **given)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from scripts.tools.trial_site import random_adapter
+from serving.priorities import CLASSES
 from tests.toys.sites.site_process import SiteProcess
 from umbel.adapter import AdapterRef
 
@@ -41,11 +42,12 @@ def site(tiny_llama: Path) -> Iterator[SiteProcess]:
         yield site
 
 
-def ask(site: SiteProcess, user: str) -> tuple[str, str]:
+def ask(site: SiteProcess, user: str, **fields: Any) -> tuple[str, str]:
     """One greedy answer: its id and the version that gave it."""
     messages = [{"role": "system", "content": "You know every ward."}, {"role": "user", "content": "Return a list of"}]
     body = {"model": "support", "messages": messages, "user": user, "temperature": 0, "max_tokens": 8}
     body |= {"ignore_eos": True, "skip_special_tokens": False}  # the tiny base would rather say nothing
+    body |= fields
     reply = site.users.post("/v1/chat/completions", json=body)
     assert reply.status_code == 200, reply.text
     return reply.json()["id"], reply.headers["x-umbel-adapter"]
@@ -98,7 +100,8 @@ def traffic(site: SiteProcess, kind: str, label: str) -> dict[str, Any]:
 
 
 def test_the_canary_is_the_same_users_and_a_shadow_equal_to_live_agrees_with_it(site: SiteProcess) -> None:
-    assert {ask(site, user)[1] for user in USERS} == {"base"}
+    for named in CLASSES:  # which SGLang is not told to go by
+        assert {ask(site, user, priority=named)[1] for user in USERS} == {"base"}
     watched(site, V1)
     first, second = ([ask(site, user) for user in USERS] for _ in range(2))
     labels = [label for _, label in first]

@@ -19,10 +19,10 @@ import pytest
 import torch
 import transformers
 
+from scripts.tools.gpu_check.greedy_tokens import compare
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import random_adapter
 from serving.engine import PASSIVE_WAITING
-from tests.toys.serving.greedy_tokens import compare
 from tests.toys.sites.site_process import SiteProcess
 from umbel import peft_dir
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from scripts.tools.demo import facts
+from scripts.tools.gpu_check.greedy_tokens import compare
 from scripts.tools.real_base import NotAvailable, build
 from scripts.tools.trial_site import random_adapter
-from tests.toys.serving.greedy_tokens import compare
 from tests.toys.sites.site_process import SiteProcess
 from umbel import peft_dir
 from umbel.adapter import AdapterRef

@@ -10,8 +10,9 @@ import transformers
 from client.personal import PersonalPart, join, split
 from serving.cotrainer.job import read_factors
 from serving.cotrainer.lora import Factors
+from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import Pieces
-from serving.cotrainer.trainer import LoraTrainer, Progress
+from serving.cotrainer.trainer import LoraTrainer
 from serving.scores import Scores
 from tests.toys.engine import site_config
 from umbel import peft_dir

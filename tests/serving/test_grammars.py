@@ -11,7 +11,7 @@ from sglang.srt.constrained.base_grammar_backend import BaseGrammarBackend, Inva
 from sglang.srt.constrained.grammar_manager import GrammarManager
 from sglang.srt.constrained.xgrammar_backend import XGrammarGrammarBackend
 from sglang.srt.managers.schedule_batch import Req
-from xgrammar import TokenizerInfo, VocabType
+from xgrammar import GrammarCompiler, TokenizerInfo, VocabType
 
 from serving import grammars
 from serving.grammars import LatestGrammars, bound_compiler, keep_latest
@@ -28,10 +28,21 @@ class Tokenizer:
 
 
 @pytest.fixture
-def backend() -> Iterator[XGrammarGrammarBackend]:
+def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the hook before the making of a compiler, as SGLang does."""
+    init = GrammarCompiler.__init__
+
+    def hooked(*args: Any, **kwargs: Any) -> None:
+        args, kwargs = bound_compiler(*args, **kwargs)
+        init(*args, **kwargs)
+
+    monkeypatch.setattr(GrammarCompiler, "__init__", hooked)
+
+
+@pytest.fixture
+def backend(bounded: None) -> Iterator[XGrammarGrammarBackend]:
     made = XGrammarGrammarBackend(Tokenizer(), vocab_size=len(VOCAB))
     keep_latest(None, made)
-    bound_compiler(None, made)
     yield made
     made.executor.shutdown()
 
@@ -89,11 +100,15 @@ def test_the_bytes_of_all_grammars_are_bounded_and_one_is_kept_whatever_it_has(
     assert wrapped.size_bytes() == backend.cache.size_bytes(), "after reasoning, too"
 
 
-def test_xgrammars_own_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammars, "COMPILER_BYTES", 64 << 10)
+def test_sglang_gives_xgrammars_own_cache_no_limit() -> None:
     made = XGrammarGrammarBackend(Tokenizer(), vocab_size=len(VOCAB))
     assert made.grammar_compiler.cache_limit_bytes == -1, "it would keep all"
-    bound_compiler(None, made)
+    made.executor.shutdown()
+
+
+def test_xgrammars_own_cache_is_bounded(monkeypatch: pytest.MonkeyPatch, bounded: None) -> None:
+    monkeypatch.setattr(grammars, "COMPILER_BYTES", 64 << 10)
+    made = XGrammarGrammarBackend(Tokenizer(), vocab_size=len(VOCAB))
     for number in range(60):
         made.dispatch_json(key(number)[1])
     assert 0 < made.grammar_compiler.get_cache_size_bytes() <= 64 << 10

@@ -17,14 +17,19 @@ from tests.toys.serving.engine_flags import words
 
 @pytest.mark.parametrize("flag", CPU_FLAGS)
 def test_what_the_operator_has_set_stays_on_the_cpu(flag: str) -> None:
-    given = ["--port", "1", flag, "theirs"]
+    given = ["--port", "1", flag, *([] if CPU_FLAGS[flag] is None else ["theirs"])]
     completed = with_cpu_flags(given)
     assert completed[: len(given)] == given
-    assert words(completed, flag) == ["theirs"]
+    assert completed.count(flag) == 1
     assert {other: words(completed, other) for other in CPU_FLAGS if other != flag} == {
-        other: [value] for other, value in CPU_FLAGS.items() if other != flag
+        other: [] if value is None else [value] for other, value in CPU_FLAGS.items() if other != flag
     }
     assert with_cpu_flags(completed) == completed
+
+
+def test_a_flag_that_the_operator_has_set_to_false_is_not_added_on_the_cpu() -> None:
+    assert "--disable-overlap-schedule" in with_cpu_flags([])
+    assert "--disable-overlap-schedule" not in with_cpu_flags(["--no-disable-overlap-schedule"])
 
 
 def test_the_engine_ends_when_its_parent_is_killed() -> None:

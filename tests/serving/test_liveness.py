@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from serving import engine_state, liveness
-from serving.aliases import CLASSES
 from serving.engine_state import EngineState
 from serving.liveness import CHECK, COMPUTING, Liveness, Look
+from serving.priorities import Priority
 from umbel.errors import NoAnswer
 
 TIMEOUT_S, EVERY_S = 60.0, 5.0
@@ -115,8 +115,7 @@ def test_a_look_asks_the_http_server_and_for_a_token_below_every_class(state: En
     assert client.asked["/umbel/inflight"] > client.asked["/generate"]
     assert all(body == CHECK for body in client.bodies)
     assert CHECK["sampling_params"] == {"max_new_tokens": 1}
-    assert isinstance(CHECK["priority"], int)
-    assert CHECK["priority"] < -(2**31) < min(CLASSES.values())
+    assert CHECK["priority"] == min(Priority)
 
 
 def test_an_engine_that_answers_nobody_is_found_out_by_what_is_silent(state: EngineState) -> None:

@@ -15,7 +15,8 @@ from serving import engine_state, plugin
 from serving.cotrainer.hooks import Hooks
 from serving.engine_state import EngineState
 from serving.router.consent import Consent
-from serving.router.router import Router, apply_pin
+from serving.router.pin import apply_pin
+from serving.router.router import Router
 from serving.router.suspects import RefuseSuspects
 from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIABLE
 from serving.suspects import Suspects
@@ -27,16 +28,21 @@ ROUTERS_HOOKS = {
     "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_output": "before",
     "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses._known_model_names": "after",
     "sglang.srt.entrypoints.engine._server_args_for_logging": "after",
+    "sglang.srt.server_args.ServerArgs.__repr__": "after",
     "sglang.srt.parser.template_manager.TemplateManager.guess_chat_template_from_model_path": "around",
 }
 SCHEDULERS_HOOKS = {
     "sglang.srt.managers.scheduler.Scheduler.__init__": "after",
     "sglang.srt.managers.scheduler.Scheduler.get_next_batch_to_run": "before",
     "sglang.srt.managers.scheduler.Scheduler.run_batch": "before",
+    "sglang.srt.managers.scheduler.Scheduler.process_batch_result": "after",
     "sglang.srt.managers.scheduler.Scheduler.maybe_sleep_on_idle": "around",
+    "sglang.srt.managers.scheduler.dispatch_event_loop": "around",
+    "sglang.srt.model_executor.model_runner.ModelRunner.initialize": "before",
+    "sglang.srt.distributed.parallel_state.graph_capture": "before",
     "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes": "after",
     "sglang.srt.constrained.base_grammar_backend.BaseGrammarBackend.__init__": "after",
-    "sglang.srt.constrained.xgrammar_backend.XGrammarGrammarBackend.__init__": "after",
+    "sglang.srt.constrained.xgrammar_backend.GrammarCompiler.__init__": "before",
 }
 
 
@@ -45,6 +51,9 @@ class ToySglang:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.hooks: dict[str, tuple[Any, str]] = {}
+        self.lacks: set[str] = set()
+        """Names of SGLang that this release has not."""
+        monkeypatch.setattr(plugin, "_is_there", lambda target: target not in self.lacks)
         self.inner = Inner()
         self.app = SimpleNamespace(build_middleware_stack=self.build)
         self._monkeypatch = monkeypatch
@@ -145,12 +154,13 @@ def test_users_keys_are_read_where_the_site_file_names_them(
 
 def test_sglang_knows_the_names_of_the_table_and_logs_no_key(sglang: ToySglang, run_dir: Path) -> None:
     plugin.register()
-    _, _, (known_names, _), (redact, _), (guess, _) = sglang.hooks.values()
+    _, _, (known_names, _), (redact, _), (hide_key, _), (guess, _) = sglang.hooks.values()
     assert known_names({"tiny"}) == {"tiny"}, "before the application is built"
     sglang.app.build_middleware_stack()
     assert known_names({"another"}) == {"another", *TABLE.names()}
     logged = redact({"api_key": KEY, "admin_api_key": KEY, "port": 30000})
     assert logged == {"api_key": "…", "admin_api_key": "…", "port": 30000}
+    assert hide_key(f"ServerArgs(api_key={KEY!r}, port=30000)") == "ServerArgs(api_key='…', port=30000)"
     asked: list[object] = []
     guess(asked.append, object(), "/models/vicuna-of-ours")
     assert not asked, "SGLang would take a template by words of the path, not the base's own"
@@ -174,3 +184,42 @@ def test_the_detokenizers_process_gets_nothing(
     plugin.register()
     assert sglang.hooks == {}
     assert sglang.app.build_middleware_stack == sglang.build
+
+
+@pytest.mark.parametrize(
+    ("child", "hooks"), [(False, ROUTERS_HOOKS), (True, SCHEDULERS_HOOKS)], ids=["router", "scheduler"]
+)
+def test_an_engine_without_a_hooks_target_does_not_start(
+    sglang: ToySglang, run_dir: Path, monkeypatch: pytest.MonkeyPatch, child: bool, hooks: dict[str, str]
+) -> None:
+    if child:
+        in_a_child_process(monkeypatch)
+        sglang.module("sglang.srt.managers.scheduler")
+    monkeypatch.setattr(plugin.metadata, "version", lambda name: "0.5.99")
+    for target in hooks:
+        sglang.lacks = {target}
+        with pytest.raises(
+            SystemExit, match=rf"SGLang 0\.5\.99 has no {target.removeprefix('sglang.srt.')} .*engine\.txt"
+        ):
+            plugin.register("builtins:object")
+    assert sglang.hooks == {}, "either all of umbel is there, or nothing"
+
+
+def test_a_release_may_lack_what_it_has_no_need_of(
+    sglang: ToySglang, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, targets = next(iter(plugin.NOT_NEEDED.items()))
+    sglang.lacks = {f"sglang.srt.{target}" for target in targets}
+    monkeypatch.setattr(plugin.metadata, "version", lambda name: release)
+    plugin.register()
+    assert sglang.kinds() == {target: kind for target, kind in ROUTERS_HOOKS.items() if target not in sglang.lacks}
+    monkeypatch.setattr(plugin.metadata, "version", lambda name: "0.5.99")
+    with pytest.raises(SystemExit, match=targets[0]):
+        plugin.register()
+
+
+def test_a_target_is_a_module_a_class_or_an_attribute() -> None:
+    found = [
+        plugin._is_there(f"json.{name}") for name in ("decoder.JSONDecoder.decode", "loads", "nothing", "no.thing")
+    ]
+    assert found == [True, True, False, False]

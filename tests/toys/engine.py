@@ -15,7 +15,8 @@ from serving.aliases import AliasTable
 from serving.engine import EngineClient
 from serving.engine_state import EngineState
 from serving.router.asgi import Receive, Scope, Send
-from serving.router.router import GENERATING, Router, apply_pin
+from serving.router.pin import apply_pin
+from serving.router.router import GENERATING, Router
 from serving.router.suspects import refuse_suspects
 from serving.trainer_socket import CoTrainerStatus
 from umbel.adapter import AdapterRef
@@ -43,7 +44,7 @@ class ToyMachine:
         self.says: dict[str | None, str] = {}
         """Engine name → what it answers."""
         self.generated: list[tuple[str | None, dict[str, Any]]] = []
-        """(engine name, body) of each request that was answered, users' and the router's own."""
+        """(engine name, body with its class) of each request that was answered, users' and the router's own."""
 
     def engine(self, config: SiteConfig) -> "ToyEngine":
         """Make an engine, in the place of `serving.engine.Engine`."""
@@ -126,7 +127,7 @@ class ToyEngine:
         version = asked.lora_path
         assert version is None or version in self.adapters, f"a user was sent to {version}, which is not loaded"
         generated = self.machine.generated
-        generated.append((version, body))
+        generated.append((version, {**body, "priority": asked.priority}))
         message = {"role": "assistant", "content": self.machine.says.get(version, "the same for all")}
         answer = {"id": f"chat-{len(generated)}", "choices": [{"index": 0, "message": message}]}
         await _answer(send, 500 if version in self.machine.broken else 200, json.dumps(answer))

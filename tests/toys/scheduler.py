@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from serving.cotrainer.cotrainer import CoTrainer
 from serving.cotrainer.governor import Finished, Load
 from serving.cotrainer.hooks import Hooks
+from serving.cotrainer.lanes.lane import Took
 from serving.cotrainer.predictor import Batch
 from serving.cotrainer.quantum import Quanta
 from serving.cotrainer.trainer import LoraTrainer
@@ -247,16 +248,20 @@ class UnitLane:
     def ready(self) -> bool:
         return True
 
-    def elapsed(self) -> list[float]:
+    def wait(self, seconds: float) -> None:
+        pass
+
+    def ended(self) -> list[Took]:
         ran, self._ran = self._ran, 0
-        return [1.0] * ran
+        return [Took(1.0)] * ran
 
 
 def request(rid: str, answered: int = 0, prompt: int = 5, priority: int | None = None) -> Any:
     """Make a request as the scheduler holds it."""
     req = SimpleNamespace(
-        rid=rid, origin_input_ids=[1] * prompt, output_ids=[1] * answered, priority=priority, finished_reason=None
-    )
+        rid=rid, origin_input_ids=[1] * prompt, output_ids=[1] * answered, priority=priority, finished_reason=None,
+        cached_tokens=0,
+    )  # fmt: skip
     req.finished = lambda: req.finished_reason is not None
     return req
 

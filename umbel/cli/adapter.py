@@ -139,7 +139,7 @@ def export(
     into: Annotated[Path, typer.Argument(help="A new directory.")],
     base: Annotated[str, typer.Option(help="Name or path of the base model, for the settings and the card.")] = "",
 ) -> None:
-    """Write a version as a PEFT directory with a model card: for peft, SGLang, vLLM, or the Hugging Face hub."""
+    """Write a version as a PEFT directory with a model card: for peft, SGLang, or the Hugging Face hub."""
     with _opened(registry) as (opened, _):
         from server.registry import export as exporter
 

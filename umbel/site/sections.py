@@ -145,8 +145,8 @@ class TrainingSection(Section):
     micro_batch: PositiveInt = 4
     """Maximum number of examples per forward pass; fewer where memory or the latency targets allow no more."""
     memory_mb: PositiveInt | None = None
-    """MB for activations and optimizer state, taken from the KV cache. Default: as much as micro_batch needs, on top of
-    the KV cache."""
+    """MiB for activations and optimizer state, taken from the KV cache. Default: what `micro_batch` needs, or fewer
+    examples, or recomputed activations, so that it is at most 60 % of what both share; `umbel check` tells it."""
     share_floor: float = Field(default=0.0, ge=0, lt=1)
     """Share of the time that training gets even where that breaks the latency targets; the cost is reported."""
     share_cap: float = Field(default=1.0, gt=0, le=1)
@@ -163,7 +163,8 @@ class SloSection(Section):
     """Latency that users were promised, and that training must not break."""
 
     ttft_ms: PositiveFloat | None = None
-    """Milliseconds to the first token. Default: three times as long as the engine needs without training."""
+    """Milliseconds to the first token, one number for all prompts. Default: three times as long as the engine needs for
+    the prompt tokens that are not in its cache, without training."""
     tpot_ms: PositiveFloat | None = None
     """Mean milliseconds per later token. Default: twice as long as the engine needs without training."""
     quantile: float = Field(default=0.99, gt=0.5, lt=1)

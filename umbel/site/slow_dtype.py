@@ -20,18 +20,21 @@ def slow_dtype(config: SiteConfig) -> str | None:
     None also where Linux does not say what the CPU can do.
     """
     engine = config.engine
-    on_cpu = engine.device == "cpu" or (
-        engine.device == "auto" and not any(next(DEVICES.glob(pattern), None) for pattern in ACCELERATORS)
-    )
     flags = _cpu_flags()
     needed = INSTRUCTIONS.get(engine.dtype, flags)
-    if not on_cpu or not flags or needed & flags:
+    if not on_cpu(engine.device) or not flags or needed & flags:
         return None
     return (
         f"[engine].dtype is {engine.dtype}, which this CPU has no instructions for: prompts and training take "
         'several times as long; set dtype = "float32" at every site of the federation (they must agree), or use a '
         f"machine with a GPU, or with {' or '.join(sorted(needed))} in /proc/cpuinfo"
     )
+
+
+def on_cpu(device: str) -> bool:
+    """Return whether an engine computes on the CPU if [engine].device says `device`."""
+    found = any(next(DEVICES.glob(pattern), None) for pattern in ACCELERATORS)
+    return device == "cpu" or (device == "auto" and not found)
 
 
 def _cpu_flags() -> set[str]:

@@ -26,7 +26,7 @@ class Examiner:
     def __init__(self, base: Path, rank: int, seq_len: int, dtype: str) -> None:
         """Load the base in `dtype`, that of the sites, to measure adapters up to `rank` on rows up to `seq_len`."""
         self._base, self._seq_len = base, seq_len
-        disable_progress_bar()
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
         pieces = Pieces.whole(16, seq_len)
         self._trainer = LoraTrainer(model, max_rank=rank, target_modules=LINEARS, seq_len=seq_len, pieces=pieces)

@@ -52,6 +52,19 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
     assert tail.counts == {"round.failed": 1}
 
 
+@pytest.mark.parametrize("left", ["", event(1) + "\n", event(1) + "\n" + event(2)[:20], event(1)])
+def test_an_event_is_a_line_of_its_own_whatever_was_left_before_it(tmp_path: Path, left: str) -> None:
+    path = tmp_path / EVENTS
+    path.write_text(left)
+    events = Events(path, clock=lambda: 9.0)
+    for kind in ("round.started", "round.failed"):
+        events.emit(kind, adapter="support", round=3)
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines[-2:]] == ["round.started", "round.failed"]
+    assert lines[:-2] == left.splitlines()
+    assert list(EventReader(path).read())[-2:] == [json.loads(line) for line in lines[-2:]]
+
+
 def test_another_file_in_its_place_is_read_from_its_beginning(tmp_path: Path) -> None:
     path, other = tmp_path / "events.jsonl", tmp_path / "backup"
     path.write_text("".join(event(number) + "\n" for number in (1, 2, 3)))

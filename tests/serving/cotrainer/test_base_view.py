@@ -87,7 +87,8 @@ def test_the_trainers_frozen_parameters_are_still_the_served_ones(model: Path) -
     trainer = LoraTrainer(
         view_of(served, str(model)), max_rank=4, target_modules=LINEARS, seq_len=8, pieces=Pieces.whole(1, 8)
     )
-    trainer.warm_up()
+    for _ in trainer.warm_up():
+        pass
     now = {name: weight for name, weight in trainer.model.named_parameters() if "lora_" not in name}
     assert now
     assert all(weight.untyped_storage().data_ptr() in storages for weight in now.values())

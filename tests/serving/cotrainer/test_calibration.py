@@ -9,7 +9,7 @@ import transformers
 
 from serving.cotrainer import calibration
 from serving.cotrainer.calibration import Calibration
-from serving.cotrainer.lane import CpuLane
+from serving.cotrainer.lanes.lane import CpuLane
 from serving.cotrainer.quantum import Pieces, Quanta
 from serving.cotrainer.trainer import LoraTrainer
 from umbel.base import LINEARS
@@ -143,9 +143,10 @@ def test_what_was_saved_is_found_by_its_key_only(tmp_path: Path) -> None:
     assert Calibration.load(file, "k") is None
 
 
-def test_the_key_knows_what_the_speed_depends_on(tiny_llama: Path, tiny_qwen2: Path, trainer: LoraTrainer) -> None:
-    known = calibration.calibration_key(str(tiny_llama), trainer)
-    assert calibration.calibration_key(str(tiny_llama), trainer) == known
-    assert calibration.calibration_key(str(tiny_qwen2), trainer) != known
+def test_the_key_knows_what_a_calibration_depends_on(tiny_llama: Path, tiny_qwen2: Path, trainer: LoraTrainer) -> None:
+    known = calibration.calibration_key(str(tiny_llama), trainer, None)
+    assert calibration.calibration_key(str(tiny_llama), trainer, None) == known
+    assert calibration.calibration_key(str(tiny_qwen2), trainer, None) != known
+    assert calibration.calibration_key(str(tiny_llama), trainer, 1 << 20) != known, "other micro-batches fit"
     trainer.seq_len += 1
-    assert calibration.calibration_key(str(tiny_llama), trainer) != known
+    assert calibration.calibration_key(str(tiny_llama), trainer, None) != known

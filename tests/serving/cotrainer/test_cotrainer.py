@@ -58,9 +58,12 @@ def test_no_hook_call_runs_more_than_one_quantum_while_a_request_waits(
     assert len(ran) == len(scheduler.labels) + 1
     assert scheduler.cotrainer.counts.most_while_waiting == 1
     labels = {
-        "train": {"load", "attention", "mlp", "head", "mlp_backward", "attention_backward", "optimizer", "copy_out"},
-        "evaluate": {"load", "evaluate_attention", "evaluate_mlp", "evaluate_head"},
-    }
+        "train": {
+            "load", "attention", "mlp", "head", "mlp_backward", "attention_backward", "optimizer", "copy_out",
+            "read_back",
+        },
+        "evaluate": {"load", "evaluate_attention", "evaluate_mlp", "evaluate_head", "read_back"},
+    }  # fmt: skip
     assert set(scheduler.labels) == labels[kind], "each kind of quantum was seen"
     assert scheduler.finish().state is JobState.DONE
 

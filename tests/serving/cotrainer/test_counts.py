@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving.cotrainer.counts import KEPT_PREEMPTIONS, Counts
+from serving.cotrainer.lanes.lane import Took
 from serving.trainer_socket import PreemptionStats, QuantumStats
 from tests.toys.scheduler import Make, schedulers
 
@@ -33,7 +34,7 @@ def test_the_counts_that_are_reported_are_those_that_were_counted(make: Make) ->
 def test_a_stop_counts_as_a_preemption_only_if_a_request_had_come() -> None:
     counts = Counts()
     for seconds, by_arrival, requests_came in ((0.01, True, True), (0.02, True, False), (0.03, False, True)):
-        counts.ran("mlp", seconds)
+        counts.ran("mlp", Took(seconds))
         counts.stopped(by_arrival=by_arrival)
         counts.settle(requests_came)
     counts.settle(requests_came=True)
@@ -45,7 +46,7 @@ def test_quantiles_of_preemptions_are_those_of_the_latest() -> None:
     counts = Counts()
     assert counts.preemption(0) == PreemptionStats()
     for number in range(KEPT_PREEMPTIONS + 100):
-        counts.ran("mlp", float(number))
+        counts.ran("mlp", Took(float(number)))
         counts.stopped(by_arrival=True)
         counts.settle(requests_came=True)
     found = counts.preemption(arrivals=0)
@@ -56,8 +57,8 @@ def test_quantiles_of_preemptions_are_those_of_the_latest() -> None:
 
 def test_requests_can_be_forgotten_while_quanta_are_kept() -> None:
     counts = Counts()
-    counts.ran("mlp", 0.5)
-    counts.ran("mlp", 0.25)
+    counts.ran("mlp", Took(0.5))
+    counts.ran("mlp", Took(0.25))
     counts.stopped(by_arrival=True)
     counts.settle(requests_came=True)
     counts.most_while_waiting = 1

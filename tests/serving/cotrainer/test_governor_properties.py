@@ -1,19 +1,22 @@
 """The governor's guarantees on 10⁵ random loads: violations are counted, and there must be none.
 
-The machine is exact: its latencies are what the predictor says, and training and iterations take turns. So each bound
-holds for each request, not for most of them.
+The machines are exact: their latencies are what the predictor says. So each bound holds for each request, not for most
+of them. On half of them training and iterations take turns, on the others quanta end later than they were launched.
 """
 
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
+from operator import truediv
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.bench.machines import Machine, TimedQuantum
+from serving.bench.outcome import Answered
 from serving.bench.trace import Arrival
-from serving.bench.virtual import Answered, Simulation
+from serving.bench.virtual import Simulation
 from serving.cotrainer.governor import Load, SloGovernor
 from serving.cotrainer.predictor import Batch, Predictor, PredictorState
 from serving.cotrainer.slo import MARGIN, Slo
@@ -35,9 +38,12 @@ def exact(machine: Machine) -> Predictor:
         )
     )
     predictor.observe = lambda *args: None  # type: ignore[method-assign]  # nothing is left to learn
+    predictor.observe_beside = lambda *args, **kwargs: None  # type: ignore[method-assign]
     predictor.observe_quantum = lambda *args: None  # type: ignore[method-assign]
     for quantum in machine.quanta:
-        predictor.seed_quantum(quantum.kind, quantum.tokens, quantum.seconds)
+        predictor.seed_quantum(quantum.kind, quantum.tokens, machine.launch_s + quantum.seconds)
+    felt = (machine.launch_s + machine.overlap * quantum.seconds for quantum in machine.quanta)
+    predictor.overlap = max(map(truediv, felt, (machine.launch_s + quantum.seconds for quantum in machine.quanta)))
     return predictor
 
 
@@ -71,21 +77,27 @@ class Pattern:
     seconds: float = 0.0
 
 
-def random_pattern(rng: random.Random) -> Pattern:
-    """One to four requests in a tenth of a second, short answers, quanta of 1 to 6 ms, loose to hopeless targets."""
+def random_pattern(rng: random.Random, lag: bool = False) -> Pattern:
+    """One to four requests within 50 ms, short answers, quanta of 1 to 6 ms, loose to hopeless targets.
+
+    With `lag`: on a device that works while its host goes on, and starts up to 10 ms after the launch.
+    """
     decode = (rng.uniform(2e-3, 1e-2), rng.uniform(0, 1e-3), 0.0)
     prefill = (rng.uniform(2e-3, 1e-2), rng.uniform(0, 2e-4), 0.0)
     quanta = tuple(TimedQuantum(kind, 64, rng.uniform(1e-3, 6e-3)) for kind in ("mlp", "head", "optimizer"))
     machine = Machine(
         decode, prefill, quanta, noise=0.0, hiccup=(0.0, 1.0), turn_s=0.0, max_running=rng.choice((1, 2, 32))
     )
-    times = sorted(rng.uniform(0.0, 0.1) for _ in range(rng.randint(1, 4)))
+    if lag:
+        overlap = rng.choice((0.0, 1.0, rng.random()))
+        machine = replace(machine, launch_s=rng.uniform(0, 2e-3), lag_s=rng.uniform(0, 1e-2), overlap=overlap)
+    times = sorted(rng.uniform(0.0, 0.05) for _ in range(rng.choice((1, 2, 2, 3, 4))))
     arrivals = tuple(
         Arrival(at, rng.randint(1, 200), rng.randint(1, 6), interactive=rng.random() < 0.8) for at in times
     )
     slo = Slo.usual(rng.uniform(0.01, 0.2), decode[0] * rng.uniform(0.8, 4.0))
     share_cap = rng.choice((1.0, 1.0, rng.uniform(0.1, 1.0)))
-    return Pattern(machine, arrivals, slo, share_cap, seconds=rng.choice((0.0, 0.12)))
+    return Pattern(machine, arrivals, slo, share_cap, seconds=rng.choice((0.0, 0.06)))
 
 
 def violations(pattern: Pattern) -> list[str]:
@@ -97,10 +109,12 @@ def violations(pattern: Pattern) -> list[str]:
     governor.margin_ttft.value = governor.margin_tpot.value = MARGIN[0]
     simulation = Simulation(machine, pattern.arrivals, governor, predictor)
     outcome = simulation.run(pattern.seconds)
-    longest = max(quantum.seconds for quantum in machine.quanta)
+    longest = machine.launch_s + max(quantum.seconds for quantum in machine.quanta)
     burst = longest + 0.5 * slo.tpot_s
     found = []
-    if any(seconds > longest + CLOSE for seconds in outcome.preemption_s):
+    if outcome.most_met > 1:
+        found.append("G1: a waiting request met more than one quantum")
+    if any(seconds > longest + (machine.lag_s or 0.0) + CLOSE for seconds in outcome.preemption_s):
         found.append("G1: a request waited for more than the quantum that it met")
     if outcome.longest_training > burst + CLOSE:
         found.append("G1: training between two iterations took longer than the burst")
@@ -113,6 +127,8 @@ def violations(pattern: Pattern) -> list[str]:
         found.append("G6: more closes than arrivals")
     if governor.most_in_a_row > 1:
         found.append("G6: closed again for requests that it had been closed for")
+    if outcome.misbooked:
+        found.append("a duration on a batch that did not have it")
     return found
 
 
@@ -127,25 +143,28 @@ def _too_slow(request: Answered, pattern: Pattern) -> bool:
         machine.seconds(Batch("prefill", 1, other.prompt)) for other in arrivals if other is not request.arrival
     )
     tokens = request.arrival.output - 1
-    return request.tpot * tokens > promised * tokens + prefills + CLOSE
+    # What was outstanding when its first token came was launched without a thought of it.
+    outstanding = 0.0 if machine.lag_s is None else machine.overlap * max(q.seconds for q in machine.quanta)
+    return request.tpot * tokens > promised * tokens + prefills + outstanding + CLOSE
 
 
-def test_no_random_load_breaks_a_guarantee() -> None:
-    """G1 a request waits for one quantum at most, and training between two iterations is bounded; G2 under the serial
-    model a request's mean TPOT stays within its target less the margin, but for the prefills of others, whenever the
-    slowest decode does; G5 the share cap holds but for one burst; G6 training is stopped, and the gate closed for
-    waiting requests, at most once per arrival."""
+@pytest.mark.parametrize("lag", [False, True])
+def test_no_random_load_breaks_a_guarantee(lag: bool) -> None:
+    """G1 a waiting request meets one quantum at most, and training between two iterations is bounded; G2 a request's
+    mean TPOT stays within its target less the margin, but for the prefills of others, whenever the slowest decode does;
+    G5 the share cap holds but for one burst; G6 training is stopped, and the gate closed for waiting requests, at most
+    once per arrival; and what is learnt of a batch is what it takes alone."""
     rng, found = random.Random(0), Counter[str]()
-    for _ in range(PATTERNS):
-        found.update(violations(random_pattern(rng)))
+    for _ in range(PATTERNS // 2):
+        found.update(violations(random_pattern(rng, lag)))
     assert found == Counter()
 
 
-@given(st.randoms(use_true_random=False))
+@given(st.randoms(use_true_random=False), st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_shrunk_loads_break_no_guarantee_either(rng: random.Random) -> None:
+def test_shrunk_loads_break_no_guarantee_either(rng: random.Random, lag: bool) -> None:
     """The same, with an example that can be read when it fails."""
-    assert violations(random_pattern(rng)) == []
+    assert violations(random_pattern(rng, lag)) == []
 
 
 @given(st.randoms(use_true_random=False))

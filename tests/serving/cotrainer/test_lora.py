@@ -1,9 +1,14 @@
 """Factors of one layer: the trained ones move as in peft, the others and the padding stay."""
 
+from functools import partial
 from pathlib import Path
+from typing import cast
 
+import peft
 import pytest
+import torch
 
+from serving.cotrainer.lora import KeptLinear
 from serving.cotrainer.trainer import LoraTrainer
 from tests.toys.serving.peft_loop import (
     RANK,
@@ -57,3 +62,57 @@ def test_padding_to_the_largest_rank_stays_zero(trainer: LoraTrainer, tiny_llama
         for a_ri, b_or in layer.pairs.values():
             assert not a_ri[RANK:].any()
             assert not b_or[:, RANK:].any()
+
+
+@pytest.fixture(scope="module")
+def layers() -> tuple[peft.tuners.lora.Linear, KeptLinear]:
+    """peft's layer and ours, with the same weights in bf16 and the same factors in fp32."""
+    torch.manual_seed(0)
+    base = torch.nn.Linear(48, 32).bfloat16()
+    made = []
+    for _ in range(2):
+        model = torch.nn.Sequential(base)
+        peft.inject_adapter_in_model(peft.LoraConfig(r=4, lora_alpha=4, target_modules=["0"]), model)
+        made.append(model)
+    theirs, ours = made
+    KeptLinear.replace(ours)
+    for name, weight in ours.named_parameters():
+        weight.requires_grad_("lora" in name)
+        if "lora" in name:
+            weight.data = torch.randn_like(weight.data.float())
+        theirs.get_parameter(name).data = weight.data.clone()
+        theirs.get_parameter(name).requires_grad_("lora" in name)
+    assert [name for name, _ in theirs.named_modules()] == [name for name, _ in ours.named_modules()]
+    return cast(peft.tuners.lora.Linear, theirs[0]), cast(KeptLinear, ours[0])
+
+
+def _note(kept: list[torch.Tensor], one: torch.Tensor) -> torch.Tensor:
+    kept.append(one)
+    return one
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_computes_what_pefts_computes_and_keeps_its_input_as_it_is(
+    layers: tuple[peft.tuners.lora.Linear, KeptLinear], dtype: torch.dtype
+) -> None:
+    """Of peft's layer autograd keeps the input in fp32; the results are the same numbers."""
+    found = []
+    for layer in layers:
+        layer.base_layer.to(dtype)
+        torch.manual_seed(1)
+        x = torch.randn(2, 5, 48, dtype=dtype).requires_grad_()
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(_note, kept), lambda one: one):
+            y = layer(x)
+        y.backward(torch.randn(2, 5, 32, dtype=dtype))
+        assert y.dtype == dtype
+        inputs = {one.dtype for one in kept if one.numel() == x.numel()}
+        weights = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        found.append((inputs, [y.detach(), x.grad, *(weight.grad for weight in weights)]))
+        for weight in weights:
+            weight.grad = None
+    (their_inputs, theirs), (our_inputs, ours) = found
+    assert (their_inputs, our_inputs) == ({torch.float32}, {dtype})
+    # In bf16 peft adds two roundings of the input's gradient, ours adds the same two: one unit in the last place.
+    for one, other in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5 if dtype is torch.float32 else 2**-7, atol=1e-5)

@@ -1,12 +1,20 @@
-"""Memory is measured: what is private to the process, and what a pass takes beside the model's weights."""
+"""Memory is measured and added up: of the process, of a training step, and of training's own pool."""
 
 import mmap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 import transformers
 
-from serving.cotrainer.memory import Footprint, PeakBytes, give_back, kv_bytes_per_token, private_bytes
+from serving.cotrainer.memory import Arena, Footprint, give_back, out_of_memory, private_bytes
+from serving.cotrainer.quantum import Pieces
+from serving.cotrainer.trainer import LoraTrainer
+from umbel.base import LINEARS
+from umbel.site.memory import Training, kept_per_token, kv_bytes_per_token
 
 
 def test_private_memory_grows_by_what_is_written() -> None:
@@ -32,20 +40,25 @@ def test_a_footprint_keeps_the_order_of_its_stages() -> None:
     assert all(footprint.private.values())
 
 
-def test_the_peak_is_what_autograd_keeps_and_its_largest_once_more() -> None:
-    model = torch.nn.Linear(8, 4, bias=False)
-    inputs = torch.ones(100, 8, requires_grad=True)
-    with PeakBytes(model) as peak:
-        model(inputs).exp().sum().backward()
-    kept = [100 * 8 * 4, 100 * 4 * 4]  # the input of the layer, the output of exp; not the weights
-    assert peak.bytes == sum(kept) + max(kept)
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("a bug"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_failed_allocations_are_told_from_other_errors(error: Exception, is_it: bool) -> None:
+    assert out_of_memory(error) is is_it
 
 
-def test_without_a_graph_nothing_is_taken() -> None:
-    model = torch.nn.Linear(8, 4)
-    with PeakBytes(model) as peak, torch.no_grad():
-        model(torch.ones(100, 8))
-    assert peak.bytes == 0
+@pytest.mark.parametrize("ask", [lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: np.empty(1 << 60, np.uint8)])
+def test_real_failed_allocations_are_recognised(ask: Callable[[], object]) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        ask()
+    assert out_of_memory(raised.value)
 
 
 def test_keys_and_values_of_a_token_are_those_of_the_real_cache(tiny_qwen3: Path) -> None:
@@ -54,4 +67,98 @@ def test_keys_and_values_of_a_token_are_those_of_the_real_cache(tiny_qwen3: Path
     with torch.no_grad():
         cache = model(input_ids=torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert kv_bytes_per_token(model.config, itemsize=4) == held / 5
+    assert kv_bytes_per_token(model.config.to_dict(), itemsize=4) == held / 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_what_a_layer_keeps_is_what_was_added_up(
+    request: pytest.FixtureRequest, family: str, dtype: torch.dtype
+) -> None:
+    """Tensors that autograd saves during the forward pass, and the inputs that wait for the backward one."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(request.getfixturevalue(f"tiny_{family}"), dtype=dtype)
+    trainer = LoraTrainer(base, max_rank=8, target_modules=LINEARS, seq_len=16, pieces=Pieces.whole(2, 16))
+    sizes = Training(8, LINEARS, dtype.itemsize, 2, 16)
+    kept = Kept(base)
+    step = trainer.rehearse(2, 16)
+    with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda kept: kept):
+        for quantum in step:
+            if quantum.kind == "head":
+                break
+    step.close()
+    attention, mlp = kept_per_token(base.config.to_dict(), sizes)
+    layers, tokens = base.config.num_hidden_layers, 2 * 16
+    hidden, copied = base.config.hidden_size, dtype is torch.bfloat16
+    on_tape = 2 * layers * hidden * 2 if copied else 0  # the inputs themselves, where autograd saves copies of them
+    unneeded = hidden * (dtype.itemsize + 4 * copied) + 4  # the first norm's: no gradient goes into the embedding
+    found = kept.bytes / tokens + on_tape
+    assert layers * (attention + mlp) - unneeded <= found <= layers * (attention + mlp)
+
+
+class Kept:
+    """Bytes that autograd saves, weights left out, each storage once."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._weights = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
+        self._sizes: dict[int, int] = {}
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._weights:
+            self._sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._sizes.values())
+
+
+class ToyAllocator:
+    """A device of 100 bytes, of which the engine holds 40; blocks of the pool are kept."""
+
+    def __init__(self) -> None:
+        self.engine, self.pooled = 40, 0
+        self.allowed: int | None = None
+        self.inside = False
+
+    def reserved(self) -> int:
+        return self.engine + self.pooled
+
+    def allow(self, reserved: int | None) -> None:
+        self.allowed = reserved
+
+    @contextmanager
+    def pool(self) -> Iterator[None]:
+        self.inside = True
+        yield
+        self.inside = False
+
+    def allocate(self, size: int) -> None:
+        assert self.inside
+        if self.allowed is not None and self.reserved() + size > self.allowed:
+            raise torch.OutOfMemoryError
+        self.pooled += size
+
+
+def test_an_arena_takes_no_more_than_its_limit_whatever_the_engine_takes() -> None:
+    device = ToyAllocator()
+    arena = Arena(device, limit=30)
+    for size, engine in ((10, 40), (15, 55), (0, 20)):
+        device.engine = engine
+        with arena.using():
+            device.allocate(size)
+        assert device.allowed is None, "the engine is not bounded"
+    assert arena.held == 25
+    with pytest.raises(torch.OutOfMemoryError), arena.using():
+        device.allocate(6)
+    assert device.allowed is None
+    with arena.using():
+        device.allocate(5)
+    assert arena.held == device.pooled == 30
+
+
+def test_an_arena_without_a_limit_is_only_apart() -> None:
+    device = ToyAllocator()
+    with Arena(device, limit=None).using():
+        device.allocate(1000)
+    assert device.pooled == 1000

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.cotrainer.microbatch import MicroBatch, epochs
+from serving.cotrainer.microbatch import MicroBatch, epochs, groups, row_lengths
 from umbel.token_file import NO_LOSS, TokenFile
 
 CPU = torch.device("cpu")
@@ -26,6 +26,38 @@ def data() -> TokenFile:
 
 def test_rows_are_cut_to_the_longest_of_them(data: TokenFile) -> None:
     assert MicroBatch.of(data, [1, 2], CPU).ids.tolist() == [[20, 21, 0], [30, 31, 32]]
+
+
+@pytest.mark.parametrize(("lengths", "tokens"), [((2, 3, 5), 5), ((4, 6), 4), ((2,), 4), ((9,), 6)])
+def test_rows_are_padded_to_the_first_length_that_holds_them(
+    data: TokenFile, lengths: tuple[int, ...], tokens: int
+) -> None:
+    """Row 0 has 4 tokens, the file 6."""
+    exact, padded = MicroBatch.of(data, [0, 2], CPU), MicroBatch.of(data, [0, 2], CPU, lengths)
+    assert padded.ids.shape == (2, tokens)
+    assert padded.ids[:, :4].equal(exact.ids)
+    assert padded.answers.targets.equal(exact.answers.targets)
+    assert padded.ids.flatten()[padded.answers.index + 1].equal(padded.answers.targets)
+
+
+@pytest.mark.parametrize("seq_len", [8, 15, 16, 17, 100, 512, 2048])
+def test_lengths_are_few_and_no_row_grows_by_more_than_a_quarter(seq_len: int) -> None:
+    lengths = row_lengths(seq_len)
+    assert lengths[-1] == seq_len
+    assert list(lengths) == sorted(set(lengths))
+    assert len(lengths) <= 4 * seq_len.bit_length()
+    padded = {tokens: next(length for length in lengths if length >= tokens) for tokens in range(16, seq_len + 1)}
+    assert all(length <= tokens * 1.25 for tokens, length in padded.items())
+    assert {1 << power for power in range(4, seq_len.bit_length()) if 1 << power < seq_len} <= set(lengths), (
+        "calibration times powers of two"
+    )
+
+
+@pytest.mark.parametrize(("rows", "size", "counts"), [(8, 4, [4, 4]), (7, 4, [4, 2, 1]), (5, 6, [4, 1]), (0, 4, [])])
+def test_groups_are_whole_or_a_power_of_two(rows: int, size: int, counts: list[int]) -> None:
+    found = groups(list(range(rows)), size)
+    assert [len(group) for group in found] == counts
+    assert [row for group in found for row in group] == list(range(rows))
 
 
 def test_answers_are_predicted_one_position_earlier(data: TokenFile) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from serving.aliases import CHECK_PRIORITY
 from serving.cotrainer.governor import Finished, Load, Stream, Waiting
 from serving.cotrainer.observer import Iteration, Observer
 from serving.cotrainer.predictor import Batch
+from serving.priorities import Priority
 from tests.toys.scheduler import request
 
 
@@ -34,32 +34,45 @@ def decode(*reqs: Any) -> Any:
     return SimpleNamespace(forward_mode=SimpleNamespace(is_extend=lambda: False), reqs=list(reqs))
 
 
+def trains(observer: Observer, seconds: float) -> None:
+    """Have a quantum run, from its launch to its end."""
+    observer.launched()
+    observer.ended(seconds)
+
+
+def runs(observer: Observer, batch: Any, now: float) -> None:
+    """Have a batch run, whose result has been processed at `now`."""
+    observer.starts(batch)
+    observer.processed(now)
+
+
 def test_a_request_is_followed_from_its_arrival_to_its_last_token() -> None:
     observer, req = Observer(), request("a", prompt=10)
     observer.nothing_came(now=9.0)
-    load, iteration, finished = observer.look(scheduler(waiting=(req,)), now=10.0)
+    load, iterations, finished = observer.look(scheduler(waiting=(req,)), now=10.0)
     assert load == Load(waiting=(Waiting(arrival=9.0, prompt_tokens=10),))
-    assert (iteration, finished) == (None, [])
+    assert (iterations, finished) == ([], [])
 
-    observer.trained += 0.5  # a quantum, before its prefill
-    observer.starts(extend(req, cached=4))
+    trains(observer, 0.5)  # before its prefill
+    runs(observer, extend(req, cached=4), now=11.9)
     req.output_ids = [1]
-    load, iteration, _ = observer.look(scheduler(last=(req,)), now=12.0)
+    load, (iteration,), _ = observer.look(scheduler(last=(req,)), now=12.0)
     assert load == Load(streams=(Stream(first_token=12.0, tokens=0, context=11),))
-    assert iteration == Iteration(Batch("prefill", 1, new_tokens=6, attended=6 * (3 + 4), cached_tokens=4), 2.0, 0.5)
+    prefill = Batch("prefill", 1, new_tokens=6, attended=6 * (3 + 4), cached_tokens=4)
+    assert iteration == Iteration(prefill, 2.0, 0.5, clean=False, settled=True)
 
-    observer.trained += 0.25
-    observer.starts(decode(req))
+    trains(observer, 0.25)
+    runs(observer, decode(req), now=12.9)
     req.output_ids = [1, 1]
-    load, iteration, _ = observer.look(scheduler(running=(req,)), now=13.0)
+    load, (iteration,), _ = observer.look(scheduler(running=(req,)), now=13.0)
     assert load == Load(streams=(Stream(first_token=12.0, tokens=1, context=12),))
-    assert iteration == Iteration(Batch("decode", 1, cached_tokens=11), 1.0, 0.25)
+    assert iteration == Iteration(Batch("decode", 1, cached_tokens=11), 1.0, 0.25, clean=False, settled=True)
 
     req.output_ids, req.finished_reason = [1, 1, 1], SimpleNamespace()
     load, _, finished = observer.look(scheduler(running=(req,)), now=15.0)
     assert load.idle
     assert finished == [
-        Finished(ttft=3.0, tpot=1.5, tokens=2, trained_before_first=0.5, trained_after_first=0.25, interactive=True)
+        Finished(3.0, 1.5, tokens=2, asked_tokens=10, trained_before_first=0.5, trained_after_first=0.25)
     ]
     assert observer.look(scheduler(running=(req,)), now=16.0)[2] == [], "SGLang keeps it a little longer"
     assert observer.arrivals == 1
@@ -70,7 +83,7 @@ def test_arrival_is_the_last_moment_at_which_it_was_surely_not_there() -> None:
     observer.look(scheduler(), now=5.0)
     assert observer.look(scheduler(waiting=(request("a"),)), now=7.0)[0].waiting[0].arrival == 5.0
     observer.nothing_came(now=7.5)
-    observer.trained += 0.2  # the quantum in whose course it came is one that it waited for
+    trains(observer, 0.2)  # the quantum in whose course it came is one that it waited for
     assert [req.arrival for req in observer.look(scheduler(waiting=(request("b"),)), now=8.0)[0].waiting] == [7.5]
 
 
@@ -107,10 +120,16 @@ def test_a_request_that_was_taken_back_into_the_queue_is_no_new_one() -> None:
     observer.look(scheduler(running=(req,)), now=1.0)
     load, _, _ = observer.look(scheduler(waiting=(req,)), now=2.0)
     assert load.idle
+    req.output_ids, req.finished_reason = [1] * 5, SimpleNamespace()
+    _, _, (finished,) = observer.look(scheduler(last=(req,)), now=9.0)
+    assert (finished.tpot, observer.arrivals) == (2.0, 1), "eight seconds for four tokens, the wait among them"
 
 
-@pytest.mark.parametrize(("priority", "interactive"), [(None, True), (0, True), (5, True), (-1, False), (-7, False)])
-def test_a_priority_below_zero_is_of_the_batch_class(priority: int | None, interactive: bool) -> None:
+@pytest.mark.parametrize(
+    ("priority", "interactive"),
+    [(None, True), *((one, one is Priority.INTERACTIVE) for one in Priority if one is not Priority.CHECK)],
+)
+def test_only_the_interactive_class_is_waited_for(priority: int | None, interactive: bool) -> None:
     observer = Observer()
     waiting, streaming = request("a", priority=priority), request("b", answered=1, priority=priority)
     load, _, _ = observer.look(scheduler(running=(streaming,), waiting=(waiting,)), now=1.0)
@@ -118,36 +137,34 @@ def test_a_priority_below_zero_is_of_the_batch_class(priority: int | None, inter
 
 
 def test_a_check_is_no_request_and_teaches_nothing() -> None:
-    observer, check = Observer(), request("check", priority=CHECK_PRIORITY)
+    observer, check = Observer(), request("check", priority=Priority.CHECK)
     load, _, _ = observer.look(scheduler(waiting=(check,)), now=1.0)
     assert load.idle
-    observer.starts(extend(check))
+    runs(observer, extend(check), now=2.0)
     check.output_ids, check.finished_reason = [1], SimpleNamespace()
-    assert observer.look(scheduler(last=(check,)), now=2.0) == (Load(), None, [])
+    assert observer.look(scheduler(last=(check,)), now=2.0) == (Load(), [], [])
     assert observer.arrivals == 0
 
 
 def test_a_batch_of_a_user_and_a_check_is_the_users_iteration() -> None:
-    observer, user, check = Observer(), request("a"), request("check", priority=CHECK_PRIORITY)
+    observer, user, check = Observer(), request("a"), request("check", priority=Priority.CHECK)
     load, _, _ = observer.look(scheduler(waiting=(user, check)), now=1.0)
     assert len(load.waiting) == 1
-    observer.starts(extend(user, check))
-    _, iteration, _ = observer.look(scheduler(), now=2.0)
-    assert iteration is not None
+    runs(observer, extend(user, check), now=2.0)
+    _, (iteration,), _ = observer.look(scheduler(), now=2.0)
     assert iteration.batch.requests == 2
 
 
 def test_the_time_that_an_idle_engine_slept_is_no_iteration() -> None:
     observer, req = Observer(), request("a")
     observer.look(scheduler(), now=1.0)
-    _, iteration, _ = observer.look(scheduler(waiting=(req,)), now=60.0)
-    assert iteration is None
+    assert observer.look(scheduler(waiting=(req,)), now=60.0)[1] == []
 
 
 def test_the_quantum_in_whose_course_a_request_came_is_counted_as_one_it_waited_for() -> None:
     observer, req = Observer(), request("a")
     observer.nothing_came(now=1.0)
-    observer.trained += 0.5
+    trains(observer, 0.5)
     observer.look(scheduler(waiting=(req,)), now=1.6)
     req.output_ids, req.finished_reason = [1], SimpleNamespace()
     (finished,) = observer.look(scheduler(last=(req,)), now=2.0)[2]

@@ -7,6 +7,7 @@ import pytest
 
 from serving.cotrainer.quantum import Pieces, Quantum
 from tests.toys.serving.peft_loop import build
+from umbel.site.memory import HEAD_TOKENS
 
 ROWS, TOKENS = 3, 20
 
@@ -25,11 +26,27 @@ def test_whole_pieces_are_one_quantum_per_sub_block(tiny_llama: Path) -> None:
 
 
 @pytest.mark.parametrize(("rows", "seq_len"), [(1, 16), (8, 128)])
-def test_whole_pieces_are_as_large_as_the_micro_batch(rows: int, seq_len: int) -> None:
+def test_whole_pieces_are_as_large_as_the_micro_batch_but_for_the_heads_logits(rows: int, seq_len: int) -> None:
     pieces = Pieces.whole(rows, seq_len)
     assert (pieces.micro_batch, pieces.attention_rows) == (rows, rows)
-    assert pieces.mlp_tokens == pieces.head_tokens == rows * seq_len
+    assert pieces.mlp_tokens == rows * seq_len
+    assert pieces.head_tokens == min(rows * seq_len, HEAD_TOKENS)
     assert not pieces.recompute
+
+
+def test_rungs_go_down_to_one_row_that_is_recomputed() -> None:
+    pieces: Pieces | None = Pieces(6, 5, 100, 50)
+    seen = []
+    while pieces is not None:
+        seen.append((pieces.micro_batch, pieces.attention_rows, pieces.recompute))
+        assert (pieces.mlp_tokens, pieces.head_tokens) == (100, 50)
+        pieces = pieces.smaller()
+    assert seen == [(6, 5, False), (4, 4, False), (2, 2, False), (1, 1, False), (1, 1, True)]
+
+
+def test_sizes_within_a_rung_keep_what_is_smaller() -> None:
+    assert Pieces(4, 2, 9, 9).within(Pieces(2, 1, 1, 1, recompute=True)) == Pieces(2, 2, 9, 9, recompute=True)
+    assert Pieces(1, 1, 9, 9, recompute=True).within(Pieces(2, 2, 1, 1)) == Pieces(1, 1, 9, 9, recompute=True)
 
 
 def test_a_quantum_is_known_by_kind_and_size() -> None:

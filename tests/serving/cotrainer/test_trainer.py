@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from serving.cotrainer.lora import LayerFactors
-from serving.cotrainer.trainer import LoraTrainer, Progress
+from serving.cotrainer.progress import Progress
+from serving.cotrainer.trainer import LoraTrainer
 from serving.scores import Scores
 from tests.toys.serving.peft_loop import (
     CUTS,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from serving.cotrainer import tuning as tuning_module
-from serving.cotrainer.lane import CpuLane
+from serving.cotrainer.lanes.lane import CpuLane
+from serving.cotrainer.predictor import PredictorState
 from serving.cotrainer.slo import Slo
 from serving.cotrainer.trainer import LoraTrainer
 from serving.cotrainer.tuning import RESIZE_S, Tuning
@@ -46,7 +47,7 @@ def test_a_second_start_measures_nothing(tuned: Tuned, monkeypatch: pytest.Monke
 
 def test_another_engine_measures_anew(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned()
-    monkeypatch.setattr(tuning_module, "calibration_key", lambda model, trainer: "another")
+    monkeypatch.setattr(tuning_module, "calibration_key", lambda *_: "another")
     monkeypatch.setattr(tuning_module, "calibrate", None)
     with pytest.raises(TypeError):
         tuned()
@@ -71,6 +72,42 @@ def test_missing_targets_follow_once_the_engine_is_known(
     assert tuning.resize(trainer, now=0.0)
     assert tuning.slo is not None
     assert (tuning.slo.ttft_s, tuning.slo.tpot_s) == (pytest.approx(ttft_s), pytest.approx(tpot_s))
+
+
+def learnt(decode_s: float, typical_s: float, per_token_s: float) -> PredictorState:
+    return PredictorState(
+        coefficients={"decode": (decode_s, 0.0, 0.0), "prefill": (PREFILL_S, per_token_s, 0.0, 0.0)},
+        high={"decode": 1.0, "prefill": 1.0},
+        typical={"decode": typical_s, "prefill": PREFILL_S},
+    )
+
+
+def test_a_default_follows_what_prompts_need_and_not_how_busy_the_engine_is(tuned: Tuned, trainer: LoraTrainer) -> None:
+    """Longer prompts come than the engine was measured with; larger batches, which are slower; an adapter."""
+    tuning = tuned()
+    tuning.predictor.resume(known().state)
+    assert tuning.resize(trainer, now=0.0)
+    assert tuning.slo is not None
+    assert tuning.slo.ttft_per_token_s == pytest.approx(0.0)
+    tuning.predictor.resume(learnt(DECODE_S, 4 * DECODE_S, per_token_s=1e-3))
+    assert tuning.resize(trainer, now=RESIZE_S)
+    assert (tuning.slo.ttft_per_token_s, tuning.slo.tpot_s) == (pytest.approx(3e-3), pytest.approx(2 * DECODE_S))
+    tuning.predictor.resume(learnt(1.5 * DECODE_S, 4 * DECODE_S, per_token_s=1e-3))
+    assert tuning.resize(trainer, now=2 * RESIZE_S)
+    assert tuning.slo.tpot_s == pytest.approx(3 * DECODE_S), "an adapter answers now, and needs more for each token"
+
+
+def test_targets_that_were_given_follow_nothing(tuned: Tuned, trainer: LoraTrainer) -> None:
+    site, bench = tuned(ttft_ms=200.0), tuned()
+    for tuning in (site, bench):
+        tuning.predictor.resume(known().state)
+        assert tuning.resize(trainer, now=0.0)
+    bench.retarget(Slo.usual(0.3, 0.02))
+    for tuning, ttft_s in ((site, 0.2), (bench, 0.3)):
+        tuning.predictor.resume(learnt(2 * DECODE_S, DECODE_S, per_token_s=1e-3))
+        assert tuning.resize(trainer, now=RESIZE_S)
+        assert tuning.slo is not None
+        assert (tuning.slo.ttft_s, tuning.slo.ttft_per_token_s) == (ttft_s, 0.0)
 
 
 def test_pieces_are_chosen_anew_after_a_while_or_for_other_targets(tuned: Tuned, trainer: LoraTrainer) -> None:
@@ -98,7 +135,14 @@ def test_latencies_are_kept_for_the_next_start_of_the_same_engine(
     while not (tmp_path / "latency.json").exists() and time.monotonic() < until:
         time.sleep(0.01)
     assert tuned().predictor.typical("decode") == DECODE_S
-    monkeypatch.setattr(tuning_module, "calibration_key", lambda model, trainer: "another")
+    monkeypatch.setattr(tuning_module, "calibration_key", lambda *_: "another")
     assert not tuned().predictor.ready
     (tmp_path / "latency.json").write_text("{")
     assert not tuned().predictor.ready
+
+
+@pytest.mark.parametrize(("memory_mb", "left"), [(None, lambda _: None), (50, lambda state: (50 << 20) - state // 2)])
+def test_quanta_may_take_what_factors_and_gradients_leave(
+    tuned: Tuned, trainer: LoraTrainer, memory_mb: int | None, left: Callable[[int], int | None]
+) -> None:
+    assert tuned(memory_mb=memory_mb).beside(trainer) == left(trainer.state_bytes)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 import transformers
 
 from serving.cotrainer.lora import Factors
+from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import Pieces
-from serving.cotrainer.trainer import LoraTrainer, Progress
+from serving.cotrainer.trainer import LoraTrainer
 from umbel.base import LINEARS
 from umbel.messages import TrainPlan
 from umbel.token_file import NO_LOSS, TokenFile
@@ -48,7 +49,8 @@ CUTS = {
 def build(model: Path, pieces: Pieces = CUT, target_modules: tuple[str, ...] = LINEARS) -> LoraTrainer:
     base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     made = LoraTrainer(base, target_modules=target_modules, max_rank=MAX_RANK, seq_len=SEQ_LEN, pieces=pieces)
-    made.warm_up()
+    for _ in made.warm_up():
+        pass
     return made
 
 

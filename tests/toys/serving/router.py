@@ -10,7 +10,8 @@ import httpx
 
 from serving.aliases import AliasTable
 from serving.router.asgi import Message, Receive, Scope, Send
-from serving.router.router import GENERATING, Router, apply_pin
+from serving.router.pin import apply_pin
+from serving.router.router import GENERATING, Router
 from tests.toys.hostile.requests import Request
 
 KEY = "0123abcd" * 8
