@@ -31,7 +31,7 @@ pytestmark = pytest.mark.e2e
 RANKS = {"small": 4, "medium": 8, "large": 16, "largest": 32, "honest": 32}
 FAULTS = {"medium": "flip@1", "small": "nan@2", "largest": "late@2", "large": "die@3"}
 SETTINGS = {
-    "rank": 32, "steps": 12, "batch-size": 16, "learning-rate": 2e-3, "round-seconds": 12.0, "straggler-seconds": 10.0,
+    "rank": 32, "steps": 12, "batch-size": 16, "learning-rate": 2e-3, "round-seconds": 12.0, "straggler-seconds": 20.0,
     "grace-seconds": 240.0, "buffered": True,
 }  # fmt: skip
 Dense = dict[str, npt.NDArray[np.float64]]

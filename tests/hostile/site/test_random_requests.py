@@ -31,7 +31,7 @@ def drawn(inputs: st.SearchStrategy[Any], count: int) -> list[Any]:
 
 @pytest.mark.parametrize("path", ROUTES)
 def test_every_field_of_a_route_is_sent_and_taken(path: str) -> None:
-    found = drawn(bodies(path, ["tiny", "support"], VOCAB), 400)
+    found = drawn(bodies(path, ["tiny", "support"], VOCAB), 600)
     sent = Counter(field for body in found for field in checked(path, body, VOCAB))
     route = ROUTES[path]
     assert set(sent) == {"model", *route.fields} - route.dropped

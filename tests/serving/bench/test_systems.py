@@ -125,6 +125,7 @@ def test_longer_quanta_are_those_of_an_idle_engine(make: Make, monkeypatch: pyte
 def test_time_beside_quanta_is_counted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = make()
     scheduler.tell(UseSystem(policy="slo"))
+    scheduler.cotrainer.governor = scheduler.grants  # quanta that are said to take a second would be paused after
     scheduler.tell(scheduler.train_job("first"))
     scheduler.load(running=1)
     before = scheduler.tell(StatusQuery()).quanta[HOOKS]
