@@ -13,6 +13,7 @@ COMMANDS = {
     "memory": ["scripts/bench_memory"],
     "quanta": ["scripts/bench_quanta"],
     "slack": ["scripts/bench_slack"],
+    "overlap": ["scripts/bench_overlap"],
     "aggregate": [
         "scripts/bench_aggregate",
         "--dense",
