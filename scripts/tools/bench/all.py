@@ -55,7 +55,8 @@ def main() -> None:
 def replaced(page: str, name: str, output: str) -> str:
     """Return the page with new figures in a section. Raises ValueError unless the section is there once."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    block = f"{begin}\n```text\n{output.strip()}\n```\n{end}"
+    lines = (line.rstrip() for line in output.replace(f"{REPOSITORY}/", "").strip().splitlines())
+    block = "\n".join([begin, "```text", *lines, "```", end])
     new, count = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: block, page, flags=re.DOTALL)
     if count != 1:
         raise ValueError(f"{PAGE}: {begin} … {end} is there {count} times; it must be there once")
