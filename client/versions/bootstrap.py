@@ -63,11 +63,11 @@ class Difference:
     counts_as: float = 0.0
     """Clusters of equal length that would tell as much."""
     skewness: float = 0.0
-    """Of the clusters' differences per token: above 0 where few are much worse, and the others a little better."""
+    """Skewness of the clusters' differences per token: above 0 where few are much worse, the others a little better."""
 
     @property
     def widened(self) -> float:
-        """How many times as wide the interval is above `value` because of the skewness."""
+        """Return the factor by which skewness widens the interval above `value`."""
         return widening(self.skewness, self.counts_as)
 
     def enough(self, factor: float) -> int:

@@ -14,7 +14,7 @@ from umbel.errors import ConfigError
 
 @dataclass(frozen=True)
 class CoreTime:
-    """Where the time of the engine's core went, in shares of it: means over the rounds."""
+    """Uses of the engine's core, as shares of its time: means over the rounds."""
 
     alone: float
     """Used by the engine in the same rounds of inference only."""

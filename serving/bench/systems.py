@@ -18,7 +18,9 @@ from serving.bench.baselines import Aimd, Closed, EverySoOften, PausedByPrefill,
 from serving.bench.metrics import HOOKS, JOBLESS
 from serving.bench.plan import Policy
 from serving.cotrainer.cotrainer import CoTrainer, clock
+from serving.cotrainer.counts import Counts
 from serving.cotrainer.governor import Governor, SloGovernor
+from serving.cotrainer.lanes.lane import Took
 from serving.cotrainer.predictor import Predictor
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.slo import Slo
@@ -77,7 +79,7 @@ class BenchCoTrainer(CoTrainer):
         self._unpaced = threading.Event()
         """Set while the unpaced thread trains. It sleeps otherwise: polling would slow the engine down."""
         self.governor = Closed()
-        self._beside = {HOOKS: QuantumStats(), JOBLESS: QuantumStats()}
+        self._beside = Counts()
         """Time of the scheduler's thread that was no quantum."""
         self._began: float | None = None
         """Start of this block's last job, on the clock of `monotonic`; None before the first."""
@@ -118,13 +120,11 @@ class BenchCoTrainer(CoTrainer):
     def status(self, error: str = "") -> CoTrainerStatus:
         """Return the usual status, with the time beside quanta as two more kinds of them."""
         status = super().status(error)
-        return status.model_copy(update={"quanta": {**status.quanta, **self._beside}})
+        beside = {HOOKS: QuantumStats(), JOBLESS: QuantumStats(), **self._beside.quanta}
+        return status.model_copy(update={"quanta": {**status.quanta, **beside}})
 
     def _add(self, kind: str, seconds: float) -> None:
-        known, seconds = self._beside[kind], max(0.0, seconds)
-        self._beside[kind] = QuantumStats(
-            count=known.count + 1, seconds=known.seconds + seconds, longest_s=max(known.longest_s, seconds)
-        )
+        self._beside.ran(kind, Took(max(0.0, seconds)))
 
     def _note_jobless(self, kind: str) -> None:
         """Count the time since the block's last job has ended, if a new one begins."""

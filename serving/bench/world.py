@@ -25,7 +25,7 @@ MICRO_BATCH = 8
 MAX_RUNNING = 8
 PLUGINS = {"SGLANG_PLUGINS": "umbel_bench,umbel_cpu"}
 LEARNING_RATE, USUAL_RATE = 6e-3, 2e-3
-"""That of the benchmark's tiny base; and the usual one of a run, for the base of a site."""
+"""Learning rates: of the benchmark's tiny base, and the usual one of a run, for the base of a site."""
 
 
 ENGINE_KEYS = {"device", "dtype", "max_lora_rank", "target_modules", "slots"}

@@ -169,7 +169,7 @@ class _Budget:
 
 
 def _climb(
-    trainer: LoraTrainer, rows: list[int], recompute: bool, budget: "_Budget", max_bytes: int | None, lane: Lane
+    trainer: LoraTrainer, rows: list[int], recompute: bool, budget: _Budget, max_bytes: int | None, lane: Lane
 ) -> Calibration:
     """Measure whole micro-batches, the smallest first, then parts of a row, the largest first.
 
@@ -206,7 +206,7 @@ def _parts_of_row(seq_len: int) -> list[int]:
 
 
 def _measure(
-    trainer: LoraTrainer, rows: int, tokens: int, lane: Lane, seconds: dict[str, dict[int, float]], budget: "_Budget"
+    trainer: LoraTrainer, rows: int, tokens: int, lane: Lane, seconds: dict[str, dict[int, float]], budget: _Budget
 ) -> int | None:
     """Add the longest quanta of a rung to `seconds`; return the peak memory of training with it, in bytes.
 

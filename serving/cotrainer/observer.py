@@ -44,9 +44,9 @@ class Iteration:
     trained: float
     """Seconds of the quanta that ended in it."""
     clean: bool
-    """Whether no quantum ran in any part of it."""
+    """True if no quantum ran in any part of it."""
     settled: bool
-    """Whether no quantum was outstanding at its end."""
+    """True if no quantum was outstanding at its end."""
 
 
 class _Moment(NamedTuple):

@@ -12,22 +12,13 @@ import pytest
 import torch
 import transformers
 
+from scripts.tools.gpu_check.parity import PROMPTS
 from scripts.tools.trial_site import random_adapter
 from tests.toys.sites.site_process import SiteProcess
 
 pytestmark = pytest.mark.e2e
 
 TOKENS = 64
-PROMPTS = (
-    "Return the number of",
-    "import os",
-    "The quick brown fox",
-    "class Reader:",
-    "What does this function do?",
-    "a list of strings and",
-    "If the file does not exist",
-    "one two three four",
-)
 ROUTES = ("completions", "chat", "responses", "messages")
 IGNORES_EOS = ("completions", "chat")
 """Routes whose body may ask to go on after the end of a sequence; the others stop there."""

@@ -1,5 +1,6 @@
 """`ToyScheduler`: SGLang's scheduler as far as umbel's hooks see it, over a real tiny model."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from serving.cotrainer.cotrainer import CoTrainer
 from serving.cotrainer.governor import Finished, Load
 from serving.cotrainer.hooks import Hooks
-from serving.cotrainer.lanes.lane import Took
+from serving.cotrainer.lanes.lane import CpuLane
 from serving.cotrainer.predictor import Batch
 from serving.cotrainer.quantum import Quanta
 from serving.cotrainer.trainer import LoraTrainer
@@ -80,7 +81,7 @@ class ToyScheduler:
         self.hooks.after_init(None, self.scheduler)
         if self.hooks.cotrainer is not None and self.hooks.cotrainer.trainer is not None:
             self._watch(self.hooks.cotrainer.trainer)
-            self.cotrainer.governor, self.cotrainer.lane = self.grants, UnitLane()
+            self.cotrainer.governor, self.cotrainer.lane = self.grants, CpuLane(itertools.count(0.0).__next__)
             self.cotrainer.predictor.quantum_high = lambda quantum: 1.0  # type: ignore[method-assign]
 
     @property
@@ -232,28 +233,6 @@ class Grants:
 
     def finished(self, request: Finished, now: float) -> None:
         self.finished_requests.append(request)
-
-
-class UnitLane:
-    """Runs quanta at once and reports one second for each."""
-
-    def __init__(self) -> None:
-        self._ran = 0
-
-    def run(self, work: Callable[[], T]) -> T:
-        result = work()
-        self._ran += 1
-        return result
-
-    def ready(self) -> bool:
-        return True
-
-    def wait(self, seconds: float) -> None:
-        pass
-
-    def ended(self) -> list[Took]:
-        ran, self._ran = self._ran, 0
-        return [Took(1.0)] * ran
 
 
 def request(rid: str, answered: int = 0, prompt: int = 5, priority: int | None = None) -> Any:

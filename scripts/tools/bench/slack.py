@@ -87,9 +87,9 @@ class Variant:
     simulation: type[Simulation] = Simulation
     predictor: type[Predictor] = Predictor
     one_number: bool = False
-    """Whether the target to the first token is three times what the measurement's prompts took, for every prompt."""
+    """True: every prompt has the same target to the first token, three times what the measurement's prompts took."""
     least_squares: bool = False
-    """Whether the fit is plain least squares on relative errors, and any ratio counts while iterations are few."""
+    """True: the fit is plain least squares on relative errors, and any ratio counts while iterations are few."""
 
     def run(self, machine: Machine, arrivals: Sequence[Arrival], seconds: float, seed: int) -> "Result":
         """Train beside the load."""

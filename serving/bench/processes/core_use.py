@@ -11,7 +11,7 @@ import psutil
 
 @dataclass
 class Use:
-    """How cores and processes were used; the lists are empty until the measurement has ended."""
+    """CPU time of cores and processes; the lists are empty until the measurement has ended."""
 
     cores: list[float] = field(default_factory=list)
     """Busy share of each core."""

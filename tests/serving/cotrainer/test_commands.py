@@ -1,6 +1,5 @@
 """The daemon's messages are read one at a time, and each is answered, also one that is not understood."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,16 +7,10 @@ import zmq
 
 from serving.cotrainer.commands import CommandSocket, read_command
 from serving.trainer_socket import CancelJob, CoTrainerStatus, StatusQuery, socket_path
-from tests.toys.scheduler import Make, schedulers
+from tests.toys.scheduler import Make
 from umbel import wire
 from umbel.errors import WireError
 from umbel.messages import JobState
-
-
-@pytest.fixture
-def make(sockets: Path, tiny_llama: Path) -> Iterator[Make]:
-    with schedulers(sockets, tiny_llama) as build:
-        yield build
 
 
 def test_messages_come_one_at_a_time_and_none_is_waited_for(sockets: Path) -> None:

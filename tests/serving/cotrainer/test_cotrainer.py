@@ -1,6 +1,5 @@
 """By counting, no hook call runs more than one quantum while a request waits; jobs start and end as told."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 
 from serving.cotrainer import cotrainer
 from serving.trainer_socket import CancelJob, StatusQuery
-from tests.toys.scheduler import Make, schedulers
+from tests.toys.scheduler import Make
 from tests.toys.serving.served_model import fused
 from umbel.messages import JobState
 
@@ -17,16 +16,7 @@ QUANTUM_WORK = [[], ["attention"], ["mlp"], ["head"], ["step"]]
 """Work of torch that one quantum may contain: half a layer forward, head and loss, an optimizer step, or none."""
 
 
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No idle hook call of these tests ends because the machine is slow."""
-    monkeypatch.setattr(cotrainer, "HOUSEKEEPING_S", 60.0)
-
-
-@pytest.fixture
-def make(sockets: Path, tiny_llama: Path) -> Iterator[Make]:
-    with schedulers(sockets, tiny_llama) as build:
-        yield build
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 def backwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:

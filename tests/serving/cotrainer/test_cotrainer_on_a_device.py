@@ -2,8 +2,6 @@
 counted where it ran; the device is a toy that has done what the test says, or one that lags by the clock.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +13,7 @@ from serving.cotrainer.lanes.lagging import LaggingDevice
 from serving.cotrainer.predictor import Batch
 from serving.cotrainer.quantum import Quantum
 from serving.trainer_socket import CancelJob
-from tests.toys.scheduler import Make, ToyScheduler, schedulers
+from tests.toys.scheduler import Make, ToyScheduler
 from tests.toys.serving.device import ToyDevice
 from umbel.messages import JobState
 
@@ -23,16 +21,7 @@ QUANTUM_S = 1.0
 """Time of a quantum on the toy device: from the event before its work to the one after it."""
 
 
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No idle hook call of these tests ends because the machine is slow."""
-    monkeypatch.setattr(cotrainer, "HOUSEKEEPING_S", 60.0)
-
-
-@pytest.fixture
-def make(sockets: Path, tiny_llama: Path) -> Iterator[Make]:
-    with schedulers(sockets, tiny_llama) as build:
-        yield build
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 @pytest.fixture

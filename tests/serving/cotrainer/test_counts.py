@@ -1,20 +1,9 @@
 """Counts of quanta are those that ran, and a preemption is a stop for which a request came."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from serving.cotrainer.counts import KEPT_PREEMPTIONS, Counts
 from serving.cotrainer.lanes.lane import Took
 from serving.trainer_socket import PreemptionStats, QuantumStats
-from tests.toys.scheduler import Make, schedulers
-
-
-@pytest.fixture
-def make(sockets: Path, tiny_llama: Path) -> Iterator[Make]:
-    with schedulers(sockets, tiny_llama) as build:
-        yield build
+from tests.toys.scheduler import Make
 
 
 def test_the_counts_that_are_reported_are_those_that_were_counted(make: Make) -> None:

@@ -1,6 +1,5 @@
 """A failure inside the hooks costs the training and never the engine."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,16 +11,10 @@ from serving import engine_state
 from serving.cotrainer.hooks import Hooks, reserve_memory
 from serving.engine_state import EngineState
 from serving.trainer_socket import StatusQuery
-from tests.toys.scheduler import Make, schedulers, trainer_settings
+from tests.toys.scheduler import Make, trainer_settings
 from umbel.base import read_config
 from umbel.messages import JobState
 from umbel.site.memory import CPU_ROOM, Training, training_bytes
-
-
-@pytest.fixture
-def make(sockets: Path, tiny_llama: Path) -> Iterator[Make]:
-    with schedulers(sockets, tiny_llama) as build:
-        yield build
 
 
 @pytest.mark.parametrize("engine", ["busy", "idle"])

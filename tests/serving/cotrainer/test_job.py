@@ -1,6 +1,5 @@
 """Jobs of the co-trainer write what was trained or measured, and fail with their reason."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +8,12 @@ import torch
 
 from serving.cotrainer.lora import Factors
 from serving.scores import Scores
-from tests.toys.scheduler import RANK, Make, schedulers
+from tests.toys.scheduler import RANK, Make
 from tests.toys.serving.served_model import fused
 from umbel import peft_dir
 from umbel.base import LINEARS, linear_shapes
 from umbel.messages import JobState
 from umbel.token_file import TokenFile
-
-
-@pytest.fixture
-def make(sockets: Path, tiny_llama: Path) -> Iterator[Make]:
-    with schedulers(sockets, tiny_llama) as build:
-        yield build
 
 
 def test_the_update_that_is_written_is_what_was_trained(make: Make, tiny_llama: Path) -> None:
