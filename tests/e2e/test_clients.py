@@ -49,6 +49,8 @@ def site(tiny_llama: Path) -> Iterator[SiteProcess]:
     with tempfile.TemporaryDirectory(prefix="umbel-") as folder, pytest.MonkeyPatch.context() as environment:
         environment.setenv("UMBEL_SITE__ENGINE__EXTRA_ARGS__ENABLE_PRIORITY_SCHEDULING", "true")
         environment.setenv("UMBEL_SITE__ENGINE__EXTRA_ARGS__MAX_RUNNING_REQUESTS", "1")
+        # The order of answers is seen here: a LONG stream of single tokens could end here after a short one behind it.
+        environment.setenv("UMBEL_SITE__ENGINE__EXTRA_ARGS__STREAM_INTERVAL", "100")
         with SiteProcess(Path(folder), tiny_llama) as site:
             yield site
 
