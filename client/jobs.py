@@ -10,6 +10,7 @@ from pathlib import Path
 from client.data.prepare import Prepared
 from client.disk import require_room
 from client.following import Following
+from client.held_base import HeldBase
 from client.keys import SiteKeys
 from client.personal import PersonalPart, split
 from client.round_journal import RoundJournal
@@ -18,8 +19,7 @@ from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
 from umbel import peft_dir
 from umbel.adapter import Personal
-from umbel.base import BaseFingerprint
-from umbel.errors import AdapterError, BaseMismatch, EngineGone, NoRoom, NotFound, TrainingError
+from umbel.errors import AdapterError, EngineGone, NoRoom, NotFound, TrainingError
 from umbel.faults import Point, reach
 from umbel.messages import JobState, RoundOrder, RoundReport, Submit, TrainPlan
 
@@ -53,7 +53,7 @@ class Jobs:
         supervisor: Supervisor,
         cotrainer: CoTrainerClient,
         prepared: Prepared,
-        fingerprint: BaseFingerprint,
+        base: HeldBase,
         shapes: peft_dir.Shapes,
         max_rank: int,
         personal: PersonalParts,
@@ -65,7 +65,7 @@ class Jobs:
         self._cotrainer = cotrainer
         self._prepared, self.heldout = prepared, prepared.heldout
         self._following = Following(supervisor, cotrainer)
-        self._base = fingerprint.digest
+        self._base = base
         self._shapes = shapes
         self._max_rank = max_rank
         self._personal = personal
@@ -79,11 +79,7 @@ class Jobs:
     def submit(self, adapter: str, order: RoundOrder, parent: bytes, signature: str = "") -> RoundReport:
         """Queue a round, or find it again; return its report. Raises AdapterError, BaseMismatch, Conflict, NoRoom."""
         self._keys.require(Submit(adapter=adapter, order=order), signature)
-        if order.base != self._base:
-            raise BaseMismatch(
-                f"round {order.key} is for the base {order.base[:12]}…, this site holds {self._base[:12]}…; "
-                "copy the same model directory to both"
-            )
+        self._base.require(f"round {order.key} is for", order.base, order.kin)
         if peft_dir.digest(parent) != order.parent:
             raise AdapterError(f"round {order.key}: the parent is not the adapter that was announced; send it again")
         tensors = peft_dir.decode(parent)

@@ -2,6 +2,7 @@
 
 from umbel import signing
 from umbel.adapter import AdapterManifest
+from umbel.base.origin import BaseOrigin
 from umbel.messages import Hello, RoundOrder, RoundReport, ShadowReport, Submit
 from umbel.site.sections import SiteSection
 from umbel.statements import HelloStatement, UpdateStatement, VerdictStatement
@@ -21,7 +22,7 @@ class SiteKeys:
         self._trusted = signing.read_public(section.trusted_key) if section.trusted_key else None
         self._own = signing.read_private(section.signing_key) if section.signing_key else None
 
-    def require(self, document: AdapterManifest | Submit, signature: str) -> None:
+    def require(self, document: AdapterManifest | Submit | BaseOrigin, signature: str) -> None:
         """Raise AdapterError unless the trusted centre signed the document. Without `trusted_key` all is accepted."""
         if self._trusted is not None:
             signing.verify(self._trusted, document, signature)

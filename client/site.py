@@ -13,6 +13,7 @@ from client.data.prepare import Preparation, Prepared, prepare_in_child
 from client.data.scrub import Scrubber
 from client.data.scrub import load as load_scrubber
 from client.data.summary import warnings
+from client.held_base import HeldBase
 from client.jobs import Jobs
 from client.journal import Journal
 from client.keys import SiteKeys
@@ -24,7 +25,7 @@ from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
 from serving.user_example import Example
 from umbel import peft_dir
-from umbel.base import BaseFingerprint, linear_shapes
+from umbel.base.shapes import linear_shapes
 from umbel.errors import NotFound
 from umbel.messages import Hello
 from umbel.site.check import check_files
@@ -37,12 +38,10 @@ logger = logging.getLogger(__name__)
 class Site:
     """The parts of a running daemon: journal, engine, jobs and versions."""
 
-    def __init__(
-        self, config: SiteConfig, fingerprint: BaseFingerprint, prepared: Prepared, scrub: Scrubber | None = None
-    ) -> None:
+    def __init__(self, config: SiteConfig, base: HeldBase, prepared: Prepared, scrub: Scrubber | None = None) -> None:
         state_dir = config.site.state_dir
         self.config = config
-        self.fingerprint = fingerprint
+        self.base = base
         self.prepared = prepared
         self.scrub = scrub
         self.stopping = False
@@ -59,7 +58,7 @@ class Site:
             supervisor=self.supervisor,
             cotrainer=self.cotrainer,
             prepared=prepared,
-            fingerprint=fingerprint,
+            base=base,
             shapes=self.shapes,
             max_rank=config.engine.max_lora_rank,
             personal=partial(PersonalPart, config),
@@ -72,7 +71,7 @@ class Site:
             served=self.served,
             supervisor=self.supervisor,
             jobs=self.jobs,
-            fingerprint=fingerprint,
+            base=base,
             shapes=self.shapes,
             keys=self.keys,
         )
@@ -87,7 +86,7 @@ class Site:
         state_dir = config.site.state_dir
         training = config.training
         scrub = await asyncio.to_thread(load_scrubber) if config.examples.enabled else None
-        fingerprint = await asyncio.to_thread(BaseFingerprint.of, config.model.path)
+        base = await asyncio.to_thread(HeldBase.read, config.model.path, SiteKeys(config.site))
         prepared = await prepare_in_child(
             Preparation(
                 data=training.data,
@@ -113,7 +112,7 @@ class Site:
             prepared.untold,
             "".join(f" will_bite={json.dumps(sentence)}" for sentence in told),
         )
-        return cls(config, fingerprint, prepared, scrub)
+        return cls(config, base, prepared, scrub)
 
     def hello(self) -> Hello:
         """Describe the site to the centre: base, layers, numbers of examples, live and refused versions."""
@@ -122,7 +121,9 @@ class Site:
         return Hello(
             site=self.config.site.name,
             adapters=names,
-            fingerprint=self.fingerprint,
+            fingerprint=self.base.fingerprint,
+            kin=self.base.kin,
+            packing=self.base.packing,
             shapes=self.shapes,
             dtype=self.config.engine.dtype,
             max_lora_rank=self.config.engine.max_lora_rank,

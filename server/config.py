@@ -43,6 +43,7 @@ class RunConfig(StrategyConfig):
     strategy: str
     rounds: NonNegativeInt
     quorum: PositiveInt
+    mixed_bases: bool
     round_seconds: PositiveFloat
     straggler_seconds: NonNegativeFloat
     grace_seconds: PositiveFloat

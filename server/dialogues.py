@@ -83,7 +83,7 @@ def submit(order: Submit, parent: bytes) -> Dialogue[RoundReport, RoundReport]:
 
 
 def collect(site: str, base: str, adapter: str, order: RoundOrder) -> Dialogue[RoundReport, Update]:
-    """Wait for a round that a site was given, and fetch the update. `base` is the digest of the site's fingerprint.
+    """Wait for a round that a site was given, and fetch the update. `base` is the digest of the base it is for.
 
     Raises SiteFailure when the training failed, or the site answers for another round.
     """

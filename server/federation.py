@@ -81,7 +81,9 @@ class Federation:
         """Bring the sites that are online to the version that is live in the registry; a site's refusal stands."""
         grace_s = self._config.grace_seconds
         ask_s = min(ASK_S, grace_s) if self._config.rounds else grace_s
-        found = reconcile(self._exchange, self._registry, self._keys, self._name, ask_s=ask_s, grace_s=grace_s)
+        found = reconcile(
+            self._exchange, self._registry, self._keys, self._name, kin=self._quorum.kin, ask_s=ask_s, grace_s=grace_s
+        )
         aside = {**found.kept, **found.missed} if found else {}
         if found and (found.brought or aside != self._aside or not self._config.rounds):
             self._emit("fleet.reconciled", **asdict(found))
@@ -118,7 +120,7 @@ class Federation:
         head = self._registry.manifest(self._registry.resolve(f"{self._name}@{HEAD}"))
         self._emit("round.started", round=number, parent=head.digest, sites=sorted(self._exchange.roster.sites))
         started, self._round = self._exchange.clock(), number
-        result = self._training.run(number, head)
+        result = self._training.run(number, head, self._quorum.kin)
         wall = self._exchange.clock() - started
         self._time_training(result, wall)
         result.left_out = {**self._exchange.roster.troubles, **result.left_out}
@@ -144,7 +146,7 @@ class Federation:
             judgement = Judgement(False, {}, troubles)
         else:
             started = self._exchange.clock()
-            judgement = self._rollout.shadow(version, blob)
+            judgement = self._rollout.shadow(version, blob, self._quorum.kin)
             self._time_shadow(judgement, self._exchange.clock() - started)
         if record is not None and record.state in (RoundState.PROMOTING, RoundState.DISCARDING):
             judgement = Judgement(record.state is RoundState.PROMOTING, judgement.reports, judgement.reasons)
@@ -204,6 +206,7 @@ class Federation:
             self._name, peft_dir.encode(aggregate.tensors), round=number, run_id=self._run_id, parent=parent.digest,
             parents=result.parents, personal=self._strategy.personal, strategy=self._config.strategy,
             options=self._strategy.options.model_dump(),
+            kin=self._quorum.kin, bases=result.bases if self._config.mixed_bases else {},
             weights=aggregate.weights, left_out=result.left_out, certificate=aggregate.certificate,
             change_certificate=aggregate.change_certificate,
             metrics={"train-loss": loss / tokens, "num-loss-tokens": tokens} if tokens else {},

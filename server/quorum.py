@@ -48,16 +48,40 @@ class Quorum:
             self._require(agreed)
         return enough
 
+    @property
+    def kin(self) -> str:
+        """What the bases have in common that take part; empty unless this run has `mixed-bases` and they are known."""
+        pin = self._registry.pin(self._name)
+        return pin.shared if pin is not None and self._config.mixed_bases else ""
+
     def shortfall(self) -> dict[str, str]:
         """Site → why it does not take part or where it differs; "*" says how many were there."""
         there = self._exchange.roster.sites
         found = f"{len(there)} of {self._config.quorum} sites needed were there"
-        return {**self._exchange.roster.troubles, **_disagreements(there), "*": found}
+        return {**self._exchange.roster.troubles, **self._disagreements(there), "*": found}
 
     def _agreed(self, pin: Pin | None, sites: dict[str, Hello]) -> Pin | None:
-        """Return the pin that a quorum of sites matches; before there is one, whatever a quorum has in common."""
-        pins = [pin or Pin.of(hello, self._config.rank) for hello in sites.values()]
-        return next((one for one in pins if pins.count(one) >= self._config.quorum), None)
+        """Return the pin that a quorum of sites matches; before there is one, that of a site which a quorum matches.
+
+        In a run with `mixed-bases` a site whose base is not packed comes first, then one that says an origin.
+        """
+        hellos = list(sites.values())
+        if pin is not None:
+            return pin if len(hellos) >= self._config.quorum else None
+        if self._config.mixed_bases:
+            hellos.sort(key=lambda hello: (hello.packing != "", hello.kin == ""))
+
+        def has_quorum(one: Pin) -> bool:
+            return sum(self._fits(one, hello) for hello in hellos) >= self._config.quorum
+
+        return next(filter(has_quorum, (Pin.of(hello, self._config.rank) for hello in hellos)), None)
+
+    def _fits(self, pin: Pin, hello: Hello) -> bool:
+        try:
+            pin.require(hello, self._name, mixed_bases=self._config.mixed_bases)
+        except UmbelError:
+            return False
+        return True
 
     def _require(self, pin: Pin | None) -> None:
         """Hold the sites to the pin, or, before there is one, to being able to take part at all."""
@@ -72,20 +96,20 @@ class Quorum:
 
         def admit(hello: Hello) -> None:
             held = pin or Pin.of(hello, self._config.rank)
-            held.require(hello, self._name)
+            held.require(hello, self._name, mixed_bases=self._config.mixed_bases)
             if training:
                 held.require_rank(hello, mixed=self._strategy.mixed_ranks, own=personal.rank if personal else 0)
 
         self._exchange.roster.require(admit, self._keys)
 
-
-def _disagreements(sites: dict[str, Hello]) -> dict[str, str]:
-    """Site → how its base differs from that of the first site in the order of names."""
-    reasons: dict[str, str] = {}
-    first = min(sites, default="")
-    for site, hello in sites.items():
-        try:
-            sites[first].fingerprint.require_same(hello.fingerprint, here=f"site {first}", there=f"site {site}")
-        except UmbelError as difference:
-            reasons[site] = str(difference)
-    return reasons
+    def _disagreements(self, sites: dict[str, Hello]) -> dict[str, str]:
+        """Site → how its base differs from that of the first site in the order of names."""
+        reasons: dict[str, str] = {}
+        first = min(sites, default="")
+        for site, hello in sites.items():
+            pin = Pin.of(sites[first], self._config.rank)
+            try:
+                pin.require_base(hello, here=f"site {first}", mixed_bases=self._config.mixed_bases)
+            except UmbelError as difference:
+                reasons[site] = str(difference)
+        return reasons

@@ -13,7 +13,7 @@ from server import dialogues
 from server.exchange import Exchange
 from server.keyring import Keyring
 from server.registry.registry import LIVE, AdapterRegistry
-from server.rollout import at_rank
+from server.rollout import for_site
 from strategies.adapter import Adapter
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.messages import Hello, Restored
@@ -42,12 +42,14 @@ class Reconciled:
 
 
 def reconcile(
-    exchange: Exchange, registry: AdapterRegistry, keys: Keyring, name: str, *, ask_s: float, grace_s: float
-) -> Reconciled | None:
+    exchange: Exchange, registry: AdapterRegistry, keys: Keyring, name: str, *, ask_s: float, grace_s: float,
+    kin: str = "",
+) -> Reconciled | None:  # fmt: skip
     """Bring the sites that are online to the registry's `live`; return None while there is none.
 
     A site where the version of a round under way is live is left to that round. Sites have `ask_s` seconds to say which
-    version is live, and `grace_s` seconds to follow.
+    version is live, and `grace_s` seconds to follow. `kin` is what the bases have in common that may serve it, in a run
+    with `mixed-bases`.
     """
     wanted = registry.aliases(name).get(LIVE)
     if wanted is None:
@@ -68,7 +70,7 @@ def reconcile(
     against = {site: hello for site, hello in apart.items() if target in hello.refused.get(name, ())}
     pushed: set[str] = set()
     outcome = exchange.converse(
-        _bring(registry, wanted, target, pushed), exchange.clock() + grace_s, group=f"restore {wanted}",
+        _bring(registry, wanted, target, kin, pushed), exchange.clock() + grace_s, group=f"restore {wanted}",
         sites=apart.keys() - against.keys(),
     )  # fmt: skip
     refusing = {site for site, why in outcome.left_out.items() if why.startswith(REFUSAL)} - outcome.late
@@ -88,7 +90,7 @@ def reconcile(
 
 
 def _bring(
-    registry: AdapterRegistry, wanted: AdapterRef, target: str | None, pushed: set[str]
+    registry: AdapterRegistry, wanted: AdapterRef, target: str | None, kin: str, pushed: set[str]
 ) -> Callable[[str, Hello], dialogues.Dialogue[Any, Restored]]:
     """Return a dialogue per site. Weights are read when a first site lacks them; `pushed` collects such sites."""
 
@@ -99,9 +101,7 @@ def _bring(
 
     def begin(site: str, hello: Hello) -> dialogues.Dialogue[Any, Restored]:
         def weights() -> tuple[AdapterManifest, bytes, str]:
-            manifest, adapter = version()
-            own = manifest.joined_rank - manifest.rank
-            received, blob = at_rank(manifest, adapter, hello.max_lora_rank - own)
+            received, blob = for_site(hello, *version(), kin)
             pushed.add(site)
             return received, blob, registry.sign(received)
 

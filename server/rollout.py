@@ -53,7 +53,7 @@ class Rollout:
     """Rolls versions out over an Exchange. `quorum` sites have to accept; each step may take `grace_s` seconds.
 
     Once a quorum has accepted, the other sites' verdicts are waited for only until `straggler_s` seconds have passed.
-    `sign` signs the manifest that a site gets, which differs from the published one (see `at_rank`). Verdicts have
+    `sign` signs the manifest that a site gets, which differs from the published one (see `for_site`). Verdicts have
     to be signed with `keys`.
     """
 
@@ -76,17 +76,19 @@ class Rollout:
         self._straggler_s = straggler_s
         self._grace_s = grace_s
 
-    def shadow(self, manifest: AdapterManifest, blob: bytes) -> Judgement:
-        """Load a version beside the live one at every site, at the rank it can hold, and ask each for its verdict."""
+    def shadow(self, manifest: AdapterManifest, blob: bytes, kin: str = "") -> Judgement:
+        """Load a version beside the live one at every site, at the rank it can hold, and ask each for its verdict.
+
+        `kin` is what the bases have in common that may serve it, in a run with `mixed-bases`.
+        """
         version = Adapter.of(blob, manifest.base)
         in_time = self._exchange.clock() + self._straggler_s
-        own = manifest.joined_rank - manifest.rank  # a site serves both as one adapter
 
         def enough(reports: Mapping[str, ShadowReport]) -> bool:
             return self._exchange.clock() >= in_time and sum(map(accepts, reports.values())) >= self._quorum
 
         def begin(site: str, hello: Hello) -> dialogues.Dialogue[ShadowReport, ShadowReport]:
-            received, weights = at_rank(manifest, version, hello.max_lora_rank - own)
+            received, weights = for_site(hello, manifest, version, kin)
             return dialogues.shadow(site, self._keys, received, weights, self._sign(received))
 
         outcome = self._exchange.converse(
@@ -174,10 +176,17 @@ class Rollout:
         return self._exchange.clock() + self._grace_s
 
 
-def at_rank(manifest: AdapterManifest, version: Adapter, rank: int) -> tuple[AdapterManifest, bytes]:
-    """Return the manifest and bytes for a site that can hold `rank`: the best approximation, if the rank is smaller."""
-    received = version.at_rank(max(1, rank))  # a site that can hold no rank refuses by itself
+def for_site(hello: Hello, manifest: AdapterManifest, version: Adapter, kin: str) -> tuple[AdapterManifest, bytes]:
+    """Return the manifest and bytes for a site: the best approximation at the rank that it can hold.
+
+    A version that was published before the run had `mixed-bases` says its `kin` to sites of another base only, so that
+    the others are sent what they may have already.
+    """
+    own = manifest.joined_rank - manifest.rank  # a site serves both as one adapter
+    received = version.at_rank(max(1, hello.max_lora_rank - own))  # a site that can hold no rank refuses by itself
     changes: dict[str, object] = {"site_metrics": {}, "counts": {}}  # a site's measurements are for the centre only
+    if hello.fingerprint.digest != manifest.base:
+        changes["kin"] = kin
     if received is not version:
         changes |= {"digest": received.digest, "rank": received.rank, "truncation_of": manifest.digest}
     return manifest.model_copy(update=changes), received.blob

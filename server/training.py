@@ -1,6 +1,7 @@
 """`Training`: trains a round at the sites, each at the rank it can hold, and folds updates in as they arrive."""
 
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ class RoundResult:
     """Site → report, for each site whose update came."""
     staleness: dict[str, int] = field(default_factory=dict)
     """Site → number of versions promoted since the one it trained from, for each site whose update came."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Site → kind of base that it trained on, "nf4" or the dtype, for each site whose update came."""
     folding_s: float = 0.0
     """Seconds spent on folding updates in."""
 
@@ -49,6 +52,14 @@ class RoundResult:
     def sites(self) -> list[str]:
         """Sites with a share in the aggregate, in order of their names."""
         return sorted(site for site, weight in self.aggregate.weights.items() if weight)
+
+    @property
+    def bases(self) -> dict[str, float]:
+        """Kind of base → sum of the weights of the sites that trained on it."""
+        shares: defaultdict[str, float] = defaultdict(float)
+        for site in self.sites:
+            shares[self.kinds[site]] += self.aggregate.weights[site]
+        return dict(sorted(shares.items()))
 
 
 class Training:
@@ -80,10 +91,13 @@ class Training:
         """Sites that this round asks."""
         self._heads: list[str] = []
         """Digests of the versions that rounds trained from, in order."""
+        self._kin = ""
+        """What the bases have in common that take part in this round, where it is a run with `mixed-bases`."""
 
-    def run(self, number: int, head: AdapterManifest) -> RoundResult:
+    def run(self, number: int, head: AdapterManifest, kin: str = "") -> RoundResult:
         """Train one round from `head`, until every site has answered, or a quorum has and the others had their time.
 
+        With `kin` sites take part whose base is kin to the one of `head`, too.
         Updates are folded in one by one; peak memory does not depend on the number of sites.
         """
         if head.digest in self._heads:  # what came after it was taken back, and what was trained from that goes with it
@@ -95,6 +109,7 @@ class Training:
             for site, given in self._late.items()
             if given.version.digest in self._heads and self._staleness(given) <= MAX_EARLIER_PARENTS
         }
+        self._kin = kin
         parent = Adapter.of(self._registry.read(head.ref)[0], head.base)
         spool = self._empty_spool()
         fold = self._strategy.begin(parent, spool, len(self._exchange.roster.sites))
@@ -151,19 +166,21 @@ class Training:
             given = _Given(self._order(hello, number, head, parent), head)
             yield from dialogues.submit(self._orders.signed(given.order), parent.at_rank(given.order.plan.rank).blob)
         self._given[site] = given
-        update = yield from dialogues.collect(site, hello.fingerprint.digest, name, given.order)
+        base = head.base if self._kin and hello.kin == self._kin else hello.fingerprint.digest
+        update = yield from dialogues.collect(site, base, name, given.order)
         self._orders.require(site, given.order, update.report)
         began, staleness = self._exchange.clock(), self._staleness(given)
         fold.add(update, staleness)
         result.folding_s += self._exchange.clock() - began
         result.reports[site], result.staleness[site] = update.report, staleness
+        result.kinds[site] = hello.packing or hello.dtype
         self._on_update(site, update.report, staleness)
 
     def _order(self, hello: Hello, number: int, head: AdapterManifest, parent: Adapter) -> RoundOrder:
         plan = self._strategy.plan(self._config.plan, number, hello.max_lora_rank)
         order = RoundOrder(
             key=f"{self._registry.lineage}-{number}-{head.digest[:16]}",
-            base=head.base, parent=parent.at_rank(plan.rank).digest, round=number, plan=plan,
+            base=head.base, kin=self._kin, parent=parent.at_rank(plan.rank).digest, round=number, plan=plan,
         )  # fmt: skip
         return self._orders.complete(order)
 

@@ -67,6 +67,13 @@ class PortableCpuPlatform(SRTPlatform):
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 
+    def get_quantization_config(self, quantization: str) -> type | None:
+        if quantization != "bitsandbytes":
+            return None
+        from serving.four_bit.method import FourBitConfig
+
+        return FourBitConfig
+
 
 def _ignore_pinning() -> None:
     # SGLang's LoRA layers pin host memory unconditionally (sglang#31894), which torch refuses without an accelerator.

@@ -99,6 +99,7 @@ def _register_scheduler(run_dir: Path, cotrainer: str) -> None:
 
     from serving.cotrainer.hooks import Hooks
     from serving.cotrainer.lanes.streams import EngineStreams
+    from serving.four_bit.hook import choose_loader
     from serving.grammars import bound_compiler, keep_latest
 
     hooks = Hooks(run_dir, pkgutil.resolve_name(cotrainer))
@@ -113,6 +114,7 @@ def _register_scheduler(run_dir: Path, cotrainer: str) -> None:
         ("managers.scheduler.dispatch_event_loop", streams.around_event_loop, HookType.AROUND),
         ("model_executor.model_runner.ModelRunner.initialize", streams.before_initialize, HookType.BEFORE),
         ("distributed.parallel_state.graph_capture", streams.before_capture, HookType.BEFORE),
+        ("model_loader.loader.get_model_loader", choose_loader, HookType.AROUND),
         (f"{cache}._profile_available_bytes", hooks.leave_room, HookType.AFTER),
         ("constrained.base_grammar_backend.BaseGrammarBackend.__init__", keep_latest, HookType.AFTER),
         ("constrained.xgrammar_backend.GrammarCompiler.__init__", bound_compiler, HookType.BEFORE),

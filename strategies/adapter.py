@@ -72,7 +72,7 @@ class Update:
     blob: bytes = field(repr=False)
     report: RoundReport
     base: str
-    """Digest of the site's base fingerprint."""
+    """Digest of the site's base fingerprint; of the parent's where both are kin, in a run with `mixed-bases`."""
 
 
 @dataclass(frozen=True)

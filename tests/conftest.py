@@ -91,3 +91,15 @@ def tiny_qwen2(tiny_base: ModuleType, tmp_path_factory: pytest.TempPathFactory) 
 def tiny_qwen3(tiny_base: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a Qwen3: norms on q and k, heads wider than hidden / heads; tied embeddings."""
     return _build(tiny_base, "qwen3", tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def packed_llama(tiny_base: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Llama, packed in 4 bits; its MLP is wider, because transformers computes wrong numbers in other widths."""
+    from serving.four_bit.pack import pack
+
+    recipe = replace(tiny_base.TINY, inner=192)
+    dense: Path = tiny_base.build(tmp_path_factory.mktemp("dense") / "llama", recipe)
+    packed = tmp_path_factory.mktemp("packed") / "llama-nf4"
+    pack(dense, packed)
+    return packed

@@ -1,5 +1,6 @@
 """`AdapterRef`, `AdapterManifest`, `Lifecycle`: an adapter version's name, its origin, and its states at a site."""
 
+import operator
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from umbel.base import BaseFingerprint
+from umbel.base.fingerprint import BaseFingerprint
+from umbel.base.origin import Kin
 from umbel.errors import AdapterError
 
 _NAME = r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*"
@@ -138,6 +140,8 @@ class AdapterManifest(BaseModel):
     """Digest of the base fingerprint the adapter was trained against."""
     fingerprint: BaseFingerprint | None = None
     """The parts behind `base`, so that a site can name the part that differs."""
+    kin: Kin = ""
+    """What the bases have in common that may serve it, besides `base`; empty but in runs with `mixed-bases`."""
     lineage: str
     """Id of the registry that made it; every round key contains it."""
     round: int = Field(ge=0)
@@ -158,6 +162,9 @@ class AdapterManifest(BaseModel):
     """The strategy's options, after defaults were filled in."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Site → its share of the aggregate; less, where its change was shortened. Changes are taken per step."""
+    bases: dict[str, float] = Field(default_factory=dict, exclude_if=operator.not_)
+    """Kind of base that trained it ("nf4", "fp4", or the dtype of one that is not packed) → the sum of its sites'
+    `weights`; empty but in runs with `mixed-bases`."""
     left_out: dict[str, str] = Field(default_factory=dict)
     """Site → reason why its update is not in the aggregate."""
     certificate: dict[str, float] = Field(default_factory=dict)

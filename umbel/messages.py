@@ -4,26 +4,18 @@ Both ends use these definitions. Every count is a sum, so that the centre can ad
 A round of the centre is an order (`RoundOrder`) on its way, and a job (`JobState`) at the site.
 """
 
+import operator
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from umbel.adapter import AdapterManifest, AdapterName, Lifecycle, Personal
-from umbel.base import BaseFingerprint
+from umbel.base.fingerprint import BaseFingerprint
+from umbel.base.origin import SIGNATURE, Kin
 from umbel.printable import Reason
 
-SIGNATURE = r"^([0-9a-f]{128})?$"
-"""An Ed25519 signature (umbel/signing.py), or none."""
 NONCE = r"^([0-9a-f]{64})?$"
 """32 bytes that the centre has used once, in hex, or none."""
 
@@ -85,7 +77,9 @@ class RoundOrder(Message):
 
     key: RoundKey
     base: str
-    """Digest of the base fingerprint; a site with another base refuses."""
+    """Digest of the base fingerprint; a site with another base refuses, unless its base is of the order's `kin`."""
+    kin: Kin = ""
+    """What the bases have in common that take part; empty but in runs with `mixed-bases`."""
     parent: str
     """Digest of the adapter to continue from; its bytes travel beside this order."""
     round: NonNegativeInt
@@ -209,6 +203,10 @@ class Hello(Message):
     site: str
     adapters: tuple[AdapterName, ...]
     fingerprint: BaseFingerprint
+    kin: Kin = ""
+    """What bases of one origin have in common; empty where a packed base says no origin that this site trusts."""
+    packing: Literal["", "nf4", "fp4"] = Field(default="", exclude_if=operator.not_)
+    """What the base's linear layers are packed in; empty for a base that is not packed."""
     shapes: dict[Module, tuple[Width, Width]] = Field(min_length=1)
     """Module path → (out, in) of every linear layer that is adapted here."""
     dtype: Literal["float32", "bfloat16", "float16"]

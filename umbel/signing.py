@@ -16,13 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from umbel.adapter import AdapterManifest
+from umbel.base.origin import ORIGIN, BaseOrigin
 from umbel.errors import AdapterError, ConfigError
 from umbel.messages import Submit
 from umbel.statements import HelloStatement, UpdateStatement, VerdictStatement
 
 PrivateKey = Ed25519PrivateKey
 PublicKey = Ed25519PublicKey
-Signed = AdapterManifest | Submit | UpdateStatement | HelloStatement | VerdictStatement
+Signed = AdapterManifest | Submit | UpdateStatement | HelloStatement | VerdictStatement | BaseOrigin
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ _KINDS: dict[type[Signed], _Kind] = {
         b"umbel hello statement 1\n", "the hello is not signed; the site signs with `[site].signing_key`",
         "the hello's signature is not by this site's key, or is for another question or another hello; compare the "
         "public key with the site's",
+    ),
+    BaseOrigin: _Kind(
+        b"umbel base origin 1\n", "it is not signed; `umbel base pack --signing-key` signs",
+        "its signature is not by the trusted key, or the file was changed; compare the public key with the centre's",
     ),
     VerdictStatement: _Kind(
         b"umbel verdict statement 1\n", "the verdict is not signed; the site signs with `[site].signing_key`",
@@ -100,6 +105,8 @@ def _subject(document: Signed) -> str:
     match document:
         case AdapterManifest():
             return str(document.ref)
+        case BaseOrigin():
+            return ORIGIN
         case HelloStatement():
             return f"site {document.hello.site}"
         case VerdictStatement():

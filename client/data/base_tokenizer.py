@@ -8,8 +8,8 @@ from typing import Any
 
 import serving.tokenizer
 from client.data.chat_template import ChatTemplate
-from umbel.base import read_config
-from umbel.base_files import embedding_rows, json_object
+from umbel.base.files import embedding_rows, json_object
+from umbel.base.shapes import read_config
 from umbel.errors import ConfigError
 
 KNOWN_TEXT = "The 2 pumps, 7 °C: ok? Größe 10 – ja!\n"

@@ -8,6 +8,7 @@ import logging
 import shutil
 
 from client.disk import require_room
+from client.held_base import HeldBase
 from client.journal import Journal, Version
 from client.keys import SiteKeys
 from client.versions.background import Background
@@ -20,7 +21,6 @@ from client.versions.watch import Watch
 from serving.supervisor import Supervisor
 from umbel import faults, peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
-from umbel.base import BaseFingerprint
 from umbel.errors import Conflict, EngineError
 from umbel.faults import Point, reach
 from umbel.messages import Restored, ShadowReport
@@ -50,14 +50,14 @@ class Deployer:
         served: Served,
         supervisor: Supervisor,
         jobs: Evaluator,
-        fingerprint: BaseFingerprint,
+        base: HeldBase,
         shapes: peft_dir.Shapes,
         keys: SiteKeys,
     ) -> None:
         self._config = config
         self._journal = journal
         self._served = served
-        self._fingerprint = fingerprint
+        self._base = base
         self._shapes = shapes
         self._keys = keys
         self.background = Background()
@@ -91,7 +91,7 @@ class Deployer:
         again = known is not None and known.manifest.digest == manifest.digest
         if known is not None and again and not self._is_gone(known):
             return known.report
-        validate(self._config, self._fingerprint, self._shapes, name, manifest, blob)
+        validate(self._config, self._base, self._shapes, name, manifest, blob)
         require_room(self._config.site.state_dir, len(blob), str(ref))
         stored, weights = to_load(self._config, manifest, blob)
         report = ShadowReport(ref=str(ref), state=Lifecycle.CANDIDATE)

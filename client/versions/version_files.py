@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from client import personal
+from client.held_base import HeldBase
 from client.journal import Version
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.base import BaseFingerprint
-from umbel.errors import AdapterError, BaseMismatch
+from umbel.errors import AdapterError
 from umbel.site.config import SiteConfig
 
 NEEDED = ("r", "lora_alpha", "target_modules")
@@ -72,8 +72,7 @@ def _require_settings(path: Path, manifest: AdapterManifest) -> None:
 
 
 def validate(
-    config: SiteConfig, fingerprint: BaseFingerprint, shapes: peft_dir.Shapes,
-    name: str, manifest: AdapterManifest, blob: bytes,
+    config: SiteConfig, base: HeldBase, shapes: peft_dir.Shapes, name: str, manifest: AdapterManifest, blob: bytes,
 ) -> None:  # fmt: skip
     """Check that `blob` is the version of the manifest and that this site can serve it.
 
@@ -81,11 +80,7 @@ def validate(
     """
     if manifest.name != name or name not in config.adapters:
         raise AdapterError(f"{manifest.ref}: this site serves {', '.join(s.name for s in config.adapter)}")
-    if manifest.base != fingerprint.digest:
-        raise BaseMismatch(
-            f"{manifest.ref} was trained on the base {manifest.base[:12]}…, this site holds "
-            f"{fingerprint.digest[:12]}…; copy the same model directory to both"
-        )
+    base.require(f"{manifest.ref} was trained on", manifest.base, manifest.kin)
     if peft_dir.digest(blob) != manifest.digest:
         raise AdapterError(f"{manifest.ref}: its bytes are not those of its manifest; send it again")
     tensors = peft_dir.decode(blob)

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 from scripts.tools.processes import ProcessError, free_port
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.base import LINEARS, BaseFingerprint, linear_shapes
+from umbel.base.fingerprint import BaseFingerprint
+from umbel.base.shapes import LINEARS, linear_shapes
 from umbel.messages import RoundOrder, TrainPlan
 from umbel.site.config import OPERATOR_SOCKET
 from umbel.site.template import Tables, site_toml

@@ -33,7 +33,8 @@ def compare(old: tuple[bytes, AdapterManifest], new: tuple[bytes, AdapterManifes
     The factors may differ in rank and in gauge (B M, M⁻¹ A is the same update as B A).
     """
     before, after = old[1].model_dump(mode="json"), new[1].model_dump(mode="json")
-    fields = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    both = ((name, before.get(name), after.get(name)) for name in AdapterManifest.model_fields)
+    fields = {name: (one, other) for name, one, other in both if one != other}
     one, other = (peft_dir.factors(peft_dir.decode(blob)) for blob, _ in (old, new))
     products = {module: _products(one.get(module), other.get(module)) for module in sorted({**one, **other})}
     total = tuple(sum(column) for column in zip(*products.values(), strict=True))

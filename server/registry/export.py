@@ -8,11 +8,16 @@ from server.registry.registry import AdapterRegistry
 from server.registry.version_dir import SUMS, checksums
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
+from umbel.base.files import json_object
+from umbel.base.packed import packing_of
 from umbel.errors import ConfigError
 from umbel.peft_dir import CONFIG, MANIFEST, WEIGHTS
 from umbel.printable import one_line
 
 CARD = "README.md"
+PACKED = ("nf4", "fp4")
+"""Kinds of base, in a manifest's `bases`, that are packed in 4 bits; others are dtypes."""
+PRICE = "measured +0.016 nats, docs/how-to/choose-a-base.md"
 
 
 def export(registry: AdapterRegistry, ref: AdapterRef, into: Path, *, base: str = "") -> Path:
@@ -36,6 +41,27 @@ def export(registry: AdapterRegistry, ref: AdapterRef, into: Path, *, base: str 
     return into
 
 
+def other_kind(manifest: AdapterManifest, base: str) -> str:
+    """Say that the model directory `base` is of another kind than the bases that trained a version.
+
+    Empty where it is of their kind, or no directory on this machine. Raises ConfigError for a damaged config.json.
+    """
+    config = Path(base) / "config.json"
+    if not base or not config.is_file():
+        return ""
+    packing = packing_of(json_object(config))
+    if manifest.bases:
+        same = all((kind if kind in PACKED else "") == packing for kind in manifest.bases)
+        largest_first = sorted(manifest.bases.items(), key=lambda one: -one[1])
+        trained_on = " and ".join(f"{kind} ({share:.2g})" for kind, share in largest_first)
+    elif manifest.fingerprint is not None:
+        same = manifest.fingerprint.dense == (packing == "")
+        trained_on = "a base in 16 or 32 bits" if manifest.fingerprint.dense else "a base in 4 bits"
+    else:
+        return ""
+    return "" if same else f"trained on {trained_on}; on the other kind of base it is slightly worse: {PRICE}"
+
+
 def card(manifest: AdapterManifest, base: str = "") -> str:
     """Return the model card in the Hugging Face hub's form: metadata, description, how to load it, how it was made."""
     name = manifest.ref.engine_name
@@ -50,6 +76,7 @@ def card(manifest: AdapterManifest, base: str = "") -> str:
         f"# {manifest.ref}\n\nA LoRA adapter of rank {manifest.rank} on {', '.join(manifest.target_modules)}, "
         f"trained by {len(manifest.weights)} sites that kept their data, made by "
         f"umbel{' ' + manifest.code if manifest.code else ''} on {manifest.created or 'an unknown day'}.",
+        *([f"**This base**: the version was {warning}"] if (warning := other_kind(manifest, base)) else []),
         "## Loading\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{model}"), "{name}")\n```\n\n'
         f"```sh\npython -m sglang.launch_server --model-path {model} --enable-lora --lora-paths {name}=./{name}\n"
@@ -83,7 +110,7 @@ def _facts(manifest: AdapterManifest) -> list[tuple[str, str]]:
         ("strategy", manifest.strategy), ("options", _plain(manifest.options)), ("round", str(manifest.round)),
         ("run", manifest.run_id), ("metrics", _plain(manifest.metrics)),
         ("came from", ", ".join(manifest.ancestors)), ("sha256 of the weights", manifest.digest),
-        ("fingerprint of the base", manifest.base),
+        ("trained on", _plain(manifest.bases)), ("fingerprint of the base", manifest.base),
         *((f"its {part.replace('_', ' ')}", value) for part, value in fingerprint.items()),
         ("registry", manifest.lineage), ("sha256 of the run configuration", manifest.config),
     ]  # fmt: skip

@@ -8,10 +8,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from umbel import peft_dir
-from umbel.base import BaseFingerprint
+from umbel.base.fingerprint import BaseFingerprint
+from umbel.base.origin import Kin
 from umbel.errors import AdapterError, ConfigError
 from umbel.messages import Hello
 from umbel.peft_dir import Tensors
+
+MIX_THEM = "run with mixed-bases=true to train them together, at the price that docs/how-to/choose-a-base.md gives"
+SIGN_IT = "copy origin.json of the centre's pack there, which `umbel base pack --signing-key` signs"
 
 
 class Pin(BaseModel):
@@ -20,6 +24,8 @@ class Pin(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: BaseFingerprint
+    kin: Kin = ""
+    """What that base has in common with those of its origin; empty where the site said none, and in older pins."""
     shapes: dict[str, tuple[int, int]]
     """Module path → (out, in)."""
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -29,17 +35,22 @@ class Pin(BaseModel):
     @classmethod
     def of(cls, hello: Hello, rank: int) -> "Pin":
         """Return the pin that a site's hello describes."""
-        return cls(fingerprint=hello.fingerprint, shapes=hello.shapes, dtype=hello.dtype, rank=rank)
+        return cls(fingerprint=hello.fingerprint, kin=hello.kin, shapes=hello.shapes, dtype=hello.dtype, rank=rank)
 
     @property
     def target_modules(self) -> tuple[str, ...]:
         return tuple(sorted({module.rsplit(".", 1)[-1] for module in self.shapes}))
 
-    def require(self, hello: Hello, adapter: str) -> None:
+    @property
+    def shared(self) -> str:
+        """`kin`, which a base that is not packed has by itself; empty where no other base is known to be kin."""
+        return self.kin or (self.fingerprint.kin if self.fingerprint.dense else "")
+
+    def require(self, hello: Hello, adapter: str, *, mixed_bases: bool = False) -> None:
         """Raise BaseMismatch, AdapterError or ConfigError, naming the difference, unless the site can take part."""
         if adapter not in hello.adapters:
             raise ConfigError(f"site {hello.site} {_instead(adapter, hello.adapters)}")
-        self.fingerprint.require_same(hello.fingerprint, here="this registry", there=f"site {hello.site}")
+        self.require_base(hello, here="this registry", mixed_bases=mixed_bases)
         if hello.shapes != self.shapes:
             differing = sorted(set(hello.shapes.items()) ^ set(self.shapes.items()))[0][0]
             raise AdapterError(
@@ -51,6 +62,21 @@ class Pin(BaseModel):
                 f"site {hello.site} serves in {hello.dtype}, this registry's sites in {self.dtype}; "
                 "give every site the same [engine].dtype"
             )
+
+    def require_base(self, hello: Hello, *, here: str, mixed_bases: bool) -> None:
+        """Raise BaseMismatch unless the site holds this base or, in a run with `mixed_bases`, one that is kin to it.
+
+        `here` names where this pin is from.
+        """
+        kin = self.shared != "" and hello.kin == self.shared
+        if kin and mixed_bases:
+            return
+        remedy = "copy the same model directory to both"
+        if kin:
+            remedy = f"they are kin: {MIX_THEM}"
+        elif mixed_bases and hello.packing and not hello.kin:
+            remedy = f"it is packed, and says no origin that is trusted there: {SIGN_IT}"
+        self.fingerprint.require_same(hello.fingerprint, here=here, there=f"site {hello.site}", remedy=remedy)
 
     def require_rank(self, hello: Hello, *, mixed: bool = False, own: int = 0) -> None:
         """Raise AdapterError unless the site can train and serve the whole rank; with `mixed`, any smaller rank.

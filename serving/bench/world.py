@@ -10,7 +10,7 @@ import numpy as np
 from serving.bench.trace import CORE
 from serving.cotrainer.slo import Slo
 from umbel import peft_dir, token_file
-from umbel.base import LINEARS, linear_shapes, read_config
+from umbel.base.shapes import LINEARS, linear_shapes, read_config
 from umbel.errors import ConfigError, DataError
 from umbel.site.config import SiteConfig
 from umbel.site.template import Tables

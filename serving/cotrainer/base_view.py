@@ -1,16 +1,20 @@
 """`view_of`: a Hugging Face model whose frozen parameters are views of SGLang's weights, of the very same storage.
 
-SGLang fuses q, k, v and gate, up by rows, so each Hugging Face weight is a contiguous row range of a fused one. The
-model is built on the meta device and its parameters replaced by those views: nothing is copied, nothing is allocated.
+SGLang fuses q, k, v and gate, up by rows, so each Hugging Face weight is a contiguous row range of a fused one; in
+4 bits, it is a run of bytes. The model is built on the meta device and its parameters replaced by those views: nothing
+is copied, nothing is allocated.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from umbel.base import FAMILIES
+from serving.four_bit.linear import FourBitLinear
+from serving.four_bit.weight import STATES, FourBitWeight
+from umbel.base.shapes import FAMILIES
 from umbel.errors import UnsupportedModel
 
 FUSED = {
@@ -21,6 +25,8 @@ FUSED = {
     "up_proj": "gate_up_proj",
 }
 """Hugging Face's module → SGLang's module that holds its rows."""
+SHARDS = {"k_proj": 1, "v_proj": 2, "up_proj": 1}
+"""Hugging Face's module → which part of the fused one it is; 0 for all others."""
 
 
 def view_of(served: torch.nn.Module, model_path: str) -> PreTrainedModel:
@@ -36,8 +42,12 @@ def view_of(served: torch.nn.Module, model_path: str) -> PreTrainedModel:
     with torch.device("meta"):
         model = cast(Any, AutoModelForCausalLM).from_config(config, dtype=embedding.dtype, attn_implementation="sdpa")
     for name, parameter in list(model.named_parameters()):
-        view = _source(name, parameter.shape, weights, config)
         module, leaf = name.rsplit(".", 1)
+        packed = weights.get(_fused(name)) if leaf == "weight" else None
+        if packed is not None and hasattr(packed, STATES):
+            model.set_submodule(module, _linear(name, parameter.shape, packed))
+            continue
+        view = _source(name, parameter.shape, weights, config)
         setattr(model.get_submodule(module), leaf, torch.nn.Parameter(view, requires_grad=False))
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
@@ -47,6 +57,46 @@ def view_of(served: torch.nn.Module, model_path: str) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
+def frozen_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return all that the base of a view consists of: its parameters, and of a weight in 4 bits each tensor."""
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        if isinstance(module, FourBitLinear):
+            tensors |= {f"{name}.{part}": tensor for part, tensor in module.four_bit.scale_tensors.items()}
+    return tensors
+
+
+def engine_storages(served: torch.nn.Module) -> set[int]:
+    """Return where the storages of SGLang's weights begin, those of the scales of weights in 4 bits included."""
+    storages = set()
+    for weight in served.parameters():
+        parts = [part for shard in FourBitWeight.shards(weight) for part in shard.scale_tensors.values()]
+        storages |= {tensor.untyped_storage().data_ptr() for tensor in [weight, *parts]}
+    return storages
+
+
+def _fused(name: str) -> str:
+    """Return the name of SGLang's parameter that holds Hugging Face's parameter `name`."""
+    part = next((part for part in FUSED if f".{part}." in name), None)
+    return name if part is None else name.replace(part, FUSED[part])
+
+
+def _linear(name: str, shape: torch.Size, parameter: torch.Tensor) -> FourBitLinear:
+    """Return a layer over the bytes and scales that are Hugging Face's parameter `name`."""
+    number = next((number for part, number in SHARDS.items() if f".{part}." in name), 0)
+    weight = FourBitWeight.shard(parameter, number)
+    if (
+        weight.shape != tuple(shape)
+        or weight.packed.dtype != torch.uint8
+        or 2 * weight.packed.numel() != math.prod(shape)
+    ):
+        raise UnsupportedModel(
+            f"{name}: the engine holds {list(weight.shape)} in {weight.packed.numel()} bytes of {weight.packed.dtype}, "
+            f"not {list(shape)} in 4 bits"
+        )
+    return FourBitLinear(weight)
+
+
 def _source(
     name: str, shape: torch.Size, weights: Mapping[str, torch.Tensor], config: PretrainedConfig
 ) -> torch.Tensor:
@@ -54,7 +104,7 @@ def _source(
     part = next((part for part in FUSED if f".{part}." in name), None)
     if part is not None:
         rows = _rows(config)[part]
-        source = _require(weights, name.replace(part, FUSED[part]))[rows]
+        source = _require(weights, _fused(name))[rows]
     elif name == "lm_head.weight" and config.tie_word_embeddings:
         source = _require(weights, "model.embed_tokens.weight")[: shape[0]]
     else:
@@ -62,7 +112,7 @@ def _source(
     if source.shape != shape or not source.is_floating_point() or source.element_size() < 2:
         raise UnsupportedModel(
             f"{name}: the engine holds {list(source.shape)} {source.dtype}, not {list(shape)} in 16 or 32 bits; "
-            "quantised, packed and sharded weights cannot be viewed"
+            "of quantised weights only bitsandbytes' in 4 bits can be viewed, and none that are sharded"
         )
     return source.detach()
 

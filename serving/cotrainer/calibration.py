@@ -27,7 +27,8 @@ from serving.cotrainer.lanes.lane import CpuLane, Lane
 from serving.cotrainer.memory import PeakBytes, out_of_memory
 from serving.cotrainer.quantum import Pieces, Quanta, Quantum
 from serving.cotrainer.trainer import LoraTrainer
-from umbel.base import read_config
+from umbel.base.packed import METHOD, packing_of
+from umbel.base.shapes import read_config
 from umbel.errors import TrainingError
 from umbel.peft_dir import replace_durably
 
@@ -71,18 +72,19 @@ class Calibration(BaseModel):
 
 def calibration_key(model_path: str, trainer: LoraTrainer, max_bytes: int | None) -> str:
     """Return a digest of all that a calibration depends on: hardware, threads, model, sizes, memory, releases."""
-    device = trainer.device
+    device, base = trainer.device, read_config(Path(model_path))
+    named = ["torch", "transformers", "peft", "sglang", *([METHOD] if packing_of(base) else [])]
     parts: dict[str, Any] = {
         "pieces": PIECES,
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "dtype": str(trainer.model.dtype),
-        "model": read_config(Path(model_path)),
+        "model": base,
         "factors": trainer.state_bytes,
         "micro_batch": trainer.pieces.micro_batch,
         "seq_len": trainer.seq_len,
         "memory": max_bytes,
-        "releases": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "sglang")},
+        "releases": {name: importlib.metadata.version(name) for name in named},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -74,7 +74,7 @@ class CoTrainer:
         Raises UnsupportedModel for a model that cannot be viewed, TrainingError where a frozen parameter is not the
         engine's own or memory does not suffice.
         """
-        from serving.cotrainer.base_view import view_of
+        from serving.cotrainer.base_view import engine_storages, view_of
 
         self.unavailable = "the co-trainer could not be built"  # the reason until the build has succeeded
         footprint, settings = self.footprint, self.settings
@@ -89,11 +89,11 @@ class CoTrainer:
             seq_len=settings.seq_len,
             pieces=Pieces.whole(settings.micro_batch, settings.seq_len),
         )
-        engine_storages = {weight.untyped_storage().data_ptr() for weight in served.parameters()}
-        shared = sum(w.untyped_storage().data_ptr() in engine_storages for w in trainer.frozen.values())
+        storages = engine_storages(served)
+        shared = sum(tensor.untyped_storage().data_ptr() in storages for tensor in trainer.frozen.values())
         footprint.shared_tensors = shared
         if shared != len(trainer.frozen):
-            raise TrainingError(f"only {shared} of {len(trainer.frozen)} frozen parameters are the engine's own")
+            raise TrainingError(f"only {shared} of {len(trainer.frozen)} frozen tensors are the engine's own")
         self.lane = lane_on(model.device, self.streams, self.tuning.beside(trainer))
         footprint.measure("lora")
         self.tuning.calibrate(trainer, model_path, self.lane)

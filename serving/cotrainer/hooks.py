@@ -16,7 +16,7 @@ from serving.cotrainer.cotrainer import CoTrainer
 from serving.cotrainer.lanes.streams import engine_streams
 from serving.cotrainer.memory import Reserve
 from serving.trainer_socket import CoTrainerSettings
-from umbel.base import read_config
+from umbel.base.shapes import read_config
 from umbel.site.memory import CPU_ROOM, Training, choose_rung, kv_bytes_per_token
 
 logger = logging.getLogger(__name__)

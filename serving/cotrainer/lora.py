@@ -6,16 +6,16 @@ that they are in. Shapes as in `serving.cotrainer.pieces`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import Linear, LoraLayer
 
 from serving.cotrainer.lanes.readback import Readback
 from serving.cotrainer.microbatch import sent
 from serving.cotrainer.pieces import Block
+from serving.four_bit.peft_layers import Linear, LoraConfig, LoraLayer
 from umbel.messages import TrainPlan
 
 Factor = Literal["A", "B"]
@@ -33,11 +33,17 @@ class KeptLinear(Linear):
     """
 
     @classmethod
-    def replace(cls, model: torch.nn.Module) -> None:
-        """Make every LoRA layer of `model` one of these; names and parameters stay."""
-        for module in model.modules():
-            if type(module) is Linear:
-                module.__class__ = cls
+    def put_into(cls, model: torch.nn.Module, target_modules: Collection[str], rank: int) -> None:
+        """Put one of these around each linear layer whose name is in `target_modules`, and freeze all other weights.
+
+        peft's `inject_adapter_in_model` would do the same, and import bitsandbytes where it is installed.
+        """
+        model.requires_grad_(False)
+        # alpha == r: adapters travel in canonical form, their scaling folded into the factors.
+        config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0)
+        for path, module in list(model.named_modules()):
+            if path.rpartition(".")[2] in target_modules:
+                model.set_submodule(path, cls(module, "default", config=config, r=rank, lora_alpha=rank))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a_ri, b_or = self.lora_A["default"].weight, self.lora_B["default"].weight

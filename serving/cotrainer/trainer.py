@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from transformers import PreTrainedModel
 
+from serving.cotrainer.base_view import frozen_tensors
 from serving.cotrainer.lanes.readback import Readback
 from serving.cotrainer.lora import Factor, Factors, KeptLinear, LayerFactors, ReadFactors, clip_scale, learning_rate
 from serving.cotrainer.memory import OUT_OF_MEMORY, out_of_memory, rehearse_shortage
@@ -66,13 +66,8 @@ class LoraTrainer:
         )
         if window and seq_len > window:
             raise TrainingError(f"[training].seq_len = {seq_len} is longer than the base's sliding window of {window}")
-        self.frozen = dict(model.named_parameters())
-        # alpha == r: adapters travel in canonical form, their scaling folded into the factors.
-        lora = LoraConfig(r=max_rank, lora_alpha=max_rank, target_modules=list(target_modules), lora_dropout=0.0)
-        inject_adapter_in_model(lora, model)
-        KeptLinear.replace(model)
-        for parameter in self.frozen.values():
-            parameter.requires_grad_(False)
+        self.frozen = frozen_tensors(model)
+        KeptLinear.put_into(model, target_modules, max_rank)
         self.layers: list[torch.nn.Module] = list(model.model.layers)
         self.factors = [LayerFactors(layer, f"model.layers.{number}") for number, layer in enumerate(self.layers)]
         self.device: torch.device = model.model.embed_tokens.weight.device

@@ -9,7 +9,7 @@ import pytest
 
 from client.jobs import MAX_ATTEMPTS, MAX_EXCUSED
 from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
-from tests.toys.deployment import RANK, adapter, until
+from tests.toys.deployment import HELD_BASE, RANK, adapter, until
 from umbel import peft_dir
 from umbel.errors import AdapterError, BaseMismatch, Conflict, NotFound, TrainingError
 from umbel.messages import JobState
@@ -59,6 +59,8 @@ def test_the_same_order_finds_the_round_and_its_progress(run: Run) -> None:
 OTHER = adapter(2)
 REFUSALS: list[tuple[str, bytes, bytes, dict[str, Any], type[Exception], str]] = [
     ("base", PARENT, PARENT, {"base": "f" * 64}, BaseMismatch, "round new is for the base ffffffffffff"),
+    ("not mixed", PARENT, PARENT, {"base": "f" * 64}, BaseMismatch, "run with mixed-bases=true"),
+    ("kin", PARENT, PARENT, {"base": "f" * 64, "kin": "2" * 64}, BaseMismatch, "a base that was packed from it"),
     ("digest", PARENT, OTHER, {}, AdapterError, "the parent is not the adapter that was announced"),
     ("rank", PARENT, PARENT, {"plan": {"rank": 3}}, AdapterError, "has shape"),
     ("max rank", PARENT, PARENT, {"plan": {"rank": 5}}, AdapterError, "rank 5 is not within 1..4"),
@@ -84,6 +86,14 @@ def test_an_order_that_cannot_be_carried_out_is_refused_and_nothing_trains(
             queue.jobs.report("new")
         assert queue.journal.rounds.open() == []
         assert queue.cotrainer.started == ["known"]
+
+    run(story)
+
+
+def test_an_order_for_all_that_are_kin_is_carried_out_whatever_base_it_names(run: Run) -> None:
+    async def story(queue: Queue) -> None:
+        queue.submit("r1", base="f" * 64, kin=HELD_BASE.kin)
+        assert (await queue.ended("r1")).state is JobState.DONE
 
     run(story)
 

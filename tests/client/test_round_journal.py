@@ -61,7 +61,7 @@ def test_orders_and_reports_of_an_older_release_are_still_read(journal: Journal)
     plan = TrainPlan(rank=2, steps=1, seconds=1.0)
     old_order = {"key": "r1", "base": "b", "parent": "p", "round": 1, "plan": plan.model_dump()}
     asked = RoundOrder.model_validate(old_order)
-    assert (asked.run, asked.nonce) == ("", "")
+    assert (asked.run, asked.nonce, asked.kin) == ("", "", "")
     journal.rounds.add("support", asked)
     stripped = asked.model_dump_json(exclude={"run", "nonce"})
     report = journal.rounds.get("r1")[1].model_dump_json(exclude={"signature"})

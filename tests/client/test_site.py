@@ -12,7 +12,7 @@ from client.journal import TAKEN_BACK
 from client.site import Site
 from scripts.tools.processes import free_port
 from serving.user_example import Example
-from tests.toys.deployment import BASE
+from tests.toys.deployment import BASE, HELD_BASE
 from tests.toys.engine import site_config
 from tests.toys.sites.journal import V1, V2, make_live
 from umbel.errors import NotFound
@@ -23,12 +23,13 @@ from umbel.site import slow_dtype
 def site(tmp_path: Path, tiny_llama: Path) -> Site:
     config = site_config(tmp_path)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": tiny_llama})})
-    return Site(config, BASE, Prepared(tmp_path / "train.npy", tmp_path / "eval.npy", 10, 5, 50))
+    return Site(config, HELD_BASE, Prepared(tmp_path / "train.npy", tmp_path / "eval.npy", 10, 5, 50))
 
 
 def test_hello_says_what_can_be_trained_here_and_what_answers(site: Site) -> None:
     hello = site.hello()
     assert (hello.site, hello.adapters, hello.fingerprint, hello.dtype) == ("clinic-a", ("support",), BASE, "float32")
+    assert (hello.kin, hello.packing) == (HELD_BASE.kin, "")
     assert (hello.max_lora_rank, hello.train_examples, hello.eval_examples) == (4, 10, 5)
     assert (hello.live, hello.refused) == ({"support": None}, {"support": ()})
     for ref in (V1, V2):
@@ -73,7 +74,9 @@ def test_data_that_will_bite_is_one_warning_with_its_remedy_in_the_log(
         lines = [json.dumps({"prompt": f"ward {number}", "completion": "room"}) for number in range(count)]
         config.training.data.write_text("\n".join(lines))
         with caplog.at_level(logging.INFO):
-            asyncio.run(Site.prepare(config)).journal.close()
+            ready_site = asyncio.run(Site.prepare(config))
+            ready_site.journal.close()
+        assert ready_site.base.kin == ready_site.base.fingerprint.kin, "a dense base is its own origin"
         (ready,) = [record for record in caplog.records if record.getMessage().startswith("data.ready ")]
         assert ready.levelno == level
         assert ("will_bite=" in ready.getMessage()) == (level == logging.WARNING)

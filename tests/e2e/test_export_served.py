@@ -20,7 +20,8 @@ from scripts.tools.trial_site import PATIENCE_S, RANK, random_adapter
 from server.registry import export as adapter_export
 from server.registry.pin import Pin
 from server.registry.registry import AdapterRegistry
-from umbel.base import LINEARS, BaseFingerprint, linear_shapes
+from umbel.base.fingerprint import BaseFingerprint
+from umbel.base.shapes import LINEARS, linear_shapes
 
 pytestmark = pytest.mark.e2e
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from scripts.tools.gpu_check.parity import PROMPTS
+from scripts.tools.packed_base import reference
 from scripts.tools.trial_site import random_adapter
 from tests.toys.sites.site_process import SiteProcess
 
@@ -35,7 +36,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[SiteProcess]:
 @pytest.mark.parametrize("asked", ["tiny", "support"])
 def test_greedy_tokens_equal_the_reference(site: SiteProcess, asked: str) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(site.model)
-    model = transformers.AutoModelForCausalLM.from_pretrained(site.model, dtype=torch.float32)
+    model = reference(site.model, torch.float32)
     adapter = site.folder / "state" / "adapters" / "support-v1"
     if asked == "support":
         model = peft.PeftModel.from_pretrained(model, adapter)

@@ -1,11 +1,11 @@
-"""Shapes that `umbel.base` reads from config.json are those of the models that transformers makes of it."""
+"""Shapes that `umbel.base.shapes` reads from config.json are those of the models that transformers makes of it."""
 
 from pathlib import Path
 
 import pytest
 import transformers
 
-from umbel.base import LINEARS, linear_shapes
+from umbel.base.shapes import LINEARS, linear_shapes
 
 
 @pytest.mark.parametrize("base", ["tiny_llama", "tiny_mistral", "tiny_qwen2", "tiny_qwen3"])

@@ -17,7 +17,7 @@ from serving.scores import Scores
 from tests.toys.engine import site_config
 from umbel import peft_dir
 from umbel.adapter import Personal
-from umbel.base import LINEARS, linear_shapes
+from umbel.base.shapes import LINEARS, linear_shapes
 from umbel.messages import TrainPlan
 from umbel.token_file import NO_LOSS, TokenFile
 

@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from umbel.base import BaseFingerprint, linear_shapes
+from umbel.base.fingerprint import BaseFingerprint
+from umbel.base.shapes import linear_shapes
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

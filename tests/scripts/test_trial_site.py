@@ -11,7 +11,7 @@ from scripts.tools.processes import ProcessError
 from scripts.tools.trial_site import LENIENT, RANK, TrialSite, random_adapter, require_done, wait_until
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.base import LINEARS, linear_shapes
+from umbel.base.shapes import LINEARS, linear_shapes
 from umbel.site.config import SiteConfig
 
 

@@ -17,6 +17,8 @@ from umbel.errors import ConfigError
         ({"adapter": "Support"}, "adapter: 'Support' cannot name an adapter"),
         ({"round-secs": 3}, "round-secs is not a setting; did you mean 'round-seconds'"),
         ({"rounds": -1}, "rounds: Input should be greater than or equal to 0"),
+        ({"mixed-base": True}, "mixed-base is not a setting; did you mean 'mixed-bases'"),
+        ({"mixed-bases": "nf4"}, "mixed-bases: Input should be a valid boolean"),
         ({"schedule": "linear"}, "schedule: Input should be 'constant' or 'cosine'"),
     ],
 )
@@ -51,6 +53,11 @@ def test_a_setting_that_is_left_out_is_missing() -> None:
     for key in set(DEFAULTS) - {name.replace("_", "-") for name in StrategyConfig.model_fields}:
         with pytest.raises(ConfigError, match=f"run configuration: {key} is missing"):
             RunConfig.of({name: value for name, value in DEFAULTS.items() if name != key})
+
+
+def test_sites_with_other_bases_take_part_only_where_the_run_asks_for_it() -> None:
+    assert not RunConfig.of(DEFAULTS).mixed_bases
+    assert RunConfig.of({**DEFAULTS, "mixed-bases": True}).mixed_bases
 
 
 def test_options_that_make_no_sense_together_are_named_before_the_run_begins() -> None:

@@ -159,6 +159,7 @@ def test_every_field_of_a_hello_is_signed(world: World) -> None:
     other: dict[str, Any] = {
         "site": "b", "adapters": ("other",), "fingerprint": BASE.model_copy(update={"weights": "o"}),
         "shapes": {"q_proj": (1, 1)}, "dtype": "float32", "max_lora_rank": 1, "train_examples": 11, "eval_examples": 6,
+        "kin": "1" * 64, "packing": "nf4",
         "live": {"support": "support@v1"}, "refused": {"support": ("support@v1",)},
     }  # fmt: skip
     assert other.keys() == Hello.model_fields.keys() - {"signature"}

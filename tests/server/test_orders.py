@@ -179,7 +179,7 @@ def test_an_order_is_signed_with_all_that_is_in_it(world: World) -> None:
     signing.verify(CENTRE.public_key(), submit, submit.signature)
     order = submit.order
     other = {
-        "key": "k", "base": "b", "parent": "p", "round": 7, "run": "r", "nonce": "0" * 64,
+        "key": "k", "base": "b", "kin": "1" * 64, "parent": "p", "round": 7, "run": "r", "nonce": "0" * 64,
         "plan": order.plan.model_copy(update={"steps": 5}),
     }  # fmt: skip
     assert other.keys() == RoundOrder.model_fields.keys()

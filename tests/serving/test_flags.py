@@ -12,9 +12,9 @@ from sglang.srt.server_args import ServerArgs
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.toys.sites.base_dir import write_base, write_shard
-from umbel.base import weight_shapes
-from umbel.base_config import ARCHITECTURES
-from umbel.base_files import EMBEDDING, INDEX, weight_files
+from umbel.base.config import ARCHITECTURES
+from umbel.base.files import EMBEDDING, INDEX, weight_files
+from umbel.base.shapes import weight_shapes
 from umbel.site import flags
 from umbel.site.flag_table import KNOWN, OWNED_FLAGS, REFUSED_FLAGS
 

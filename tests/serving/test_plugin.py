@@ -40,6 +40,7 @@ SCHEDULERS_HOOKS = {
     "sglang.srt.managers.scheduler.dispatch_event_loop": "around",
     "sglang.srt.model_executor.model_runner.ModelRunner.initialize": "before",
     "sglang.srt.distributed.parallel_state.graph_capture": "before",
+    "sglang.srt.model_loader.loader.get_model_loader": "around",
     "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes": "after",
     "sglang.srt.constrained.base_grammar_backend.BaseGrammarBackend.__init__": "after",
     "sglang.srt.constrained.xgrammar_backend.GrammarCompiler.__init__": "before",

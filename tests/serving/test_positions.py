@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tests.toys.sites.base_dir import CONFIG
-from umbel.base_config import config_mistakes
+from umbel.base.config import config_mistakes
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 SAME: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from client.personal import PersonalPart
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
-from tests.toys.deployment import BASE, RANK, SHAPES, adapter, quick, scores, until
+from tests.toys.deployment import BASE, HELD_BASE, RANK, SHAPES, adapter, quick, scores, until
 from tests.toys.engine import MEASURED, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
@@ -123,7 +123,7 @@ def toy_jobs(
     """The jobs of a site, over ten examples that nobody reads."""
     prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, guards or {}, HELD)
     return Jobs(
-        rounds=journal.rounds, supervisor=supervisor, cotrainer=cotrainer, prepared=prepared, fingerprint=BASE,
+        rounds=journal.rounds, supervisor=supervisor, cotrainer=cotrainer, prepared=prepared, base=HELD_BASE,
         shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config), directory=state_dir / "rounds",
         keys=SiteKeys(config.site),
     )  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 
 from client.adapter_bodies import AdapterBodies
 from client.control import group_api, operator_api
+from client.held_base import HeldBase
 from client.journal import Journal
 from client.keys import SiteKeys
 from client.versions import judging, loading
@@ -25,7 +26,7 @@ from serving.supervisor import Supervisor
 from tests.toys.engine import MEASURED, ToyEngine, ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
-from umbel.base import BaseFingerprint
+from umbel.base.fingerprint import BaseFingerprint
 from umbel.errors import EngineGone, TrainingError
 from umbel.messages import ShadowReport
 from umbel.site.config import SiteConfig
@@ -35,6 +36,7 @@ RANK = 2
 NOT_JUDGED = (Lifecycle.CANDIDATE, Lifecycle.PROBING, Lifecycle.WATCHING)
 SHAPES = {"model.layers.0.self_attn.q_proj": (6, 5), "model.layers.0.self_attn.v_proj": (4, 5)}
 BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t", chat_template="x")
+HELD_BASE = HeldBase(BASE, kin="1" * 64)
 
 
 class ToyJobs:
@@ -78,7 +80,7 @@ class Deployment:
     def _deployer(self) -> Deployer:
         return Deployer(
             config=self.config, journal=self.journal, served=self.served, supervisor=self.supervisor, jobs=self.jobs,
-            fingerprint=BASE, shapes=SHAPES, keys=SiteKeys(self.config.site),
+            base=HELD_BASE, shapes=SHAPES, keys=SiteKeys(self.config.site),
         )  # fmt: skip
 
     async def __aenter__(self) -> "Deployment":

@@ -31,7 +31,7 @@ from serving.trainer_socket import (
 )
 from tests.toys.serving.served_model import fused
 from umbel import peft_dir, token_file, wire
-from umbel.base import LINEARS, linear_shapes
+from umbel.base.shapes import LINEARS, linear_shapes
 from umbel.messages import TrainPlan
 from umbel.site.sections import SloSection, TrainingSection
 

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Callable
 from pathlib import Path
 from socketserver import UnixStreamServer
+from typing import Literal
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from tests.toys.sites.socket_server import serve
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, Lifecycle
-from umbel.base import BaseFingerprint
+from umbel.base.fingerprint import BaseFingerprint
 from umbel.messages import (
     Decision,
     Evaluation,
@@ -38,6 +39,8 @@ class ToySite:
     """Distinct examples that it says it holds."""
     steps = 0
     """Steps that it says it did; 0: all."""
+    kin = ""
+    packing: Literal["", "nf4", "fp4"] = ""
 
     def __init__(self, name: str, socket: Path, *, step: float = 0.5, polls: int = 1) -> None:
         self.name = name
@@ -93,17 +96,20 @@ class ToySite:
 
     def hello(self) -> Hello:
         return Hello(
-            site=self.name, adapters=("support",), fingerprint=self.base, shapes=self.shapes, dtype="bfloat16",
-            max_lora_rank=self.max_lora_rank, train_examples=10, eval_examples=5, live={"support": self.live},
-            refused={"support": tuple(self.refused)},
+            site=self.name, adapters=("support",), fingerprint=self.base, kin=self.kin, packing=self.packing,
+            shapes=self.shapes, dtype="bfloat16", max_lora_rank=self.max_lora_rank, train_examples=10, eval_examples=5,
+            live={"support": self.live}, refused={"support": tuple(self.refused)},
         )  # fmt: skip
 
     @property
     def refused(self) -> list[str]:
         return [ref for ref, report in self.shadows.items() if report.state == "rejected"] + self.went_back_from
 
+    def accepts_base(self, base: str, kin: str) -> bool:
+        return base == self.base.digest or (kin != "" and kin == self.kin)
+
     def submit(self, order: RoundOrder, parent: bytes) -> RoundReport | tuple[int, str]:
-        if order.base != self.base.digest:
+        if not self.accepts_base(order.base, order.kin):
             return 422, "BaseMismatch"
         ranks = {a.shape[0] for a, _ in peft_dir.factors(peft_dir.decode(parent)).values()}
         if order.parent != peft_dir.digest(parent) or ranks - {order.plan.rank} or order.plan.rank > self.max_lora_rank:
@@ -144,6 +150,8 @@ class ToySite:
         return peft_dir.encode(self.hurt(tensors))
 
     def shadow(self, manifest: AdapterManifest, blob: bytes) -> ShadowReport | tuple[int, str]:
+        if not self.accepts_base(manifest.base, manifest.kin):
+            return 422, "BaseMismatch"
         if peft_dir.digest(blob) != manifest.digest or manifest.rank > self.max_lora_rank:
             return 422, "AdapterError"
         ref = str(manifest.ref)

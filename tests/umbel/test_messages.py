@@ -1,5 +1,6 @@
 """Messages between centre and site: their bounds, and the values that are derived from them."""
 
+import json
 import math
 from typing import Any
 
@@ -8,8 +9,9 @@ from pydantic import ValidationError
 
 from umbel import wire
 from umbel.adapter import Personal
+from umbel.base.fingerprint import BaseFingerprint
 from umbel.errors import WireError
-from umbel.messages import Evaluation, JobState, RoundOrder, RoundReport, TrainPlan, Verdict
+from umbel.messages import Evaluation, Hello, JobState, RoundOrder, RoundReport, TrainPlan, Verdict
 from umbel.statements import UpdateStatement
 
 PLAN = TrainPlan(rank=8, steps=1, seconds=1.0)
@@ -52,6 +54,31 @@ def test_a_round_key_is_fit_to_be_a_file_name(key: str) -> None:
         RoundOrder(key=key, base="b", parent="p", round=1, plan=PLAN)
 
 
+ORDER = RoundOrder(key="k", base="b", parent="p", round=1, plan=PLAN)
+BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t", chat_template="x")
+HELLO = Hello(
+    site="a", adapters=("support",), fingerprint=BASE, shapes={"q_proj": (6, 5)}, dtype="float32", max_lora_rank=4,
+    train_examples=1, eval_examples=1, live={},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [ORDER, HELLO], ids=["order", "hello"])
+def test_what_says_nothing_of_kin_is_written_as_by_earlier_releases_and_read_back(said: RoundOrder | Hello) -> None:
+    assert not {"kin", "packing"} & json.loads(said.model_dump_json()).keys()
+    assert type(said).model_validate_json(said.model_dump_json()) == said
+    kin = said.model_copy(update={"kin": "1" * 64})
+    assert type(said).model_validate_json(kin.model_dump_json()) == kin
+    assert wire.unpack_model(wire.pack_model(kin), type(said)) == kin
+
+
+@pytest.mark.parametrize("kin", ["1", "1" * 63, "A" * 64, "../" + "1" * 61, "1" * 64 + "\n"])
+def test_kin_is_a_digest_or_empty(kin: str) -> None:
+    with pytest.raises(ValidationError, match="kin"):
+        RoundOrder.model_validate({**ORDER.model_dump(), "kin": kin})
+    with pytest.raises(ValidationError, match="kin"):
+        Hello.model_validate({**HELLO.model_dump(), "kin": kin})
+
+
 def test_a_loss_that_is_no_number_survives_json() -> None:
     report = RoundReport(key="k", state=JobState.DONE, parent="p", loss_sum=math.nan)
     assert math.isnan(RoundReport.model_validate_json(report.model_dump_json()).loss_sum)
@@ -66,9 +93,8 @@ def test_means_are_those_of_the_sums_and_of_nothing_they_are_nan() -> None:
 
 
 def test_a_statement_is_of_the_report_without_its_signature() -> None:
-    order = RoundOrder(key="k", base="b", parent="p", round=1, plan=PLAN)
     report = RoundReport(key="k", state=JobState.DONE, parent="p", signature="0" * 128)
-    assert UpdateStatement.of("a", order, report).report == report.model_copy(update={"signature": ""})
+    assert UpdateStatement.of("a", ORDER, report).report == report.model_copy(update={"signature": ""})
 
 
 def test_states_of_a_job_that_are_final() -> None:

@@ -20,10 +20,11 @@ from cryptography.hazmat.primitives.serialization import (
 
 from umbel import signing, wire
 from umbel.adapter import AdapterManifest, Personal
-from umbel.base import BaseFingerprint
+from umbel.base.fingerprint import BaseFingerprint
 from umbel.errors import AdapterError, ConfigError
-from umbel.messages import Shadow
+from umbel.messages import Hello, JobState, RoundOrder, RoundReport, Shadow, Submit, TrainPlan
 from umbel.peft_dir import encode_manifest
+from umbel.statements import HelloStatement, UpdateStatement
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -38,7 +39,7 @@ FULL: dict[str, Any] = {
     "certificate": {"m": 1e-300}, "metrics": {"train-loss": float("nan"), "other": float("inf")},
     "site_metrics": {"clinic-a": {"seconds": 1.5}}, "counts": {"clinic-a": {"num-examples": 7}}, "run_id": "9",
     "code": "0.1.0", "config": "4" * 64, "created": "2026-11-21T07:00:00+00:00",
-    "personal": Personal(part="adapter", rank=4),
+    "personal": Personal(part="adapter", rank=4), "kin": "7" * 64, "bases": {"nf4": 0.6, "bfloat16": 0.4},
 }  # fmt: skip
 OTHER: dict[str, Any] = {
     "name": "other", "version": 4, "digest": "5" * 64, "base": "5" * 64, "fingerprint": None, "lineage": "f00e",
@@ -48,7 +49,7 @@ OTHER: dict[str, Any] = {
     "weights": {"clinic-b": 0.3, "clinic-a": 1e-7}, "left_out": {}, "certificate": {"m": 0.0},
     "metrics": {"train-loss": 0.0, "other": float("inf")}, "site_metrics": {}, "counts": {"clinic-a": {}},
     "run_id": "", "code": "0.1.1", "config": "", "created": "",
-    "personal": Personal(part="adapter", rank=3),
+    "personal": Personal(part="adapter", rank=3), "kin": "", "bases": {"nf4": 0.6, "float16": 0.4},
 }  # fmt: skip
 """Field → another value that is as near as possible."""
 
@@ -131,6 +132,25 @@ def test_a_field_that_a_later_release_adds_leaves_signatures_valid() -> None:
     later = Later.model_validate(manifest().model_dump())
     assert signed(later, signing.sign(KEY, manifest()))
     assert not signed(later.model_copy(update={"novelty": {"a": 1}}), signing.sign(KEY, manifest()))
+
+
+def test_an_order_and_a_hello_without_kin_are_signed_as_by_earlier_releases() -> None:
+    """They lie inside what is signed, where defaults are not left out."""
+    plan = TrainPlan(rank=1, steps=1, seconds=1.0)
+    order = RoundOrder(key="k", base="b", parent="p", round=1, plan=plan)
+    hello = Hello(
+        site="a", adapters=("support",), fingerprint=BASE, shapes={"q_proj": (6, 5)}, dtype="float32",
+        max_lora_rank=4, train_examples=1, eval_examples=1, live={},
+    )  # fmt: skip
+    report = RoundReport(key="k", state=JobState.DONE, parent="p")
+
+    def signed_of(**kin: str) -> list[bytes]:
+        said, greeted = order.model_copy(update=kin), hello.model_copy(update=kin)
+        submit, update = Submit(adapter="support", order=said), UpdateStatement.of("a", said, report)
+        return [signing.canonical(one) for one in (submit, update, HelloStatement.of("0", greeted))]
+
+    assert not any(b'"kin"' in content or b'"packing"' in content for content in signed_of())
+    assert all(b'"kin"' in content for content in signed_of(kin="1" * 64))
 
 
 # Key files

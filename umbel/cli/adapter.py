@@ -143,7 +143,10 @@ def export(
     with _opened(registry) as (opened, _):
         from server.registry import export as exporter
 
-        print(exporter.export(opened, opened.resolve(ref), into, base=base))
+        version = opened.resolve(ref)
+        print(exporter.export(opened, version, into, base=base))
+        if warning := exporter.other_kind(opened.manifest(version), base):
+            print(f"{version}: {warning}", file=sys.stderr)
 
 
 @adapter_app.command("gc", epilog=calls(f"umbel adapter gc {AT}", f"umbel adapter gc --yes {AT}"))

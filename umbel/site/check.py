@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from umbel import ports, secret_file, signing
-from umbel.base import read_config, weight_shapes
-from umbel.base_config import config_mistakes
-from umbel.base_files import file_mistakes
+from umbel.base.config import config_mistakes
+from umbel.base.files import file_mistakes
+from umbel.base.packed import MISSING, bitsandbytes_is_missing, packing_of
+from umbel.base.shapes import read_config, weight_shapes
 from umbel.errors import ConfigError, UmbelError
 from umbel.site import flags
 from umbel.site.config import SiteConfig
+from umbel.site.slow_dtype import on_cpu
 from umbel.site.variables import blamed, name_of
 
 LONGEST_SOCKET_PATH = 100
@@ -127,6 +129,13 @@ def _model_mistakes(config: SiteConfig) -> Iterator[UmbelError]:
         yield ConfigError(f"{model}: lacks tokenizer.json; copy the whole model directory there")
     found = list(config_mistakes(model, base, _longest_text(config, base)))
     yield from found
+    if bitsandbytes_is_missing(base):
+        yield ConfigError(f"{model / 'config.json'}: {MISSING}")
+    if packing_of(base) and config.engine.dtype == "float32" and not on_cpu(config.engine.device):
+        yield ConfigError(
+            f"{name_of('engine', 'dtype')}: on a GPU SGLang serves a packed base in 16 bits only; set bfloat16 or "
+            "float16"
+        )
     # Without the sizes nothing can be expected of the weights.
     yield from file_mistakes(model, {} if any(isinstance(one, ConfigError) for one in found) else weight_shapes(model))
 

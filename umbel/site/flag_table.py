@@ -39,10 +39,12 @@ _REFUSED = {
         cpu_offload_gb offload_group_size enable_memory_saver enable_weights_cpu_backup
         enable_draft_weights_cpu_backup""",
     "the next start would find no model": "delete_ckpt_after_loading",
-    "training computes with the weights and the cache in [engine].dtype, and quantised ones are not supported yet; "
-    "give an unquantised base": """
-        quantization quantization_param_path kv_cache_dtype modelopt_quant modelopt_checkpoint_restore_path
-        modelopt_checkpoint_save_path modelopt_export_path quantize_and_serve rl_quant_profile""",
+    "what is served would not be what the model directory has, which is trained on and fingerprinted; for a base in 4 "
+    "bits give a directory that `umbel base pack` has made": """
+        quantization modelopt_quant modelopt_checkpoint_restore_path modelopt_checkpoint_save_path
+        modelopt_export_path quantize_and_serve rl_quant_profile""",
+    "training computes keys and values in [engine].dtype, and the cache would round them; leave it out": """
+        kv_cache_dtype quantization_param_path""",
     "a site is one scheduler on one device yet": """
         tp_size tensor_parallel_size pp_size pipeline_parallel_size dp_size data_parallel_size attn_dp_size
         attention_data_parallel_size attn_cp_size attention_context_parallel_size moe_dp_size moe_data_parallel_size

@@ -5,11 +5,13 @@ that a training step keeps are added up here, in bytes. A *rung* is a size of mi
 activations again. On a CPU nothing measures memory, so the co-trainer takes these numbers there, too.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from umbel.base import LINEARS, layer_shapes
+from umbel.base.packed import packing_of
+from umbel.base.shapes import LINEARS, layer_shapes
 
 HEAD_TOKENS = 256
 """Most tokens of a piece of the head: their logits over the whole vocabulary are the largest tensors of a step."""
@@ -77,9 +79,14 @@ def training_bytes(base: Mapping[str, Any], training: Training, rows: int, recom
     inputs = 2 * width * base["hidden_size"]  # of both sub-blocks of a layer
     kept = layers * inputs + max(attention, mlp) if recompute else layers * (attention + mlp)
     widest = max(base["hidden_size"], base["intermediate_size"], _heads(base)[0])
-    working = tokens * widest * (2 * FP32 + 3 * width)
+    working = tokens * widest * (2 * FP32 + 3 * width) + _unpacked_bytes(base, width)
     head = min(tokens, HEAD_TOKENS) * base["vocab_size"] * (3 * FP32 + width)
     return int(state_bytes(base, training) + tokens * (kept + 2 * inputs) + max(working, head))
+
+
+def _unpacked_bytes(base: Mapping[str, Any], width: int) -> int:
+    """Return what the largest linear layer of a packed base takes while it is unpacked; a CPU unpacks it in parts."""
+    return width * max(map(math.prod, layer_shapes(base).values())) if packing_of(base) else 0
 
 
 def kept_per_token(base: Mapping[str, Any], training: Training) -> tuple[int, int]:

@@ -4,14 +4,13 @@ The rules are SGLang 0.5.23's, for one device (`arg_groups/memory_hook.py`): it 
 and the KV cache gets what base and adapters leave. umbel takes training's part off that.
 """
 
-import math
 import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from umbel.base import read_config, weight_shapes
+from umbel.base.shapes import base_bytes, read_config
 from umbel.site import flags
 from umbel.site.config import SiteConfig
 from umbel.site.memory import (
@@ -44,6 +43,8 @@ class MemoryPlan:
     device: int | None
     """All of the device; None for a CPU."""
     weights: int
+    saved: int
+    """What packing its linear layers in 4 bits saves of the base; 0 for a base that is not packed."""
     adapters: int
     """Slots of the adapters that are served."""
     runtime: int
@@ -66,7 +67,7 @@ class MemoryPlan:
         base, engine, asked = read_config(config.model.path), config.engine, config.training
         given = {flags.plain(flag): value for flag, value in engine.extra_args.items()}
         width = ITEMSIZE[engine.dtype]
-        weights = width * sum(math.prod(shape) for shape in weight_shapes(config.model.path).values())
+        weights, unpacked = base_bytes(config.model.path, width)
         adapters = engine.slots * width * lora_elements(base, engine.max_lora_rank, engine.target_modules)
         runtime = 0 if device is None else CONTEXT + _runtime(device - CONTEXT, device, given)
         room = CPU_ROOM if device is None else device - runtime - weights - adapters
@@ -78,8 +79,8 @@ class MemoryPlan:
             training = asked.memory_mb * MIB
             chosen = next((rung for rung in every if rung.bytes <= training), None)
         return cls(
-            device=device, weights=weights, adapters=adapters, runtime=runtime, training=training,
-            rows=chosen.rows if chosen else None, recompute=chosen is not None and chosen.recompute,
+            device=device, weights=weights, saved=unpacked - weights, adapters=adapters, runtime=runtime,
+            training=training, rows=chosen.rows if chosen else None, recompute=chosen is not None and chosen.recompute,
             least=min(rung.bytes for rung in every), room=room, kv_bytes_per_token=kv_bytes_per_token(base, width),
             most_kv_tokens=given.get("max_total_tokens", CPU_TOKENS if device is None else None),
         )  # fmt: skip
@@ -99,13 +100,18 @@ class MemoryPlan:
         if self.rows is not None:
             how = f"micro-batches of {self.rows}, activations {'computed again' if self.recompute else 'kept'}"
         where = "on a CPU" if self.device is None else f"of {_size(self.device)}"
-        return f"memory {where}: {listed}: {self.kv_tokens:,} tokens, {how}"
+        packed = ""
+        if self.saved:
+            tokens = self.saved // self.kv_bytes_per_token
+            packed = f"; the base is packed, which saves {_size(self.saved)}, as much as {tokens:,} tokens of KV cache"
+        return f"memory {where}: {listed}: {self.kv_tokens:,} tokens, {how}{packed}"
 
     def mistake(self) -> str | None:
         """Say what does not fit and what to do; None where all does."""
         remedy = "lower SGLang's own part ([engine.extra_args] mem_fraction_static, chunked_prefill_size)"
         if self.room <= 0:
-            return f"base and SGLang take {_size(-self.room)} more than the device has; {remedy}"
+            pack = "" if self.saved else "pack the base in 4 bits (`umbel base pack`), or "
+            return f"base and SGLang take {_size(-self.room)} more than the device has; {pack}{remedy}"
         if self.rows is None:
             return (
                 f"training needs at least {_size(self.least)}, and gets {_size(self.training)} of the "

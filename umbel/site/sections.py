@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from umbel.adapter import AdapterName
-from umbel.base import LINEARS
+from umbel.base.shapes import LINEARS
 from umbel.site import flags
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "quanta": ["scripts/bench_quanta"],
     "slack": ["scripts/bench_slack"],
     "overlap": ["scripts/bench_overlap"],
+    "four-bit": ["scripts/bench_four_bit"],
     "aggregate": [
         "scripts/bench_aggregate",
         "--dense",

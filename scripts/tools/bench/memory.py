@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.tools.repository import REPOSITORY
+from serving.four_bit.linear import FourBitLinear
+from serving.four_bit.pack import pack
+from umbel.base.packed import packing_of
+from umbel.base.shapes import read_config
 
 RANK, MICRO_BATCH, SEQ_LEN = 8, 2, 64
 MB = 1e6
@@ -20,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--four-bit", action="store_true", help="pack the base in 4 bits first")
     parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
@@ -27,6 +32,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="umbel-") as folder:
         base = make_base(Path(folder) / "base", options.hidden, options.layers)
+        if options.four_bit:
+            pack(base, Path(folder) / "packed")
+            base = Path(folder) / "packed"
         base_bytes = sum(shard.stat().st_size for shard in base.glob("*.safetensors"))
         command = [sys.executable, "-m", "scripts.tools.bench.memory", "--alone", str(base)]
         separate = json.loads(
@@ -59,7 +67,7 @@ def build(model: Any) -> Any:
     """Make a trainer over a model, with the sizes of this benchmark."""
     from serving.cotrainer.quantum import Pieces
     from serving.cotrainer.trainer import LoraTrainer
-    from umbel.base import LINEARS
+    from umbel.base.shapes import LINEARS
 
     pieces = Pieces.whole(MICRO_BATCH, SEQ_LEN)
     return LoraTrainer(model, max_rank=RANK, target_modules=LINEARS, seq_len=SEQ_LEN, pieces=pieces)
@@ -76,7 +84,9 @@ def alone(base: Path) -> dict[str, int]:
     assert imported
     before = private_bytes()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    for parameter in model.parameters():
+    if packing_of(read_config(base)):
+        FourBitLinear.replace(model)
+    for parameter in filter(torch.is_floating_point, model.parameters()):
         parameter.data = parameter.data.clone()  # a loaded base, not pages of a file that somebody else may map too
     trainer = build(model)
     for _ in trainer.warm_up():

@@ -32,8 +32,9 @@ PAUSE_S = 0.05
 SETTLE_S = 3.0
 """After a round of training has begun: its files are open and the pieces have their size."""
 TARGETS = "[slo]\nttft_ms = 150\ntpot_ms = 30\n"
-Found = dict[tuple[bool, str], list[Outcome]]
-"""(with SGLang's overlap loop, training off or on) → answers."""
+Found = dict[tuple[str, str], list[Outcome]]
+"""(way of serving, training off or on) → answers."""
+WAYS = ("overlap loop", "umbel's default")
 
 
 def main() -> None:
@@ -43,15 +44,15 @@ def main() -> None:
     count = parser.parse_args().requests
     found: Found = defaultdict(list)
     seeds = itertools.count(1)
-    for overlap in (True, False, False, True):
+    for way in (*WAYS, *reversed(WAYS)):
         with tempfile.TemporaryDirectory(prefix="umbel-") as name:
             processes = Processes(Path(name) / "logs")
             try:
-                site = started(Path(name), processes, overlap)
-                asyncio.run(measure(site, overlap, count, seeds, found))
+                site = started(Path(name), processes, overlap=way == WAYS[0])
+                asyncio.run(measure(site, way, count, seeds, found))
             finally:
                 processes.stop()
-    show(found)
+    show(found, WAYS)
 
 
 def started(folder: Path, processes: Processes, overlap: bool) -> TrialSite:
@@ -66,7 +67,7 @@ def started(folder: Path, processes: Processes, overlap: bool) -> TrialSite:
     return site
 
 
-async def measure(site: TrialSite, overlap: bool, count: int, seeds: Iterator[int], found: Found) -> None:
+async def measure(site: TrialSite, way: str, count: int, seeds: Iterator[int], found: Found) -> None:
     """Add the answers to `count` requests without training and to as many beside it."""
     client = Client(site.url, "tiny", PROMPT_IDS)
 
@@ -85,22 +86,23 @@ async def measure(site: TrialSite, overlap: bool, count: int, seeds: Iterator[in
                 require_done(site.submit("bench", parent, steps=1_000_000, seconds=600))
                 await asyncio.sleep(SETTLE_S)
             for _ in range(count):
-                found[overlap, training].append(await ask())
+                found[way, training].append(await ask())
                 await asyncio.sleep(PAUSE_S)
     finally:
         await client.close()
 
 
-def show(found: Found) -> None:
-    """Print a line for each way and its ratio to SGLang's overlap loop."""
+def show(found: Found, ways: tuple[str, str]) -> None:
+    """Print the first way of serving → the second one, and their ratio."""
+    print(f"{ways[0]} → {ways[1]}")
     for training in ("off", "on"):
         for name in ("ttft", "tpot"):
-            loop, none = ([1e3 * getattr(answer, name) for answer in found[way, training]] for way in (True, False))
+            one, other = ([1e3 * getattr(answer, name) for answer in found[way, training]] for way in ways)
             columns = []
             for q in (0.5, 0.95):
-                before, after = quantile(loop, q), quantile(none, q)
+                before, after = quantile(one, q), quantile(other, q)
                 columns.append(f"P{q * 100:.0f} {before:5.1f} → {after:5.1f} ms ({after / before:.2f})")
-            print(f"training {training:3}  {name.upper()} {', '.join(columns)};  {len(loop)} requests each")
+            print(f"training {training:3}  {name.upper()} {', '.join(columns)};  {len(one)} requests each")
 
 
 if __name__ == "__main__":

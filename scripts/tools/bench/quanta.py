@@ -1,7 +1,8 @@
 """Compares the training throughput in quanta with that of plain peft loops: ABBA blocks, CPU and wall time.
 
 Two plain loops: `peft` is what one writes first (labels given to the model, AdamW as it comes); `peft, lean` computes
-logits of answer tokens only and uses the fused AdamW, as the quanta do, so what is left is the price of the cuts.
+logits of answer tokens only and uses the fused AdamW, as the quanta do, so what is left is the price of the cuts. The
+last lines are of the same base packed in 4 bits (nf4), against it as it is.
 """
 
 import argparse
@@ -22,13 +23,19 @@ from serving.bench.intervals import mean_ratio
 from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer
-from umbel.base import LINEARS
+from serving.four_bit.library import bitsandbytes
+from serving.four_bit.linear import FourBitLinear
+from serving.four_bit.weight import FourBitWeight
+from umbel.base.shapes import LINEARS
 from umbel.messages import TrainPlan
 from umbel.token_file import NO_LOSS, TokenFile
 
 RANK = 8
-MODELS = {"tiny": (64, 2, 512), "demo": (256, 3, 2048), "large": (512, 4, 4096)}
-"""Name → hidden, layers, vocabulary."""
+MODELS = {
+    "tiny": (64, 160, 2, 4, 2, 512), "demo": (256, 640, 3, 4, 2, 2048), "large": (512, 1280, 4, 8, 4, 4096),
+    "smollm2": (576, 1536, 30, 9, 3, 49152),
+}  # fmt: skip
+"""Name → width of the hidden states and of the MLP, layers, heads, of them with keys of their own, vocabulary."""
 Timed = tuple[float, float]
 """CPU seconds, wall seconds."""
 
@@ -64,6 +71,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10, help="ABBA pairs per comparison")
     parser.add_argument("--seconds", type=float, default=2.0, help="of one block, roughly")
     parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--only-four-bit", action="store_true", help="only the lines of the packed base")
     parser.add_argument("--mlp-tokens", type=int, help="cut below the sub-blocks as well, in runs of so many tokens")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -75,32 +84,42 @@ def main() -> None:
 
 def compare(name: str, options: argparse.Namespace) -> None:
     """Time all loops on one model; blocks are as many steps as take about `options.seconds`."""
-    task = Task(make_data(options.seq_len, MODELS[name][2]), 1, 8, 4)
+    task = Task(make_data(options.seq_len, MODELS[name][-1]), 1, 8, 4)
     whole = Pieces(task.micro_batch, task.micro_batch, task.micro_batch * options.seq_len, 1 << 20)
     cut = Pieces(task.micro_batch, 1, options.mlp_tokens or 64, options.mlp_tokens or 64)
-    trainer = LoraTrainer(
-        make_model(name), max_rank=RANK, target_modules=LINEARS, seq_len=options.seq_len, pieces=whole
+    few = Pieces(task.micro_batch, 1, 16, 16)
+    dtype = getattr(torch, options.dtype)
+    trainer, packed = (
+        LoraTrainer(model, max_rank=RANK, target_modules=LINEARS, seq_len=options.seq_len, pieces=whole)
+        for model in (make_model(name).to(dtype), in_four_bits(make_model(name).to(dtype)))
     )
-    for _ in trainer.warm_up():
-        pass
-    wrapped = wrap(make_model(name))
+    for one in (trainer, packed):
+        for _ in one.warm_up():
+            pass
     loops: dict[str, Callable[[Task], None]] = {
-        "peft": plain(wrapped, lean=False),
-        "peft, lean": plain(wrapped, lean=True),
         "quanta": quanta(trainer, whole),
         "quanta, cut finely": quanta(trainer, cut),
+        "quanta, 16 tokens": quanta(trainer, few),
+        "4 bits": quanta(packed, whole),
+        "4 bits, cut finely": quanta(packed, cut),
+        "4 bits, 16 tokens": quanta(packed, few),
     }
+    pairs = [
+        ("4 bits", "quanta"), ("4 bits, cut finely", "quanta, cut finely"), ("4 bits, 16 tokens", "quanta, 16 tokens"),
+    ]  # fmt: skip
+    if not options.only_four_bit:
+        wrapped = wrap(make_model(name))
+        loops |= {"peft": plain(wrapped, lean=False), "peft, lean": plain(wrapped, lean=True)}
+        pairs = [("quanta", "peft"), ("quanta", "peft, lean"), ("quanta, cut finely", "peft, lean"), *pairs]
     for loop in loops.values():
         loop(task)
     began = time.perf_counter()
     loops["quanta"](Task(task.data, 4, task.batch_size, task.micro_batch))
     steps = max(2, round(options.seconds * 4 / (time.perf_counter() - began)))
     task = Task(task.data, steps, task.batch_size, task.micro_batch)
-    for ours, theirs in (
-        ("quanta", "peft"), ("quanta", "peft, lean"), ("quanta, cut finely", "peft, lean"),
-    ):  # fmt: skip
-        pairs = [abba(loops[ours], loops[theirs], task) for _ in range(options.pairs)]
-        report(name, ours, theirs, steps, pairs)
+    for ours, theirs in pairs:
+        found = [abba(loops[ours], loops[theirs], task) for _ in range(options.pairs)]
+        report(name, ours, theirs, steps, found)
 
 
 def abba(ours: Callable[[Task], None], theirs: Callable[[Task], None], task: Task) -> tuple[float, float, float]:
@@ -124,7 +143,7 @@ def report(name: str, ours: str, theirs: str, steps: int, pairs: list[tuple[floa
     """Print the mean ratios of all ABBA pairs, with a 95 % interval of the one by CPU time."""
     cpu, wall, milliseconds = zip(*pairs, strict=True)
     print(
-        f"{name:6} {ours:18} / {theirs:10} throughput by CPU time {mean_ratio(cpu).text(3)},"
+        f"{name:7} {ours:18} / {theirs:18} throughput by CPU time {mean_ratio(cpu).text(3)},"
         f" by wall time {mean_ratio(wall).value:.3f};  {statistics.median(milliseconds):.1f} ms per step,"
         f" {len(pairs)} ABBA of {steps} steps",
         flush=True,
@@ -189,14 +208,24 @@ def answers_loss(wrapped: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch
 
 def make_model(name: str) -> Any:
     """Make a Llama of one of the `MODELS` with random weights, in float32."""
-    hidden, layers, vocabulary = MODELS[name]
+    hidden, inner, layers, heads, kv_heads, vocabulary = MODELS[name]
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=int(hidden * 2.5), num_hidden_layers=layers,
-        num_attention_heads=max(4, hidden // 64), num_key_value_heads=max(2, hidden // 128),
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads,
     )  # fmt: skip
     made: Any = transformers.LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     return made.float().eval()
+
+
+def in_four_bits(model: Any) -> Any:
+    """Pack the linear layers of a model's blocks in nf4, in memory."""
+    for name, module in list(model.named_modules()):
+        if name.rpartition(".")[2] in LINEARS:
+            weight = module.weight.data.contiguous()
+            packed = bitsandbytes().functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+            model.set_submodule(name, FourBitLinear(FourBitWeight(*packed)))
+    return model
 
 
 def wrap(model: Any) -> Any:

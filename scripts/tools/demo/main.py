@@ -1,9 +1,10 @@
 """The demo: a federation of sites that serve users while they learn, on one machine, every part real.
 
-    scripts/demo [--base tiny|real] [--sites 2] [--rounds 3] [--out DIR] [--insecure]
+    scripts/demo [--base tiny|real] [--four-bit [all|one]] [--sites 2] [--rounds 3] [--out DIR] [--insecure]
 
 With `--base real` the sites serve SmolLM2-135M-Instruct and learn invented facts of a clinic and of a shop, in English;
-the demo then ends with their answers before and after.
+the demo then ends with their answers before and after. With `--four-bit` the base is packed first, and every site
+serves and trains on its 4-bit weights; with `--four-bit one` only the first site does, and the run mixes both kinds.
 
 It runs with TLS, with SuperNodes that are known by their keys, and with signed orders, versions and updates; with
 `--insecure` it runs without all of these. The exit status is 0 only if no user's request failed, every round was
@@ -39,7 +40,10 @@ def main() -> int:
         from scripts.tools.demo.settings import SETTINGS
 
         setting = SETTINGS[options.base]
-        demo = Demo(out, options.sites, options.rounds, processes, secure=options.secure, setting=setting)
+        demo = Demo(
+            out, options.sites, options.rounds, processes,
+            secure=options.secure, setting=setting, four_bit=options.four_bit,
+        )  # fmt: skip
         return demo.run()
     except ProcessError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
@@ -66,6 +70,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--base", choices=("tiny", "real"), default="tiny",
         help="tiny: trained here, 5 minutes in all (default); real: SmolLM2-135M-Instruct, up to 30 minutes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--four-bit", choices=("all", "one"), nargs="?", const="all",
+        help="pack the base in 4 bits for all sites (default), or for the first one only, with mixed-bases=true",
     )  # fmt: skip
     parser.add_argument("--sites", type=int, default=2, help="SGLang servers, about 4 GB each (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the federation (default 3)")

@@ -15,8 +15,10 @@ from scripts.tools.demo.answers import show_answers
 from serving.cotrainer.job import read_factors
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer
+from serving.four_bit.linear import FourBitLinear
 from serving.scores import Scores
-from umbel.base import LINEARS
+from umbel.base.packed import packing_of
+from umbel.base.shapes import LINEARS, read_config
 from umbel.token_file import TokenFile
 
 
@@ -28,6 +30,8 @@ class Examiner:
         self._base, self._seq_len = base, seq_len
         disable_progress_bar()  # type: ignore[no-untyped-call]
         model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+        if packing_of(read_config(base)):
+            FourBitLinear.replace(model)
         pieces = Pieces.whole(16, seq_len)
         self._trainer = LoraTrainer(model, max_rank=rank, target_modules=LINEARS, seq_len=seq_len, pieces=pieces)
 

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -16,10 +16,13 @@ from scripts.tools.demo.report import Examiner, show
 from scripts.tools.demo.settings import SETTINGS, Setting
 from scripts.tools.demo.site import DemoSite
 from scripts.tools.demo.users import Users
+from scripts.tools.packed_base import packed_base
 from scripts.tools.processes import Flower, Processes
 from scripts.tools.repository import REPOSITORY
 from server.bundle import export
 from server.registry.events import EVENTS, EventReader
+from serving.four_bit.pack import sign_origin
+from umbel import signing
 from umbel.site.config import SiteConfig
 
 TASKS = ("clinic", "shop")
@@ -32,8 +35,9 @@ class Demo:
 
     def __init__(
         self, out: Path, sites: int, rounds: int, processes: Processes, *, secure: bool,
-        setting: Setting = SETTINGS["tiny"],
+        setting: Setting = SETTINGS["tiny"], four_bit: Literal["all", "one"] | None = None,
     ) -> None:  # fmt: skip
+        self.four_bit = four_bit
         self.out, self.rounds, self.processes, self.setting = out, rounds, processes, setting
         self.console = Console(width=None if sys.stdout.isatty() else 120)
         self.keys = out / "keys" if secure else None
@@ -44,22 +48,30 @@ class Demo:
 
     def run(self) -> int:
         """Run every step; return the exit status."""
-        base = self.build_base()
-        data = self.write_data()
         self.make_keys()
+        bases = self.build_bases()
+        data = self.write_data()
         for site in self.sites:
-            self.start_site(site, base, data[site.task])
+            self.start_site(site, bases[site.name], data[site.task])
         self.start_users(data)
         events = self.run_federation()
         alone = self.train_alone()
         self.stop_users()
-        summary = self.summarize(base, data, alone, events)
+        summary = self.summarize(bases, data, alone, events)
         return self.conclude(summary)
 
-    def build_base(self) -> Path:
-        """Make the base model, or take the one that an earlier demo has made."""
+    def build_bases(self) -> dict[str, Path]:
+        """Make the base model, or take the one that an earlier demo has made; return the directory of each site's."""
         self.say(self.setting.told)
-        return self.setting.make_base(self.show_steps)
+        base = self.setting.make_base(self.show_steps)
+        bases = {site.name: base for site in self.sites}
+        if self.four_bit is not None:
+            self.say(f"in 4 bits at {'every site' if self.four_bit == 'all' else self.sites[0].name}")
+            packed = packed_base(base)
+            if self.keys is not None:
+                sign_origin(packed, signing.read_private(self.keys / "centre" / "signing.key"))
+            bases |= {site.name: packed for site in (self.sites if self.four_bit == "all" else self.sites[:1])}
+        return bases
 
     def write_data(self) -> dict[str, tuple[Path, Path]]:
         """Write the examples of each task that a site has; return (training file, held-out file) by task."""
@@ -104,7 +116,7 @@ class Demo:
         settings = {
             "registry": registry, "rounds": self.rounds, "quorum": len(self.sites), "rank": setting.rank,
             "steps": setting.steps, "batch-size": setting.batch, "learning-rate": setting.learning_rate,
-            "round-seconds": setting.round_seconds,
+            "round-seconds": setting.round_seconds, "mixed-bases": self.four_bit == "one",
         }  # fmt: skip
         run = flower.run(export(REPOSITORY, self.out / "app"), settings)
         shown: list[dict[str, Any]] = []
@@ -142,20 +154,30 @@ class Demo:
         return {site.name: alone[site.name] for site in self.sites}
 
     def summarize(
-        self, base: Path, data: dict[str, tuple[Path, Path]], alone: dict[str, Path], events: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Measure the base, each site alone and every version on every task; return the content of `summary.json`."""
+        self, bases: dict[str, Path], data: dict[str, tuple[Path, Path]], alone: dict[str, Path],
+        events: list[dict[str, Any]],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Measure the base, each site alone and every version on every task; return the content of `summary.json`.
+
+        Each task is measured on the base of the first site that has it.
+        """
         answers = self.ask_before_and_after(data)
         self.say("examining every adapter on every task")
         dtype = SiteConfig.load(self.sites[0].file).engine.dtype
-        examiner = Examiner(base, self.setting.rank, self.setting.seq_len, dtype)
-        tasks = {task: examiner.task(*files, self.out / "examined" / task) for task, files in data.items()}
+        of_task = {site.task: bases[site.name] for site in reversed(self.sites)}
+        examiners = {
+            base: Examiner(base, self.setting.rank, self.setting.seq_len, dtype) for base in set(of_task.values())
+        }
+        tasks = {
+            task: (examiners[of_task[task]], examiners[of_task[task]].task(*files, self.out / "examined" / task))
+            for task, files in data.items()
+        }
         versions = sorted((self.out / "registry" / "support").glob("v*[1-9]*"))
         subjects: dict[str, Path | None] = {"base": None}
         subjects |= {f"{site} alone": weights for site, weights in alone.items()}
         subjects |= {f"support@v{int(v.name[1:])}": v / "adapter_model.safetensors" for v in versions}
         quality = {
-            name: {task: examiner.examine(weights, tokens) for task, tokens in tasks.items()}
+            name: {task: examiner.examine(weights, tokens) for task, (examiner, tokens) in tasks.items()}
             for name, weights in subjects.items()
         }
         live = {site.name: site.status()["aliases"]["support"]["live"] for site in self.sites}

@@ -23,6 +23,7 @@ from scripts.tools.gpu_check.findings import Finding, Report
 from scripts.tools.gpu_check.parity import Parity
 from scripts.tools.gpu_check.site import CheckedSite, Device
 from scripts.tools.gpu_check.training import Training
+from scripts.tools.packed_base import packed_base
 from scripts.tools.repository import REPOSITORY
 from umbel.errors import UmbelError
 
@@ -35,6 +36,7 @@ def main() -> None:
     """Parse the options, run the checks, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default=TINY, help=f"a model directory, {TINY} (default), or {SMOLLM2} (needs pip)")
+    parser.add_argument("--four-bit", action="store_true", help="pack the base in 4 bits first, and check that one")
     parser.add_argument("--device", choices=("cuda", "any"), default="cuda", help="any: the CPU, where there is no GPU")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the blocks of the check coexec, in all")
@@ -45,6 +47,7 @@ def main() -> None:
     try:
         device = Device.find(options.device, options.dtype)
         base = find_base(options.base)
+        base = packed_base(base) if options.four_bit else base
         report = Report(_say)
         facts = run(report, base, device, None if "coexec" in options.without else options.seconds)
     except UmbelError as error:
@@ -101,7 +104,7 @@ def find_base(wanted: str) -> Path:
 
     Raises ConfigError for a directory that holds no model.
     """
-    from umbel.base import read_config
+    from umbel.base.shapes import read_config
 
     if wanted == TINY:
         from scripts.tools import tiny_base

@@ -6,6 +6,7 @@ from typing import Any
 from scripts.tools.gpu_check.findings import Finding
 from scripts.tools.gpu_check.greedy_tokens import compare
 from scripts.tools.gpu_check.site import VERSION, CheckedSite
+from scripts.tools.packed_base import reference
 
 PROMPTS = (
     "Return the number of",
@@ -35,9 +36,7 @@ class Parity:
 
         self.site = site
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(site.model)
-        dtype = getattr(torch, site.device.dtype)
-        base: Any = transformers.AutoModelForCausalLM.from_pretrained(site.model, dtype=dtype)
-        self.base = base.eval()
+        self.base = reference(site.model, getattr(torch, site.device.dtype))
         self._adapted: Answers = []
 
     async def tokens_of_base(self) -> Finding:

@@ -17,7 +17,8 @@ from serving.engine import Engine
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, CoTrainerStatus, TrainJob, socket_path
 from umbel import peft_dir, token_file
 from umbel.adapter import AdapterManifest, AdapterRef
-from umbel.base import LINEARS, BaseFingerprint, read_config
+from umbel.base.fingerprint import BaseFingerprint
+from umbel.base.shapes import LINEARS, read_config
 from umbel.errors import ConfigError, TrainingError
 from umbel.messages import TrainPlan
 from umbel.site.config import SiteConfig

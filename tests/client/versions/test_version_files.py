@@ -10,7 +10,7 @@ import pytest
 
 from client.journal import Version
 from client.versions.version_files import directory, to_load, verify
-from tests.toys.deployment import BASE, RANK, Deployment, adapter, manifest_of, quick, run
+from tests.toys.deployment import BASE, HELD_BASE, RANK, Deployment, adapter, manifest_of, quick, run
 from tests.toys.engine import ToyMachine, site_config
 from umbel import peft_dir
 from umbel.adapter import AdapterRef, Lifecycle
@@ -26,6 +26,8 @@ REFUSALS: list[tuple[str, bytes, dict[str, Any], type[Exception], str]] = [
     ("rank", adapter(9, rank=5), {"rank": 5}, AdapterError, "rank 5 is not within 1..4"),
     ("dtype", adapter(9, ml_dtypes.bfloat16), {}, AdapterError, "is bfloat16; a version is float32, and this site"),
     ("base", adapter(9), {"base": "f" * 64}, BaseMismatch, f"this site holds {BASE.digest[:12]}"),
+    ("kin", adapter(9), {"base": "f" * 64, "kin": "2" * 64}, BaseMismatch, "a base that was packed from it"),
+    ("not mixed", adapter(9), {"base": "f" * 64}, BaseMismatch, "run with mixed-bases=true"),
     ("name", adapter(9), {"name": "other"}, AdapterError, "this site serves support"),
     ("digest", adapter(9), {"digest": "f" * 64}, AdapterError, "not those of its manifest"),
     ("bytes", b"junk", {}, AdapterError, "not a safetensors file"),
@@ -56,6 +58,17 @@ def test_a_bad_adapter_is_refused_before_anything_is_stored_or_loaded(
         assert machine.calls == calls, "the engine has heard nothing of it"
         assert site.engine.answers("support") == "support@v1"
         assert [version.ref for version in site.journal.versions()] == [V1]
+
+    run(tmp_path, machine, story)
+
+
+def test_a_version_for_all_that_are_kin_is_served_whatever_base_it_names(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        ref = site.push(1, base="f" * 64, kin=HELD_BASE.kin)
+        await site.judged(ref)
+        await site.deployer.promote(ref, forced=True)
+        assert site.engine.answers("support") == "support@v1"
+        assert verify(site.config, site.journal.get(ref)) == directory(site.config, ref)
 
     run(tmp_path, machine, story)
 

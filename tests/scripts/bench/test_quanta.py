@@ -7,17 +7,19 @@ from scripts.tools.bench.quanta import (
     Task,
     abba,
     answers_loss,
+    in_four_bits,
     labels_loss,
     make_batch,
     make_data,
     make_model,
     wrap,
 )
+from serving.four_bit.linear import FourBitLinear
 from umbel.token_file import NO_LOSS
 
 
 def test_both_plain_loops_have_the_same_loss() -> None:
-    data = make_data(16, MODELS["tiny"][2], rows=4)
+    data = make_data(16, MODELS["tiny"][-1], rows=4)
     wrapped = wrap(make_model("tiny"))
     ids, labels = make_batch(data, [0, 1, 2])
     assert ids.shape == labels.shape == (3, int(data.lengths[:3].max()))
@@ -49,3 +51,10 @@ def test_a_loop_that_does_half_the_work_has_twice_the_throughput() -> None:
     cpu, _, milliseconds = abba(lambda task: spin(40), lambda task: spin(160), task)
     assert cpu > 1.5
     assert milliseconds > 0
+
+
+def test_a_packed_model_has_all_linear_layers_of_its_blocks_in_four_bits() -> None:
+    model = in_four_bits(make_model("tiny"))
+    packed = [name for name, module in model.named_modules() if isinstance(module, FourBitLinear)]
+    assert len(packed) == 7 * model.config.num_hidden_layers
+    assert not any("head" in name for name in packed)

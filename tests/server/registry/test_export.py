@@ -1,5 +1,6 @@
 """An export: whole, loadable, and with a card that explains it."""
 
+import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from server.registry import export as adapter_export
 from tests.toys.registry import PIN, begun, blob, publish, v
+from tests.toys.site import BASE
 from umbel.errors import ConfigError
 
 
@@ -37,3 +39,50 @@ def test_an_export_is_whole_and_its_card_names_sites_reasons_and_errors(tmp_path
         assert part in card
     with pytest.raises(ConfigError, match="there already"):
         adapter_export.export(registry, v(1), into)
+
+
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+DENSE = BASE.model_copy(update={"quantization": hashlib.sha256(b"null").hexdigest()})
+MIXED = "trained on nf4 (0.6) and bfloat16 (0.4)"
+
+
+@pytest.mark.parametrize(
+    ("facts", "recipe", "trained_on"),
+    [
+        ({"bases": {"bfloat16": 0.4, "nf4": 0.6}}, NF4, MIXED),
+        ({"bases": {"bfloat16": 0.4, "nf4": 0.6}}, None, MIXED),
+        ({"bases": {"nf4": 1.0}}, None, "trained on nf4 (1)"),
+        ({"bases": {"nf4": 1.0}}, NF4, ""),
+        ({"bases": {"nf4": 1.0}}, {**NF4, "bnb_4bit_quant_type": "fp4"}, "trained on nf4 (1)"),
+        ({"bases": {"bfloat16": 1.0}}, None, ""),
+        ({"fingerprint": DENSE}, NF4, "trained on a base in 16 or 32 bits"),
+        ({"fingerprint": DENSE}, None, ""),
+        ({"fingerprint": BASE}, None, "trained on a base in 4 bits"),
+        ({"fingerprint": None}, NF4, ""),
+    ],
+)
+def test_a_base_of_another_kind_than_trained_a_version_is_named_in_its_card(
+    tmp_path: Path, facts: dict, recipe: dict | None, trained_on: str
+) -> None:
+    registry = begun(tmp_path / "r")
+    manifest = registry.manifest(publish(registry, 1)).model_copy(update=facts)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"quantization_config": recipe} if recipe else {}))
+    warning = adapter_export.other_kind(manifest, str(tmp_path / "base"))
+    if trained_on:
+        assert warning == (
+            f"{trained_on}; on the other kind of base it is slightly worse: measured +0.016 nats, "
+            "docs/how-to/choose-a-base.md"
+        )
+    assert bool(warning) == bool(trained_on)
+    card = adapter_export.card(manifest, str(tmp_path / "base"))
+    assert ("**This base**: the version was trained on" in card) == bool(trained_on)
+    for elsewhere in ("", "meta-llama/Llama-3.1-8B", str(tmp_path / "none")):
+        assert adapter_export.other_kind(manifest, elsewhere) == ""
+
+
+def test_the_card_says_which_kinds_of_base_trained_a_version(tmp_path: Path) -> None:
+    registry = begun(tmp_path / "r")
+    mixed = registry.manifest(publish(registry, 1, bases={"bfloat16": 0.4, "nf4": 0.6}))
+    assert "| trained on | bfloat16 0.4, nf4 0.6 |" in adapter_export.card(mixed).splitlines()
+    assert "trained on |" not in adapter_export.card(mixed.model_copy(update={"bases": {}}))

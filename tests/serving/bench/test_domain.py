@@ -11,7 +11,7 @@ from serving.bench import domain
 from serving.bench.domain import TRAIN_ROWS, Recipe, build, successors, walk
 from serving.bench.world import FIRST_SYMBOL, HELDOUT_ROWS, RANK, SEQ_LEN, World
 from umbel import peft_dir
-from umbel.base import LINEARS, linear_shapes
+from umbel.base.shapes import LINEARS, linear_shapes
 from umbel.token_file import TokenFile
 
 SMALL = Recipe(hidden=16, layers=1, heads=2, kv_heads=1, inner=24, symbols=20, positions=128, steps=2, batch=2)

@@ -11,7 +11,7 @@ from serving.bench.world import HELDOUT_ROWS, World
 from serving.trainer_socket import CoTrainerSettings
 from tests.toys.scheduler import SEQ_LEN, write_data
 from umbel import peft_dir, token_file
-from umbel.base import linear_shapes
+from umbel.base.shapes import linear_shapes
 from umbel.errors import ConfigError, DataError
 from umbel.site.config import SiteConfig
 from umbel.site.template import Table, site_toml

@@ -12,7 +12,7 @@ from serving.cotrainer.calibration import Calibration
 from serving.cotrainer.lanes.lane import CpuLane
 from serving.cotrainer.quantum import Pieces, Quanta
 from serving.cotrainer.trainer import LoraTrainer
-from umbel.base import LINEARS
+from umbel.base.shapes import LINEARS
 from umbel.errors import TrainingError
 
 SEQ_LEN, ROWS = 48, [1, 2, 4]

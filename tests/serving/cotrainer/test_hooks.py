@@ -12,7 +12,7 @@ from serving.cotrainer.hooks import Hooks, reserve_memory
 from serving.engine_state import EngineState
 from serving.trainer_socket import StatusQuery
 from tests.toys.scheduler import Make, trainer_settings
-from umbel.base import read_config
+from umbel.base.shapes import read_config
 from umbel.messages import JobState
 from umbel.site.memory import CPU_ROOM, Training, training_bytes
 

@@ -11,7 +11,7 @@ from serving.scores import Scores
 from tests.toys.scheduler import RANK, Make
 from tests.toys.serving.served_model import fused
 from umbel import peft_dir
-from umbel.base import LINEARS, linear_shapes
+from umbel.base.shapes import LINEARS, linear_shapes
 from umbel.messages import JobState
 from umbel.token_file import TokenFile
 

@@ -69,13 +69,9 @@ def layers() -> tuple[peft.tuners.lora.Linear, KeptLinear]:
     """peft's layer and ours, with the same weights in bf16 and the same factors in fp32."""
     torch.manual_seed(0)
     base = torch.nn.Linear(48, 32).bfloat16()
-    made = []
-    for _ in range(2):
-        model = torch.nn.Sequential(base)
-        peft.inject_adapter_in_model(peft.LoraConfig(r=4, lora_alpha=4, target_modules=["0"]), model)
-        made.append(model)
-    theirs, ours = made
-    KeptLinear.replace(ours)
+    theirs, ours = torch.nn.Sequential(base), torch.nn.Sequential(base)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=4, lora_alpha=4, target_modules=["0"]), theirs)
+    KeptLinear.put_into(ours, ["0"], 4)
     for name, weight in ours.named_parameters():
         weight.requires_grad_("lora" in name)
         if "lora" in name:

@@ -13,7 +13,7 @@ import transformers
 from serving.cotrainer.memory import Arena, Footprint, give_back, out_of_memory, private_bytes
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer
-from umbel.base import LINEARS
+from umbel.base.shapes import LINEARS
 from umbel.site.memory import Training, kept_per_token, kv_bytes_per_token
 
 

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from scripts.tools.packed_base import reference as transformers_model
 from serving.cotrainer.lora import Factors
 from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer
-from umbel.base import LINEARS
+from umbel.base.shapes import LINEARS
 from umbel.messages import TrainPlan
 from umbel.token_file import NO_LOSS, TokenFile
 
@@ -61,7 +62,7 @@ def plan(**changes: Any) -> TrainPlan:
 
 def reference(model: Path, modules: tuple[str, ...] = LINEARS, trained_before: bool = False) -> Any:
     torch.manual_seed(1)
-    base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    base = transformers_model(model, torch.float32)
     config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(modules), lora_dropout=0.0)
     wrapped = peft.get_peft_model(base, config).eval()
     for name, weight in wrapped.named_parameters():

@@ -12,7 +12,7 @@ if not importlib.util.find_spec("flwr"):
     pytest.skip("the registry is in Flower's environment", allow_module_level=True)
 
 from server.registry.registry import AdapterRegistry
-from tests.toys.registry import begun, flip, grow
+from tests.toys.registry import begun, flip, grow, publish
 from umbel.adapter import AdapterRef
 
 
@@ -91,6 +91,22 @@ def test_export_gc_and_reindex(root: Path, tmp_path: Path) -> None:
     assert len(listed.stdout.splitlines()) == 5
     assert "events.jsonl is missing" in listed.stderr
     assert said("reindex", root).splitlines()[-1] == "5 versions listed, 0 things not restored"
+
+
+def test_show_and_export_say_which_kinds_of_base_trained_a_version(tmp_path: Path) -> None:
+    registry = begun(tmp_path / "r")
+    publish(registry, 1, bases={"bfloat16": 0.4, "nf4": 0.6}, kin="1" * 64)
+    registry.close()
+    assert json.loads(said("show", tmp_path / "r", "support@v1"))["bases"] == {"bfloat16": 0.4, "nf4": 0.6}
+    assert "bases: None → " in said("diff", tmp_path / "r", "support@v0", "support@v1")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    for base, warned in (("org/base", False), (tmp_path / "base", True)):
+        into = tmp_path / f"out-{warned}"
+        ended = umbel("adapter", "export", "--registry", tmp_path / "r", "support@v1", into, "--base", base)
+        assert (ended.returncode, ended.stdout) == (0, f"{into}\n")
+        assert ended.stderr.startswith("support@v1: trained on nf4 (0.6) and bfloat16 (0.4); on the other") == warned
+        assert bool(ended.stderr) == warned
 
 
 def test_an_alias_that_is_not_there_is_not_removed(root: Path) -> None:

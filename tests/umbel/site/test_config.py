@@ -7,7 +7,7 @@ import pytest
 
 from scripts.tools.repository import REPOSITORY
 from tests.toys.sites.site_file import GOOD, load, refusal
-from umbel.base import LINEARS
+from umbel.base.shapes import LINEARS
 
 
 def test_a_good_file_is_understood_with_paths_from_its_own_folder(

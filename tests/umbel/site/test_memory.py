@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from umbel.base import LINEARS
+from umbel.base.shapes import LINEARS
 from umbel.site.memory import (
     SHARE,
     Rung,

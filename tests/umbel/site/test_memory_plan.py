@@ -58,11 +58,23 @@ def test_where_sglang_keeps_too_much_it_is_said_with_the_remedy(model: Path) -> 
     """SGLang's own defaults leave such a card less than nothing; a smaller chunk, too little for training."""
     none, little = MemoryPlan.of(site(model), CARD), MemoryPlan.of(site(model, chunked_prefill_size=2048), CARD)
     assert none.room < 0
-    assert "480 MB more than the device has; lower SGLang's own part" in str(none.mistake())
+    assert "480 MB more than the device has; pack the base in 4 bits (`umbel base pack`), or" in str(none.mistake())
     assert 0 < little.room * SHARE < little.least
     assert (little.training, little.rows) == (0, None)
     assert "training needs at least 1.7 GB, and gets 0 MB of the 2.7 GB" in str(little.mistake())
     assert "mem_fraction_static" in str(little.mistake())
+
+
+def test_a_packed_base_leaves_room_and_says_how_much(model: Path) -> None:
+    dense = MemoryPlan.of(site(model), CARD)
+    recipe = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "quantization_config": recipe}))
+    packed = MemoryPlan.of(site(model), CARD)
+    assert packed.weights + packed.saved == dense.weights
+    assert packed.room - dense.room == packed.saved > 10e9
+    assert packed.mistake() is None
+    assert "the base is packed, which saves 10.4 GB, as much as 79," in packed.told()
 
 
 @pytest.mark.parametrize(

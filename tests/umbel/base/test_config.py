@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from tests.toys.sites.base_dir import CONFIG
-from umbel.base_config import ARCHITECTURES, config_mistakes
+from umbel.base.config import ARCHITECTURES, config_mistakes
 
 FILE = Path("/base/config.json")
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
 def said(longest: int | None = None, family: str = "llama", **changes: Any) -> list[str]:
@@ -31,9 +32,22 @@ def test_each_family_is_fine_as_it_is(family: str) -> None:
         ({"architectures": None}, "architectures is None, not ['LlamaForCausalLM']"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures is ['LlamaForSequenceClassification']"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu': SGLang serves silu only"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config (awq): quantised bases are not supp"),
-        ({"quantization_config": {}}, "quantization_config: quantised bases are not supported yet; give the unqu"),
-        ({"compression_config": {"quant_method": "x"}}, "compression_config (x): quantised"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config (awq): of quantised bases only bitsan"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config (gptq): of quantised bases only bits"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config (fp8): of quantised bases only bitsan"),
+        ({"quantization_config": {}}, "quantization_config: of quantised bases only bitsandbytes'"),
+        ({"quantization_config": "nf4"}, "quantization_config: of quantised bases only bitsandbytes'"),
+        ({"quantization_config": {**NF4, "load_in_8bit": True}}, "quantization_config: bitsandbytes in 8 bits is not"),
+        (
+            {"quantization_config": {**NF4, "llm_int8_skip_modules": ["q_proj"]}},
+            "quantization_config.llm_int8_skip_modules is ['q_proj'], and only 'none' is served; give the unquantised",
+        ),
+        (
+            {"quantization_config": {**NF4, "bnb_4bit_quant_storage": "bfloat16"}},
+            "quantization_config.bnb_4bit_quant_storage is 'bfloat16', and only 'none' is served",
+        ),
+        ({"quantization_config": {**NF4, "bnb_4bit_quant_type": "int4"}}, "quantization_config.bnb_4bit_quant_type is"),
+        ({"compression_config": {"quant_method": "x"}}, "compression_config (x): of quantised bases only bitsan"),
         ({"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk_attention_config: training would attend"),
         ({"rope_scaling": "x"}, "rope_scaling is not a JSON object"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling of type 'dynamic': training would"),
@@ -53,6 +67,8 @@ def test_a_base_that_cannot_be_served_as_it_is_trained_is_refused(changes: dict[
     "changes",
     [
         {"quantization_config": None},
+        {"quantization_config": NF4},
+        {"quantization_config": {**NF4, "bnb_4bit_quant_type": "fp4", "llm_int8_skip_modules": ["lm_head"]}},
         {"rope_scaling": None},
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
@@ -69,7 +85,7 @@ def test_what_sglang_and_training_do_alike_is_fine(changes: dict[str, Any]) -> N
 def test_a_file_that_says_that_the_base_is_quantised_is_refused(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text("{}")
     (error,) = config_mistakes(tmp_path, CONFIG)
-    assert str(error).startswith(f"{tmp_path / file}: quantised bases are not supported yet")
+    assert str(error).startswith(f"{tmp_path / file}: SGLang would take the base for one that is quantised in")
 
 
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}

@@ -1,7 +1,8 @@
 """`weight_files`, `file_mistakes`: which files of a model directory SGLang loads, and whether they can be loaded.
 
 Only headers are read, no weights. A shard (safetensors) begins with the length of its header (8 bytes, little-endian),
-then the header as JSON: tensor → dtype, shape, and where its bytes begin and end behind the header.
+then the header as JSON: tensor → dtype, shape, and where its bytes begin and end behind the header. A packed base has
+the tensors of `umbel.base.packed`.
 """
 
 import json
@@ -29,6 +30,8 @@ POINTER = b"version https://git-lfs"
 SHOWN = 3
 """Number of names that a message lists."""
 
+Shape = tuple[int, ...] | None
+"""Of a tensor; None: any."""
 Header = dict[str, dict[str, Any]]
 """Tensor → `dtype`, `shape`, `data_offsets`."""
 
@@ -49,7 +52,7 @@ def weight_files(model: Path) -> list[Path]:
     return [model / name for name in sorted(names)]
 
 
-def file_mistakes(model: Path, expected: Mapping[str, tuple[int, ...]]) -> Iterator[UmbelError]:
+def file_mistakes(model: Path, expected: Mapping[str, Shape]) -> Iterator[UmbelError]:
     """Yield what is wrong with the files of a model directory; `expected` is tensor → shape as config.json has them."""
     for name in JSON_FILES:
         if (model / name).is_file():
@@ -130,7 +133,7 @@ def _end(entry: dict[str, Any]) -> int:
 
 
 def _tensor_mistakes(
-    model: Path, headers: Mapping[str, Header], indexed: Mapping[str, str], expected: Mapping[str, tuple[int, ...]]
+    model: Path, headers: Mapping[str, Header], indexed: Mapping[str, str], expected: Mapping[str, Shape]
 ) -> Iterator[UmbelError]:
     """Yield tensors that are not where the index says, twice there, missing, of another shape, or quantised."""
     astray = sorted(name for name, shard in indexed.items() if name not in headers[shard])
@@ -156,17 +159,30 @@ def _tensor_mistakes(
             f"{model}: no {_some(lacking)} in {_some(sorted(headers))}, so SGLang would serve numbers at random; "
             "give a whole model in the layout of Hugging Face"
         )
-    odd = [name for name, shape in expected.items() if name in tensors and tuple(tensors[name]["shape"]) != shape]
+    odd = [
+        (name, shape) for name, shape in expected.items()
+        if name in tensors and shape is not None and tuple(tensors[name]["shape"]) != shape
+    ]  # fmt: skip
     if odd:
+        name, shape = odd[0]
         yield ConfigError(
-            f"{model}: {odd[0]} has shape {tensors[odd[0]]['shape']}, and config.json asks for {list(expected[odd[0]])}"
-            "; copy config.json and weights of one model"
+            f"{model}: {name} has shape {tensors[name]['shape']}, and config.json asks for {list(shape)}; copy "
+            "config.json and weights of one model"
         )
-    packed = sorted(name for name in expected if name in tensors and tensors[name]["dtype"] not in WEIGHT_BYTES)
-    if packed:
+    scaled = {name.removesuffix(".absmax") for name in expected if name.endswith(".absmax")}
+    # A weight in 4 bits and its scales begin with the same name.
+    dense = [name for name in expected if name in tensors and name.partition(".weight")[0] + ".weight" not in scaled]
+    quantised = sorted(name for name in dense if tensors[name]["dtype"] not in WEIGHT_BYTES)
+    if quantised:
         yield UnsupportedModel(
-            f"{model}: {_some(packed)} {_are(packed)} stored as {tensors[packed[0]]['dtype']}: quantised bases are not "
-            "supported yet; give the unquantised base"
+            f"{model}: {_some(quantised)} {_are(quantised)} stored as {tensors[quantised[0]]['dtype']}, and "
+            "config.json tells of no quantisation; give the unquantised base"
+        )
+    unpacked = sorted(name for name in scaled if name in tensors and tensors[name]["dtype"] != "U8")
+    if unpacked:
+        yield UnsupportedModel(
+            f"{model}: {_some(unpacked)} {_are(unpacked)} stored as {tensors[unpacked[0]]['dtype']}, and "
+            "config.json says that they are packed in 4 bits; give a base that `umbel base pack` packed, whole"
         )
 
 

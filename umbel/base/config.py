@@ -1,7 +1,7 @@
 """`config_mistakes`: what a base's config.json asks for that SGLang and the trainer cannot do, or would do differently.
 
 SGLang computes with its own models, training with those of `transformers` on the same weights. For the families of
-`umbel.base` both agree, except in what is named here (SGLang 0.5.23, transformers 5).
+`umbel.base.shapes` both agree, except in what is named here (SGLang 0.5.23, transformers 5).
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from umbel.base.packed import REMEDY, recipe_mistakes
 from umbel.errors import ConfigError, UmbelError, UnsupportedModel
 
 ARCHITECTURES = {
@@ -18,8 +19,6 @@ ARCHITECTURES = {
 """`model_type` → the class by which SGLang finds its model."""
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 """Keys without which no model can be built."""
-QUANTIZED = ("quantization_config", "compression_config")
-"""Keys of config.json that say that the weights are quantised."""
 QUANTIZED_FILES = ("hf_quant_config.json", "quant_model_description.json")
 """Files beside config.json from which SGLang concludes that the weights are quantised."""
 SAME_ROPE = ("default", "linear", "llama3", "yarn")
@@ -53,15 +52,21 @@ def config_mistakes(model: Path, config: dict[str, Any], longest: int | None = N
 
 
 def _quantization(model: Path, config: dict[str, Any]) -> Iterator[UmbelError]:
-    remedy = "quantised bases are not supported yet; give the unquantised base"
-    for key in QUANTIZED:
-        asked = config.get(key)
-        if asked is not None:
-            method = asked.get("quant_method") or asked.get("quant_algo") if isinstance(asked, dict) else None
-            yield UnsupportedModel(f"{model / 'config.json'}: {key}{f' ({method})' if method else ''}: {remedy}")
+    """Yield what about a quantised base cannot be served; one that bitsandbytes packed in 4 bits can be."""
+    if (recipe := config.get("quantization_config")) is not None:
+        yield from (UnsupportedModel(f"{model / 'config.json'}: {mistake}") for mistake in recipe_mistakes(recipe))
+    if (asked := config.get("compression_config")) is not None:
+        method = asked.get("quant_method") if isinstance(asked, dict) else None
+        yield UnsupportedModel(
+            f"{model / 'config.json'}: compression_config{f' ({method})' if method else ''}: of quantised bases only "
+            f"bitsandbytes' in 4 bits are served; {REMEDY}"
+        )
     for name in QUANTIZED_FILES:
         if (model / name).exists():
-            yield UnsupportedModel(f"{model / name}: {remedy}")
+            yield UnsupportedModel(
+                f"{model / name}: SGLang would take the base for one that is quantised in another way than "
+                f"bitsandbytes' 4 bits, the only one that is served; remove the file, or {REMEDY}"
+            )
 
 
 def _attention(file: Path, config: dict[str, Any], longest: int | None) -> Iterator[UmbelError]:

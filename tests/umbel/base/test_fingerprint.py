@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from umbel.base import FAMILIES, LINEARS, BaseFingerprint, linear_shapes, read_config
+from umbel.base.fingerprint import BaseFingerprint
+from umbel.base.packed import packing_of
+from umbel.base.shapes import FAMILIES, LINEARS, linear_shapes, read_config
 from umbel.errors import BaseMismatch, ConfigError, UnsupportedModel
 
 CONFIG: dict[str, Any] = {
@@ -147,3 +149,27 @@ def test_a_config_that_is_no_json_object_is_a_config_error(model: Path, content:
     (model / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"config\.json"):
         read_config(model)
+
+
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "packing"),
+    [(None, ""), ({"quant_method": "awq", "bits": 4}, ""), (NF4, "nf4"), ({**NF4, "bnb_4bit_quant_type": "fp4"}, "fp4"),
+     ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "fp4")],
+)  # fmt: skip
+def test_a_config_says_what_the_linear_layers_are_packed_in(recipe: object, packing: str) -> None:
+    assert packing_of({**CONFIG, "quantization_config": recipe}) == packing
+    assert packing_of(CONFIG) == ""
+
+
+def test_a_base_without_a_quantization_is_dense_and_kin_leaves_the_quantization_out(model: Path) -> None:
+    dense = BaseFingerprint.of(model)
+    write_config(model, quantization_config=NF4)
+    packed = BaseFingerprint.of(model)
+    assert (dense.dense, packed.dense) == (True, False)
+    assert dense.digest != packed.digest
+    assert dense.kin == packed.kin
+    (model / "tokenizer.json").write_text("other")
+    assert BaseFingerprint.of(model).kin != dense.kin

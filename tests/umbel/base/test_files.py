@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.toys.sites.base_dir import write_base, write_shard
-from umbel.base import BaseFingerprint, weight_shapes
-from umbel.base_files import EMBEDDING, INDEX, LONGEST_HEADER, embedding_rows, file_mistakes, weight_files
+from umbel.base.files import EMBEDDING, INDEX, LONGEST_HEADER, embedding_rows, file_mistakes, weight_files
+from umbel.base.fingerprint import BaseFingerprint
+from umbel.base.shapes import weight_shapes
 from umbel.errors import ConfigError
 
 SHARD = "model.safetensors"
@@ -151,7 +152,7 @@ def test_a_weight_that_is_missing_twice_there_of_another_shape_or_quantised_is_n
     ]
     write_shard(tmp_path / SHARD, shapes, "F8_E4M3")
     (line,) = said(tmp_path)
-    assert "stored as F8_E4M3: quantised bases are not supported yet; give the unquantised base" in line
+    assert "stored as F8_E4M3, and config.json tells of no quantisation; give the unquantised base" in line
     write_shard(tmp_path / SHARD, shapes)
     write_shard(tmp_path / "another.safetensors", {EMBEDDING: (12, 8)})
     assert said(tmp_path) == [
@@ -201,3 +202,21 @@ def test_the_ends_of_answers_are_in_the_fingerprint_and_the_sampling_is_not(
     (tmp_path / "generation_config.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"generation_config\.json: not a JSON object"):
         BaseFingerprint.of(tmp_path)
+
+
+def test_a_packed_base_has_bytes_and_scales_for_each_linear_layer(tmp_path: Path) -> None:
+    recipe = {
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    }  # fmt: skip
+    shapes = weight_shapes(write_base(tmp_path, quantization_config=recipe))
+    weight = "model.layers.0.mlp.up_proj.weight"
+    assert (shapes[weight], shapes[f"{weight}.absmax"], shapes[EMBEDDING]) == ((64, 1), (2,), (12, 8))
+    assert f"{weight}.quant_state.bitsandbytes__nf4" in shapes
+    assert said(tmp_path) == []
+    write_shard(tmp_path / SHARD, {name: shape for name, shape in shapes.items() if name != f"{weight}.nested_absmax"})
+    (line,) = said(tmp_path)
+    assert line.startswith(f"{tmp_path}: no {weight}.nested_absmax in {SHARD}")
+    write_shard(tmp_path / SHARD, shapes, packed="BF16")
+    (line,) = said(tmp_path)
+    assert "stored as BF16, and config.json says that they are packed in 4 bits; give a base that `umbel base" in line
