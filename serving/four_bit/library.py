@@ -1,6 +1,7 @@
 """`bitsandbytes`: the library, imported so that no network is asked for anything; `absent` hides a package."""
 
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ def bitsandbytes() -> ModuleType:
     """
     if METHOD in sys.modules:
         return sys.modules[METHOD]
+    logger = logging.getLogger(METHOD)
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns that it has no such kernel
     try:
         with absent("kernels"):
             return importlib.import_module(METHOD)
@@ -25,6 +29,8 @@ def bitsandbytes() -> ModuleType:
         if error.name != METHOD:
             raise
         raise ConfigError(MISSING) from error
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

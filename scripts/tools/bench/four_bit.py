@@ -7,6 +7,7 @@ while nothing is trained and then beside a round of training. `scripts/bench_qua
 import argparse
 import asyncio
 import itertools
+import os
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -19,6 +20,8 @@ from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import TrialSite
 
 WAYS = ("dense", "4 bits")
+SEQ_LEN = "96"
+"""[training].seq_len: SmolLM2's template begins with some 30 tokens."""
 TARGETS = "[slo]\nttft_ms = 1500\ntpot_ms = 300\n"
 
 
@@ -30,6 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     base = real_base.build() if options.base == "real" else tiny_base.build(REPOSITORY / ".cache" / "tiny-base")
     bases = dict(zip(WAYS, (base, packed_base(base)), strict=True))
+    os.environ["UMBEL_SITE__TRAINING__SEQ_LEN"] = SEQ_LEN
     found: Found = defaultdict(list)
     seeds = itertools.count(1)
     for way in (*WAYS, *reversed(WAYS)):
