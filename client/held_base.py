@@ -3,14 +3,14 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from client.keys import SiteKeys
 from umbel.base.fingerprint import BaseFingerprint
 from umbel.base.origin import ORIGIN, BaseOrigin
-from umbel.base.packed import packing_of
+from umbel.base.packed import Packing, packing_of
 from umbel.base.shapes import read_config
-from umbel.errors import AdapterError, BaseMismatch
+from umbel.errors import AdapterError, BaseMismatch, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +26,11 @@ class HeldBase:
     fingerprint: BaseFingerprint
     kin: str = ""
     """Empty where the base is packed and says no origin that this site trusts."""
-    packing: Literal["", "nf4", "fp4"] = ""
+    packing: Packing = ""
 
     @classmethod
     def read(cls, model: Path, keys: SiteKeys) -> Self:
-        """Read and hash a model directory, in about a second per gigabyte.
-
-        Raises ConfigError or UnsupportedModel, and BaseMismatch for an `origin.json` of another directory.
-        """
+        """Read and hash a model directory, in about a second per gigabyte. Raises ConfigError or UnsupportedModel."""
         fingerprint = BaseFingerprint.of(model)
         packing = packing_of(read_config(model))
         kin = _trusted_kin(model, fingerprint, keys) if packing else fingerprint.kin
@@ -63,12 +60,12 @@ class HeldBase:
 
 def _trusted_kin(model: Path, packed: BaseFingerprint, keys: SiteKeys) -> str:
     """Return the kin that a packed base says in its `origin.json`; empty where that is missing or not trusted."""
-    origin = BaseOrigin.read(model, packed)
-    if origin is None:
-        return ""
     try:
+        origin = BaseOrigin.read(model, packed)
+        if origin is None:
+            return ""
         keys.require(origin, origin.signature)
-    except AdapterError as error:
+    except (AdapterError, BaseMismatch, ConfigError) as error:
         logger.warning(
             "base.unsigned %s: %s. In runs with mixed-bases this base is kin to none: pack it at the centre with "
             "`umbel base pack --signing-key`, or copy %s of the centre's pack here",

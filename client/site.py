@@ -122,7 +122,7 @@ class Site:
             site=self.config.site.name,
             adapters=names,
             fingerprint=self.base.fingerprint,
-            kin=self.base.kin,
+            kin=self.base.kin if self.base.packing else "",  # a dense one has it by its fingerprint
             packing=self.base.packing,
             shapes=self.shapes,
             dtype=self.config.engine.dtype,

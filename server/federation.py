@@ -61,7 +61,8 @@ class Federation:
             self.reconcile()
             self._emit("run.finished", head=str(self._registry.aliases(self._name).get(HEAD, "none")))
             return
-        first = self._registry.rounds.begin_run(self._run_id, self._name, self._config.plan.model_dump_json())
+        plan = self._config.plan.model_dump_json() + " mixed-bases" * self._config.mixed_bases
+        first = self._registry.rounds.begin_run(self._run_id, self._name, plan)
         own = range(first, first + self._config.rounds)
         self._emit("run.started", first_round=first, rounds=len(own), strategy=self._config.strategy)
         earlier = [record.round for record in self._registry.rounds.all(self._name) if record.round < first]

@@ -6,6 +6,7 @@ from server.keyring import Keyring
 from server.registry.pin import Pin
 from server.registry.registry import HEAD, AdapterRegistry
 from strategies.strategy import LoraStrategy
+from umbel.base.origin import kin_of
 from umbel.errors import ConfigError, NotFound, UmbelError
 from umbel.messages import Hello
 
@@ -69,7 +70,7 @@ class Quorum:
         if pin is not None:
             return pin if len(hellos) >= self._config.quorum else None
         if self._config.mixed_bases:
-            hellos.sort(key=lambda hello: (hello.packing != "", hello.kin == ""))
+            hellos.sort(key=lambda hello: (hello.packing != "", kin_of(hello.fingerprint, hello.kin) == ""))
 
         def has_quorum(one: Pin) -> bool:
             return sum(self._fits(one, hello) for hello in hellos) >= self._config.quorum

@@ -15,6 +15,7 @@ from server.registry.registry import AdapterRegistry
 from strategies.adapter import Adapter, Aggregate
 from strategies.strategy import MAX_EARLIER_PARENTS, Fold, LoraStrategy
 from umbel.adapter import AdapterManifest
+from umbel.base.origin import kin_of
 from umbel.messages import Hello, RoundOrder, RoundReport
 
 OnUpdate = Callable[[str, RoundReport, int], None]
@@ -166,7 +167,8 @@ class Training:
             given = _Given(self._order(hello, number, head, parent), head)
             yield from dialogues.submit(self._orders.signed(given.order), parent.at_rank(given.order.plan.rank).blob)
         self._given[site] = given
-        base = head.base if self._kin and hello.kin == self._kin else hello.fingerprint.digest
+        kin = kin_of(hello.fingerprint, hello.kin)
+        base = head.base if self._kin and kin == self._kin else hello.fingerprint.digest
         update = yield from dialogues.collect(site, base, name, given.order)
         self._orders.require(site, given.order, update.report)
         began, staleness = self._exchange.clock(), self._staleness(given)

@@ -16,6 +16,8 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 from torch.utils._device import _device_constructors
 
+from umbel.base.packed import METHOD
+
 
 def activate() -> str | None:
     """Return the name of the platform's class, or None if there is an accelerator or SGLang's own CPU engine is wanted.
@@ -68,7 +70,7 @@ class PortableCpuPlatform(SRTPlatform):
         return "torch_native"
 
     def get_quantization_config(self, quantization: str) -> type | None:
-        if quantization != "bitsandbytes":
+        if quantization != METHOD:
             return None
         from serving.four_bit.method import FourBitConfig
 

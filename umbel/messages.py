@@ -14,6 +14,7 @@ from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Posi
 from umbel.adapter import AdapterManifest, AdapterName, Lifecycle, Personal
 from umbel.base.fingerprint import BaseFingerprint
 from umbel.base.origin import SIGNATURE, Kin
+from umbel.base.packed import Packing
 from umbel.printable import Reason
 
 NONCE = r"^([0-9a-f]{64})?$"
@@ -205,7 +206,7 @@ class Hello(Message):
     fingerprint: BaseFingerprint
     kin: Kin = ""
     """What bases of one origin have in common; empty where a packed base says no origin that this site trusts."""
-    packing: Literal["", "nf4", "fp4"] = Field(default="", exclude_if=operator.not_)
+    packing: Packing = Field(default="", exclude_if=operator.not_)
     """What the base's linear layers are packed in; empty for a base that is not packed."""
     shapes: dict[Module, tuple[Width, Width]] = Field(min_length=1)
     """Module path → (out, in) of every linear layer that is adapted here."""

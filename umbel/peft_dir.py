@@ -217,9 +217,9 @@ def place(directory: Path, files: Mapping[str, bytes | Path]) -> None:
             (temporary / name).symlink_to(content)
         else:
             write_durably(temporary / name, content)
-    _sync_directory(temporary)
+    sync_directory(temporary)
     os.rename(temporary, directory)
-    _sync_directory(directory.parent)
+    sync_directory(directory.parent)
 
 
 def read(directory: Path) -> tuple[bytes, AdapterManifest]:
@@ -263,10 +263,11 @@ def replace_durably(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write_durably(temporary, content)
     os.replace(temporary, path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Have the names of a directory's files on disk before returning."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -3,19 +3,19 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from server.registry.registry import AdapterRegistry
 from server.registry.version_dir import SUMS, checksums
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.base.files import json_object
-from umbel.base.packed import packing_of
+from umbel.base.packed import Packing, packing_of
 from umbel.errors import ConfigError
 from umbel.peft_dir import CONFIG, MANIFEST, WEIGHTS
 from umbel.printable import one_line
 
 CARD = "README.md"
-PACKED = ("nf4", "fp4")
 """Kinds of base, in a manifest's `bases`, that are packed in 4 bits; others are dtypes."""
 PRICE = "measured +0.016 nats, docs/how-to/choose-a-base.md"
 
@@ -51,7 +51,7 @@ def other_kind(manifest: AdapterManifest, base: str) -> str:
         return ""
     packing = packing_of(json_object(config))
     if manifest.bases:
-        same = all((kind if kind in PACKED else "") == packing for kind in manifest.bases)
+        same = any((kind if kind in get_args(Packing) else "") == packing for kind in manifest.bases)
         largest_first = sorted(manifest.bases.items(), key=lambda one: -one[1])
         trained_on = " and ".join(f"{kind} ({share:.2g})" for kind, share in largest_first)
     elif manifest.fingerprint is not None:

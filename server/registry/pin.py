@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from umbel import peft_dir
 from umbel.base.fingerprint import BaseFingerprint
-from umbel.base.origin import Kin
+from umbel.base.origin import Kin, kin_of
 from umbel.errors import AdapterError, ConfigError
 from umbel.messages import Hello
 from umbel.peft_dir import Tensors
@@ -25,7 +25,7 @@ class Pin(BaseModel):
 
     fingerprint: BaseFingerprint
     kin: Kin = ""
-    """What that base has in common with those of its origin; empty where the site said none, and in older pins."""
+    """Of a packed base, as its site said it; a dense one has it by its fingerprint."""
     shapes: dict[str, tuple[int, int]]
     """Module path → (out, in)."""
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -35,7 +35,8 @@ class Pin(BaseModel):
     @classmethod
     def of(cls, hello: Hello, rank: int) -> "Pin":
         """Return the pin that a site's hello describes."""
-        return cls(fingerprint=hello.fingerprint, kin=hello.kin, shapes=hello.shapes, dtype=hello.dtype, rank=rank)
+        kin = "" if hello.fingerprint.dense else hello.kin
+        return cls(fingerprint=hello.fingerprint, kin=kin, shapes=hello.shapes, dtype=hello.dtype, rank=rank)
 
     @property
     def target_modules(self) -> tuple[str, ...]:
@@ -43,8 +44,8 @@ class Pin(BaseModel):
 
     @property
     def shared(self) -> str:
-        """`kin`, which a base that is not packed has by itself; empty where no other base is known to be kin."""
-        return self.kin or (self.fingerprint.kin if self.fingerprint.dense else "")
+        """The kin of the base; empty where no other base is known to be kin to it."""
+        return kin_of(self.fingerprint, self.kin)
 
     def require(self, hello: Hello, adapter: str, *, mixed_bases: bool = False) -> None:
         """Raise BaseMismatch, AdapterError or ConfigError, naming the difference, unless the site can take part."""
@@ -68,7 +69,7 @@ class Pin(BaseModel):
 
         `here` names where this pin is from.
         """
-        kin = self.shared != "" and hello.kin == self.shared
+        kin = self.shared != "" and kin_of(hello.fingerprint, hello.kin) == self.shared
         if kin and mixed_bases:
             return
         remedy = "copy the same model directory to both"

@@ -5,8 +5,9 @@ layers for bitsandbytes' own `Linear4bit` are not needed, also over a base in 4 
 """
 
 from serving.four_bit.library import absent
+from umbel.base.packed import METHOD
 
-with absent("bitsandbytes"):
+with absent(METHOD):
     from peft.tuners.lora import Linear, LoraConfig, LoraLayer
 
 __all__ = ("Linear", "LoraConfig", "LoraLayer")

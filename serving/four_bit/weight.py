@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from serving.four_bit.library import bitsandbytes
+from umbel.base.packed import BLOCK, NESTED_BLOCK
+from umbel.errors import UnsupportedModel
 
 STATES = "bnb_quant_state"
 """Attribute of SGLang's packed parameters: shard → bitsandbytes' QuantState of it."""
@@ -64,6 +66,21 @@ class FourBitWeight:
         if state.state2 is None:
             return own
         return own | {"offset": state.offset, "scales2": state.state2.absmax, "code2": state.state2.code}
+
+    def require_whole(self, name: str, kind: str) -> None:
+        """Raise UnsupportedModel unless bytes and scales belong together, in blocks of 64 values of this kind.
+
+        The kernels trust a state, and would read past its scales.
+        """
+        state, values = self.state, math.prod(self.state.shape)
+        blocks = -(-values // BLOCK)
+        nested = state.state2 is None or state.state2.absmax.numel() == -(-blocks // NESTED_BLOCK)
+        sizes = (self.packed.numel(), state.absmax.numel(), state.blocksize)
+        if sizes != (-(-values // 2), blocks, BLOCK) or state.quant_type != kind or not nested:
+            raise UnsupportedModel(
+                f"{name}: {sizes[0]} bytes and {sizes[1]} scales of {state.quant_type} in blocks of {state.blocksize} "
+                f"are no weight {list(state.shape)} of {kind}; copy the packed directory again"
+            )
 
     def scales(self) -> torch.Tensor:
         """Return the scale of each block of values, in fp32: [⌈N · K / block size⌉]."""

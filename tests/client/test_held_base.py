@@ -86,11 +86,20 @@ def test_a_packed_base_without_an_origin_is_kin_to_none(tmp_path: Path, packed: 
     assert (held.kin, held.packing) == ("", "nf4")
 
 
-def test_the_origin_of_another_directory_is_refused(tmp_path: Path, dense: Path, packed: Path) -> None:
-    write_origin(dense, packed, CENTRE)
-    (packed / "model.safetensors").write_text("in other 4 bits")
-    with pytest.raises(BaseMismatch, match=r"origin\.json holds another base than .*packed: weights differ"):
-        HeldBase.read(packed, keys(tmp_path, True))
+@pytest.mark.parametrize("damage", ["another directory", "no JSON", "packed from a packed one"])
+def test_an_origin_that_is_wrong_makes_kin_to_none_and_the_site_starts(
+    tmp_path: Path, dense: Path, packed: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    write_origin(packed if damage.startswith("packed") else dense, packed, CENTRE)
+    said = "the base that was packed was packed already"
+    if damage == "another directory":
+        (packed / "model.safetensors").write_text("in other 4 bits")
+        said = "weights differ; copy origin.json of this very directory again, or remove the file"
+    if damage == "no JSON":
+        (packed / ORIGIN).write_text("version https://git-lfs.github.com/spec/v1")
+        said = "origin.json: a pointer of Git LFS; copy the model directory again"
+    assert HeldBase.read(packed, keys(tmp_path, True)).kin == ""
+    assert said in caplog.text
 
 
 def test_what_is_for_the_base_or_for_its_kin_is_accepted_and_nothing_else() -> None:

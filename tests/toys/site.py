@@ -4,7 +4,6 @@ import base64
 from collections.abc import Callable
 from pathlib import Path
 from socketserver import UnixStreamServer
-from typing import Literal
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -13,6 +12,7 @@ from tests.toys.sites.socket_server import serve
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest, Lifecycle
 from umbel.base.fingerprint import BaseFingerprint
+from umbel.base.packed import Packing
 from umbel.messages import (
     Decision,
     Evaluation,
@@ -40,7 +40,7 @@ class ToySite:
     steps = 0
     """Steps that it says it did; 0: all."""
     kin = ""
-    packing: Literal["", "nf4", "fp4"] = ""
+    packing: Packing = ""
 
     def __init__(self, name: str, socket: Path, *, step: float = 0.5, polls: int = 1) -> None:
         self.name = name

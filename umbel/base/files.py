@@ -21,6 +21,8 @@ JSON_FILES = (
     "added_tokens.json", "vocab.json", "chat_template.json",
 )  # fmt: skip
 """JSON files of a model directory, besides config.json, that SGLang or `transformers` read where they are there."""
+TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+"""Files that make a tokenizer; those of one of them must be there."""
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
 WEIGHT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -77,6 +79,12 @@ def file_mistakes(model: Path, expected: Mapping[str, Shape]) -> Iterator[UmbelE
             yield error
     if not gone and len(headers) == len(shards):  # otherwise all that follows from it would be reported as well
         yield from _tensor_mistakes(model, headers, indexed, expected)
+
+
+def tokenizer_mistakes(model: Path) -> Iterator[UmbelError]:
+    """Yield that a model directory has no tokenizer."""
+    if not any(all((model / name).is_file() for name in names) for names in TOKENIZERS):
+        yield ConfigError(f"{model}: lacks tokenizer.json; copy the whole model directory there")
 
 
 def embedding_rows(model: Path) -> int | None:
@@ -146,6 +154,20 @@ def _tensor_mistakes(
     for shard, header in headers.items():
         for name in header:
             holders.setdefault(name, []).append(shard)
+    stored = {name: entry["dtype"] for header in headers.values() for name, entry in header.items()}
+    packed = [name.removesuffix(".absmax") for name in expected if name.endswith(".absmax")]
+    if dense := sorted(name for name in packed if stored.get(name) in WEIGHT_BYTES):
+        yield UnsupportedModel(
+            f"{model}: config.json says that weights are packed in 4 bits, and {_some(dense)} {_are(dense)} stored as "
+            f"{stored[dense[0]]}; remove quantization_config from config.json, or copy the packed directory again"
+        )
+        return
+    if not packed and (scales := sorted(name for name in stored if name.endswith(".weight.absmax"))):
+        yield ConfigError(
+            f"{model}: has {_some(scales)}, so its weights are packed in 4 bits, and config.json lacks their "
+            "quantization_config; copy config.json of the packed base"
+        )
+        return
     twice = sorted(name for name, shards in holders.items() if len(shards) > 1)
     if twice:
         yield ConfigError(
@@ -169,20 +191,13 @@ def _tensor_mistakes(
             f"{model}: {name} has shape {tensors[name]['shape']}, and config.json asks for {list(shape)}; copy "
             "config.json and weights of one model"
         )
-    scaled = {name.removesuffix(".absmax") for name in expected if name.endswith(".absmax")}
     # A weight in 4 bits and its scales begin with the same name.
-    dense = [name for name in expected if name in tensors and name.partition(".weight")[0] + ".weight" not in scaled]
-    quantised = sorted(name for name in dense if tensors[name]["dtype"] not in WEIGHT_BYTES)
+    others = [name for name in expected if name in tensors and name.partition(".weight")[0] + ".weight" not in packed]
+    quantised = sorted(name for name in others if tensors[name]["dtype"] not in WEIGHT_BYTES)
     if quantised:
         yield UnsupportedModel(
             f"{model}: {_some(quantised)} {_are(quantised)} stored as {tensors[quantised[0]]['dtype']}, and "
             "config.json tells of no quantisation; give the unquantised base"
-        )
-    unpacked = sorted(name for name in scaled if name in tensors and tensors[name]["dtype"] != "U8")
-    if unpacked:
-        yield UnsupportedModel(
-            f"{model}: {_some(unpacked)} {_are(unpacked)} stored as {tensors[unpacked[0]]['dtype']}, and "
-            "config.json says that they are packed in 4 bits; give a base that `umbel base pack` packed, whole"
         )
 
 

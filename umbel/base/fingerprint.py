@@ -25,6 +25,9 @@ _RECIPE = (
     "llm_int8_skip_modules",
 )  # fmt: skip
 
+# Values that mean the same as a missing key.
+_DEFAULTS: tuple[object, ...] = (None, False, [], ["lm_head"], "uint8", "fp4")
+
 
 class BaseFingerprint(BaseModel):
     """sha256 of each part of a base model directory; `digest` combines them."""
@@ -85,7 +88,7 @@ class BaseFingerprint(BaseModel):
 def _recipe(quantization: object) -> object:
     """Return what of a quantization_config decides the weights."""
     if isinstance(quantization, dict) and quantization.get("quant_method") == METHOD:
-        return {key: value for key, value in quantization.items() if key in _RECIPE and value is not None}
+        return {key: value for key, value in quantization.items() if key in _RECIPE and value not in _DEFAULTS}
     return quantization
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from umbel.base.files import json_object
 from umbel.base.fingerprint import BaseFingerprint
 from umbel.errors import BaseMismatch, ConfigError
 
@@ -21,6 +22,11 @@ Kin = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$", exclude_if=operator.not
 
 An empty one is not written, so that documents without kin, and their signatures, are those of earlier releases.
 """
+
+
+def kin_of(base: BaseFingerprint, said: str) -> str:
+    """Return the kin of a base, of which `said` is said: one that is not packed has it by its fingerprint."""
+    return base.kin if base.dense else said
 
 
 class BaseOrigin(BaseModel):
@@ -39,21 +45,29 @@ class BaseOrigin(BaseModel):
     signature: str = Field(default="", pattern=SIGNATURE)
 
     @classmethod
+    def parse(cls, model: Path) -> Self | None:
+        """Return the content of a directory's `origin.json`, unchecked; None without one. Raises ConfigError."""
+        file = model / ORIGIN
+        if not file.is_file():
+            return None
+        json_object(file)  # says what it is instead
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise ConfigError(f"{file}: {where}: {first['msg']}; copy the packed directory again") from error
+
+    @classmethod
     def read(cls, model: Path, packed: BaseFingerprint) -> Self | None:
         """Return the origin of a directory with that fingerprint; None without an `origin.json`.
 
         Raises ConfigError for a file that is none, BaseMismatch for one of another directory.
         """
-        file = model / ORIGIN
-        if not file.is_file():
+        file, origin = model / ORIGIN, cls.parse(model)
+        if origin is None:
             return None
-        try:
-            origin = cls.model_validate_json(file.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise ConfigError(f"{file}: {where}: {first['msg']}; copy the packed directory again") from error
-        remedy = "pack the base again with `umbel base pack`, or remove the file"
+        remedy = f"copy {ORIGIN} of this very directory again, or remove the file"
         packed.require_same(origin.packed, here=str(model), there=str(file), remedy=remedy)
         differing = [
             part for part in ("config", "tokenizer", "chat_template")
@@ -61,6 +75,8 @@ class BaseOrigin(BaseModel):
         ]  # fmt: skip
         if differing:
             raise BaseMismatch(f"{file}: {', '.join(differing)} of the base that was packed differ; {remedy}")
+        if not origin.base.dense:
+            raise BaseMismatch(f"{file}: the base that was packed was packed already; {remedy}")
         return origin
 
     @property

@@ -19,6 +19,7 @@ METHOD = "bitsandbytes"
 """`quant_method` of the only quantised bases that umbel serves."""
 REMEDY = "give the unquantised base, or pack that one in 4 bits with `umbel base pack`"
 MISSING = f"the base is packed, and bitsandbytes is not installed here; pip install bitsandbytes=={RELEASE}"
+MISSING_TO_PACK = f"packing needs bitsandbytes, which is not installed here; pip install bitsandbytes=={RELEASE}"
 
 Packing = Literal["", "nf4", "fp4"]
 """Kind of number that the linear layers are packed in; empty for a base that is not packed."""
@@ -27,7 +28,7 @@ Packing = Literal["", "nf4", "fp4"]
 def packing_of(config: Mapping[str, Any]) -> Packing:
     """Return what the linear layers of a base are packed in, from the content of its config.json."""
     recipe = config.get("quantization_config")
-    if not isinstance(recipe, dict) or recipe.get("quant_method") != METHOD:
+    if not isinstance(recipe, dict) or recipe.get("quant_method") != METHOD or not recipe.get("load_in_4bit"):
         return ""
     return "nf4" if recipe.get("bnb_4bit_quant_type", "fp4") == "nf4" else "fp4"
 
@@ -49,12 +50,18 @@ def recipe_mistakes(recipe: object) -> Iterator[str]:
         return
     wanted: dict[str, tuple[object, ...]] = {
         "bnb_4bit_quant_type": ("nf4", "fp4"),
-        "bnb_4bit_quant_storage": (None, "uint8"),
-        "llm_int8_skip_modules": (None, [], ["lm_head"]),
+        "bnb_4bit_quant_storage": ("uint8", None),
+        "llm_int8_skip_modules": (["lm_head"], None, []),
     }
     for key, served in wanted.items():
         if (found := recipe.get(key, "fp4" if key == "bnb_4bit_quant_type" else None)) not in served:
-            yield f"quantization_config.{key} is {found!r}, and only {served[0] or 'none'!r} is served; {REMEDY}"
+            yield f"quantization_config.{key} is {found!r}; {served[0]!r} or none is served; {REMEDY}"
+
+
+def is_served(config: Mapping[str, Any]) -> bool:
+    """Return whether the tensors in a base's files are known from its config.json: not quantised, or in 4 bits."""
+    recipe = config.get("quantization_config")
+    return recipe is None or not any(recipe_mistakes(recipe))
 
 
 def packed_shapes(weight: str, shape: tuple[int, int], config: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:

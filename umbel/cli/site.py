@@ -13,7 +13,7 @@ import typer
 from umbel.adapter import AdapterRef
 from umbel.cli.console import AsJson, SiteFile, calls, explained, part_of, require_transformers, say
 from umbel.errors import ConfigError, DataError, UmbelError
-from umbel.site.check import check_files, ports_in_use
+from umbel.site.check import check_files, doubt_of_origin, ports_in_use
 from umbel.site.config import SiteConfig
 from umbel.site.memory_plan import memory_plan
 from umbel.site.slow_dtype import slow_dtype
@@ -60,7 +60,7 @@ def check(
             raise ConfigError("\n".join(map(str, found)))
         summaries = {name: survey.summary for name, survey in surveyed.files.items()}
         plan = memory_plan(config)
-        bites = [told for told in (slow_dtype(config), plan and plan.mistake()) if told]
+        bites = [told for told in (slow_dtype(config), plan and plan.mistake(), doubt_of_origin(config)) if told]
         sides = surveyed.sides
         bites += warnings(config, summaries, sides.asked, sides.withheld)
         bites = [f"will bite: {told}" for told in bites]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from umbel import ports, secret_file, signing
 from umbel.base.config import config_mistakes
-from umbel.base.files import file_mistakes
-from umbel.base.packed import MISSING, bitsandbytes_is_missing, packing_of
+from umbel.base.files import file_mistakes, tokenizer_mistakes
+from umbel.base.origin import BaseOrigin
+from umbel.base.packed import MISSING, bitsandbytes_is_missing, is_served, packing_of
 from umbel.base.shapes import read_config, weight_shapes
 from umbel.errors import ConfigError, UmbelError
 from umbel.site import flags
@@ -21,8 +22,6 @@ from umbel.site.variables import blamed, name_of
 
 LONGEST_SOCKET_PATH = 100
 """Largest length in bytes; the kernel's limit is 107."""
-TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-"""Files that make a tokenizer; those of one of them must be there."""
 EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - compared, never bound
 
 
@@ -64,6 +63,21 @@ def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     if taken is not None and not taken.is_dir():
         yield ConfigError(f"{name_of('site', 'state_dir')}: {taken} is a file; name a folder, or one that can be made")
     yield from _raised(lambda: require_sockets(config), "site", "state_dir")
+
+
+def doubt_of_origin(config: SiteConfig) -> str | None:
+    """Say why a packed base will be kin to none in runs with `mixed-bases`; None where nothing speaks against it.
+
+    No weights are read, so an `origin.json` of another directory is only found when the site starts.
+    """
+    trusted = config.site.trusted_key
+    try:
+        origin = BaseOrigin.parse(config.model.path)
+        if origin is not None and trusted is not None:
+            signing.verify(signing.read_public(trusted), origin, origin.signature)
+    except UmbelError as error:
+        return f"{error}; until then this base is kin to none in runs with mixed-bases"
+    return None
 
 
 def require_sockets(config: SiteConfig) -> None:
@@ -125,8 +139,7 @@ def _model_mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     except UmbelError as error:
         yield error
         return
-    if not any(all((model / name).is_file() for name in names) for names in TOKENIZERS):
-        yield ConfigError(f"{model}: lacks tokenizer.json; copy the whole model directory there")
+    yield from tokenizer_mistakes(model)
     found = list(config_mistakes(model, base, _longest_text(config, base)))
     yield from found
     if bitsandbytes_is_missing(base):
@@ -137,7 +150,8 @@ def _model_mistakes(config: SiteConfig) -> Iterator[UmbelError]:
             "float16"
         )
     # Without the sizes nothing can be expected of the weights.
-    yield from file_mistakes(model, {} if any(isinstance(one, ConfigError) for one in found) else weight_shapes(model))
+    known = is_served(base) and not any(isinstance(one, ConfigError) for one in found)
+    yield from file_mistakes(model, weight_shapes(model) if known else {})
 
 
 def _longest_text(config: SiteConfig, base: dict[str, object]) -> int | None:

@@ -49,8 +49,9 @@ MIXED = "trained on nf4 (0.6) and bfloat16 (0.4)"
 @pytest.mark.parametrize(
     ("facts", "recipe", "trained_on"),
     [
-        ({"bases": {"bfloat16": 0.4, "nf4": 0.6}}, NF4, MIXED),
-        ({"bases": {"bfloat16": 0.4, "nf4": 0.6}}, None, MIXED),
+        ({"bases": {"bfloat16": 0.4, "nf4": 0.6}}, NF4, ""),
+        ({"bases": {"bfloat16": 0.4, "nf4": 0.6}}, None, ""),
+        ({"bases": {"bfloat16": 0.4, "nf4": 0.6}}, {**NF4, "bnb_4bit_quant_type": "fp4"}, MIXED),
         ({"bases": {"nf4": 1.0}}, None, "trained on nf4 (1)"),
         ({"bases": {"nf4": 1.0}}, NF4, ""),
         ({"bases": {"nf4": 1.0}}, {**NF4, "bnb_4bit_quant_type": "fp4"}, "trained on nf4 (1)"),

@@ -98,3 +98,13 @@ def test_a_pin_of_an_earlier_release_is_read_and_a_dense_base_in_it_has_kin_all_
     old = PIN.model_copy(update={"fingerprint": base})
     assert (old.kin, old.shared) == ("", base.kin)
     old.require(PACKED_SITE.model_copy(update={"kin": base.kin}), "support", mixed_bases=True)
+
+
+def test_a_dense_base_has_its_kin_by_its_fingerprint_whatever_its_site_says() -> None:
+    honest = BASE.model_copy(update={"quantization": hashlib.sha256(b"null").hexdigest()})
+    assert honest.dense
+    pin = Pin.of(hello(fingerprint=honest, kin="2" * 64), 2)
+    assert (pin.kin, pin.shared) == ("", honest.kin)
+    other = hello(site="other", fingerprint=honest.model_copy(update={"weights": "other"}), kin=honest.kin)
+    with pytest.raises(BaseMismatch, match="weights differ"):
+        pin.require(other, "support", mixed_bases=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from serving.four_bit import pack as module
 from serving.four_bit.library import bitsandbytes
@@ -18,9 +18,8 @@ from umbel.base.config import config_mistakes
 from umbel.base.files import INDEX, file_mistakes, weight_files
 from umbel.base.fingerprint import BaseFingerprint
 from umbel.base.origin import ORIGIN, BaseOrigin
-from umbel.base.packed import RELEASE
 from umbel.base.shapes import LINEARS, base_bytes, linear_shapes, read_config, weight_shapes
-from umbel.errors import AdapterError, BaseMismatch, ConfigError, UnsupportedModel
+from umbel.errors import AdapterError, BaseMismatch, ConfigError, NoRoom, UnsupportedModel
 
 
 def silent(line: str) -> None:
@@ -61,14 +60,15 @@ def test_it_is_a_whole_base_that_is_smaller(pair: tuple[Path, Path]) -> None:
 def test_its_origin_is_the_base_and_signed(pair: tuple[Path, Path], tmp_path: Path) -> None:
     dense, _ = pair
     key = Ed25519PrivateKey.generate()
-    found = pack(dense, tmp_path / "out", key=key, tell=silent)
-    assert 0.05 < found.mean_error < 0.15
+    errors = pack(dense, tmp_path / "out", key=key, tell=silent)
+    assert len(errors) == len(linear_shapes(dense, LINEARS))
+    assert all(0.05 < error < 0.15 for error in errors.values())
     fingerprint = BaseFingerprint.of(tmp_path / "out")
     origin = BaseOrigin.read(tmp_path / "out", fingerprint)
     assert origin is not None
     assert origin.base == BaseFingerprint.of(dense)
     assert origin.kin == BaseFingerprint.of(dense).kin != fingerprint.kin
-    assert origin.bitsandbytes == RELEASE
+    assert origin.bitsandbytes == bitsandbytes().__version__
     signing.verify(key.public_key(), origin, origin.signature)
     with pytest.raises(AdapterError, match=r"origin.json: its signature is not by the trusted key"):
         signing.verify(Ed25519PrivateKey.generate().public_key(), origin, origin.signature)
@@ -108,6 +108,13 @@ def test_what_cannot_be_packed_is_refused_and_leaves_nothing(
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match="is there already; name a new directory"):
         pack(dense, tmp_path / "there", tell=silent)
+    with pytest.raises(ConfigError, match="is inside the base that is packed; name a directory beside it"):
+        pack(dense, dense / "nf4", tell=silent)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is a file; name a directory that can be made"):
+        pack(dense, tmp_path / "file" / "out", tell=silent)
+    (tmp_path / "file").unlink()
+    (tmp_path / ".out.999999999.tmp").mkdir()  # of a process that was killed
     monkeypatch.setattr(module, "LARGEST_ERROR", 1e-3)
     with pytest.raises(UnsupportedModel, match=r"in 4 bits is off by \d+% of its norm"):
         pack(dense, tmp_path / "out", tell=silent)
@@ -118,10 +125,27 @@ def test_an_origin_of_another_directory_is_refused(pair: tuple[Path, Path], tmp_
     _, packed = pair
     shutil.copytree(packed, tmp_path / "copy")
     (tmp_path / "copy" / "tokenizer.json").write_text("{}")
-    with pytest.raises(BaseMismatch, match=r"tokenizer differ; pack the base again with `umbel base pack`"):
+    with pytest.raises(BaseMismatch, match=r"tokenizer differ; copy origin.json of this very directory again"):
         BaseOrigin.read(tmp_path / "copy", BaseFingerprint.of(tmp_path / "copy"))
     (tmp_path / "copy" / ORIGIN).write_text("{}")
     with pytest.raises(ConfigError, match="base: Field required; copy the packed directory again"):
         BaseOrigin.read(tmp_path / "copy", BaseFingerprint.of(tmp_path / "copy"))
     (tmp_path / "copy" / ORIGIN).unlink()
     assert BaseOrigin.read(tmp_path / "copy", BaseFingerprint.of(tmp_path / "copy")) is None
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(module.safetensors.torch, "save_file", full)
+    with pytest.raises(NoRoom, match=r"out: the packed weights cannot be written \(No space left on device\); make ro"):
+        pack(pair[0], tmp_path / "out", tell=silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_users_may_read_what_they_could_read_before(pair: tuple[Path, Path]) -> None:
+    dense, packed = ((folder / "model.safetensors").stat().st_mode for folder in pair)
+    assert dense == packed

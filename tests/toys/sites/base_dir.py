@@ -19,10 +19,15 @@ BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}
 def write_base(model: Path, **config: Any) -> Path:
     """Write config.json (with changes), tokenizer.json and one shard of zeros with all weights of it."""
     model.mkdir(parents=True, exist_ok=True)
-    (model / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    write_config(model, **config)
     (model / "tokenizer.json").write_text("{}")
     write_shard(model / "model.safetensors", weight_shapes(model))
     return model
+
+
+def write_config(model: Path, **config: Any) -> None:
+    """Write config.json with changes; None removes nothing, and stands there as null."""
+    (model / "config.json").write_text(json.dumps({**CONFIG, **config}))
 
 
 def write_shard(

@@ -40,11 +40,11 @@ def test_each_family_is_fine_as_it_is(family: str) -> None:
         ({"quantization_config": {**NF4, "load_in_8bit": True}}, "quantization_config: bitsandbytes in 8 bits is not"),
         (
             {"quantization_config": {**NF4, "llm_int8_skip_modules": ["q_proj"]}},
-            "quantization_config.llm_int8_skip_modules is ['q_proj'], and only 'none' is served; give the unquantised",
+            "quantization_config.llm_int8_skip_modules is ['q_proj']; ['lm_head'] or none is served; give the unquant",
         ),
         (
             {"quantization_config": {**NF4, "bnb_4bit_quant_storage": "bfloat16"}},
-            "quantization_config.bnb_4bit_quant_storage is 'bfloat16', and only 'none' is served",
+            "quantization_config.bnb_4bit_quant_storage is 'bfloat16'; 'uint8' or none is served",
         ),
         ({"quantization_config": {**NF4, "bnb_4bit_quant_type": "int4"}}, "quantization_config.bnb_4bit_quant_type is"),
         ({"compression_config": {"quant_method": "x"}}, "compression_config (x): of quantised bases only bitsan"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.toys.sites.base_dir import write_base, write_shard
+from tests.toys.sites.base_dir import write_base, write_config, write_shard
 from umbel.base.files import EMBEDDING, INDEX, LONGEST_HEADER, embedding_rows, file_mistakes, weight_files
 from umbel.base.fingerprint import BaseFingerprint
 from umbel.base.shapes import weight_shapes
@@ -219,4 +219,9 @@ def test_a_packed_base_has_bytes_and_scales_for_each_linear_layer(tmp_path: Path
     assert line.startswith(f"{tmp_path}: no {weight}.nested_absmax in {SHARD}")
     write_shard(tmp_path / SHARD, shapes, packed="BF16")
     (line,) = said(tmp_path)
-    assert "stored as BF16, and config.json says that they are packed in 4 bits; give a base that `umbel base" in line
+    assert "config.json says that weights are packed in 4 bits, and " in line
+    assert "stored as BF16; remove quantization_config from config.json, or copy the packed directory again" in line
+    write_shard(tmp_path / SHARD, shapes)
+    write_config(tmp_path)
+    (line,) = said(tmp_path)
+    assert "so its weights are packed in 4 bits, and config.json lacks their quantization_config; copy config" in line

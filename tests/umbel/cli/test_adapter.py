@@ -100,7 +100,8 @@ def test_show_and_export_say_which_kinds_of_base_trained_a_version(tmp_path: Pat
     assert json.loads(said("show", tmp_path / "r", "support@v1"))["bases"] == {"bfloat16": 0.4, "nf4": 0.6}
     assert "bases: None → " in said("diff", tmp_path / "r", "support@v0", "support@v1")
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text("{}")
+    recipe = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"quantization_config": recipe}))
     for base, warned in (("org/base", False), (tmp_path / "base", True)):
         into = tmp_path / f"out-{warned}"
         ended = umbel("adapter", "export", "--registry", tmp_path / "r", "support@v1", into, "--base", base)
