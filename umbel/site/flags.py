@@ -17,6 +17,8 @@ _NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 """Words with a dash in front that argparse takes for a value."""
 _OFF = re.compile(r"\s*(0*\.?0*|false|no?|f)\s*", re.IGNORECASE)
 """Values with which a variable of SGLang is off."""
+ORDERED = ("fcfs", "lof")
+"""`schedule_policy` with which SGLang orders requests by their class, the default first."""
 
 _OTHER_MODEL = "the engine would compute another model than the one that is trained"
 _OTHER_ATTENTION = "the engine would round or skip parts of its attention, which training computes in full"
@@ -67,6 +69,18 @@ def flag_refusal(flag: str, value: Any) -> str | None:
     if flag.lstrip("-").replace("-", "_") != name:
         return f"{flag} is {name} at SGLang, in small letters; write it so"
     return _value_refusal(flag, value)
+
+
+def pair_refusal(args: Mapping[str, Any]) -> str | None:
+    """Return why SGLang would not start with two of these flags together, and the remedy; None if it does."""
+    given = {plain(flag): value for flag, value in args.items()}
+    policy = given.get("schedule_policy", ORDERED[0])
+    if given.get("enable_priority_scheduling") and policy not in ORDERED:
+        return (
+            f"schedule_policy = {policy!r}: with enable_priority_scheduling SGLang takes only "
+            f"{' or '.join(map(repr, ORDERED))}; set one of them, or leave it out"
+        )
+    return None
 
 
 def _unknown(flag: str, name: str) -> str:

@@ -120,6 +120,8 @@ class EngineSection(Section):
         for flag, value in args.items():
             if why := flags.flag_refusal(flag, value):
                 raise ValueError(why)
+        if why := flags.pair_refusal(args):
+            raise ValueError(why)
         return args
 
     @field_validator("env")

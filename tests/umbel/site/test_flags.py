@@ -120,3 +120,11 @@ def test_a_variable_that_changes_what_is_served_is_refused_unless_it_is_off(tmp_
     assert line == f"engine.env: {name} cannot be set for umbel's engine: {flags.REFUSED_VARIABLES[name]}; remove it"
     for off in ("", "0", "0.0", "false", "No"):
         assert load(tmp_path, more=f'[engine.env]\n{name} = "{off}"').engine.env == {name: off}
+
+
+def test_two_flags_that_sglang_does_not_take_together_are_refused_before_it_starts(tmp_path: Path) -> None:
+    ordered = "[engine.extra_args]\nenable_priority_scheduling = true\n"
+    (line,) = refusal(tmp_path, more=f'{ordered}schedule_policy = "lpm"')
+    assert "schedule_policy = 'lpm': with enable_priority_scheduling SGLang takes only 'fcfs' or 'lof'; set" in line
+    for fine in (ordered, f'{ordered}schedule_policy = "lof"', '[engine.extra_args]\nschedule_policy = "lpm"'):
+        load(tmp_path, more=fine)
