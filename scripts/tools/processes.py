@@ -32,6 +32,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def end_as_ctrl_c() -> None:
+    """Let SIGTERM and SIGHUP end this program as Ctrl-C does, so that it leaves nothing running."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
 class Processes:
     """Processes of one run. They and their descendants carry a mark in their environment, by which they are found."""
 

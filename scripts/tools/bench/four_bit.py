@@ -15,7 +15,7 @@ from pathlib import Path
 from scripts.tools import real_base, tiny_base
 from scripts.tools.bench.overlap import Found, measure, show
 from scripts.tools.packed_base import packed_base
-from scripts.tools.processes import ENGINE_BIN, Processes
+from scripts.tools.processes import ENGINE_BIN, Processes, end_as_ctrl_c
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import TrialSite
 
@@ -27,8 +27,9 @@ TARGETS = "[slo]\nttft_ms = 1500\ntpot_ms = 300\n"
 
 def main() -> None:
     """Measure and print medians, 95th percentiles and their ratios."""
+    end_as_ctrl_c()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=30, help="in each of the four starts, training off and on each")
+    parser.add_argument("--requests", type=int, default=12, help="in each of the four starts, training off and on each")
     parser.add_argument("--base", choices=("tiny", "real"), default="real")
     options = parser.parse_args()
     base = real_base.build() if options.base == "real" else tiny_base.build(REPOSITORY / ".cache" / "tiny-base")

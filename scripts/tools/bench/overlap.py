@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.tools import tiny_base
-from scripts.tools.processes import ENGINE_BIN, ProcessError, Processes
+from scripts.tools.processes import ENGINE_BIN, ProcessError, Processes, end_as_ctrl_c
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import TrialSite, random_adapter, require_done
 from serving.bench.load import Client, Outcome
@@ -39,6 +39,7 @@ WAYS = ("overlap loop", "umbel's default")
 
 def main() -> None:
     """Measure and print medians, 95th percentiles and their ratios."""
+    end_as_ctrl_c()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=60, help="in each of the four starts, training off and on each")
     count = parser.parse_args().requests

@@ -18,7 +18,7 @@ import psutil
 
 from scripts.tools import tiny_base
 from scripts.tools.bench.swap_users import GOOD, Answer, Users
-from scripts.tools.processes import ENGINE_BIN, Processes
+from scripts.tools.processes import ENGINE_BIN, Processes, end_as_ctrl_c
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import LENIENT, TrialSite, random_adapter
 from umbel.adapter import AdapterRef
@@ -45,6 +45,7 @@ class Swaps:
 
 def main() -> None:
     """Run the site and its users; the exit status is 1 if a request was answered wrongly."""
+    end_as_ctrl_c()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--rate", type=float, default=5.0, help="requests per second")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scripts.tools import tiny_base
 from scripts.tools.fuzz.bodies import bodies, spoiled
 from scripts.tools.fuzz.target import Target, damaged
-from scripts.tools.processes import ENGINE_BIN, Processes
+from scripts.tools.processes import ENGINE_BIN, Processes, end_as_ctrl_c
 from scripts.tools.trial_site import LENIENT, TrialSite, random_adapter, wait_until
 from serving.router.fields.routes import ROUTES
 from tests.toys.hostile.requests import CHAT, USERS
@@ -166,6 +166,7 @@ def _any_bytes(asked: Asked) -> st.SearchStrategy[bytes]:
 @contextmanager
 def started_engine(folder: Path) -> Iterator[list[Target]]:
     """Start a tiny site with a live version in `folder`, and give its targets; nothing of it is left afterwards."""
+    end_as_ctrl_c()
     processes = Processes(folder / "logs")
     try:
         base = tiny_base.build(folder / "base", tiny_base.TINY)

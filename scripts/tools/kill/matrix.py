@@ -8,7 +8,6 @@ daemon, of the engine alone, or of the ServerApp. A start is the recovery of one
 
 import argparse
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ import httpx
 from scripts.tools.kill.centre import Centre
 from scripts.tools.kill.report import Row, write
 from scripts.tools.kill.site import Site
-from scripts.tools.processes import ProcessError, Processes
+from scripts.tools.processes import ProcessError, Processes, end_as_ctrl_c
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import require_done, wait_until
 from umbel.adapter import Personal
@@ -126,7 +125,7 @@ def main() -> int:
     options = parser.parse_args()
     from scripts.tools import tiny_base
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does: nothing is left running
+    end_as_ctrl_c()
     model = tiny_base.build(REPOSITORY / ".cache" / "tiny-base")
     folder = Path(tempfile.mkdtemp(prefix="umbel-"))
     processes = Processes(folder / "logs")
