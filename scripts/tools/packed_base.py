@@ -10,16 +10,25 @@ from umbel.base.fingerprint import BaseFingerprint
 from umbel.base.origin import BaseOrigin
 from umbel.base.packed import packing_of
 from umbel.base.shapes import read_config
+from umbel.errors import UmbelError
 
 
 def packed_base(base: Path) -> Path:
     """Pack a base unless that was done before; return the packed directory."""
     packed = base.with_name(f"{base.name}-nf4")
-    origin = BaseOrigin.read(packed, BaseFingerprint.of(packed)) if packed.is_dir() else None
-    if origin is None or origin.base != BaseFingerprint.of(base):
+    if not _is_of(packed, base):
         shutil.rmtree(packed, ignore_errors=True)
         pack(base, packed)
     return packed
+
+
+def _is_of(packed: Path, base: Path) -> bool:
+    """Return whether a directory is whole and was packed from this base."""
+    try:
+        origin = BaseOrigin.read(packed, BaseFingerprint.of(packed))
+    except UmbelError:  # none is there, or one of another release
+        return False
+    return origin is not None and origin.base == BaseFingerprint.of(base)
 
 
 def reference(base: Path, dtype: Any) -> Any:
