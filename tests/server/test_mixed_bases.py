@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from server.exchange import Exchange
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
 from tests.toys.federation import World, a_world, states
@@ -161,3 +163,30 @@ def test_opening_a_registry_changes_nothing_that_is_published(world: World) -> N
     world.join("b")
     world.start("two", rounds=0, **MIXED)
     assert AdapterRegistry(world.root).read(v(1)) == before
+
+
+@pytest.mark.parametrize(
+    ("second", "found"),
+    [({}, [RoundState.PROMOTED]), (MIXED, [RoundState.FAILED, RoundState.PROMOTED])],
+    ids=["as before", "switched on"],
+)
+def test_a_run_that_mixes_bases_takes_over_no_round_of_one_that_did_not(
+    world: World, monkeypatch: pytest.MonkeyPatch, second: dict[str, bool], found: list[RoundState]
+) -> None:
+    """Its orders say another thing, which sites that have an order of that round would refuse."""
+    world.join("c")
+    world.leave("b")
+    converse = Exchange.converse
+
+    def die_after_a_round(*args: Any, **more: Any) -> Any:
+        outcome = converse(*args, **more)
+        if str(more["group"]).startswith("round"):
+            raise KeyboardInterrupt
+        return outcome
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Exchange, "converse", die_after_a_round)
+        with pytest.raises(KeyboardInterrupt):
+            world.start(rounds=1)
+    registry = world.start("two", rounds=1, **second)
+    assert states(registry) == found
