@@ -61,7 +61,9 @@ class Federation:
             self.reconcile()
             self._emit("run.finished", head=str(self._registry.aliases(self._name).get(HEAD, "none")))
             return
-        plan = self._config.plan.model_dump_json() + " mixed-bases" * self._config.mixed_bases
+        plan = self._config.plan.model_dump_json()
+        if self._config.mixed_bases:  # orders say another thing then
+            plan += " mixed-bases"
         first = self._registry.rounds.begin_run(self._run_id, self._name, plan)
         own = range(first, first + self._config.rounds)
         self._emit("run.started", first_round=first, rounds=len(own), strategy=self._config.strategy)

@@ -51,7 +51,7 @@ class Quorum:
 
     @property
     def kin(self) -> str:
-        """What the bases have in common that take part; empty unless this run has `mixed-bases` and they are known."""
+        """Return the kin of the bases that take part; empty unless this run has `mixed-bases` and it is known."""
         pin = self._registry.pin(self._name)
         return pin.shared if pin is not None and self._config.mixed_bases else ""
 

@@ -93,7 +93,7 @@ class Training:
         self._heads: list[str] = []
         """Digests of the versions that rounds trained from, in order."""
         self._kin = ""
-        """What the bases have in common that take part in this round, where it is a run with `mixed-bases`."""
+        """Kin of the bases that take part in this round; empty but in runs with `mixed-bases`."""
 
     def run(self, number: int, head: AdapterManifest, kin: str = "") -> RoundResult:
         """Train one round from `head`, until every site has answered, or a quorum has and the others had their time.

@@ -141,7 +141,7 @@ class AdapterManifest(BaseModel):
     fingerprint: BaseFingerprint | None = None
     """The parts behind `base`, so that a site can name the part that differs."""
     kin: Kin = ""
-    """What the bases have in common that may serve it, besides `base`; empty but in runs with `mixed-bases`."""
+    """Kin of the bases that may serve it, besides `base`; empty but in runs with `mixed-bases`."""
     lineage: str
     """Id of the registry that made it; every round key contains it."""
     round: int = Field(ge=0)

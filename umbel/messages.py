@@ -80,7 +80,7 @@ class RoundOrder(Message):
     base: str
     """Digest of the base fingerprint; a site with another base refuses, unless its base is of the order's `kin`."""
     kin: Kin = ""
-    """What the bases have in common that take part; empty but in runs with `mixed-bases`."""
+    """Kin of the bases that take part; empty but in runs with `mixed-bases`."""
     parent: str
     """Digest of the adapter to continue from; its bytes travel beside this order."""
     round: NonNegativeInt

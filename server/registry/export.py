@@ -16,7 +16,6 @@ from umbel.peft_dir import CONFIG, MANIFEST, WEIGHTS
 from umbel.printable import one_line
 
 CARD = "README.md"
-"""Kinds of base, in a manifest's `bases`, that are packed in 4 bits; others are dtypes."""
 PRICE = "measured +0.016 nats, docs/how-to/choose-a-base.md"
 
 

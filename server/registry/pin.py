@@ -25,7 +25,7 @@ class Pin(BaseModel):
 
     fingerprint: BaseFingerprint
     kin: Kin = ""
-    """Of a packed base, as its site said it; a dense one has it by its fingerprint."""
+    """Kin of a packed base, as its site said it; a dense one has it by its fingerprint."""
     shapes: dict[str, tuple[int, int]]
     """Module path → (out, in)."""
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -44,7 +44,7 @@ class Pin(BaseModel):
 
     @property
     def shared(self) -> str:
-        """The kin of the base; empty where no other base is known to be kin to it."""
+        """Return the kin of the base; empty where no other base is known to be kin to it."""
         return kin_of(self.fingerprint, self.kin)
 
     def require(self, hello: Hello, adapter: str, *, mixed_bases: bool = False) -> None:

@@ -24,9 +24,7 @@ FUSED = {
     "gate_proj": "gate_up_proj",
     "up_proj": "gate_up_proj",
 }
-"""Hugging Face's module → SGLang's module that holds its rows."""
-SHARDS = {"k_proj": 1, "v_proj": 2, "up_proj": 1}
-"""Hugging Face's module → which part of the fused one it is; 0 for all others."""
+"""Hugging Face's module → SGLang's module that holds its rows, in the order of the rows."""
 
 
 def view_of(served: torch.nn.Module, model_path: str) -> PreTrainedModel:
@@ -75,15 +73,21 @@ def engine_storages(served: torch.nn.Module) -> set[int]:
     return storages
 
 
+def _part(name: str) -> str | None:
+    """Return the module of Hugging Face's parameter `name` if SGLang fuses it with others."""
+    return next((part for part in FUSED if f".{part}." in name), None)
+
+
 def _fused(name: str) -> str:
     """Return the name of SGLang's parameter that holds Hugging Face's parameter `name`."""
-    part = next((part for part in FUSED if f".{part}." in name), None)
+    part = _part(name)
     return name if part is None else name.replace(part, FUSED[part])
 
 
 def _linear(name: str, shape: torch.Size, parameter: torch.Tensor) -> FourBitLinear:
     """Return a layer over the bytes and scales that are Hugging Face's parameter `name`."""
-    number = next((number for part, number in SHARDS.items() if f".{part}." in name), 0)
+    part = _part(name)
+    number = 0 if part is None else [other for other in FUSED if FUSED[other] == FUSED[part]].index(part)
     weight = FourBitWeight.shard(parameter, number)
     if (
         weight.shape != tuple(shape)
@@ -101,7 +105,7 @@ def _source(
     name: str, shape: torch.Size, weights: Mapping[str, torch.Tensor], config: PretrainedConfig
 ) -> torch.Tensor:
     """Return the rows of SGLang's parameter that are Hugging Face's parameter `name`."""
-    part = next((part for part in FUSED if f".{part}." in name), None)
+    part = _part(name)
     if part is not None:
         rows = _rows(config)[part]
         source = _require(weights, _fused(name))[rows]

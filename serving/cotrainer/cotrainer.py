@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from serving.cotrainer.base_view import engine_storages, view_of
 from serving.cotrainer.commands import CommandSocket, read_command
 from serving.cotrainer.counts import Counts
 from serving.cotrainer.governor import Governor, Load, SloGovernor
@@ -74,8 +75,6 @@ class CoTrainer:
         Raises UnsupportedModel for a model that cannot be viewed, TrainingError where a frozen parameter is not the
         engine's own or memory does not suffice.
         """
-        from serving.cotrainer.base_view import engine_storages, view_of
-
         self.unavailable = "the co-trainer could not be built"  # the reason until the build has succeeded
         footprint, settings = self.footprint, self.settings
         give_back()

@@ -165,8 +165,8 @@ def _errors(shard: Path, packed: Path, linears: set[str]) -> dict[str, float]:
 
 
 def sign_origin(packed: Path, key: signing.PrivateKey) -> None:
-    """Sign where a packed base comes from, in its `origin.json`; the base itself stays as it is."""
-    origin = BaseOrigin.read(packed, BaseFingerprint.of(packed))
+    """Sign where a packed base comes from, in its `origin.json`; the base itself stays as it is, and is not read."""
+    origin = BaseOrigin.parse(packed)
     if origin is None:
         raise ConfigError(f"{packed}: no {ORIGIN} here; pack the base again with `umbel base pack`")
     signed = origin.model_copy(update={"signature": signing.sign(key, origin)})

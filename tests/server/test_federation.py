@@ -10,7 +10,7 @@ from server.exchange import Exchange
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
 from server.rollout import Rollout
-from tests.toys.federation import World, a_world, poison, states
+from tests.toys.federation import Killed, World, a_world, killed_after, poison, states
 from tests.toys.registry import v
 from umbel import peft_dir
 from umbel.messages import Decision
@@ -107,10 +107,6 @@ def test_another_run_adds_its_rounds(world: World) -> None:
     assert len(again.rounds.all("support")) == 3
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing below catches it."""
-
-
 KILLED_AT = [
     (Exchange, "converse", 1),  # train
     (AdapterRegistry, "publish", 1),
@@ -153,19 +149,8 @@ def test_a_killed_serverapp_goes_on_with_the_round_in_flight(
 def test_a_new_run_finishes_the_round_that_a_killed_one_left(
     world: World, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    calls, real = [], Exchange.converse
-
-    def dying(*args: object, **kwargs: object) -> object:
-        calls.append(call)
-        result = real(*args, **kwargs)
-        if len(calls) == call:
-            raise Killed
-        return result
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Exchange, "converse", dying)
-        with pytest.raises(Killed):
-            world.start(rounds=1)
+    with killed_after(monkeypatch, lambda groups: len(groups) == call):
+        world.start(rounds=1)
     registry = world.start(run_id="two", rounds=1)
     # A round in training is the new run's own; a version without a verdict is judged before the new run's rounds.
     assert states(registry) == [RoundState.PROMOTED] * call

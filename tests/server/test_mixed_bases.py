@@ -3,14 +3,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from server.exchange import Exchange
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
-from tests.toys.federation import World, a_world, states
+from tests.toys.federation import World, a_world, killed_after, states
 from tests.toys.registry import v
 from tests.toys.site import BASE
 from umbel.peft_dir import MANIFEST
@@ -176,17 +174,7 @@ def test_a_run_that_mixes_bases_takes_over_no_round_of_one_that_did_not(
     """Its orders say another thing, which sites that have an order of that round would refuse."""
     world.join("c")
     world.leave("b")
-    converse = Exchange.converse
-
-    def die_after_a_round(*args: Any, **more: Any) -> Any:
-        outcome = converse(*args, **more)
-        if str(more["group"]).startswith("round"):
-            raise KeyboardInterrupt
-        return outcome
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Exchange, "converse", die_after_a_round)
-        with pytest.raises(KeyboardInterrupt):
-            world.start(rounds=1)
+    with killed_after(monkeypatch, lambda groups: groups[-1].startswith("round")):
+        world.start(rounds=1)
     registry = world.start("two", rounds=1, **second)
     assert states(registry) == found

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from server.exchange import Exchange
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
 from server.rollout import Rollout
-from tests.toys.federation import World, a_world, states
+from tests.toys.federation import Killed, World, a_world, killed_after, states
 from tests.toys.registry import v
 from tests.toys.site import ToySite
 from umbel.errors import NotFound
@@ -22,10 +21,6 @@ RESTORE = ("POST", "/adapters/support/restore")
 def world(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     with a_world(tmp_path / "registry", sockets, monkeypatch) as ready:
         yield ready
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing below catches it."""
 
 
 def reconcile(world: World, run_id: str = "two", **settings: object) -> dict:
@@ -229,18 +224,8 @@ def test_a_run_without_rounds_leaves_rounds_alone_and_needs_no_matching_plan(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.start(rounds=1)
-    real = Exchange.converse
-
-    def dying(*args: object, **kwargs: object) -> object:
-        result = real(*args, **kwargs)
-        if str(kwargs["group"]).startswith("round"):
-            raise Killed
-        return result
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Exchange, "converse", dying)
-        with pytest.raises(Killed):
-            world.start(run_id="two", rounds=1)
+    with killed_after(monkeypatch, lambda groups: groups[-1].startswith("round")):
+        world.start(run_id="two", rounds=1)
     assert reconcile(world, "three", rank=16, steps=99)["brought"] == {}
     registry = world.start(run_id="four", rounds=1)
     assert states(registry) == [RoundState.PROMOTED] * 2

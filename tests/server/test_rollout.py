@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from server.exchange import Exchange
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
 from server.waves import Waves
-from tests.toys.federation import World, a_world, states
+from tests.toys.federation import World, a_world, killed_after, states
 from tests.toys.registry import v
 
 WAVES = {"waves": "0.25,0.5,1", "wave-seconds": 100.0, "rounds": 1}
@@ -21,10 +20,6 @@ def world(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     with a_world(tmp_path / "registry", sockets, monkeypatch) as ready:
         ready.join("a", "b", "c", "d")
         yield ready
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing below catches it."""
 
 
 def in_order(world: World) -> list[str]:
@@ -125,20 +120,9 @@ def test_what_they_had_is_what_they_go_back_to(world: World) -> None:
 def test_a_killed_serverapp_goes_on_with_the_wave_it_was_in(
     world: World, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    calls, real = [], Exchange.converse
-
-    def dying(*args: object, **kwargs: object) -> object:
-        calls.append(kwargs["group"])
-        result = real(*args, **kwargs)
-        if len(calls) == call:
-            raise Killed
-        return result
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Exchange, "converse", dying)
-        with pytest.raises(Killed):
-            world.start(**WAVES)
-    assert calls[2:] == ([f"promote {V1}", f"watch {V1}"] * 3)[: call - 2]
+    with killed_after(monkeypatch, lambda groups: len(groups) == call) as groups:
+        world.start(**WAVES)
+    assert groups[2:] == ([f"promote {V1}", f"watch {V1}"] * 3)[: call - 2]
     there = [name for name, live in world.live.items() if live == V1]
     assert sorted(in_order(world)[: len(there)]) == there
     began = world.clock()

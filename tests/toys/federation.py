@@ -1,9 +1,10 @@
 """Whole federations in one process: the real ServerApp loop, ClientApp, strategies and registry, with toy sites."""
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,32 @@ class World:
     @property
     def events(self) -> list[dict]:
         return list(EventReader(self.root / EVENTS).read())
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing below catches it."""
+
+
+@contextmanager
+def killed_after(monkeypatch: pytest.MonkeyPatch, when: Callable[[list[str]], bool]) -> Iterator[list[str]]:
+    """Kill the ServerApp that is started inside, after a conversation with sites; yield the groups of all of them.
+
+    It dies as soon as `when` is true of those groups.
+    """
+    groups: list[str] = []
+    converse = Exchange.converse
+
+    def dying(*args: Any, **more: Any) -> Any:
+        groups.append(more["group"])
+        outcome = converse(*args, **more)
+        if when(groups):
+            raise Killed
+        return outcome
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Exchange, "converse", dying)
+        with pytest.raises(Killed):
+            yield groups
 
 
 @contextmanager

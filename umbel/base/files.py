@@ -33,7 +33,7 @@ SHOWN = 3
 """Number of names that a message lists."""
 
 Shape = tuple[int, ...] | None
-"""Of a tensor; None: any."""
+"""Shape of a tensor; None: any."""
 Header = dict[str, dict[str, Any]]
 """Tensor → `dtype`, `shape`, `data_offsets`."""
 

@@ -35,9 +35,9 @@ class BaseOrigin(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: BaseFingerprint
-    """Of the directory that was packed."""
+    """Fingerprint of the directory that was packed."""
     packed: BaseFingerprint
-    """Of the directory that came out, where the file lies."""
+    """Fingerprint of the directory that came out, where the file lies."""
     recipe: dict[str, str | bool]
     """Such as quant_type nf4 and double_quant true."""
     bitsandbytes: str

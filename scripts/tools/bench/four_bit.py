@@ -5,17 +5,12 @@ while nothing is trained and then beside a round of training. `scripts/bench_qua
 """
 
 import argparse
-import asyncio
-import itertools
 import os
-import tempfile
-from collections import defaultdict
-from pathlib import Path
 
 from scripts.tools import real_base, tiny_base
-from scripts.tools.bench.overlap import Found, measure, show
+from scripts.tools.bench.overlap import compare
 from scripts.tools.packed_base import packed_base
-from scripts.tools.processes import ENGINE_BIN, Processes, end_as_ctrl_c
+from scripts.tools.processes import end_as_ctrl_c
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import TrialSite
 
@@ -35,21 +30,18 @@ def main() -> None:
     base = real_base.build() if options.base == "real" else tiny_base.build(REPOSITORY / ".cache" / "tiny-base")
     bases = dict(zip(WAYS, (base, packed_base(base)), strict=True))
     os.environ["UMBEL_SITE__TRAINING__SEQ_LEN"] = SEQ_LEN
-    found: Found = defaultdict(list)
-    seeds = itertools.count(1)
-    for way in (*WAYS, *reversed(WAYS)):
-        with tempfile.TemporaryDirectory(prefix="umbel-") as name:
-            processes = Processes(Path(name) / "logs")
-            try:
-                site = TrialSite(Path(name), bases[way], "bench", extra=TARGETS)
-                processes.start("site", [str(ENGINE_BIN / "umbel"), "serve", str(site.file)])
-                processes.wait_for(site.starts, "the site's start", 300)
-                memory = site.status()["training"]["memory"]["before"]
-                print(f"{way}: {memory / 1e6:.0f} MB private in the scheduler before there is a trainer", flush=True)
-                asyncio.run(measure(site, way, options.requests, seeds, found))
-            finally:
-                processes.stop()
-    show(found, WAYS)
+    compare(
+        WAYS,
+        options.requests,
+        lambda folder, way: TrialSite(folder, bases[way], "bench", extra=TARGETS),
+        tell_memory,
+    )
+
+
+def tell_memory(way: str, site: TrialSite) -> None:
+    """Print the private memory of the scheduler's process before it had a trainer."""
+    memory = site.status()["training"]["memory"]["before"]
+    print(f"{way}: {memory / 1e6:.0f} MB private in the scheduler before there is a trainer", flush=True)
 
 
 if __name__ == "__main__":

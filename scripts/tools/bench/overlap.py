@@ -10,7 +10,7 @@ import itertools
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scripts.tools import tiny_base
@@ -42,30 +42,41 @@ def main() -> None:
     end_as_ctrl_c()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=60, help="in each of the four starts, training off and on each")
-    count = parser.parse_args().requests
-    found: Found = defaultdict(list)
-    seeds = itertools.count(1)
-    for way in (*WAYS, *reversed(WAYS)):
-        with tempfile.TemporaryDirectory(prefix="umbel-") as name:
-            processes = Processes(Path(name) / "logs")
-            try:
-                site = started(Path(name), processes, overlap=way == WAYS[0])
-                asyncio.run(measure(site, way, count, seeds, found))
-            finally:
-                processes.stop()
-    show(found, WAYS)
+    compare(WAYS, parser.parse_args().requests, a_site)
 
 
-def started(folder: Path, processes: Processes, overlap: bool) -> TrialSite:
-    """Start a site over the tiny base with SGLang's overlap loop, or with umbel's default for a CPU."""
+def a_site(folder: Path, way: str) -> TrialSite:
+    """Make a site over the tiny base with SGLang's overlap loop, or with umbel's default for a CPU."""
     site = TrialSite(folder, tiny_base.build(REPOSITORY / ".cache" / "tiny-base"), "bench", extra=TARGETS)
-    if overlap:
+    if way == WAYS[0]:
         flags = "[engine.extra_args]\n"
         text = site.file.read_text().replace(flags, f"{flags}disable_overlap_schedule = false\n")
         site.file.write_text(text)
-    processes.start("site", [str(ENGINE_BIN / "umbel"), "serve", str(site.file)])
-    processes.wait_for(site.starts, "the site's start", 300)
     return site
+
+
+def compare(
+    ways: tuple[str, str], count: int, make: Callable[[Path, str], TrialSite],
+    tell: Callable[[str, TrialSite], None] = lambda way, site: None,
+) -> None:  # fmt: skip
+    """Start the site that `make` makes for each way of serving, in the order ABBA, measure each, and print the ratios.
+
+    `tell` is called with each site that has started, before it is asked anything.
+    """
+    found: Found = defaultdict(list)
+    seeds = itertools.count(1)
+    for way in (*ways, *reversed(ways)):
+        with tempfile.TemporaryDirectory(prefix="umbel-") as name:
+            processes = Processes(Path(name) / "logs")
+            try:
+                site = make(Path(name), way)
+                processes.start("site", [str(ENGINE_BIN / "umbel"), "serve", str(site.file)])
+                processes.wait_for(site.starts, "the site's start", 300)
+                tell(way, site)
+                asyncio.run(measure(site, way, count, seeds, found))
+            finally:
+                processes.stop()
+    show(found, ways)
 
 
 async def measure(site: TrialSite, way: str, count: int, seeds: Iterator[int], found: Found) -> None:
