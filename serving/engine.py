@@ -56,7 +56,7 @@ def command_line(config: SiteConfig, adapters: Mapping[AdapterRef, Path]) -> lis
         "enable_lora": True,
         "max_lora_rank": engine.max_lora_rank,
         "lora_target_modules": list(engine.target_modules),
-        "max_loras_per_batch": engine.slots,
+        "max_loras_per_batch": config.slots,
         "sleep_on_idle": True,
         **({} if engine.device == "auto" else {"device": engine.device}),
         **{flag.lstrip("-").replace("-", "_"): value for flag, value in engine.extra_args.items()},

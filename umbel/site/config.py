@@ -9,8 +9,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from umbel.errors import ConfigError, NotFound
 from umbel.site import file as site_file
 from umbel.site import variables
+from umbel.site.adapter_sections import AdapterSection, GuardSection, ServeSection
 from umbel.site.sections import (
-    AdapterSection,
     EngineSection,
     ExamplesSection,
     MetricsSection,
@@ -31,7 +31,7 @@ class SiteConfig(BaseSettings):
     >>> config = SiteConfig.load(Path("sites/clinic-a.toml"))
     >>> config.engine.port
     30000
-    >>> config.training.data  # relative paths start at the file's folder
+    >>> config.data("support")  # relative paths start at the file's folder
     PosixPath('/srv/umbel/sites/private/train.jsonl')
     """
 
@@ -41,32 +41,88 @@ class SiteConfig(BaseSettings):
 
     site: SiteSection
     model: ModelSection
-    adapter: tuple[AdapterSection, ...] = Field(min_length=1, max_length=1)
+    adapter: tuple[AdapterSection, ...] = Field(min_length=1)
+    serve: tuple[ServeSection, ...] = ()
     engine: EngineSection
     slo: SloSection = SloSection()
-    training: TrainingSection
+    training: TrainingSection = TrainingSection()
     shadow: ShadowSection = ShadowSection()
     metrics: MetricsSection | None = None
     examples: ExamplesSection = ExamplesSection()
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
-        if self.model.served_name in self.adapters:
-            raise ValueError(
-                f"model.served_name and adapter.0.name are both {self.model.served_name!r}; users could not tell them "
-                "apart, so give the base another served_name"
-            )
+        names = {"model.served_name": self.model.served_name}
+        names |= {f"adapter.{number}.name": section.name for number, section in enumerate(self.adapter)}
+        names |= {f"serve.{number}.name": section.name for number, section in enumerate(self.serve)}
+        first: dict[str, str] = {}
+        for where, name in names.items():
+            if name in first:
+                raise ValueError(
+                    f"{first[name]} and {where} are both {name!r}; users could not tell them apart, so give one of "
+                    "them another name"
+                )
+            first[name] = where
+        return self
+
+    @model_validator(mode="after")
+    def _each_adapter_can_learn(self) -> Self:
+        for number, section in enumerate(self.adapter):
+            if section.data is None and self.training.data is None:
+                raise ValueError(f"training.data is missing, and adapter.{number}.data, too: {section.name} needs one")
+            if section.rank is not None and section.rank > self.engine.max_lora_rank:
+                raise ValueError(
+                    f"adapter.{number}.rank = {section.rank} is above engine.max_lora_rank = "
+                    f"{self.engine.max_lora_rank}"
+                )
+            for guard in section.guard:
+                if guard.name in {shared.name for shared in self.shadow.guard}:
+                    raise ValueError(
+                        f"adapter.{number}.guard and shadow.guard both have one called {guard.name!r}; a verdict could "
+                        "not tell them apart"
+                    )
         return self
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """The names of the adapters that users can ask for."""
+        """The names of the adapters that are trained here; users can ask for them."""
         return tuple(section.name for section in self.adapter)
 
+    def section(self, adapter: str) -> AdapterSection:
+        """Return the table of an adapter; raise NotFound where there is none of that name."""
+        found = next((section for section in self.adapter if section.name == adapter), None)
+        if found is None:
+            raise NotFound(f"this site trains no adapter {adapter!r}; its operator can add an [[adapter]]")
+        return found
+
     def require_adapter(self, name: str) -> None:
-        """Raise NotFound unless this site has an adapter of that name."""
-        if name not in self.adapters:
-            raise NotFound(f"there is no adapter {name!r} here; there is {', '.join(self.adapters)}")
+        """Raise NotFound unless this site trains an adapter of that name."""
+        self.section(name)
+
+    def data(self, adapter: str) -> Path:
+        """Return the examples of an adapter."""
+        found = self.section(adapter).data or self.training.data
+        assert found is not None  # a validator has seen to it
+        return found
+
+    def eval_data(self, adapter: str) -> Path | None:
+        """Return the held-out examples of an adapter; None where a part of its data is held out."""
+        section = self.section(adapter)
+        return section.eval_data or (None if section.data else self.training.eval_data)
+
+    def policy(self, adapter: str) -> ShadowSection:
+        """Return what a new version of an adapter must meet: [shadow], with the guards of both tables."""
+        guards: tuple[GuardSection, ...] = (*self.shadow.guard, *self.section(adapter).guard)
+        return self.shadow.model_copy(update={"guard": guards})
+
+    def max_rank(self, adapter: str) -> int:
+        """Return the largest rank that a version of an adapter may have here."""
+        return self.section(adapter).rank or self.engine.max_lora_rank
+
+    @property
+    def slots(self) -> int:
+        """The number of adapters that are on the device at a time, of which the base is one."""
+        return self.engine.slots or max(5, 3 + len(self.adapter) + len(self.serve))
 
     @property
     def socket(self) -> Path:

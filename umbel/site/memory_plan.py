@@ -68,7 +68,7 @@ class MemoryPlan:
         given = {flags.plain(flag): value for flag, value in engine.extra_args.items()}
         width = ITEMSIZE[engine.dtype]
         weights, unpacked = base_bytes(config.model.path, width)
-        adapters = engine.slots * width * lora_elements(base, engine.max_lora_rank, engine.target_modules)
+        adapters = config.slots * width * lora_elements(base, engine.max_lora_rank, engine.target_modules)
         runtime = 0 if device is None else CONTEXT + _runtime(device - CONTEXT, device, given)
         room = CPU_ROOM if device is None else device - runtime - weights - adapters
         sizes = Training(engine.max_lora_rank, engine.target_modules, width, asked.micro_batch, asked.seq_len)

@@ -1,11 +1,12 @@
-"""The tables of a site file, one class each; docs/reference/configuration.md comes from the docstrings of the keys."""
+"""The tables of a site file, one class each; docs/reference/configuration.md comes from the docstrings of the keys.
+
+Those of adapters are in `umbel.site.adapter_sections`.
+"""
 
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -14,15 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from umbel.adapter import AdapterName
 from umbel.base.shapes import LINEARS
 from umbel.site import flags
-
-
-class Section(BaseModel):
-    """A table of the site file: frozen, without unknown keys, and without infinite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+from umbel.site.adapter_sections import GuardSection, Section, require_distinct
 
 
 class SiteSection(Section):
@@ -62,13 +57,6 @@ class ModelSection(Section):
         return name
 
 
-class AdapterSection(Section):
-    """An adapter that is trained and served."""
-
-    name: AdapterName
-    """Name that users put into `model`; the live version answers them."""
-
-
 class EngineSection(Section):
     """The SGLang engine."""
 
@@ -87,8 +75,10 @@ class EngineSection(Section):
     """Largest rank that this site can serve; fixed while the engine runs."""
     target_modules: tuple[str, ...] = LINEARS
     """Linear layers that adapters may change."""
-    slots: int = Field(default=5, ge=5)
-    """Number of adapters on the device at a time: base, live, shadow, previous, draining."""
+    slots: int | None = Field(default=None, ge=2)
+    """Number of adapters on the device at a time, of which the base is one. Default: three more than there are adapters
+    of `[[adapter]]` and `[[serve]]`, and at least 5: the base, each live one, a shadow, and one that is drained. With
+    fewer, requests of some adapters wait for those of others."""
     drain_s: PositiveFloat = 30.0
     """Seconds that open requests get to finish when the site stops."""
     start_timeout_s: PositiveFloat = 600.0
@@ -135,8 +125,9 @@ class EngineSection(Section):
 class TrainingSection(Section):
     """Training data, and the time and memory that training may take."""
 
-    data: Path
-    """JSONL file with `messages`, with `prompt` and `completion`, or with Alpaca fields. It never leaves the site."""
+    data: Path | None = None
+    """JSONL file with `messages`, with `prompt` and `completion`, or with Alpaca fields, for adapters that name none of
+    their own. It never leaves the site."""
     eval_data: Path | None = None
     """Held-out examples for probes, in the same form. Default: `eval_fraction` of `data`, the same ones every time."""
     eval_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -173,18 +164,6 @@ class SloSection(Section):
     """Share of requests that must meet both targets."""
     batch_factor: float = Field(default=10.0, ge=1)
     """A request with `"priority": "batch"` may take this many times as long."""
-
-
-class GuardSection(Section):
-    """A task that no new version may break."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Name of this task in verdicts."""
-    data: Path
-    """Examples of a task that no new version may break, as JSONL like `[training].data`. They never leave the site."""
-    max_loss_ratio: float = Field(default=1.01, ge=1)
-    """A shadow is rejected when its loss on this task is, with confidence, above this many times the loss of the
-    version (or base) that answers users now."""
 
 
 class ShadowSection(Section):
@@ -249,9 +228,7 @@ class ShadowSection(Section):
     @field_validator("guard")
     @classmethod
     def _distinct_guards(cls, guards: tuple[GuardSection, ...]) -> tuple[GuardSection, ...]:
-        if len({guard.name for guard in guards}) < len(guards):
-            raise ValueError("two guards have the same name; a verdict could not tell them apart")
-        return guards
+        return require_distinct(guards)
 
 
 class MetricsSection(Section):

@@ -8,7 +8,7 @@ Table = Mapping[str, object]
 """Key → value: a text, a path, a number, a truth value, or a list of them."""
 Tables = Mapping[str, Table | Sequence[Table]]
 """A table's dotted name → the table; or a list of them, for an array of tables."""
-_ORDER = ("site", "model", "adapter", "engine", "slo", "training")
+_ORDER = ("site", "model", "adapter", "serve", "engine", "slo", "training")
 
 
 def site_toml(

@@ -14,7 +14,11 @@ from pydantic_settings import EnvSettingsSource
 
 PREFIX = "UMBEL_SITE__"
 """Beginning of their names."""
-LISTS = {("adapter",): '[{"name": "support"}]', ("shadow", "guard"): '[{"name": "triage", "data": "triage.jsonl"}]'}
+LISTS = {
+    ("adapter",): '[{"name": "support"}]',
+    ("serve",): '[{"name": "legal", "path": "adapters/legal"}]',
+    ("shadow", "guard"): '[{"name": "triage", "data": "triage.jsonl"}]',
+}
 """Path of a list of tables → how a variable sets it: as a whole, in JSON."""
 Setting = tuple[str, ...]
 """Path to a setting, such as ("engine", "port"), or to a whole table: ("engine",)."""
