@@ -76,11 +76,11 @@ async def submit(name: str, key: str, request: Request) -> RoundReport:
     site, order = _site(request), _header(request, "x-umbel-order", RoundOrder)
     if order.key != key:
         raise WireError(f"the order is for round {order.key}, not {key}")
-    site.config.require_adapter(name)
+    jobs = site.tenant(name).jobs
     signature = request.headers.get("x-umbel-signature", "")
     site.keys.require(Submit(adapter=name, order=order), signature)  # before its body is read
-    report = site.jobs.submit(name, order, await site.bodies.read(request), signature)
-    await site.jobs.supersede(name, order)
+    report = jobs.submit(order, await site.bodies.read(request), signature)
+    await jobs.supersede(order)
     return report
 
 
@@ -88,56 +88,61 @@ async def submit(name: str, key: str, request: Request) -> RoundReport:
 async def round_report(name: str, key: str, request: Request, wait: Wait = 0) -> RoundReport:
     """Return how a round stands; `wait`: once it has ended, or after so many seconds."""
     site = _site(request)
-    return await _once(lambda report: report.state.final, lambda: site.jobs.report(key), site, wait)
+    jobs = site.tenant(name).jobs
+    return await _once(lambda report: report.state.final, lambda: jobs.report(key), site, wait)
 
 
 @GROUP.get("/adapters/{name}/rounds/{key}/update")
 async def update(name: str, key: str, request: Request) -> Response:
     """Return the trained adapter of a round that is done, as safetensors bytes."""
-    return Response(_site(request).jobs.update(key), media_type="application/octet-stream")
+    return Response(_site(request).tenant(name).jobs.update(key), media_type="application/octet-stream")
 
 
 @GROUP.post("/adapters/{name}/shadow")
 async def shadow(name: str, request: Request, nonce: Nonce = "") -> ShadowReport:
     """Receive a version and begin to judge it: its manifest in `x-umbel-manifest`, its weights as the body."""
     site, manifest = _site(request), _header(request, "x-umbel-manifest", AdapterManifest)
+    deployer = site.tenant(name).deployer
     signature = request.headers.get("x-umbel-signature", "")
     site.keys.require(manifest, signature)  # before its body is read
-    site.deployer.receive(name, manifest, await site.bodies.read(request), signature)
-    return site.deployer.report(manifest.ref, nonce)
+    deployer.receive(manifest, await site.bodies.read(request), signature)
+    return deployer.report(manifest.ref, nonce)
 
 
 @GROUP.get("/adapters/{ref}/shadow")
 async def shadow_report(ref: str, request: Request, wait: Wait = 0, nonce: Nonce = "") -> ShadowReport:
     """Return how a version stands, signed for `nonce`; `wait`: once there is a verdict, or after so many seconds."""
     site, version = _site(request), AdapterRef.parse(ref)
-    await _once(_is_settled, lambda: site.deployer.report(version), site, wait)
-    return site.deployer.report(version, nonce)
+    deployer = site.tenant(version.name).deployer
+    await _once(_is_settled, lambda: deployer.report(version), site, wait)
+    return deployer.report(version, nonce)
 
 
 @GROUP.post("/adapters/{ref}/promote")
 async def promote(ref: str, request: Request) -> ShadowReport:
     """Make a judged version answer users; 409 where this site's own verdict is against it."""
-    return await _site(request).deployer.promote(AdapterRef.parse(ref))
+    version = AdapterRef.parse(ref)
+    return await _site(request).tenant(version.name).deployer.promote(version)
 
 
 @GROUP.post("/adapters/{name}/restore")
 async def restore(name: str, request: Request, ref: str | None = None) -> Restored:
     """Make `ref` answer users, as the registry says; without `ref` the base."""
-    return await _site(request).deployer.restore(name, AdapterRef.parse(ref) if ref else None)
+    return await _site(request).tenant(name).deployer.restore(AdapterRef.parse(ref) if ref else None)
 
 
 @GROUP.post("/adapters/{ref}/discard")
 async def discard(ref: str, request: Request) -> ShadowReport:
     """Unload a shadow and never use it again."""
-    return await _site(request).deployer.discard(AdapterRef.parse(ref))
+    version = AdapterRef.parse(ref)
+    return await _site(request).tenant(version.name).deployer.discard(version)
 
 
 @GROUP.post("/adapters/{name}/rollback")
 async def roll_back(name: str, request: Request, instead_of: str | None = None) -> LiveVersion:
     """Make the previous version answer users; `instead_of`: only if that version answers them now."""
     only_if = AdapterRef.parse(instead_of) if instead_of else None
-    return LiveVersion(live=await _site(request).deployer.roll_back(name, only_if))
+    return LiveVersion(live=await _site(request).tenant(name).deployer.roll_back(only_if))
 
 
 @OPERATOR.get("/status")
@@ -149,19 +154,20 @@ async def status(request: Request) -> dict[str, Any]:
 @OPERATOR.post("/adapters/{ref}/promote")
 async def operator_promotes(ref: str, request: Request, forced: bool = False) -> ShadowReport:
     """Make a judged version answer users; `forced`: also against this site's own verdict."""
-    return await _site(request).deployer.promote(AdapterRef.parse(ref), forced=forced)
+    version = AdapterRef.parse(ref)
+    return await _site(request).tenant(version.name).deployer.promote(version, forced=forced)
 
 
 @OPERATOR.post("/adapters/{name}/rollback")
 async def operator_rolls_back(name: str, request: Request, forced: bool = False) -> LiveVersion:
     """Make the previous version answer users; `forced`: also one from which this site went back by itself."""
-    return LiveVersion(live=await _site(request).deployer.roll_back(name, forced=forced))
+    return LiveVersion(live=await _site(request).tenant(name).deployer.roll_back(forced=forced))
 
 
 @OPERATOR.delete("/adapters/{name}/rounds/{key}")
 async def cancel(name: str, key: str, request: Request) -> RoundReport:
     """Stop a round; one that is over stays as it is."""
-    return await _site(request).jobs.cancel(key)
+    return await _site(request).tenant(name).jobs.cancel(key)
 
 
 @OPERATOR.post("/examples")

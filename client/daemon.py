@@ -50,7 +50,7 @@ async def serve(config: SiteConfig) -> None:
                 for server, listener in zip(servers, listeners, strict=True)
             ),
             asyncio.create_task(site.supervisor.run(), name="supervisor"),
-            asyncio.create_task(site.jobs.run(), name="jobs"),
+            *(asyncio.create_task(tenant.jobs.run(), name=f"rounds of {tenant.name}") for tenant in site.tenants),
             asyncio.create_task(engine_log.keep_bounded(config.site.state_dir / engine_log.FILE), name="engine log"),
             *(
                 [asyncio.create_task(user_examples.keep_retention(config), name="retention")]
@@ -58,7 +58,7 @@ async def serve(config: SiteConfig) -> None:
                 else []
             ),
         ]
-        site.deployer.resume()
+        site.resume()
         try:
             await asyncio.wait([asyncio.create_task(stop.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
@@ -78,7 +78,7 @@ async def _shut_down(site: Site, servers: list[uvicorn.Server], tasks: list[asyn
         server.should_exit = True
     for task in tasks[len(servers) :]:
         task.cancel()
-    await site.deployer.close()
+    await site.background.close()
     await asyncio.gather(*tasks, return_exceptions=True)
     await site.supervisor.stop()
     site.journal.close()

@@ -1,10 +1,15 @@
-"""`Database`: a SQLite connection of the daemon, which says NoRoom where its disk is full, and goes on afterwards."""
+"""`Database`: a SQLite connection of the daemon, which says NoRoom where its disk is full, and goes on afterwards.
+
+`migrate`: bring the tables of an older release to their present shape.
+"""
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from umbel.errors import NoRoom
+from umbel.errors import JournalError, NoRoom
+from umbel.transaction import transaction
 
 _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 """SQLite's codes for a disk that takes no more; over a quota or a limit of file sizes the second one."""
@@ -46,3 +51,22 @@ def connect(path: Path, timeout: float = 5.0) -> Database:
     database = sqlite3.connect(path, isolation_level=None, timeout=timeout, factory=Database)
     database.path = path
     return database
+
+
+def migrate(database: Database, shapes: Sequence[str]) -> None:
+    """Bring the tables to the last of `shapes`: SQL scripts, each of which changes what the ones before it made.
+
+    The number of scripts that were run is the file's `user_version`; a file from before that was kept has the tables
+    of the first one. All is one transaction. Raises JournalError for a file that a later release has changed.
+    """
+    found = int(database.execute("PRAGMA user_version").fetchone()[0])
+    if found > len(shapes):
+        raise JournalError(
+            f"{database.path}: a later release of umbel has changed it (shape {found}, and this one knows "
+            f"{len(shapes)}); start that release, or restore {database.path.parent} from a backup of before"
+        )
+    with transaction(database):
+        for script in shapes[found:]:
+            for statement in filter(str.strip, script.split(";")):
+                database.execute(statement)
+        database.execute(f"PRAGMA user_version = {len(shapes)}")

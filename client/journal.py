@@ -1,4 +1,4 @@
-"""`Journal`: a site's memory in one SQLite file: its versions, which of them is live, and its rounds.
+"""`Journal`: a site's memory in one SQLite file: its versions, which of them are live, and its rounds.
 
 The alias table and everything else on disk is derived from it. Each change is one transaction (WAL, synchronous=FULL):
 after a crash at any line the file holds the state before the change or after it.
@@ -9,11 +9,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import heldout_looks, rollback_windows, round_journal
-from client.database import connect
+from client import heldout_looks, rollback_windows
+from client.database import connect, migrate
 from client.heldout_looks import HeldoutLooks
 from client.rollback_windows import RollbackWindows
-from client.round_journal import RoundJournal
+from client.rounds import journal as round_journal
+from client.rounds.journal import RoundJournal
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.errors import Conflict, JournalError, NotFound
 from umbel.messages import ShadowReport
@@ -27,6 +28,12 @@ CREATE TABLE IF NOT EXISTS aliases (
     adapter TEXT NOT NULL, alias TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (adapter, alias));
 CREATE TABLE IF NOT EXISTS history (at REAL NOT NULL, adapter TEXT NOT NULL, event TEXT NOT NULL, version INTEGER);
 """
+
+SHAPES = (
+    SCHEMA + round_journal.BY_KEY + rollback_windows.SCHEMA + heldout_looks.SCHEMA,
+    round_journal.BY_ADAPTER_AND_KEY,
+)
+"""The tables of each release that changed them, as scripts for `migrate`."""
 
 # Events in the history of a version. The name of each state is one, too, noted when the state is entered.
 ROLLED_BACK = "rolled back"  # the site went back from this version to the one before
@@ -52,7 +59,8 @@ class Version:
 
 
 class Journal:
-    """The only writer of `journal.sqlite3`. The constructor raises JournalError for a damaged file.
+    """The only writer of `journal.sqlite3`. The constructor brings the file of an older release to
+    its present shape, and raises JournalError for a damaged one, or one of a later release.
 
     Every change raises NoRoom where the disk is full, and then has changed nothing.
 
@@ -73,7 +81,7 @@ class Journal:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            self._db.executescript(SCHEMA + round_journal.SCHEMA + rollback_windows.SCHEMA + heldout_looks.SCHEMA)
+            migrate(self._db, SHAPES)
             self.versions()
         except sqlite3.DatabaseError as error:
             raise _damaged(path, str(error)) from error
@@ -81,13 +89,20 @@ class Journal:
             raise _damaged(path, "the entry of a version cannot be read") from error
         if found != "ok":
             raise _damaged(path, found)
-        self.rounds = RoundJournal(self._db)
         self.windows = RollbackWindows(self._db)
         self.looks = HeldoutLooks(self._db)
 
     def close(self) -> None:
         """Close the database."""
         self._db.close()
+
+    def rounds(self, adapter: str) -> RoundJournal:
+        """Return the rounds of an adapter."""
+        return RoundJournal(self._db, adapter)
+
+    def known_rounds(self) -> list[tuple[str, str]]:
+        """Return (adapter, key) of all rounds."""
+        return round_journal.known_rounds(self._db)
 
     def add(self, manifest: AdapterManifest, report: ShadowReport) -> None:
         """Enter a candidate; raise Conflict when its name and number are taken by other weights."""

@@ -36,14 +36,13 @@ def read(path: Path, adapters: Iterable[str]) -> dict[str, Any]:
         return _read(database, list(adapters))
 
 
-def heldout_looks(path: Path, adapters: Iterable[str], heldout: str) -> dict[str, Look]:
-    """Return the look that the next verdict on each adapter will be, by the held-out examples of that digest.
+def next_look(path: Path, adapter: str, heldout: str) -> Look:
+    """Return the look that the next verdict on an adapter will be, by the held-out examples of that digest.
 
     Raises as `read` does.
     """
     with _opened(path) as database:
-        looks = HeldoutLooks(database)
-        return {adapter: looks.next(adapter, heldout) for adapter in adapters}
+        return HeldoutLooks(database).next(adapter, heldout)
 
 
 def without_daemon(config: SiteConfig) -> dict[str, Any]:
@@ -56,7 +55,9 @@ def without_daemon(config: SiteConfig) -> dict[str, Any]:
         **read(config.site.state_dir / "journal.sqlite3", names),
         "in_flight": {},
         "training": None,
-        "data": None,
+        "training_shares": {},
+        "running_rounds": {},
+        "data": {},
         "heldout_looks": {},
     }
 
@@ -130,16 +131,19 @@ def _events(database: sqlite3.Connection, adapter: str) -> dict[str, int]:
 
 
 def _rounds(database: sqlite3.Connection) -> dict[str, Any]:
-    """Return the open rounds, the number of ended rounds by state, and the tokens with a loss trained on in those."""
+    """Return the open rounds as `adapter/key`, the number of ended ones by state, and the tokens with a loss in those.
+
+    The query is one that a journal of before several adapters answers, too.
+    """
     rows = database.execute(
         "SELECT state, count(*), sum(json_extract(report, '$.num_loss_tokens')) FROM rounds GROUP BY state"
     )
     ended = {state: (count, tokens) for state, count, tokens in rows if JobState(state).final}
     waiting = database.execute(
-        "SELECT key FROM rounds WHERE state IN (?, ?) ORDER BY created", (JobState.QUEUED, JobState.RUNNING)
+        "SELECT adapter, key FROM rounds WHERE state IN (?, ?) ORDER BY created", (JobState.QUEUED, JobState.RUNNING)
     )
     return {
-        "open_rounds": [key for (key,) in waiting],
+        "open_rounds": [f"{adapter}/{key}" for adapter, key in waiting],
         "rounds": {state: count for state, (count, _) in ended.items()},
         "trained_tokens": sum(tokens for _, tokens in ended.values()),
     }

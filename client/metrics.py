@@ -73,7 +73,7 @@ def _rounds(status: Status) -> Values:
 
 def _examples(status: Status) -> Values:
     kinds = ("train", "held_out", "withheld", "cut", "dropped")
-    return {(kind,): status["data"][kind] for kind in kinds} if status["data"] else {}
+    return {(adapter, kind): data[kind] for adapter, data in status["data"].items() for kind in kinds}
 
 
 def _training(status: Status) -> Mapping[str, Any]:
@@ -81,14 +81,18 @@ def _training(status: Status) -> Mapping[str, Any]:
     return status["training"] or {}
 
 
-def _job(field: str) -> Callable[[Status], Values]:
-    """Return a reader of a field of the running job; it reads 0 without a job."""
+def _running(field: str) -> Callable[[Status], Values]:
+    """Return a reader of a field of each adapter's running round; it reads 0 where none runs."""
 
     def read(status: Status) -> Values:
-        training = _training(status)
-        return {ONE: float(training[field]) if training.get("job") and training["state"] == "running" else 0.0}
+        rounds = status["running_rounds"]
+        return {(adapter,): float(rounds[adapter][field]) if adapter in rounds else 0.0 for adapter in status["aliases"]}
 
     return read
+
+
+def _shares(field: str) -> Callable[[Status], Values]:
+    return lambda status: {(adapter,): shares[field] for adapter, shares in status["training_shares"].items()}
 
 
 def _quanta(field: str) -> Callable[[Status], Values]:
@@ -120,7 +124,7 @@ METRICS = (
     Metric("umbel_verdicts_total", "counter", "How shadows were judged here.", _verdicts, ("adapter", "decision")),
     # The data
     Metric("umbel_examples", "gauge", "Prepared examples: to train on, held out, withheld, cut at seq_len, "
-           "left out.", _examples, ("kind",)),
+           "left out.", _examples, ("adapter", "kind")),
     # The engine
     Metric("umbel_engine_up", "gauge", "1 while the engine answers users.",
            _one(lambda status: float(status["engine"]["ready"]))),
@@ -145,11 +149,15 @@ METRICS = (
     # Training
     Metric("umbel_cotrainer_up", "gauge", "1 while the engine has a co-trainer that can train.",
            _one(lambda status: float(bool(_training(status).get("frozen_tensors"))))),
-    Metric("umbel_training_share", "gauge", "Share of the time that the running job got since it began.",
-           _job("share")),
-    Metric("umbel_training_steps", "gauge", "Optimizer steps of the running job.", _job("steps")),
-    Metric("umbel_round_tokens", "gauge", "Tokens with a loss that the running job has trained on.",
-           _job("loss_tokens")),
+    Metric("umbel_training_share", "gauge", "Share of the time that the running round got since it began.",
+           _running("share"), ("adapter",)),
+    Metric("umbel_training_steps", "gauge", "Optimizer steps of the running round.", _running("steps"), ("adapter",)),
+    Metric("umbel_round_tokens", "gauge", "Tokens with a loss that the running round has trained on.",
+           _running("num_loss_tokens"), ("adapter",)),
+    Metric("umbel_adapter_share", "gauge", "The configured part of the training, in proportion to the others'.",
+           _shares("share"), ("adapter",)),
+    Metric("umbel_adapter_worth", "gauge", "The factor on that part for what the adapter's rounds have brought.",
+           _shares("worth"), ("adapter",)),
     Metric("umbel_trained_tokens_total", "counter", "Tokens with a loss, in all rounds that are over.",
            _one(lambda status: status["trained_tokens"])),
     Metric("umbel_rounds_open", "gauge", "Rounds that wait or run.", _one(lambda status: len(status["open_rounds"]))),

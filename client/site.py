@@ -3,22 +3,22 @@
 import asyncio
 import json
 import logging
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from client import site_status
 from client.adapter_bodies import AdapterBodies
 from client.data import user_examples
-from client.data.prepare import Preparation, Prepared, prepare_in_child
+from client.data.prepare import Prepared, forget_others, prepare_in_child
 from client.data.scrub import Scrubber
 from client.data.scrub import load as load_scrubber
 from client.data.summary import warnings
 from client.held_base import HeldBase
-from client.jobs import Jobs
 from client.journal import Journal
 from client.keys import SiteKeys
-from client.personal import PersonalPart
-from client.versions.deployer import Deployer
+from client.tenant import Tenant, preparation
+from client.versions.background import Background
+from client.versions.loading import Loading
 from client.versions.served import Served
 from serving.engine import require_free_port
 from serving.supervisor import Supervisor
@@ -27,6 +27,7 @@ from serving.user_example import Example
 from umbel import peft_dir
 from umbel.base.shapes import linear_shapes
 from umbel.errors import NotFound
+from umbel.faults import Point, reach
 from umbel.messages import Hello
 from umbel.site.check import check_files
 from umbel.site.config import SiteConfig
@@ -36,13 +37,14 @@ logger = logging.getLogger(__name__)
 
 
 class Site:
-    """The parts of a running daemon: journal, engine, jobs and versions."""
+    """The parts of a running daemon: journal, engine, and a tenant for each adapter."""
 
-    def __init__(self, config: SiteConfig, base: HeldBase, prepared: Prepared, scrub: Scrubber | None = None) -> None:
+    def __init__(
+        self, config: SiteConfig, base: HeldBase, prepared: Mapping[str, Prepared], scrub: Scrubber | None = None
+    ) -> None:
         state_dir = config.site.state_dir
         self.config = config
         self.base = base
-        self.prepared = prepared
         self.scrub = scrub
         self.stopping = False
         """Set when the daemon ends: callers who wait for a report are answered at once."""
@@ -53,28 +55,25 @@ class Site:
         self.supervisor = Supervisor(config, self.cotrainer, self.served)
         self.keys = SiteKeys(config.site)
         self.bodies = AdapterBodies(peft_dir.most_bytes(self.shapes, config.engine.max_lora_rank))
-        self.jobs = Jobs(
-            rounds=self.journal.rounds,
-            supervisor=self.supervisor,
-            cotrainer=self.cotrainer,
-            prepared=prepared,
-            base=base,
-            shapes=self.shapes,
-            max_rank=config.engine.max_lora_rank,
-            personal=partial(PersonalPart, config),
-            directory=state_dir / "rounds",
-            keys=self.keys,
-        )
-        self.deployer = Deployer(
-            config=config,
-            journal=self.journal,
-            served=self.served,
-            supervisor=self.supervisor,
-            jobs=self.jobs,
-            base=base,
-            shapes=self.shapes,
-            keys=self.keys,
-        )
+        self.background = Background()
+        self.loading = Loading(config, self.journal, self.supervisor, self.served, self.background)
+        self._tenants = {
+            name: Tenant(
+                name,
+                config=config,
+                base=base,
+                shapes=self.shapes,
+                prepared=prepared[name],
+                journal=self.journal,
+                keys=self.keys,
+                supervisor=self.supervisor,
+                cotrainer=self.cotrainer,
+                served=self.served,
+                loading=self.loading,
+                background=self.background,
+            )
+            for name in config.adapters
+        }
 
     @classmethod
     async def prepare(cls, config: SiteConfig) -> "Site":
@@ -83,36 +82,50 @@ class Site:
         require_free_port(config.engine.host, config.engine.port)
         if slow := slow_dtype(config):
             logger.warning("engine.slow %s", slow)
-        state_dir = config.site.state_dir
-        training = config.training
         scrub = await asyncio.to_thread(load_scrubber) if config.examples.enabled else None
         base = await asyncio.to_thread(HeldBase.read, config.model.path, SiteKeys(config.site))
-        prepared = await prepare_in_child(
-            Preparation(
-                data=training.data,
-                eval_data=training.eval_data,
-                eval_fraction=training.eval_fraction,
-                model=config.model.path,
-                seq_len=training.seq_len,
-                into=state_dir / "data",
-                guards={guard.name: guard.data for guard in config.shadow.guard},
-                released=user_examples.prepare(config),
+        released = user_examples.prepare(config)
+        forget_others(config.site.state_dir / "data", config.adapters)
+        prepared = {
+            name: await prepare_in_child(preparation(config, name, released.get(name))) for name in config.adapters
+        }
+        CoTrainerSettings.of(config).write(config.site.state_dir)
+        for name, data in prepared.items():
+            told = warnings(config, name, data.files, data.asked, data.withheld)
+            logger.log(
+                logging.WARNING if told else logging.INFO,
+                "data.ready adapter=%s train=%d eval=%d withheld=%d cut=%d dropped=%d untold=%d%s",
+                name,
+                data.train_examples,
+                data.eval_examples,
+                sum(data.withheld.values()),
+                data.cut,
+                data.dropped,
+                data.untold,
+                "".join(f" will_bite={json.dumps(sentence)}" for sentence in told),
             )
-        )
-        CoTrainerSettings.of(config).write(state_dir)
-        told = warnings(config, prepared.files, prepared.asked, prepared.withheld)
-        logger.log(
-            logging.WARNING if told else logging.INFO,
-            "data.ready train=%d eval=%d withheld=%d cut=%d dropped=%d untold=%d%s",
-            prepared.train_examples,
-            prepared.eval_examples,
-            sum(prepared.withheld.values()),
-            prepared.cut,
-            prepared.dropped,
-            prepared.untold,
-            "".join(f" will_bite={json.dumps(sentence)}" for sentence in told),
-        )
         return cls(config, base, prepared, scrub)
+
+    def resume(self) -> None:
+        """Continue after a restart: damaged and left-over files go, versions without a verdict are judged.
+
+        Call it before the engine is started.
+        """
+        self.served.forget_damaged()
+        self.served.sweep()
+        reach(Point.SWEPT)
+        for tenant in self.tenants:
+            tenant.deployer.resume()
+
+    @property
+    def tenants(self) -> tuple[Tenant, ...]:
+        """The adapters that are trained here, in the order of the site file."""
+        return tuple(self._tenants.values())
+
+    def tenant(self, adapter: str) -> Tenant:
+        """Return an adapter's part of the site; raise NotFound where it is not trained here."""
+        self.config.require_adapter(adapter)
+        return self._tenants[adapter]
 
     def hello(self) -> Hello:
         """Describe the site to the centre: base, layers, numbers of examples, live and refused versions."""
@@ -127,8 +140,8 @@ class Site:
             shapes=self.shapes,
             dtype=self.config.engine.dtype,
             max_lora_rank=self.config.engine.max_lora_rank,
-            train_examples=self.prepared.train_examples,
-            eval_examples=self.prepared.eval_examples,
+            train_examples=sum(tenant.prepared.train_examples for tenant in self.tenants),
+            eval_examples=sum(tenant.prepared.eval_examples for tenant in self.tenants),
             live={name: str(ref) if ref else None for name, ref in live.items()},
             refused={name: tuple(map(str, self.journal.refused(name))) for name in names},
         )
@@ -140,5 +153,5 @@ class Site:
         return await asyncio.to_thread(user_examples.keep, self.config, example, self.scrub)
 
     async def status(self) -> dict[str, Any]:
-        """Return the live version, since when and why, the rounds and how training stands, as JSON values."""
-        return await site_status.report(self.config, self.prepared, self.supervisor, self.served, self.cotrainer)
+        """Return each adapter's live version, since when and why, its rounds, and how training stands, for JSON."""
+        return await site_status.report(self.config, self.tenants, self.supervisor, self.served, self.cotrainer)

@@ -1,7 +1,8 @@
-"""`report`: the answer of GET /status: the live version, since when and why, the rounds, how training stands."""
+"""`report`: the answer of GET /status: live versions, since when and why, the rounds, how training stands."""
 
 import asyncio
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 from client import journal_view
 from client.data.prepare import Prepared
 from client.data.summary import warnings
+from client.tenant import Tenant
 from client.versions.served import Served
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient
@@ -21,10 +23,10 @@ TIMEOUT_S = 3.0
 
 
 async def report(
-    config: SiteConfig, prepared: Prepared, supervisor: Supervisor, served: Served, cotrainer: CoTrainerClient
+    config: SiteConfig, tenants: Iterable[Tenant], supervisor: Supervisor, served: Served, cotrainer: CoTrainerClient
 ) -> dict[str, Any]:
-    """Return the status as JSON values, for `umbel status` and for the metrics."""
-    engine = supervisor.engine
+    """Return the status as JSON values, for `umbel status` and for the metrics; most of it by adapter."""
+    engine, tenants = supervisor.engine, list(tenants)
     journal = config.site.state_dir / "journal.sqlite3"
     return {
         "site": config.site.name,
@@ -38,15 +40,21 @@ async def report(
         **journal_view.read(journal, config.adapters),
         "in_flight": await _in_flight(supervisor),
         "training": await _training(supervisor, cotrainer),
-        "data": data(config, prepared),
-        "heldout_looks": looks(config, prepared),
+        "training_shares": {tenant.name: {"share": tenant.share, "worth": tenant.worth} for tenant in tenants},
+        "running_rounds": {
+            tenant.name: json.loads(running.model_dump_json())  # a loss that is not a number is a string
+            for tenant in tenants
+            if engine and (running := tenant.jobs.running)
+        },
+        "data": {tenant.name: data(config, tenant.name, tenant.prepared) for tenant in tenants},
+        "heldout_looks": {tenant.name: looks(config, tenant.name, tenant.prepared) for tenant in tenants},
         "recovered": served.recovered,
         "traffic": await _traffic(supervisor),
     }
 
 
-def data(config: SiteConfig, prepared: Prepared) -> dict[str, Any]:
-    """Return the figures about the prepared examples, and what of them will bite; no text of theirs."""
+def data(config: SiteConfig, adapter: str, prepared: Prepared) -> dict[str, Any]:
+    """Return the figures about an adapter's prepared examples, and what of them will bite; no text of theirs."""
     return {
         "train": prepared.train_examples,
         "held_out": prepared.eval_examples,
@@ -56,22 +64,19 @@ def data(config: SiteConfig, prepared: Prepared) -> dict[str, Any]:
         "untold": prepared.untold,
         "files": {name: asdict(summary) for name, summary in prepared.files.items()},
         "asked": {name: asdict(asked) for name, asked in prepared.asked.items()},
-        "will_bite": warnings(config, prepared.files, prepared.asked, prepared.withheld),
+        "will_bite": warnings(config, adapter, prepared.files, prepared.asked, prepared.withheld),
     }
 
 
-def looks(config: SiteConfig, prepared: Prepared) -> dict[str, Any]:
-    """Return, by adapter, the number of verdicts by the present held-out examples, and what the next one asks."""
+def looks(config: SiteConfig, adapter: str, prepared: Prepared) -> dict[str, Any]:
+    """Return the number of verdicts by an adapter's present held-out examples, and what the next one asks."""
     alpha = (1 - config.shadow.confidence) / 2
-    journal = config.site.state_dir / "journal.sqlite3"
+    look = journal_view.next_look(config.site.state_dir / "journal.sqlite3", adapter, prepared.heldout)
     return {
-        adapter: {
-            "verdicts": look.number - 1,
-            "since_promotion": look.since - 1,
-            "next_level": look.level(alpha),
-            "due": look.due(alpha),
-        }
-        for adapter, look in journal_view.heldout_looks(journal, config.adapters, prepared.heldout).items()
+        "verdicts": look.number - 1,
+        "since_promotion": look.since - 1,
+        "next_level": look.level(alpha),
+        "due": look.due(alpha),
     }
 
 

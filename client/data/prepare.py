@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -97,6 +98,7 @@ class Preparation:
     """Examples that users gave and the operator released, for training only."""
 
 
+_PREPARED_NAME = r"[0-9a-f]{64}|\.[0-9a-f]{64}\.tmp"
 _PREPARATION = TypeAdapter(Preparation)
 _PREPARED = TypeAdapter(Prepared)
 
@@ -125,7 +127,14 @@ def prepare(wanted: Preparation) -> Prepared:
 def _remove_superseded(into: Path) -> None:
     """Remove the token files of other inputs, so that private text does not pile up in forgotten copies."""
     for old in into.glob("*") if into.is_dir() else ():
-        if re.fullmatch(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.tmp", old.name):
+        if re.fullmatch(_PREPARED_NAME, old.name):
+            shutil.rmtree(old)
+
+
+def forget_others(data: Path, adapters: Collection[str]) -> None:
+    """Remove the token files of adapters that are not among `adapters`, and those that no adapter's folder holds."""
+    for old in data.iterdir() if data.is_dir() else ():
+        if old.name not in adapters and old.is_dir():
             shutil.rmtree(old)
 
 

@@ -79,11 +79,17 @@ def quantile(sorted_values: Sequence[int], share: float) -> int:
     return sorted_values[max(0, place)] if sorted_values else 0
 
 
-def files_of(config: SiteConfig) -> dict[str, Path]:
-    """Return a site's files of examples by their names in sentences, without those that users gave."""
-    files = {DATA: config.training.data}
-    files |= {EVAL_DATA: config.training.eval_data} if config.training.eval_data else {}
-    return files | {guard_name(guard.name): guard.data for guard in config.shadow.guard}
+def files_of(config: SiteConfig, adapter: str) -> dict[str, Path]:
+    """Return an adapter's files of examples by their names in sentences, without those that users gave."""
+    held_out = config.eval_data(adapter)
+    files = {DATA: config.data(adapter)} | ({EVAL_DATA: held_out} if held_out else {})
+    return files | {guard_name(guard.name): guard.data for guard in config.policy(adapter).guard}
+
+
+def setting_of(config: SiteConfig, adapter: str, name: str) -> str:
+    """Return the setting that names a file: `[training].data`, or `[[adapter]] support.data`; else the file's name."""
+    own = {DATA: "data", EVAL_DATA: "eval_data"}.get(name)
+    return f"[[adapter]] {adapter}.{own}" if own and getattr(config.section(adapter), own) else name
 
 
 def guard_name(guard: str) -> str:
@@ -92,9 +98,13 @@ def guard_name(guard: str) -> str:
 
 
 def warnings(
-    config: SiteConfig, files: Mapping[str, Summary], asked: Mapping[str, Asked], withheld: Mapping[str, int]
+    config: SiteConfig,
+    adapter: str,
+    files: Mapping[str, Summary],
+    asked: Mapping[str, Asked],
+    withheld: Mapping[str, int],
 ) -> list[str]:
-    """Say what will bite although the site can be served: one sentence for each, with its remedy.
+    """Say what will bite in an adapter's data although it can be served: one sentence for each, with its remedy.
 
     `files` and `withheld` (examples that are not trained on because they are asked) are keyed by the names of files,
     `asked` by HELD_OUT and the names of guards' files; what is not known is left out of them.
@@ -102,9 +112,13 @@ def warnings(
     found = [
         sentence
         for name, summary in files.items()
-        for sentence in (*_of_file(name, summary, config), *_withheld(name, summary, withheld.get(name, 0)))
+        for sentence in (
+            *_of_file(setting_of(config, adapter, name), summary, config),
+            *_withheld(setting_of(config, adapter, name), summary, withheld.get(name, 0)),
+        )
     ]
-    return found + _verdicts(config, asked)
+    found += _verdicts(config, adapter, asked)
+    return [f"{adapter}: {sentence}" for sentence in found] if len(config.adapters) > 1 else found
 
 
 def _withheld(name: str, summary: Summary, count: int) -> list[str]:
@@ -153,10 +167,10 @@ def _of_file(name: str, summary: Summary, config: SiteConfig) -> list[str]:
     return told
 
 
-def _verdicts(config: SiteConfig, asked: Mapping[str, Asked]) -> list[str]:
+def _verdicts(config: SiteConfig, adapter: str, asked: Mapping[str, Asked]) -> list[str]:
     """Say what will keep this site from promoting any version, and which guards are none."""
     least = config.shadow.min_examples
-    more = "more eval_data" if config.training.eval_data else "more data, or eval_data, or a larger eval_fraction,"
+    more = "more eval_data" if config.eval_data(adapter) else "more data, or eval_data, or a larger eval_fraction,"
     told = []
     for name, found in asked.items():
         if found.twin:

@@ -1,6 +1,6 @@
 """`Survey`: a whole file of examples, inspected and added up: the usable ones, the refused ones, the figures.
 
-`SiteSurvey`: the same for all files of a site, as `umbel check` tells it.
+`AdapterSurvey`: the same for all files of an adapter, as `umbel check` tells it.
 """
 
 from collections import Counter
@@ -124,8 +124,8 @@ def survey(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> Survey:
 
 
 @dataclass(frozen=True)
-class SiteSurvey:
-    """All files of a site."""
+class AdapterSurvey:
+    """All files of an adapter."""
 
     files: dict[str, Survey]
     """Name in sentences (`files_of`) → a file that can be read."""
@@ -135,19 +135,19 @@ class SiteSurvey:
     """The usable examples of all files that can be read."""
 
 
-def survey_site(config: SiteConfig, tokenizer: ChatTokenizer) -> SiteSurvey:
-    """Inspect all files of a site, and put their examples on the sides of the split."""
+def survey_adapter(config: SiteConfig, adapter: str, tokenizer: ChatTokenizer) -> AdapterSurvey:
+    """Inspect all files of an adapter, and put their examples on the sides of the split."""
     files: dict[str, Survey] = {}
     mistakes: dict[str, list[DataError]] = {}
-    for name, path in files_of(config).items():
+    for name, path in files_of(config, adapter).items():
         try:
             files[name] = survey(path, tokenizer, config.training.seq_len)
             found = files[name].mistakes()
         except DataError as error:
             found = [error]
         mistakes |= {name: found} if found else {}
-    held_out = None if config.training.eval_data else config.training.eval_fraction
+    held_out = None if config.eval_data(adapter) else config.training.eval_fraction
     split = sides({name: found.examples for name, found in files.items()}, held_out)
     if DATA in files and (mistake := split.mistake(files[DATA].path)) is not None:
         mistakes[DATA] = [*mistakes.get(DATA, []), mistake]
-    return SiteSurvey(files, mistakes, split)
+    return AdapterSurvey(files, mistakes, split)

@@ -21,7 +21,7 @@ from client.versions.watch import Watch
 from serving.supervisor import Supervisor
 from umbel import faults, peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
-from umbel.errors import Conflict, EngineError
+from umbel.errors import AdapterError, Conflict, EngineError
 from umbel.faults import Point, reach
 from umbel.messages import Restored, ShadowReport
 from umbel.site.config import SiteConfig
@@ -30,57 +30,55 @@ logger = logging.getLogger(__name__)
 
 
 class Deployer:
-    """The operations on versions that the control API offers; the journal remembers the state of each version.
+    """The operations on versions of one adapter that the control API offers; the journal remembers their states.
 
     One version from its arrival to its roll-back:
 
         deployer.resume()                                     # once, before the engine is started
-        deployer.receive("support", manifest, blob)           # → candidate; it is judged in the background
+        deployer.receive(manifest, blob)                      # → candidate; it is judged in the background
         deployer.report(ref)                                  # → probing … judged, with the verdict
         await deployer.promote(ref)                           # → live
-        await deployer.roll_back("support", instead_of=ref)   # → what answered before
-        await deployer.close()
+        await deployer.roll_back(instead_of=ref)              # → what answered before
     """
 
     def __init__(
         self,
+        adapter: str,
         *,
         config: SiteConfig,
         journal: Journal,
         served: Served,
         supervisor: Supervisor,
+        loading: Loading,
+        background: Background,
         jobs: Evaluator,
         base: HeldBase,
         shapes: peft_dir.Shapes,
         keys: SiteKeys,
     ) -> None:
+        self._adapter = adapter
         self._config = config
         self._journal = journal
-        self._served = served
         self._base = base
         self._shapes = shapes
         self._keys = keys
-        self.background = Background()
-        loading = Loading(config, journal, supervisor, served, self.background)
-        self._switch = Switch(journal, supervisor, loading, self.background)
-        self._watch = Watch(config.shadow, journal, supervisor, self._switch)
-        evidence = Evidence(config, journal, served, jobs)
-        self._judging = Judging(config.shadow, journal, supervisor, loading, evidence, self._watch, self._switch)
+        self._background = background
+        policy = config.policy(adapter)
+        self._switch = Switch(journal, supervisor, loading, background)
+        self._watch = Watch(policy, journal, supervisor, self._switch)
+        evidence = Evidence(config, policy, journal, served, jobs)
+        self._judging = Judging(policy, journal, supervisor, loading, evidence, self._watch, self._switch)
 
     def resume(self) -> None:
-        """Continue after a restart: damaged and left-over files go, versions without a verdict are judged.
-
-        Call it before the engine is started.
-        """
-        self._served.forget_damaged()
-        self._served.sweep()
-        reach(Point.SWEPT)
+        """Continue after a restart: judge versions without a verdict, and guard those that were promoted lately."""
         for version in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.PROBING, Lifecycle.WATCHING):
-            self._judge(version.ref)
+            if version.ref.name == self._adapter:
+                self._judge(version.ref)
         for promotion in self._journal.windows.open():
-            self.background.start(f"guard {promotion.ref}", self._watch.guard(promotion))
+            if promotion.ref.name == self._adapter:
+                self._background.start(f"guard {promotion.ref}", self._watch.guard(promotion))
 
-    def receive(self, name: str, manifest: AdapterManifest, blob: bytes, signature: str = "") -> ShadowReport:
+    def receive(self, manifest: AdapterManifest, blob: bytes, signature: str = "") -> ShadowReport:
         """Validate and store a version, then judge it in the background. The same version again: return its report.
 
         Raises AdapterError, BaseMismatch, Conflict or NoRoom before anything is stored.
@@ -91,7 +89,7 @@ class Deployer:
         again = known is not None and known.manifest.digest == manifest.digest
         if known is not None and again and not self._is_gone(known):
             return known.report
-        validate(self._config, self._base, self._shapes, name, manifest, blob)
+        validate(self._config, self._base, self._shapes, self._adapter, manifest, blob)
         require_room(self._config.site.state_dir, len(blob), str(ref))
         stored, weights = to_load(self._config, manifest, blob)
         report = ShadowReport(ref=str(ref), state=Lifecycle.CANDIDATE)
@@ -130,20 +128,20 @@ class Deployer:
             event = "promoted" if _is_in_favour(version) else "promoted by the operator"
             return await self._promote(version, event)
 
-    async def roll_back(self, name: str, instead_of: AdapterRef | None = None, *, forced: bool = False) -> str | None:
+    async def roll_back(self, instead_of: AdapterRef | None = None, *, forced: bool = False) -> str | None:
         """Make what answered before answer the users again; see `Switch.roll_back`. Raises NotFound, Conflict."""
-        self._config.require_adapter(name)
-        return await self._switch.roll_back(name, instead_of, forced=forced)
+        return await self._switch.roll_back(self._adapter, instead_of, forced=forced)
 
-    async def restore(self, name: str, ref: AdapterRef | None) -> Restored:
+    async def restore(self, ref: AdapterRef | None) -> Restored:
         """Let users be answered by the federation's version, None for the base. Doing it twice is no change.
 
         A version that was live here is live again at once, a shadow once this site is in favour of it. Raises Conflict
         for a version that this site has rejected or rolled back from.
         """
-        self._config.require_adapter(name)
+        if ref is not None and ref.name != self._adapter:
+            raise AdapterError(f"{ref} is no version of {self._adapter}")
         async with self._switch.moving:
-            live = self._journal.alias(name, "live")
+            live = self._journal.alias(self._adapter, "live")
             if ref is None:
                 await self._restore_base(live)
                 return Restored(live=None, state=None)
@@ -151,7 +149,7 @@ class Deployer:
             state = version.state if version is not None else None
             if version is None or state is Lifecycle.LIVE:
                 await self._switch.publish(faults.ROLL_BACK)
-            elif ref in self._journal.refused(name, limit=-1):
+            elif ref in self._journal.refused(self._adapter, limit=-1):
                 raise Conflict(f"{ref} was rejected here, or this site went back from it; {live or 'the base'} stays")
             elif state is Lifecycle.RETIRED:
                 if self._switch.is_retiring(ref):
@@ -169,12 +167,8 @@ class Deployer:
         """Unload a shadow and never use it again; see `Switch.discard`. Raises NotFound, Conflict."""
         return await self._switch.discard(ref, reason)
 
-    async def close(self) -> None:
-        """End what goes on in the background."""
-        await self.background.close()
-
     def _judge(self, ref: AdapterRef) -> None:
-        self.background.start(f"judge {ref}", self._judging.judge(ref))
+        self._background.start(f"judge {ref}", self._judging.judge(ref))
 
     async def _promote(self, version: Version, event: str) -> ShadowReport:
         """Make a version live, and guard it afterwards where the site has a roll-back window."""
@@ -184,7 +178,7 @@ class Deployer:
             self._journal.windows.begin(promotion)
         report = await self._switch.make_live(version, event, faults.PROMOTE)
         if promotion is not None:
-            self.background.start(f"guard {ref}", self._watch.guard(promotion))
+            self._background.start(f"guard {ref}", self._watch.guard(promotion))
         return report
 
     async def _restore_base(self, live: AdapterRef | None) -> None:

@@ -51,10 +51,13 @@ class Evaluator(Protocol):
 
 
 class Evidence:
-    """Measures versions on the held-out examples and guards, and remembers the scores of those that still matter."""
+    """Measures an adapter's versions on its held-out examples and guards; remembers the scores that still matter."""
 
-    def __init__(self, config: SiteConfig, journal: Journal, served: Served, jobs: Evaluator) -> None:
+    def __init__(
+        self, config: SiteConfig, policy: ShadowSection, journal: Journal, served: Served, jobs: Evaluator
+    ) -> None:
         self._config = config
+        self._guards = policy.guard
         self._journal = journal
         self._served = served
         self._jobs = jobs
@@ -73,7 +76,7 @@ class Evidence:
             {role: await self._scores(subject) for role, subject in subjects.items()},
             {
                 guard.name: {role: await self._scores(subject, guard.name) for role, subject in rivals.items()}
-                for guard in self._config.shadow.guard
+                for guard in self._guards
             },
         )
         if self._journal.alias(ref.name, "live") != live:  # it was measured against another incumbent

@@ -49,6 +49,7 @@ def sweep(config: SiteConfig, journal: Journal) -> list[str]:
 
     Only before an engine is started.
     """
+    _adopt_rounds(config, journal)
     removed = [str(path.relative_to(config.site.state_dir)) for path in _left_over(config, journal)]
     for name in removed:
         path = config.site.state_dir / name
@@ -61,6 +62,15 @@ def sweep(config: SiteConfig, journal: Journal) -> list[str]:
     return [f"removed {name}, which nothing needs" for name in removed]
 
 
+def _adopt_rounds(config: SiteConfig, journal: Journal) -> None:
+    """Move the folders of rounds to their adapter's, from where they lay while a site had one adapter."""
+    folder = config.site.state_dir / "rounds"
+    for adapter, key in journal.known_rounds():
+        if (folder / key).is_dir() and not (folder / adapter / key).exists():
+            (folder / adapter).mkdir(exist_ok=True)
+            (folder / key).rename(folder / adapter / key)
+
+
 def _left_over(config: SiteConfig, journal: Journal) -> Iterator[Path]:
     state_dir = config.site.state_dir
     needed = {
@@ -70,12 +80,17 @@ def _left_over(config: SiteConfig, journal: Journal) -> Iterator[Path]:
         or version.ref == journal.alias(version.ref.name, "previous")
     }
     yield from (path for path in _entries(state_dir / "adapters") if path not in needed)
-    rounds = {state_dir / "rounds" / key for key in journal.rounds.known()}
-    for path in _entries(state_dir / "rounds"):  # scores of an evaluation lie here, too
-        if path not in rounds:
-            yield path
-        else:
-            yield from path.glob(".*.tmp")
+    rounds = {state_dir / "rounds" / adapter / key for adapter, key in journal.known_rounds()}
+    folders = {round_.parent for round_ in rounds}
+    for folder in _entries(state_dir / "rounds"):
+        if folder not in folders:
+            yield folder
+            continue
+        for path in _entries(folder):  # scores of an evaluation lie here, too
+            if path not in rounds:
+                yield path
+            else:
+                yield from path.glob(".*.tmp")
     yield from state_dir.glob(".*.tmp")
     yield from (state_dir / "personal").glob("**/.*.tmp")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from client import personal
 from client.held_base import HeldBase
 from client.journal import Version
+from client.rounds import personal
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import AdapterError
@@ -78,8 +78,8 @@ def validate(
 
     Raises AdapterError, BaseMismatch.
     """
-    if manifest.name != name or name not in config.adapters:
-        raise AdapterError(f"{manifest.ref}: this site serves {', '.join(s.name for s in config.adapter)}")
+    if manifest.name != name:
+        raise AdapterError(f"{manifest.ref} is no version of {name}")
     base.require(f"{manifest.ref} was trained on", manifest.base, manifest.kin)
     if peft_dir.digest(blob) != manifest.digest:
         raise AdapterError(f"{manifest.ref}: its bytes are not those of its manifest; send it again")
@@ -91,4 +91,4 @@ def validate(
             f"{manifest.ref}: {wrong} is {tensors[wrong].dtype}; a version is float32, and this site serves "
             f"{config.engine.dtype}"
         )
-    peft_dir.validate(tensors, shapes, rank=manifest.rank, max_rank=config.engine.max_lora_rank)
+    peft_dir.validate(tensors, shapes, rank=manifest.rank, max_rank=config.max_rank(name))

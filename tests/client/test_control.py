@@ -91,10 +91,15 @@ def test_what_is_the_operators_is_not_there_for_the_group(method: str, path: str
 
 def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
     site = Deployment(tmp_path)  # no engine runs: a stored version would be found, and loading one would fail
+    tenant = SimpleNamespace(deployer=site.deployer, jobs=NoRounds())
+
+    def only_support(name: str) -> Any:
+        site.config.require_adapter(name)
+        return tenant
+
     parts: Any = SimpleNamespace(
         config=site.config,
-        deployer=site.deployer,
-        jobs=NoRounds(),
+        tenant=only_support,
         hello=lambda: HELLO,
         bodies=AdapterBodies(1 << 20),
         status=status,
@@ -131,9 +136,9 @@ class Growing:
 
 def asked(jobs: Growing, wait: str, *, stopping: bool = False) -> httpx.Response:
     """GET a round's report, with `wait`, as the ClientApp does."""
-    parts: Any = SimpleNamespace(
-        jobs=jobs, stopping=stopping, config=SimpleNamespace(site=SimpleNamespace(name="clinic-a"))
-    )
+    tenants = {"support": SimpleNamespace(jobs=jobs)}
+    config = SimpleNamespace(site=SimpleNamespace(name="clinic-a"))
+    parts: Any = SimpleNamespace(tenant=tenants.__getitem__, stopping=stopping, config=config)
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(group_api(parts))

@@ -32,13 +32,13 @@ def test_what_was_entered_is_there_after_a_kill(path: Path, journal: Journal) ->
     make_live(journal, V1)
     journal.add(manifest(V2), report(V2))
     judge(journal, V2, probe=probe)
-    journal.rounds.add("support", order("r1"))
+    journal.rounds("support").add(order("r1"))
     other = Journal(path)
     assert other.versions() == journal.versions()
     assert [(v.ref, v.state) for v in other.versions()] == [(V1, Lifecycle.LIVE), (V2, Lifecycle.JUDGED)]
     assert other.get(V2).report.probe == probe
     assert aliases(other) == (V1, None)
-    assert other.rounds.open() == [order("r1")]
+    assert other.rounds("support").open() == [order("r1")]
 
 
 def test_a_version_is_entered_once_and_never_with_other_weights(journal: Journal) -> None:
@@ -57,7 +57,7 @@ def test_what_is_not_known_is_not_found(journal: Journal) -> None:
         with pytest.raises(NotFound, match="push it as a shadow first"):
             ask()
     with pytest.raises(NotFound, match="submit it again"):
-        journal.rounds.get("r1")
+        journal.rounds("support").get("r1")
     assert aliases(journal) == (None, None)
 
 

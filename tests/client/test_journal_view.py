@@ -29,9 +29,9 @@ def busy(path: Path) -> Journal:
     verdict = Verdict(accepted=False, decision="keep", reasons=("too few",))
     journal.report(V3, report(V3, Lifecycle.JUDGED, verdict=verdict), "judged: keep")
     for key, state, tokens in (("a", JobState.DONE, 10), ("b", JobState.DONE, 5), ("c", JobState.FAILED, 1)):
-        journal.rounds.add("support", order(key))
-        journal.rounds.report(RoundReport(key=key, state=state, parent="p", num_loss_tokens=tokens))
-    journal.rounds.add("support", order("d"))
+        journal.rounds("support").add(order(key))
+        journal.rounds("support").report(RoundReport(key=key, state=state, parent="p", num_loss_tokens=tokens))
+    journal.rounds("support").add(order("d"))
     return journal
 
 
@@ -50,7 +50,7 @@ def test_it_says_what_the_journal_knows_with_and_without_its_daemon(path: Path, 
     assert [event[2] for event in seen["roll_backs"]["support"]] == [2, 1]
     assert seen["answering"]["other"] == {"since": None, "event": None}
     assert seen["versions"]["support@v3"]["verdict"]["decision"] == "keep"
-    assert seen["open_rounds"] == ["d"]
+    assert seen["open_rounds"] == ["support/d"]
     assert seen["rounds"] == {"done": 2, "failed": 1}
     assert seen["trained_tokens"] == 16
     events = seen["events"]["support"]

@@ -83,7 +83,7 @@ def test_an_order_that_the_centre_did_not_sign_is_refused_before_anything_trains
         queue.submit("r2", signature=signature("r2"))
         await queue.ended("r2")
         assert queue.cotrainer.started == ["r2"]
-        assert [path.name for path in (tmp_path / "rounds").iterdir()] == ["r2"]
+        assert [path.name for path in (tmp_path / "rounds").glob("*/*")] == ["r2"]
 
     run(story)
 
@@ -95,7 +95,8 @@ def test_an_update_is_signed_for_the_order_that_it_answers(run: Run) -> None:
         report = await queue.ended("r1")
         statement = UpdateStatement.of("clinic-a", order("r1", **bound), report)
         signing.verify(SITE.public_key(), statement, report.signature)
-        assert queue.journal.rounds.get("r1")[1] == report, "asked again, also after a restart, it says the same"
+        kept = queue.journal.rounds("support").get("r1")[1]
+        assert kept == report, "asked again, also after a restart, it says the same"
         for name, value in {
             "site": "b",
             "order": order("r1"),
@@ -134,9 +135,11 @@ def test_a_key_that_cannot_be_read_ends_the_daemon_at_its_start(tmp_path: Path, 
 
 def test_the_control_api_passes_the_signature_on(run: Run, tmp_path: Path) -> None:
     async def story(queue: Queue) -> None:
+        tenants = {"support": SimpleNamespace(jobs=queue.jobs)}
         site: Any = SimpleNamespace(
-            config=site_config(tmp_path), jobs=queue.jobs, keys=queue.jobs._keys, bodies=AdapterBodies(1 << 20)
-        )
+            config=site_config(tmp_path), tenant=tenants.__getitem__, keys=queue.jobs._keys,
+            bodies=AdapterBodies(1 << 20),
+        )  # fmt: skip
         async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
             post = partial(http.post, "/adapters/support/rounds/r1", content=PARENT)
             headers = {"x-umbel-order": base64.b64encode(order("r1").model_dump_json().encode()).decode()}
@@ -159,7 +162,8 @@ def test_a_body_is_not_read_before_the_signature_is_checked(tmp_path: Path, path
 
     async def main() -> None:
         keys = SiteKeys(SiteSection(name="clinic-a", state_dir=tmp_path, **write_keys(tmp_path)))
-        site: Any = SimpleNamespace(config=config, keys=keys)  # jobs and deployer are not asked
+        tenant = SimpleNamespace(jobs=None, deployer=None)  # they are not asked
+        site: Any = SimpleNamespace(config=config, keys=keys, tenant=lambda name: tenant)
         manifest = manifest_of(1, adapter(1))
         headers = {
             "x-umbel-order": base64.b64encode(order("r1").model_dump_json().encode()).decode(),
@@ -190,8 +194,8 @@ def test_a_hello_and_a_verdict_are_signed_for_the_question_that_was_asked(tmp_pa
         def found(ref: object, nonce: str = "") -> ShadowReport:
             return keys.sign_verdict(manifest, report, nonce)
 
-        deployer = SimpleNamespace(report=found)
-        site: Any = SimpleNamespace(keys=keys, hello=lambda: HELLO, deployer=deployer, stopping=True)
+        tenant = SimpleNamespace(deployer=SimpleNamespace(report=found))
+        site: Any = SimpleNamespace(keys=keys, hello=lambda: HELLO, tenant=lambda name: tenant, stopping=True)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
             hello = Hello.model_validate_json((await http.get("/hello", params={"nonce": NONCE})).content)
             asked = await http.get("/adapters/support@v1/shadow", params={"nonce": NONCE})

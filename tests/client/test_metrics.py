@@ -30,10 +30,14 @@ STATUS: dict[str, Any] = {
     "in_flight": {"support@v2": 2, "base": 1},
     "rounds": {"done": 4, "failed": 1},
     "trained_tokens": 5000,
-    "open_rounds": ["l-5-p"],
-    "data": {"train": 90, "held_out": 10, "withheld": 4, "cut": 3, "dropped": 2, "untold": 0, "will_bite": []},
+    "open_rounds": ["support/l-5-p"],
+    "running_rounds": {"support": {"key": "l-5-p", "share": 0.25, "steps": 7, "num_loss_tokens": 600}},
+    "training_shares": {"support": {"share": 2.0, "worth": 1.5}},
+    "data": {
+        "support": {"train": 90, "held_out": 10, "withheld": 4, "cut": 3, "dropped": 2, "untold": 0, "will_bite": []},
+    },
     "training": {
-        "job": "l-5-p", "state": "running", "share": 0.25, "steps": 7, "loss_tokens": 600, "frozen_tensors": 9,
+        "job": "support/l-5-p", "state": "running", "frozen_tensors": 9,
         "quanta": {"mlp": {"count": 100, "seconds": 0.5, "longest_s": 0.01}},
         "longest_quantum_s": 0.004,
         "preemption": {"arrivals": 40, "count": 3},
@@ -85,11 +89,11 @@ def test_the_figures_are_those_of_the_status() -> None:
         'umbel_verdicts_total{adapter="support",decision="promote"}': 2,
         'umbel_verdicts_total{adapter="support",decision="keep"}': 1,
         'umbel_verdicts_total{adapter="support",decision="reject"}': 0,
-        'umbel_examples{kind="train"}': 90,
-        'umbel_examples{kind="held_out"}': 10,
-        'umbel_examples{kind="withheld"}': 4,
-        'umbel_examples{kind="cut"}': 3,
-        'umbel_examples{kind="dropped"}': 2,
+        'umbel_examples{adapter="support",kind="train"}': 90,
+        'umbel_examples{adapter="support",kind="held_out"}': 10,
+        'umbel_examples{adapter="support",kind="withheld"}': 4,
+        'umbel_examples{adapter="support",kind="cut"}': 3,
+        'umbel_examples{adapter="support",kind="dropped"}': 2,
         "umbel_engine_up": 1,
         "umbel_engine_starts_total": 1,
         'umbel_requests_in_flight{version="support@v2"}': 2,
@@ -101,8 +105,10 @@ def test_the_figures_are_those_of_the_status() -> None:
         'umbel_slo_requests_total{outcome="missed"}': 1,
         "umbel_slo_debt_seconds_total": 1.5,
         "umbel_cotrainer_up": 1,
-        "umbel_training_share": 0.25,
-        "umbel_round_tokens": 600,
+        'umbel_training_share{adapter="support"}': 0.25,
+        'umbel_round_tokens{adapter="support"}': 600,
+        'umbel_adapter_share{adapter="support"}': 2,
+        'umbel_adapter_worth{adapter="support"}': 1.5,
         "umbel_trained_tokens_total": 5000,
         "umbel_rounds_open": 1,
         'umbel_rounds_total{state="done"}': 4,
@@ -120,10 +126,12 @@ def test_no_counter_goes_backwards_when_the_engine_is_started_anew() -> None:
     site = Site()
     before = counters(site.text())
 
-    site.status["engine"]["ready"], site.status["training"], site.status["in_flight"] = False, None, {}
+    gone = {"training": None, "in_flight": {}, "running_rounds": {}}
+    site.status |= {"engine": {**STATUS["engine"], "ready": False}, **gone}
     down = samples(site.text())
     assert counters(site.text()) == before, "what was counted stays there while no engine is"
-    assert (down["umbel_engine_up"], down["umbel_cotrainer_up"], down["umbel_training_share"]) == (0, 0, 0)
+    share = down['umbel_training_share{adapter="support"}']
+    assert (down["umbel_engine_up"], down["umbel_cotrainer_up"], share) == (0, 0, 0)
     assert lint(site.text()) == []
 
     site.status["engine"] = {**STATUS["engine"], "starts": 2}

@@ -23,7 +23,7 @@ from umbel.site import slow_dtype
 def site(tmp_path: Path, tiny_llama: Path) -> Site:
     config = site_config(tmp_path)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": tiny_llama})})
-    return Site(config, HELD_BASE, Prepared(tmp_path / "train.npy", tmp_path / "eval.npy", 10, 5, 50))
+    return Site(config, HELD_BASE, {"support": Prepared(tmp_path / "train.npy", tmp_path / "eval.npy", 10, 5, 50)})
 
 
 def test_hello_says_what_can_be_trained_here_and_what_answers(site: Site) -> None:

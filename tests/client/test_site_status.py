@@ -17,7 +17,7 @@ from serving.trainer_socket import CoTrainerStatus
 from tests.toys.deployment import Deployment, quick, run
 from tests.toys.engine import ToyMachine
 from umbel.errors import TrainingError
-from umbel.messages import Evaluation
+from umbel.messages import Evaluation, JobState, RoundReport
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ class CoTrainer:
     def __init__(self, answer: CoTrainerStatus | TrainingError) -> None:
         self.answer = answer
 
-    async def status(self, timeout_s: float = 0.0) -> CoTrainerStatus:
+    async def status(self, timeout_s: float = 0.0, job: str | None = None) -> CoTrainerStatus:
         if isinstance(self.answer, TrainingError):
             raise self.answer
         return self.answer
@@ -47,11 +47,15 @@ PREPARED = Prepared(
     )},
     asked={HELD_OUT: Asked(12, 12.0)}, withheld={DATA: 3}, heldout="asked",
 )  # fmt: skip
+RUNNING = RoundReport(key="l-5-p", state=JobState.RUNNING, parent="p", loss_sum=float("nan"))
 KNOWN = CoTrainer(CoTrainerStatus(latency_known=True))
 
 
-async def asked(site: Deployment, cotrainer: Any) -> dict[str, Any]:
-    return await site_status.report(site.config, PREPARED, site.supervisor, site.served, cotrainer)
+async def asked(site: Deployment, cotrainer: Any, prepared: Prepared = PREPARED) -> dict[str, Any]:
+    tenant: Any = SimpleNamespace(
+        name="support", prepared=prepared, share=2.0, worth=1.5, jobs=SimpleNamespace(running=RUNNING)
+    )
+    return await site_status.report(site.config, [tenant], site.supervisor, site.served, cotrainer)
 
 
 def test_it_says_what_answers_and_why_and_what_is_in_flight(tmp_path: Path, machine: ToyMachine) -> None:
@@ -70,6 +74,8 @@ def test_it_says_what_answers_and_why_and_what_is_in_flight(tmp_path: Path, mach
         assert said["events"]["support"]["judged: reject"] == 1
         assert said["in_flight"] == {"support@v1": 2}
         assert said["training"]["latency_known"] is True
+        assert said["training_shares"] == {"support": {"share": 2.0, "worth": 1.5}}
+        assert said["running_rounds"]["support"]["loss_sum"] == "NaN"
         assert said["versions"]["support@v2"]["verdict"]["decision"] == "reject"
 
     run(tmp_path, machine, story)
@@ -78,7 +84,7 @@ def test_it_says_what_answers_and_why_and_what_is_in_flight(tmp_path: Path, mach
 def test_it_says_what_of_the_prepared_data_will_bite(tmp_path: Path, machine: ToyMachine) -> None:
     async def story(site: Deployment) -> None:
         await site.ready()
-        data = json.loads(json.dumps((await asked(site, KNOWN))["data"]))
+        data = json.loads(json.dumps((await asked(site, KNOWN))["data"]["support"]))
         assert {key: data[key] for key in ("train", "held_out", "withheld", "cut", "dropped", "untold")} == {
             "train": 80, "held_out": 12, "withheld": 3, "cut": 20, "dropped": 8, "untold": 1,
         }  # fmt: skip
@@ -97,7 +103,7 @@ def test_it_says_how_often_the_held_out_examples_were_looked_at(tmp_path: Path, 
 
         async def looks(heldout: str) -> dict[str, Any]:
             prepared = replace(PREPARED, heldout=heldout)
-            said = await site_status.report(site.config, prepared, site.supervisor, site.served, KNOWN)
+            said = await asked(site, KNOWN, prepared)
             found: dict[str, Any] = said["heldout_looks"]["support"]
             return found
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from client.personal import PersonalPart, join, split
+from client.rounds.personal import PersonalPart, join, split
 from serving.cotrainer.job import read_factors
 from serving.cotrainer.lora import Factors
 from serving.cotrainer.progress import Progress

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.personal import first, join, split
+from client.rounds.personal import first, join, split
 from strategies.dual import Dual
 from strategies.fedsa import FedSA
 from strategies.strategy import LoraStrategy

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import following
+from client.rounds import following
 from client.data.prepare import Prepared
-from client.jobs import Jobs
+from client.rounds.jobs import Jobs
 from client.journal import Journal
 from client.keys import SiteKeys
-from client.personal import PersonalPart
+from client.rounds.personal import PersonalPart
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
@@ -40,66 +40,72 @@ class ToyCoTrainer:
         self.hold: asyncio.Event | None = None
         """No job is done before this is set."""
         self.started: list[str] = []
+        """Names of jobs behind their adapter's."""
         self.cancelled: list[str] = []
         self.evaluated: list[str] = []
         """The data of each evaluation."""
-        self.most_at_a_time = 0
+        self.shares: list[float] = []
         self._jobs: dict[str, TrainJob | EvaluateJob] = {}
-        self._status = CoTrainerStatus()
-        self._left = 0
+        self._statuses: dict[str, CoTrainerStatus] = {}
+        self._left: dict[str, int] = {}
 
     def forget(self) -> None:
         """The engine is started anew."""
-        self._jobs, self._status = {}, CoTrainerStatus()
+        self._jobs, self._statuses = {}, {}
 
     async def start(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
         self._answer()
         if self.unavailable:
             return CoTrainerStatus(error=self.unavailable)
-        self.started.append(job.id)
+        self.started.append(job.id.partition("/")[2])
         if job.id not in self._jobs:
             self._jobs[job.id] = job
-            self.most_at_a_time = max(self.most_at_a_time, 1 + int(not self._status.state.final and bool(self._left)))
-            self._status = CoTrainerStatus(job=job.id, state=JobState.RUNNING, steps=1, loss_tokens=5)
-            self._left = self.polls
-        return self._status
+            self.shares += [job.share] if isinstance(job, TrainJob) else []
+            self._statuses[job.id] = CoTrainerStatus(job=job.id, state=JobState.RUNNING, steps=1, loss_tokens=5)
+            self._left[job.id] = self.polls
+        return self._statuses[job.id]
 
-    async def status(self, timeout_s: float = 0.0) -> CoTrainerStatus:
+    async def status(self, timeout_s: float = 0.0, job: str | None = None) -> CoTrainerStatus:
         self._answer()
-        if self._status.job is None or self._status.state.final:
-            return self._status
-        self._left = max(0, self._left - 1)
-        if self._left == 0 and (self.hold is None or self.hold.is_set()):
-            self._status = self._ended(self._jobs[self._status.job])
-        return self._status
+        job = job or next(reversed(self._jobs), None)
+        if job not in self._statuses:
+            return CoTrainerStatus()
+        if not self._statuses[job].state.final:
+            self._left[job] = max(0, self._left[job] - 1)
+            if self._left[job] == 0 and (self.hold is None or self.hold.is_set()):
+                self._statuses[job] = self._ended(self._statuses[job], self._jobs[job])
+        return self._statuses[job]
 
     async def cancel(self, job_id: str) -> CoTrainerStatus:
-        self.cancelled.append(job_id)
-        if self._status.job == job_id and not self._status.state.final:
-            self._status = self._status.model_copy(update={"state": JobState.CANCELLED, "error": "cancelled"})
-        return self._status
+        self.cancelled.append(job_id.partition("/")[2])
+        status = self._statuses.get(job_id, CoTrainerStatus())
+        if status.job == job_id and not status.state.final:
+            status = status.model_copy(update={"state": JobState.CANCELLED, "error": "cancelled"})
+            self._statuses[job_id] = status
+        return status
 
     def _answer(self) -> None:
         if self.silent:
             self.silent -= 1
             raise CoTrainerSilent("the co-trainer did not answer within 30 s")
 
-    def _ended(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
+    def _ended(self, status: CoTrainerStatus, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
         if self.fails_with:
-            return self._status.model_copy(update={"state": JobState.FAILED, "error": self.fails_with})
+            return status.model_copy(update={"state": JobState.FAILED, "error": self.fails_with})
         if isinstance(job, EvaluateJob):
             self.evaluated.append(Path(job.data).name)
             found = scores(1.0 if job.adapter else 2.0)
             assert job.output is not None
             found.write(Path(job.output))
-            return self._status.model_copy(update={"state": JobState.DONE, "evaluation": found.sums})
+            return status.model_copy(update={"state": JobState.DONE, "evaluation": found.sums})
         tensors = peft_dir.decode(Path(job.parent).read_bytes())
         if self.value is not None:
             name = next(iter(tensors))
             tensors[name] = np.full_like(tensors[name], self.value)
         Path(job.output).write_bytes(peft_dir.encode(tensors))
-        counts = {"steps": job.plan.steps, "examples": 8, "loss_tokens": 40, "loss_sum": 20.0, "seconds": 2.0}
-        return self._status.model_copy(update={"state": JobState.DONE, **counts})
+        counts = {"steps": job.plan.steps, "examples": 8, "loss_tokens": 40, "loss_sum": 20.0, "seconds": 2.0,
+                  "share": 0.5}  # fmt: skip
+        return status.model_copy(update={"state": JobState.DONE, **counts})
 
 
 PARENT = adapter(1)
@@ -118,14 +124,14 @@ HELD = {"held_examples": 9, "held_loss_tokens": 45}
 
 def toy_jobs(
     state_dir: Path, config: SiteConfig, journal: Journal, supervisor: Supervisor, cotrainer: Any,
-    guards: dict[str, Path] | None = None,
+    guards: dict[str, Path] | None = None, share: float = 1.0, adapter: str = "support",
 ) -> Jobs:  # fmt: skip
     """The jobs of a site, over ten examples that nobody reads."""
     prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, guards or {}, HELD)
     return Jobs(
-        rounds=journal.rounds, supervisor=supervisor, cotrainer=cotrainer, prepared=prepared, base=HELD_BASE,
-        shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config), directory=state_dir / "rounds",
-        keys=SiteKeys(config.site),
+        adapter=adapter, rounds=journal.rounds(adapter), supervisor=supervisor, cotrainer=cotrainer, prepared=prepared, base=HELD_BASE,
+        shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config, adapter),
+        directory=state_dir / "rounds" / adapter, keys=SiteKeys(config.site), share=lambda: share,
     )  # fmt: skip
 
 
@@ -142,7 +148,7 @@ class Queue:
         self.jobs = toy_jobs(state_dir, config, self.journal, self.supervisor, cotrainer, guards)
 
     def submit(self, key: str, parent: bytes = PARENT, signature: str = "", **changes: Any) -> RoundReport:
-        return self.jobs.submit("support", order(key, parent, **changes), parent, signature)
+        return self.jobs.submit(order(key, parent, **changes), parent, signature)
 
     async def ended(self, key: str) -> RoundReport:
         await until(lambda: self.jobs.report(key).state.final)

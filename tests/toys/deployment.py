@@ -17,7 +17,9 @@ from client.journal import Journal
 from client.keys import SiteKeys
 from client.versions import judging, loading
 from client.versions import watch as watch_module
+from client.versions.background import Background
 from client.versions.deployer import Deployer
+from client.versions.loading import Loading
 from client.versions.served import Served
 from serving import supervisor as supervisor_module
 from serving.aliases import AliasTable
@@ -74,21 +76,30 @@ class Deployment:
         self.journal = Journal(state_dir / "journal.sqlite3")
         self.served = Served(self.config, self.journal)
         self.supervisor = Supervisor(self.config, MEASURED, self.served)
+        self.background = Background()
+        self.loading = Loading(self.config, self.journal, self.supervisor, self.served, self.background)
         self.deployer = self._deployer()
         self._running: asyncio.Task[None] | None = None
 
     def _deployer(self) -> Deployer:
         return Deployer(
-            config=self.config, journal=self.journal, served=self.served, supervisor=self.supervisor, jobs=self.jobs,
-            base=HELD_BASE, shapes=SHAPES, keys=SiteKeys(self.config.site),
+            "support", config=self.config, journal=self.journal, served=self.served, supervisor=self.supervisor,
+            loading=self.loading, background=self.background, jobs=self.jobs, base=HELD_BASE, shapes=SHAPES,
+            keys=SiteKeys(self.config.site),
         )  # fmt: skip
+
+    def resume(self) -> None:
+        """Continue after a restart, as a site does before its engine is started."""
+        self.served.forget_damaged()
+        self.served.sweep()
+        self.deployer.resume()
 
     async def __aenter__(self) -> "Deployment":
         self._running = asyncio.create_task(self.supervisor.run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.deployer.close()
+        await self.background.close()
         assert self._running is not None
         self._running.cancel()
         await asyncio.gather(self._running, return_exceptions=True)
@@ -114,7 +125,7 @@ class Deployment:
     def push(self, version: int, **changes: Any) -> AdapterRef:
         blob = adapter(version)
         manifest = manifest_of(version, blob, **changes)
-        self.deployer.receive("support", manifest, blob)
+        self.deployer.receive(manifest, blob)
         return manifest.ref
 
     async def judged(self, ref: AdapterRef) -> ShadowReport:
@@ -140,7 +151,7 @@ class Deployment:
 
     async def quiet(self) -> None:
         """Wait until nothing happens in the background any more."""
-        await until(lambda: not len(self.deployer.background))
+        await until(lambda: not len(self.background))
 
     async def users(self, *names: str, **body: Any) -> list[str]:
         """Send one request of each user; return the version that answered each, or "error"."""
@@ -152,8 +163,12 @@ class Deployment:
 
     def http(self, *, operator: bool = False) -> httpx.AsyncClient:
         """Return a client of the control API, on the ClientApp's socket or on the operator's."""
+        def tenant(name: str) -> Any:
+            self.config.require_adapter(name)
+            return SimpleNamespace(deployer=self.deployer)
+
         site: Any = SimpleNamespace(
-            config=self.config, deployer=self.deployer, keys=self.deployer._keys, bodies=AdapterBodies(1 << 20)
+            config=self.config, tenant=tenant, keys=self.deployer._keys, bodies=AdapterBodies(1 << 20)
         )
         api = operator_api(site) if operator else group_api(site)
         return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://site")

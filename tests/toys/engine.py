@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,11 +170,11 @@ async def _answer(send: Send, status: int, text: str) -> None:
     await send({"type": "http.response.body", "body": text.encode()})
 
 
-def site_config(state_dir: Path, **engine: Any) -> SiteConfig:
+def site_config(state_dir: Path, adapters: Collection[str] = ("support",), **engine: Any) -> SiteConfig:
     return SiteConfig(
         site={"name": "clinic-a", "state_dir": state_dir},
         model={"path": state_dir / "base", "served_name": "tiny"},
-        adapter=[{"name": "support"}],
+        adapter=[{"name": name} for name in adapters],
         engine={"port": 30000, "dtype": "float32", "max_lora_rank": 4, **engine},
         training={"data": state_dir / "train.jsonl"},
     )

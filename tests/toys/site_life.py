@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from client import following
-from client import jobs as jobs_module
 from client.journal import Journal
+from client.rounds import following
+from client.rounds import jobs as jobs_module
+from client.versions.background import Background
+from client.versions.loading import Loading
 from client.versions.served import Served
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
@@ -28,8 +30,8 @@ OWN = Personal(part="adapter", rank=1)
 class BetterEachTime(ToyCoTrainer):
     """Every version is better than the one before, so that each is in favour."""
 
-    def _ended(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
-        ended = super()._ended(job)
+    def _ended(self, status: CoTrainerStatus, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
+        ended = super()._ended(status, job)
         if isinstance(job, EvaluateJob):
             version = int(Path(job.adapter).parent.name.rpartition("-v")[2]) if job.adapter else 0
             scores(2.0 - version / 10).write(Path(str(job.output)))
@@ -40,12 +42,16 @@ class Life(Deployment):
     """One run of a daemon: all of it is real but the engine and the training."""
 
     def __init__(self, state_dir: Path) -> None:
-        self.config = site_config(state_dir)
+        self.config = site_config(state_dir, adapters=("support", "billing"))
         self.machine = ToyMachine()
         self.journal = Journal(state_dir / "journal.sqlite3")
         self.served = Served(self.config, self.journal)
         self.supervisor = Supervisor(self.config, MEASURED, self.served)
-        self.jobs = toy_jobs(state_dir, self.config, self.journal, self.supervisor, BetterEachTime())
+        cotrainer = BetterEachTime()
+        self.jobs = toy_jobs(state_dir, self.config, self.journal, self.supervisor, cotrainer)
+        self.billing = toy_jobs(state_dir, self.config, self.journal, self.supervisor, cotrainer, adapter="billing")
+        self.background = Background()
+        self.loading = Loading(self.config, self.journal, self.supervisor, self.served, self.background)
         self.deployer = self._deployer()
 
     @classmethod
@@ -56,15 +62,16 @@ class Life(Deployment):
             patch.setattr(following, "POLL_S", 0.002)
             life = cls(state_dir)
             quick(patch, life.machine)
-            life.deployer.resume()
+            life.resume()
             async with asyncio.timeout(20), life:
-                queue = asyncio.create_task(life.jobs.run())
+                queues = [asyncio.create_task(jobs.run()) for jobs in (life.jobs, life.billing)]
                 try:
                     await life.ready()
                     yield life
                 finally:
-                    queue.cancel()
-                    await asyncio.gather(queue, return_exceptions=True)
+                    for queue in queues:
+                        queue.cancel()
+                    await asyncio.gather(*queues, return_exceptions=True)
 
     def live(self) -> str | None:
         ref = self.journal.alias("support", "live")
@@ -84,13 +91,17 @@ class Life(Deployment):
     async def roll_back(self, instead_of: str | None) -> None:
         """Roll back once, as an operator who looks first: a second roll-back would undo the first."""
         if self.live() == instead_of:
-            await self.deployer.roll_back("support")
+            await self.deployer.roll_back()
 
     async def train(self, key: str, number: int, **plan: Any) -> None:
-        self.jobs.submit("support", order(key, round=number, plan=plan), PARENT)
-        await until(lambda: self.jobs.report(key).state.final)
-        assert self.jobs.report(key).state is JobState.DONE
-        await until(lambda: not (self.config.site.state_dir / "rounds" / key / jobs_module.PERSONAL).exists())
+        """Train a round of both adapters at the same time, under the same key."""
+        rounds = self.config.site.state_dir / "rounds"
+        for jobs in (self.jobs, self.billing):
+            jobs.submit(order(key, round=number, plan=plan), PARENT)
+        for jobs in (self.jobs, self.billing):
+            await until(lambda jobs=jobs: jobs.report(key).state.final)  # type: ignore[misc]
+            assert jobs.report(key).state is JobState.DONE
+        await until(lambda: not list(rounds.glob(f"*/{key}/{jobs_module.PERSONAL}")))
 
 
 STEPS: list[Callable[[Life], Awaitable[None]]] = [
@@ -126,7 +137,9 @@ def state(site: Life) -> dict[str, object]:
     return {
         "aliases": site.table().model_dump(),
         "versions": {str(v.ref): (v.state, v.report.verdict) for v in site.journal.versions()},
-        "rounds": {key: site.jobs.report(key) for key in site.journal.rounds.known()},
+        "rounds": {
+            (adapter, key): site.journal.rounds(adapter).get(key)[1] for adapter, key in site.journal.known_rounds()
+        },
         "files": {  # adapter_config.json names the base by its path
             str(path.relative_to(folder)): path.read_bytes().replace(str(folder).encode(), b"")
             for path in files

@@ -78,7 +78,7 @@ def coexec(
 
 
 def _world(config: SiteConfig | None, out: Path, cache: Path) -> "World":
-    """Return a site's base and prepared data; without a site the benchmark's own."""
+    """Return a site's base and its first adapter's prepared data; without a site the benchmark's own."""
     from serving.bench import domain
     from serving.bench.world import World
 
@@ -88,11 +88,11 @@ def _world(config: SiteConfig | None, out: Path, cache: Path) -> "World":
 
     if (slow := slow_dtype(config)) is not None:
         _say(slow)
-    training = config.training
+    training, adapter = config.training, config.adapters[0]
     prepared = prepare(
         Preparation(
-            data=training.data,
-            eval_data=training.eval_data,
+            data=config.data(adapter),
+            eval_data=config.eval_data(adapter),
             eval_fraction=training.eval_fraction,
             model=config.model.path,
             seq_len=training.seq_len,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from umbel.cli.console import SiteFile, calls, explained, part_of, require_transformers
-from umbel.errors import NotFound
+from umbel.errors import ConfigError, NotFound
 from umbel.site.config import SiteConfig
 
 if TYPE_CHECKING:  # the command imports them when it needs them
@@ -20,6 +20,7 @@ EPILOG = calls(
     "umbel data clinic-a.toml",
     "umbel data clinic-a.toml --line 17",
     "umbel data clinic-a.toml --file private/eval.jsonl",
+    "umbel data clinic-a.toml --adapter triage",
     "umbel data clinic-a.toml --json",
 )
 
@@ -29,7 +30,10 @@ def data(
     line: Annotated[
         int | None, typer.Option(min=1, help="Show this line (in a JSON array: this item) in full, token by token.")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="Another file of examples. Default: [training].data.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Another file of examples. Default: the adapter's data.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="The adapter that is trained on them; needed where a site has several.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per example, for programs.")] = False,
 ) -> None:
     """Show how examples are rendered and tokenised, what carries a loss, and what is cut, left out or refused.
@@ -44,7 +48,8 @@ def data(
             from client.data.inspection import inspect
             from umbel.cli import data_screen
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal without UTF-8
-        path = file or config.training.data
+        adapter = adapter or _only_adapter(config)
+        path = file or config.data(adapter)
         tokenizer = ChatTokenizer.load(config.model.path)
         examples: Iterable[Inspected] = inspect(path, tokenizer, config.training.seq_len)
         only = None if line is None else _only(examples, line, path)
@@ -53,9 +58,16 @@ def data(
         elif only is not None:
             refused = data_screen.show_one(only, tokenizer, path)
         else:
-            refused = data_screen.show(examples, tokenizer, path, config)
+            refused = data_screen.show(examples, tokenizer, path, config, adapter)
         if refused:
             raise typer.Exit(1)
+
+
+def _only_adapter(config: SiteConfig) -> str:
+    """Return the site's adapter; raise ConfigError where it has several."""
+    if len(config.adapters) > 1:
+        raise ConfigError(f"this site trains {', '.join(config.adapters)}; say whose data to show, with --adapter NAME")
+    return config.adapters[0]
 
 
 def _only(examples: "Iterable[Inspected]", number: int, path: Path) -> "Inspected":

@@ -38,9 +38,10 @@ def show(
     tokenizer: ChatTokenizer,
     path: Path,
     config: SiteConfig,
+    adapter: str,
     console: Console | None = None,
 ) -> bool:
-    """Print a whole file; return whether an example is refused."""
+    """Print a whole file as an adapter would be trained on it; return whether an example is refused."""
     console = console or Console(highlight=False)
     tally = Tally(tokenizer)
     first: list[Inspected] = []
@@ -57,7 +58,7 @@ def show(
         if len(first) < SHOWN_EXAMPLES:
             first.append(example)
     console.print(Text.assemble((str(path), "bold"), f": base {config.model.served_name} at {config.model.path}"))
-    console.print(grid(_rows(tally.summary(), usable, path, config, tokenizer)))
+    console.print(grid(_rows(tally.summary(), usable, path, config, adapter, tokenizer)))
     if reasons:
         console.print()
         console.print(grid(_refusals(reasons)))
@@ -88,7 +89,12 @@ def show_one(example: Inspected, tokenizer: ChatTokenizer, path: Path, console: 
 
 
 def _rows(
-    summary: Summary, usable: list[Inspected], path: Path, config: SiteConfig, tokenizer: ChatTokenizer
+    summary: Summary,
+    usable: list[Inspected],
+    path: Path,
+    config: SiteConfig,
+    adapter: str,
+    tokenizer: ChatTokenizer,
 ) -> Iterator[Row]:
     """Yield the rows of a file's figures."""
     seq_len = config.training.seq_len
@@ -103,25 +109,27 @@ def _rows(
     if summary.groups < summary.usable:
         largest = f"the largest has {summary.largest_group:,} different examples"
         yield "groups", Text(f'{summary.groups:,} by first user turn, or by "group"; {largest}')
-    name = _name(path, config)
-    known, unread = _asking(config, tokenizer) if name == DATA else ({}, [])
-    split = sides({**known, name: usable}, None if config.training.eval_data else config.training.eval_fraction)
+    name = _name(path, config, adapter)
+    known, unread = _asking(config, adapter, tokenizer) if name == DATA else ({}, [])
+    split = sides({**known, name: usable}, None if config.eval_data(adapter) else config.training.eval_fraction)
     if name == DATA:
         parts = [f"{len(split.train):,} to train on, {len(split.asking[HELD_OUT]):,} held out"]
         parts += [f"{n:,} withheld: held-out examples or guards ask the same" for n in split.withheld.values()]
         parts += [f"{other} cannot be read, so what it withholds is not counted" for other in unread]
         yield "split", Text("; ".join(parts))
-    told = HELD_OUT if name in (DATA, EVAL_DATA) else name if name in files_of(config) else None
+    told = HELD_OUT if name in (DATA, EVAL_DATA) else name if name in files_of(config, adapter) else None
     asked = {asking: found for asking, found in split.asked.items() if asking == told and EVAL_DATA not in unread}
-    for sentence in warnings(config, {name: summary}, asked, split.withheld):
+    for sentence in warnings(config, adapter, {name: summary}, asked, split.withheld):
         yield "will bite", Text(sentence, "yellow")
 
 
-def _asking(config: SiteConfig, tokenizer: ChatTokenizer) -> tuple[dict[str, list[Inspected]], list[str]]:
+def _asking(
+    config: SiteConfig, adapter: str, tokenizer: ChatTokenizer
+) -> tuple[dict[str, list[Inspected]], list[str]]:
     """Return the usable examples of held-out files and guards, and the names of those that cannot be read."""
     known: dict[str, list[Inspected]] = {}
     unread = []
-    for name, path in files_of(config).items():
+    for name, path in files_of(config, adapter).items():
         try:
             known |= {name: survey(path, tokenizer, config.training.seq_len).examples} if name != DATA else {}
         except (OSError, DataError):  # `umbel check` says why; this file can be shown all the same
@@ -133,9 +141,9 @@ def _answers(number: int) -> str:
     return f"{number:,} answer{'s' if number != 1 else ''}"
 
 
-def _name(path: Path, config: SiteConfig) -> str:
+def _name(path: Path, config: SiteConfig, adapter: str) -> str:
     """Return the name of a file in sentences: the setting that names it, if one does."""
-    known = {file.resolve(): name for name, file in reversed(files_of(config).items())}
+    known = {file.resolve(): name for name, file in reversed(files_of(config, adapter).items())}
     return known.get(path.resolve(), str(path))
 
 

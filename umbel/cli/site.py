@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from umbel.site.slow_dtype import slow_dtype
 from umbel.telemetry import configure_logging
 
 if TYPE_CHECKING:  # the command imports it when it needs it
-    from client.data.survey import SiteSurvey
+    from client.data.survey import AdapterSurvey
 
 EPILOGS = {
     "check": calls(
@@ -54,15 +55,16 @@ def check(
         with part_of("site"):
             from client.data.chat_tokens import ChatTokenizer
             from client.data.summary import warnings
-            from client.data.survey import survey_site
-        surveyed = survey_site(config, ChatTokenizer.load(config.model.path))
+            from client.data.survey import survey_adapter
+        tokenizer = ChatTokenizer.load(config.model.path)
+        surveyed = {name: survey_adapter(config, name, tokenizer) for name in config.adapters}
         if found := [*ports_in_use(config), *_data_mistakes(surveyed, site_file, config)]:
             raise ConfigError("\n".join(map(str, found)))
-        summaries = {name: survey.summary for name, survey in surveyed.files.items()}
         plan = memory_plan(config)
         bites = [told for told in (slow_dtype(config), plan and plan.mistake(), doubt_of_origin(config)) if told]
-        sides = surveyed.sides
-        bites += warnings(config, summaries, sides.asked, sides.withheld)
+        for name, survey in surveyed.items():
+            summaries = {file: one.summary for file, one in survey.files.items()}
+            bites += warnings(config, name, summaries, survey.sides.asked, survey.sides.withheld)
         bites = [f"will bite: {told}" for told in bites]
         if as_json:
             print(config.model_dump_json(indent=2))
@@ -71,40 +73,52 @@ def check(
             say(*([plan.told()] if plan else []), *bites or [_all_is_well(config, surveyed)])
 
 
-def _data_mistakes(surveyed: "SiteSurvey", site_file: Path, config: SiteConfig) -> list[UmbelError]:
+def _data_mistakes(
+    surveyed: "Mapping[str, AdapterSurvey]", site_file: Path, config: SiteConfig
+) -> list[UmbelError]:
     """Return what keeps the examples from being used, and for each file the command that shows what is refused."""
-    from client.data.summary import DATA
+    from client.data.summary import DATA, setting_of
 
-    told: list[UmbelError] = []
-    for name, mistakes in surveyed.mistakes.items():
-        told += mistakes
-        survey = surveyed.files.get(name)
-        if survey is not None and survey.refused:
-            file = "" if name == DATA else f" --file {shlex.quote(str(survey.path))}"
-            shows = f"`umbel data {shlex.quote(str(site_file))}{file}` shows them"
-            refused, total = survey.summary.refused, survey.summary.examples
-            told.append(DataError(f"{name}: {refused:,} of {total:,} examples are refused; {shows}"))
-    return told
+    told: dict[str, UmbelError] = {}  # adapters may share a file: its mistakes are told once
+    for adapter, survey in surveyed.items():
+        for name, mistakes in survey.mistakes.items():
+            found: list[UmbelError] = [*mistakes]
+            file = survey.files.get(name)
+            if file is not None and file.refused:
+                which = "" if len(surveyed) == 1 else f" --adapter {adapter}"
+                which += "" if name == DATA else f" --file {shlex.quote(str(file.path))}"
+                shows = f"`umbel data {shlex.quote(str(site_file))}{which}` shows them"
+                refused, total = file.summary.refused, file.summary.examples
+                setting = setting_of(config, adapter, name)
+                found.append(DataError(f"{setting}: {refused:,} of {total:,} examples are refused; {shows}"))
+            told |= {str(mistake): mistake for mistake in found}
+    return list(told.values())
 
 
-def _all_is_well(config: SiteConfig, surveyed: "SiteSurvey") -> str:
+def _all_is_well(config: SiteConfig, surveyed: "Mapping[str, AdapterSurvey]") -> str:
     """Say in one line what the site will serve and train on."""
+    parts = [f"ok: {config.site.name}", f"base {config.model.served_name} at {config.model.path}"]
+    parts += [_adapter_is_well(config, name, survey) for name, survey in surveyed.items()]
+    parts += [f"{section.name} served only" for section in config.serve]
+    return ", ".join(parts)
+
+
+def _adapter_is_well(config: SiteConfig, adapter: str, survey: "AdapterSurvey") -> str:
+    """Say what an adapter will be trained and judged on."""
     from client.data.summary import HELD_OUT, guard_name
 
-    files, sides = surveyed.files, surveyed.sides
+    files, sides = survey.files, survey.sides
     taken = {what: sum(getattr(one.summary, what) for one in files.values()) for what in ("cut", "dropped")}
     lost = f" ({taken['cut']:,} cut at seq_len, {taken['dropped']:,} of them left out)" if taken["cut"] else ""
     withheld = sum(sides.withheld.values())
     lost += f" ({withheld:,} are not trained on: held-out examples or guards ask the same)" if withheld else ""
     return ", ".join(
         [
-            f"ok: {config.site.name}",
-            f"base {config.model.served_name} at {config.model.path}",
-            f"adapter {' and '.join(config.adapters)}",
+            f"adapter {adapter}",
             f"{len(sides.train):,} training and {sides.asked[HELD_OUT].examples:,} held-out examples{lost}",
             *(
                 f"guard {guard.name} with {sides.asked[guard_name(guard.name)].examples:,}"
-                for guard in config.shadow.guard
+                for guard in config.policy(adapter).guard
             ),
         ]
     )

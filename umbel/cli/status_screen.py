@@ -1,4 +1,4 @@
-"""`show`: the site's status on one screen: the live version, since when and why, candidates, and the way back."""
+"""`show`: the site's status on one screen: live versions, since when and why, candidates, and the way back."""
 
 import shlex
 import time
@@ -54,8 +54,6 @@ def _now(report: Report) -> Iterator[Row]:
         if kept := (report["training"] or {}).get("reserved_mb"):
             tokens = report["training"]["kv_tokens_given_up"]
             yield "memory", Text(f"{kept:,} MB are kept for training, {tokens:,} tokens of KV cache")
-        if report.get("data"):  # a daemon of before tells none
-            yield "data", _data(report["data"])
     yield "rounds", Text(f"waiting or running: {', '.join(report['open_rounds']) or 'none'}")
     if report.get("recovered"):
         yield "recovered", Text("\n".join(report["recovered"]), "yellow")
@@ -93,6 +91,10 @@ def _versions(report: Report, adapter: str, site_file: str) -> Iterator[Row]:
     looks = report["heldout_looks"].get(adapter)  # none without a daemon, which knows the examples
     if looks and looks["verdicts"]:
         yield "looks", _looks(looks)
+    if adapter in report["data"]:  # without a daemon nothing is known of it
+        yield "data", _data(report["data"][adapter])
+    if len(report["training_shares"]) > 1:
+        yield "share", Text(_share(report["training_shares"], adapter))
     if aliases["previous"] or aliases["live"]:
         command = f"umbel rollback {shlex.quote(site_file)} {adapter}{' --force' if bad else ''}"
         yield "go back", Text(f"to {aliases['previous'] or 'the base'}: {command}")
@@ -145,22 +147,37 @@ def _latency(training: Report) -> str:
 
 def _training(report: Report) -> Text:
     training: Report = report["training"] or {}
-    running = training.get("state") == "running" and training.get("job")
-    if not running:
+    rounds: Report = report["running_rounds"]
+    if not rounds:
         return Text.assemble(("paused", "yellow"), f": {_paused(report, training)}")
-    share, seconds = training["share"], training["seconds"]
-    speed = f", {training['loss_tokens'] / seconds:.0f} tokens/s" if training["loss_tokens"] and seconds else ""
-    text = f"{training['job']}: {training['steps']} steps, {share:.0%} of the time{speed}"
+    lines = [f"{adapter}/{running['key']}: {_progress(running)}" for adapter, running in rounds.items()]
+    if "quanta" not in training:  # the engine does not say
+        return Text("\n".join(lines))
     quanta = sum(kind["count"] for kind in training["quanta"].values())
-    text += f"; {quanta} quanta, the longest {1000 * training['longest_quantum_s']:.1f} ms (P99)"
-    if share < NO_ROOM:
+    lines[-1] += f"; {quanta} quanta, the longest {1000 * training['longest_quantum_s']:.1f} ms (P99)"
+    text = Text("\n".join(lines))
+    if all(running["share"] < NO_ROOM for running in rounds.values()):
         reason = (
             "the latency targets leave no room now"
             if training["latency_known"] and training["slo"]
             else "only while nobody is served, until the engine's latency is known"
         )
-        return Text.assemble(text, ("\nheld up", "yellow"), f": {reason}")
-    return Text(text)
+        text.append("\nheld up", "yellow").append(f": {reason}")
+    return text
+
+
+def _progress(running: Report) -> str:
+    share, seconds = running["share"], running["seconds"]
+    speed = f", {running['num_loss_tokens'] / seconds:.0f} tokens/s" if running["num_loss_tokens"] and seconds else ""
+    return f"{running['steps']} steps, {share:.0%} of the time{speed}"
+
+
+def _share(shares: Report, adapter: str) -> str:
+    """Say which part of the training an adapter gets while all have rounds, and why."""
+    parts = {name: one["share"] * one["worth"] for name, one in shares.items()}
+    one = shares[adapter]
+    due = parts[adapter] / sum(parts.values())
+    return f"{due:.0%} of the training while all train: share {one['share']:g} × {one['worth']:.2g} for what it brought"
 
 
 def _data(data: Report) -> Text:

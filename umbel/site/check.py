@@ -36,7 +36,7 @@ def check_files(config: SiteConfig) -> None:
 
 def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     """Yield every mistake in the files. The engine is not needed for it."""
-    site, training = config.site, config.training
+    site = config.site
     yield from (_with_variable(error, "model", "path") for error in _model_mistakes(config))
     inherited = {name: value for name, value in os.environ.items() if name not in config.engine.env}
     yield from map(ConfigError, flags.refused_variables(inherited))
@@ -50,12 +50,7 @@ def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     if config.engine.api_keys is not None:
         keys = config.engine.api_keys
         yield from _raised(lambda: secret_file.read_keys(keys), "engine", "api_keys")
-    files = {name_of("training", key): getattr(training, key) for key in ("data", "eval_data")}
-    files |= {
-        f"{blamed(('shadow', 'guard', number, 'data')) or '[[shadow.guard]]'} {guard.name}": guard.data
-        for number, guard in enumerate(config.shadow.guard)
-    }
-    for key_, file in files.items():
+    for key_, file in _example_files(config).items():
         if file is not None and not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"
             yield ConfigError(f"{key_}: {file} {what}; point it to a JSONL file")
@@ -63,6 +58,19 @@ def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     if taken is not None and not taken.is_dir():
         yield ConfigError(f"{name_of('site', 'state_dir')}: {taken} is a file; name a folder, or one that can be made")
     yield from _raised(lambda: require_sockets(config), "site", "state_dir")
+
+
+def _example_files(config: SiteConfig) -> dict[str, Path | None]:
+    """Return the files of examples by the settings, or the variables, that name them."""
+    files = {name_of("training", key): getattr(config.training, key) for key in ("data", "eval_data")}
+    for number, adapter in enumerate(config.adapter):
+        where = blamed(("adapter", number)) or f"[[adapter]] {adapter.name}"
+        files |= {f"{where}.{key}": getattr(adapter, key) for key in ("data", "eval_data")}
+        files |= {f"{where}.guard {guard.name}": guard.data for guard in adapter.guard}
+    return files | {
+        f"{blamed(('shadow', 'guard', number, 'data')) or '[[shadow.guard]]'} {guard.name}": guard.data
+        for number, guard in enumerate(config.shadow.guard)
+    }
 
 
 def doubt_of_origin(config: SiteConfig) -> str | None:

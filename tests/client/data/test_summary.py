@@ -22,9 +22,9 @@ def config(tmp_path: Path) -> SiteConfig:
 
 
 def test_data_that_is_well_is_not_talked_about(config: SiteConfig) -> None:
-    assert warnings(config, {DATA: GOOD}, ENOUGH, {}) == []
+    assert warnings(config, "support", {DATA: GOOD}, ENOUGH, {}) == []
     a_tenth = replace(GOOD, cut=20, dropped=10, largest_group=10)
-    assert warnings(config, {DATA: a_tenth}, ENOUGH, {}) == [], "a tenth is no warning"
+    assert warnings(config, "support", {DATA: a_tenth}, ENOUGH, {}) == [], "a tenth is no warning"
 
 
 @pytest.mark.parametrize(
@@ -40,45 +40,45 @@ def test_data_that_is_well_is_not_talked_about(config: SiteConfig) -> None:
 def test_each_cause_has_one_sentence_with_its_remedy(
     config: SiteConfig, change: dict[str, int], says: str, remedy: str
 ) -> None:
-    (told,) = warnings(config, {DATA: replace(GOOD, **change)}, ENOUGH, {})  # type: ignore[arg-type]
+    (told,) = warnings(config, "support", {DATA: replace(GOOD, **change)}, ENOUGH, {})  # type: ignore[arg-type]
     assert told.startswith(says)
     assert remedy in told
 
 
 def test_refused_examples_are_in_no_share(config: SiteConfig) -> None:
-    assert len(warnings(config, {DATA: replace(GOOD, refused=80, cut=10)}, ENOUGH, {})) == 2
-    assert warnings(config, {DATA: replace(GOOD, refused=100, cut=0, repeated=0)}, ENOUGH, {}) == []
+    assert len(warnings(config, "support", {DATA: replace(GOOD, refused=80, cut=10)}, ENOUGH, {})) == 2
+    assert warnings(config, "support", {DATA: replace(GOOD, refused=100, cut=0, repeated=0)}, ENOUGH, {}) == []
 
 
 def test_too_few_examples_for_a_verdict_are_told_for_each_set_that_is_known(tmp_path: Path) -> None:
     config = load(tmp_path, training='eval_data = "eval.jsonl"', more=GUARD)
     few = {HELD_OUT: Asked(29, 29.0), "guard triage": Asked(30, 29.9)}
-    told = warnings(config, {}, few, {})
+    told = warnings(config, "support", {}, few, {})
     assert [
         sentence.partition(" than [shadow].min_examples = 30: no version can be promoted")[0] for sentence in told
     ] == [
         "29 held-out examples are fewer",
         "30 examples of guard triage count as 29, because several ask the same or some answers are much longer, fewer",
     ]
-    assert warnings(config, {DATA: GOOD}, {}, {}) == [], "what a file does not decide is not said of it"
-    assert warnings(load(tmp_path), {}, few, {})[0].endswith("or a larger eval_fraction, or lower it")
+    assert warnings(config, "support", {DATA: GOOD}, {}, {}) == [], "what a file does not decide is not said of it"
+    assert warnings(load(tmp_path), "support", {}, few, {})[0].endswith("or a larger eval_fraction, or lower it")
 
 
 def test_few_groups_are_told_as_what_they_count_as_and_not_as_their_lines(config: SiteConfig) -> None:
     """Who reads "25 are fewer than 30" would lower the limit to 25, and be told then that they count as 1."""
-    (told,) = warnings(config, {}, {HELD_OUT: Asked(25, 1.0)}, {})
+    (told,) = warnings(config, "support", {}, {HELD_OUT: Asked(25, 1.0)}, {})
     assert told.startswith("25 held-out examples count as 1, because several ask the same")
 
 
 def test_a_guard_that_asks_nothing_of_its_own_is_told(config: SiteConfig) -> None:
-    (told,) = warnings(config, {}, {**ENOUGH, "guard triage": Asked(40, 40.0, HELD_OUT)}, {})
+    (told,) = warnings(config, "support", {}, {**ENOUGH, "guard triage": Asked(40, 40.0, HELD_OUT)}, {})
     assert told.startswith("all that guard triage asks is asked by held-out examples, too: it protects nothing more")
     assert told.endswith("give it other examples, or leave it out")
 
 
 def test_much_that_is_asked_and_so_not_trained_on_is_told_with_its_remedy(config: SiteConfig) -> None:
-    assert warnings(config, {DATA: GOOD, RELEASED: GOOD}, {}, {DATA: 10}) == []
-    data, released = warnings(config, {DATA: GOOD, RELEASED: GOOD}, {}, {DATA: 11, RELEASED: 11})
+    assert warnings(config, "support", {DATA: GOOD, RELEASED: GOOD}, {}, {DATA: 10}) == []
+    data, released = warnings(config, "support", {DATA: GOOD, RELEASED: GOOD}, {}, {DATA: 11, RELEASED: 11})
     assert data.startswith("11 of 100 examples of [training].data are not trained on, because held-out examples")
     assert data.endswith('give each conversation a "group"')
     assert released.endswith("have the same group"), "users write no groups"
@@ -86,7 +86,7 @@ def test_much_that_is_asked_and_so_not_trained_on_is_told_with_its_remedy(config
 
 def test_the_files_of_a_site_have_the_names_of_their_settings(tmp_path: Path) -> None:
     config = load(tmp_path, training='eval_data = "eval.jsonl"', more=GUARD)
-    assert list(files_of(config)) == ["[training].data", "[training].eval_data", "guard triage"]
+    assert list(files_of(config, "support")) == ["[training].data", "[training].eval_data", "guard triage"]
 
 
 def test_a_quantile_is_one_of_the_values() -> None:

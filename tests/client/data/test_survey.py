@@ -8,7 +8,7 @@ import pytest
 from client.data.chat_tokens import ChatTokenizer
 from client.data.prepare import Preparation, prepare
 from client.data.summary import DATA, EVAL_DATA, HELD_OUT
-from client.data.survey import survey, survey_site
+from client.data.survey import survey, survey_adapter
 from tests.toys.bases.chat_templates import MARKED, with_template
 from tests.toys.sites.site_file import GUARD, load
 from tests.toys.sites.training_data import write_lines
@@ -83,7 +83,7 @@ def test_a_site_is_split_as_preparation_splits_it_and_mistakes_of_all_files_are_
     data = write_lines(tmp_path / "private" / "train.jsonl", [(f"q {n}", "a") for n in range(60)])
     (tmp_path / "guards" / "triage.jsonl").write_bytes(b"PAR1")
     config = load(tmp_path, training="eval_fraction = 0.2", more=GUARD)
-    found = survey_site(config, tokenizer)
+    found = survey_adapter(config, "support", tokenizer)
     done = prepare(Preparation(data, None, 0.2, tiny_llama, 512, tmp_path / "tokens"))
     assert (len(found.sides.train), found.sides.asked) == (done.train_examples, done.asked)
     assert found.sides.asked[HELD_OUT].examples == done.eval_examples > 0
@@ -91,6 +91,6 @@ def test_a_site_is_split_as_preparation_splits_it_and_mistakes_of_all_files_are_
     assert "Parquet" in str(*found.mistakes["guard triage"])
     (tmp_path / "eval.jsonl").write_text("no JSON\n")
     config = load(tmp_path, training='eval_data = "eval.jsonl"', more=GUARD)
-    found = survey_site(config, tokenizer)
+    found = survey_adapter(config, "support", tokenizer)
     assert (len(found.sides.train), found.sides.asked[HELD_OUT].examples) == (60, 0)
     assert list(found.mistakes) == [EVAL_DATA, "guard triage"]

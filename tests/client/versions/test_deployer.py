@@ -103,7 +103,7 @@ def test_pushing_the_same_version_again_says_how_it_stands(tmp_path: Path, machi
         for step in (site.judged, site.deployer.promote):
             site.push(1)
             await step(V1)
-            states.append(site.deployer.receive("support", manifest_of(1, adapter(1)), adapter(1)).state)
+            states.append(site.deployer.receive(manifest_of(1, adapter(1)), adapter(1)).state)
         assert states == [Lifecycle.JUDGED, Lifecycle.LIVE]
         assert machine.calls[LOAD, "support-v1"] == 1
 

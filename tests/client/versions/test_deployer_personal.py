@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from client.personal import PersonalPart, join
+from client.rounds.personal import PersonalPart, join
 from client.versions.version_files import directory
 from tests.toys.deployment import RANK, SHAPES, Deployment, adapter, manifest_of, quick, run
 from tests.toys.engine import LOAD, ToyMachine, site_config
@@ -62,7 +62,7 @@ def test_from_push_to_roll_back_the_joined_adapter_is_what_is_served(
         assert peft_dir.read(directory(site.config, V2))[0] == joined(2, personal, 72), "with the part as it is by now"
         assert peft_dir.read(directory(site.config, V1))[0] == joined(1, personal, 71), "as it was promoted"
         assert site.after_a_kill()[1] == ["support@v1", "support@v2"]
-        assert await site.deployer.roll_back("support") == "support@v1"
+        assert await site.deployer.roll_back() == "support@v1"
         assert site.engine.answers("support") == "support@v1"
 
     async def next_daemon(site: Deployment) -> None:
@@ -82,12 +82,12 @@ def test_the_same_version_again_is_found_although_the_part_has_moved_meanwhile(
         site.push(1, personal=OWN)
         report = await site.judged(V1)
         keep(tmp_path, OWN, 72)
-        again = site.deployer.receive("support", manifest_of(1, adapter(1), personal=OWN), adapter(1))
+        again = site.deployer.receive(manifest_of(1, adapter(1), personal=OWN), adapter(1))
         assert again == report
         assert machine.calls[LOAD, "support-v1"] == 1
         assert peft_dir.read(directory(site.config, V1))[0] == joined(1, OWN, 71)
         with pytest.raises(Conflict, match="other weights"):
-            site.deployer.receive("support", manifest_of(1, adapter(9), personal=OWN), adapter(9))
+            site.deployer.receive(manifest_of(1, adapter(9), personal=OWN), adapter(9))
 
     run(tmp_path, machine, story)
 
@@ -118,7 +118,7 @@ def test_a_version_that_cannot_be_joined_is_refused_before_anything_is_stored(
     async def story(site: Deployment) -> None:
         manifest = manifest_of(1, blob, personal=Personal(part="adapter", rank=rank))
         with pytest.raises(AdapterError, match=reason):
-            site.deployer.receive("support", manifest, blob)
+            site.deployer.receive(manifest, blob)
         await site.quiet()
         assert not (tmp_path / "adapters").exists()
         assert site.journal.versions() == []

@@ -74,7 +74,7 @@ def test_what_the_centre_did_not_sign_is_refused_before_anything_is_stored_or_lo
         await site.ready()
         before, calls = site.after_a_kill(), machine.calls.copy()
         with pytest.raises(AdapterError) as refused:
-            site.deployer.receive("support", MANIFEST, BLOB, signature)
+            site.deployer.receive(MANIFEST, BLOB, signature)
         assert str(refused.value).startswith(why)
         assert "\n" not in str(refused.value)
         await site.quiet()
@@ -108,7 +108,7 @@ def test_signed_but_other_weights_are_refused(tmp_path: Path, machine: ToyMachin
     async def story(site: Deployment) -> None:
         await site.ready()
         with pytest.raises(AdapterError, match="not those of its manifest"):
-            site.deployer.receive("support", MANIFEST, adapter(2), SIGNATURE)
+            site.deployer.receive(MANIFEST, adapter(2), SIGNATURE)
         assert site.journal.versions() == []
 
     run(tmp_path, machine, story)
@@ -121,7 +121,7 @@ def test_a_site_without_a_key_takes_both(tmp_path: Path, machine: ToyMachine) ->
         await site.judged(V1)
         blob = adapter(2)
         manifest = manifest_of(2, blob)
-        site.deployer.receive("support", manifest, blob, signing.sign(OTHER_KEY, manifest))
+        site.deployer.receive(manifest, blob, signing.sign(OTHER_KEY, manifest))
         assert (await site.judged(manifest.ref)).state is Lifecycle.JUDGED
 
     run(tmp_path, machine, story)

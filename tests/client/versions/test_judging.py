@@ -112,7 +112,7 @@ def test_a_verdict_is_against_what_answers_when_the_probe_ends(tmp_path: Path, m
         site.jobs.gate = asyncio.Event()
         site.push(3)
         await until(lambda: site.jobs.asked[-1] == "support-v3")
-        assert await site.deployer.roll_back("support") == "support@v1"
+        assert await site.deployer.roll_back() == "support@v1"
         site.jobs.gate.set()
         report = await site.judged(V3)
         assert report.probe["live"].loss == 1.0
@@ -156,7 +156,7 @@ def test_a_version_that_was_being_judged_is_judged_after_a_restart(tmp_path: Pat
 
     async def second(site: Deployment) -> None:
         assert site.engine.adapters == {"support-v1"}
-        site.deployer.resume()
+        site.resume()
         assert (await site.judged(V2)).state is Lifecycle.JUDGED
         await site.deployer.promote(V2, forced=True)
         assert site.engine.answers("support") == "support@v2"
@@ -253,7 +253,7 @@ def test_a_version_that_is_judged_twice_at_a_time_keeps_its_first_verdict(tmp_pa
         site.jobs.gate = asyncio.Event()
         site.push(1)
         await until(lambda: site.deployer.report(V1).state is Lifecycle.PROBING)
-        site.deployer.resume()
+        site.resume()
         await until(lambda: len(site.jobs.asked) == 2)
         site.jobs.gate.set()
         report = await site.judged(V1)

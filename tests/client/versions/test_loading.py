@@ -93,10 +93,10 @@ def test_the_way_back_is_given_the_most_used_prompts_before_it_answers(tmp_path:
         await site.users("u", "v", messages=chat)
         await site.deploy(1)
         await site.deploy(2)
-        await site.deployer.roll_back("support")
+        await site.deployer.roll_back()
         prefilled = [version for version, body in machine.generated if body.get("max_tokens") == 1]
         assert prefilled == ["support-v1", "support-v2", "support-v1"]
         machine.refuse["/umbel/prefill"] = "busy"
-        assert await site.deployer.roll_back("support") == "support@v2", "and it goes back without, too"
+        assert await site.deployer.roll_back() == "support@v2", "and it goes back without, too"
 
     run(tmp_path, machine, story)

@@ -43,7 +43,7 @@ def test_a_version_whose_unload_is_not_answered_keeps_its_files_and_is_unloaded_
         assert V1 in site.supervisor.loaded
         assert directory(site.config, V1).is_dir()
         with pytest.raises(EngineError, match="is just being unloaded"):
-            await site.deployer.restore("support", V1)
+            await site.deployer.restore(V1)
         await site.quiet()
         assert machine.calls[path, "support-v1" if path == UNLOAD else ""] == 4
         assert caplog.text.count("adapter.unload_delayed ref=support@v1") == 3
@@ -117,7 +117,7 @@ def test_an_unload_that_a_restart_cuts_off_is_finished_by_the_next_start(tmp_pat
 
     async def second(site: Deployment) -> None:
         machine.late.clear()
-        site.deployer.resume()
+        site.resume()
         await site.ready()
         assert not directory(site.config, V1).exists()
         assert site.engine.adapters == {"support-v2", "support-v3"}

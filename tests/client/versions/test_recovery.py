@@ -58,7 +58,7 @@ def test_files_that_nobody_can_ask_for_are_removed_after_a_restart(tmp_path: Pat
     async def second(site: Deployment) -> None:
         for version in (1, 4):
             (tmp_path / "adapters" / f"support-v{version}").mkdir(exist_ok=True)
-        site.deployer.resume()
+        site.resume()
         assert sorted(folder.name for folder in (tmp_path / "adapters").iterdir()) == ["support-v2", "support-v3"]
 
     run(tmp_path, machine, first)

@@ -81,7 +81,7 @@ def test_a_promotion_while_the_engine_starts_is_served_once_it_is_there(
         machine.kill()
         await until(lambda: len(machine.engines) == 2 and site.engine.router is not None)
         if roll_back:
-            changed = await site.deployer.roll_back("support")
+            changed = await site.deployer.roll_back()
         else:
             changed = (await site.deployer.promote(V3, forced=True)).ref
         machine.gates["start"].set()
@@ -120,10 +120,10 @@ def test_a_discarded_shadow_is_gone_for_good_and_discarding_it_twice_is_no_chang
 def test_the_first_version_can_be_taken_back(tmp_path: Path, machine: ToyMachine) -> None:
     async def story(site: Deployment) -> None:
         await site.deploy(1)
-        assert await site.deployer.roll_back("support") is None
+        assert await site.deployer.roll_back() is None
         assert (site.engine.answers("support"), site.engine.answers("support@previous")) == (None, "support@v1")
         assert site.after_a_kill()[0].adapters["support"]["live"] is None
-        assert await site.deployer.roll_back("support") == "support@v1"
+        assert await site.deployer.roll_back() == "support@v1"
         assert site.engine.answers("support") == "support@v1"
 
     run(tmp_path, machine, story)
@@ -152,11 +152,11 @@ def test_what_the_base_replaces_stays_until_the_router_has_been_told(tmp_path: P
 def test_rolling_back_twice_comes_back(tmp_path: Path, machine: ToyMachine) -> None:
     async def story(site: Deployment) -> None:
         with pytest.raises(NotFound, match="nothing to roll back to"):
-            await site.deployer.roll_back("support")
+            await site.deployer.roll_back()
         for version in (1, 2, 3):
             await site.deploy(version)
         for live, previous in (("support@v2", "support@v3"), ("support@v3", "support@v2")):
-            assert await site.deployer.roll_back("support") == live
+            assert await site.deployer.roll_back() == live
             assert (site.engine.answers("support"), site.engine.answers("support@previous")) == (live, previous)
             assert site.after_a_kill()[0].adapters["support"]["live"] == live
         await site.quiet()

@@ -28,7 +28,7 @@ REFUSALS: list[tuple[str, bytes, dict[str, Any], type[Exception], str]] = [
     ("base", adapter(9), {"base": "f" * 64}, BaseMismatch, f"this site holds {BASE.digest[:12]}"),
     ("kin", adapter(9), {"base": "f" * 64, "kin": "2" * 64}, BaseMismatch, "a base that was packed from it"),
     ("not mixed", adapter(9), {"base": "f" * 64}, BaseMismatch, "run with mixed-bases=true"),
-    ("name", adapter(9), {"name": "other"}, AdapterError, "this site serves support"),
+    ("name", adapter(9), {"name": "other"}, AdapterError, "other@v9 is no version of support"),
     ("digest", adapter(9), {"digest": "f" * 64}, AdapterError, "not those of its manifest"),
     ("bytes", b"junk", {}, AdapterError, "not a safetensors file"),
     ("reused", adapter(9), {"version": 1}, Conflict, "support@v1 is already here with other weights"),
@@ -52,7 +52,7 @@ def test_a_bad_adapter_is_refused_before_anything_is_stored_or_loaded(
         await site.deploy(1)
         before, files, calls = site.after_a_kill(), sorted((tmp_path / "adapters").rglob("*")), machine.calls.copy()
         with pytest.raises(error, match=reason):
-            site.deployer.receive("support", manifest_of(**{"version": 9, "blob": blob, **changes}), blob)
+            site.deployer.receive(manifest_of(**{"version": 9, "blob": blob, **changes}), blob)
         await site.quiet()
         assert (site.after_a_kill(), sorted((tmp_path / "adapters").rglob("*"))) == (before, files)
         assert machine.calls == calls, "the engine has heard nothing of it"

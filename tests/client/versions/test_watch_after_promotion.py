@@ -99,8 +99,8 @@ def test_not_twice(tmp_path: Path, machine: ToyMachine) -> None:
         await site.quiet()
         assert site.engine.answers("support") == "support@v1"
         with pytest.raises(Conflict, match=r"support@v2 .* went back from it by itself: worse than .*--force"):
-            await site.deployer.roll_back("support")
-        assert await site.deployer.roll_back("support", forced=True) == "support@v2", "an operator may"
+            await site.deployer.roll_back()
+        assert await site.deployer.roll_back(forced=True) == "support@v2", "an operator may"
         assert site.deployer.report(V2).taken_back == ""
         await site.quiet()
 
@@ -124,7 +124,7 @@ def test_the_base_answers_again_only_where_it_did_before(tmp_path: Path, machine
 
     async def story(site: Deployment) -> None:
         await site.deploy(1)
-        assert await site.deployer.roll_back("support") is None
+        assert await site.deployer.roll_back() is None
         await site.users(*USERS)
         machine.broken.add("support-v2")
         await site.deploy(2)
@@ -186,7 +186,7 @@ def test_a_share_of_the_users_stays_with_what_answered_before(tmp_path: Path, ma
         second = await site.users(*USERS)
         assert second == [{"base": "support@v1", "support@v1": "support@v2"}[label] for label in first]
         assert site.after_a_kill()[0].control == {"support": 0.3}
-        assert await site.deployer.roll_back("support") == "support@v1"
+        assert await site.deployer.roll_back() == "support@v1"
         assert set(await site.users(*USERS)) == {"support@v1"}, "an operator's roll-back is for everybody"
 
     run(tmp_path, machine, story)
@@ -239,7 +239,7 @@ def test_a_window_goes_on_after_a_kill_of_the_daemon(tmp_path: Path, machine: To
     async def second(site: Deployment) -> None:
         await site.ready()
         machine.broken.add("support-v2")
-        site.deployer.resume()
+        site.resume()
         await until_back(site, V2)
         assert site.engine.answers("support") == "support@v1"
 
@@ -271,7 +271,7 @@ def test_a_window_of_a_version_that_never_became_live_is_closed_after_a_kill(
         site.push(2)
         await site.judged(V2)
         site.journal.windows.begin(Promotion(V2, V1, time.time()))
-        site.deployer.resume()
+        site.resume()
         await until(lambda: not site.journal.windows.open())
         assert [version.ref for version in site.journal.versions(Lifecycle.LIVE)] == [V1]
 

@@ -234,7 +234,7 @@ def test_a_version_that_begins_to_answer_in_a_watch_is_what_the_shadow_is_measur
         for version in (1, 2):
             await live(site, version)
         await watched(site, 3)
-        assert await site.deployer.roll_back("support") == "support@v1"
+        assert await site.deployer.roll_back() == "support@v1"
         site.jobs.losses = {"support-v3": 0.5}
         asked = len(site.jobs.asked)
         report = await ended(site, V3)
@@ -279,7 +279,7 @@ def test_a_watch_that_a_kill_cut_off_begins_again(
         await site.ready()
         assert site.deployer.report(V2).state is Lifecycle.WATCHING
         assert set(await site.users(*USERS)) == {"support@v1"}
-        site.deployer.resume()
+        site.resume()
         await until(lambda: bool(_shares(site)))
         assert "support@v2" in await site.users(*USERS)
         assert (await ended(site, V2)).state is Lifecycle.JUDGED

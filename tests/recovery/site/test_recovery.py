@@ -98,7 +98,8 @@ def whole(site: Life, ends: Ends) -> None:
     kept |= {v.ref for v in site.journal.versions() if v.state is Lifecycle.CANDIDATE or v.state.is_shadow}
     adapters = {path.name for path in (home / "adapters").glob("*")}
     assert adapters == {ref.engine_name for ref in kept if ref}
-    assert {path.name for path in (home / "rounds").glob("*")} == set(site.journal.rounds.known())
+    rounds = {(path.parent.name, path.name) for path in (home / "rounds").glob("*/*")}
+    assert rounds == set(site.journal.known_rounds())
     assert not list(home.rglob("*.tmp"))
 
 

@@ -21,8 +21,8 @@ import torch
 import zmq
 from transformers import AutoModelForCausalLM
 
-from client import daemon, site
-from client.jobs import Jobs
+from client import daemon, site, tenant
+from client.rounds.jobs import Jobs
 from serving.cotrainer.cotrainer import CoTrainer
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer
@@ -97,7 +97,7 @@ def faulty(faults: dict[int, str]) -> type[Jobs]:
     class FaultyJobs(Jobs):
         async def _train(self, order: RoundOrder) -> None:
             fault = faults.get(order.round)
-            while fault == "late" and not (self._directory.parent / "go").exists():
+            while fault == "late" and not (self._directory.parent.parent / "go").exists():
                 await asyncio.sleep(0.2)
             if fault == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -127,8 +127,8 @@ def main() -> None:
     parser.add_argument("--fault", action="append", default=[], help="KIND@ROUND")
     options = parser.parse_args()
     faults = {int(number): kind for kind, _, number in (fault.partition("@") for fault in options.fault)}
-    for name, replacement in {"Supervisor": PlainSupervisor, "Jobs": faulty(faults)}.items():
-        setattr(site, name, replacement)
+    for module, name, replacement in ((site, "Supervisor", PlainSupervisor), (tenant, "Jobs", faulty(faults))):
+        setattr(module, name, replacement)
     asyncio.run(daemon.serve(SiteConfig.load(options.site)))
 
 

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from client import daemon, jobs, site
+from client import daemon, site
 from client.data.prepare import Prepared
+from client.rounds import jobs
 from serving.scores import Scores
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toys.sites.no_engine import NoEngine
@@ -57,7 +58,7 @@ class NoCoTrainer:
     """Stands in for `serving.trainer_socket.CoTrainerClient`: nothing trains in an engine."""
 
     def __init__(self, socket: Path) -> None: ...
-    async def status(self, timeout_s: float) -> CoTrainerStatus:
+    async def status(self, timeout_s: float, job: str | None = None) -> CoTrainerStatus:
         return CoTrainerStatus()
 
     async def cancel(self, job: str) -> CoTrainerStatus:
@@ -65,7 +66,7 @@ class NoCoTrainer:
 
 
 class NoFollowing:
-    """Stands in for `client.following.Following`: a job has ended as soon as it is given."""
+    """Stands in for `client.rounds.following.Following`: a job has ended as soon as it is given."""
 
     def __init__(self, supervisor: NoSupervisor, cotrainer: object) -> None:
         self._against = supervisor.state_dir / "against"
@@ -100,7 +101,7 @@ def add_to_b(parent: Path, trained: Path) -> None:
 
 
 async def no_data(*_: object) -> Prepared:
-    """Stand in for `client.data.prepare_in_child`: there is nothing to read."""
+    """Stand in for `client.data.prepare.prepare_in_child`: there is nothing to read."""
     held = {"held_examples": EXAMPLES, "held_loss_tokens": EXAMPLES * TOKENS}
     return Prepared(Path("none"), Path("none"), EXAMPLES, EXAMPLES, EXAMPLES * TOKENS, held=held)
 

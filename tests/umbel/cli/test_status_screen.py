@@ -33,6 +33,18 @@ def version(state: str, decision: str | None) -> dict[str, Any]:
     return {"state": state, "verdict": verdict, "probe": {}}
 
 
+def running(**changes: Any) -> dict[str, Any]:
+    """The report of a round that is trained now."""
+    return {"key": "0123456789abcdef-14-fedcba98", "steps": 17, "share": 0.34, "seconds": 100.0,
+            "num_loss_tokens": 51_200, **changes}  # fmt: skip
+
+
+def data(**changes: Any) -> dict[str, Any]:
+    """The figures about an adapter's examples."""
+    return {"train": 1200, "held_out": 133, "withheld": 0, "cut": 3, "dropped": 1, "untold": 0, "files": {},
+            "asked": {}, "will_bite": [], **changes}  # fmt: skip
+
+
 def status(**changes: Any) -> dict[str, Any]:
     """The status of a site at work: serving, training, with a version on trial."""
     return {
@@ -48,19 +60,20 @@ def status(**changes: Any) -> dict[str, Any]:
         "history": {"support": []},
         "answering": {"support": {"since": NOW - 2 * HOUR - 60, "event": "promoted"}},
         "roll_backs": {"support": [[NOW - 30 * HOUR, "live again by roll-back", 10]]},
-        "open_rounds": ["0123456789abcdef-14-fedcba98"],
+        "open_rounds": ["support/0123456789abcdef-14-fedcba98"],
         "in_flight": {"support@v12": 3, "base": 1},
         "training": {
-            "job": "0123456789abcdef-14-fedcba98", "state": "running", "error": "", "steps": 17, "share": 0.34,
-            "seconds": 100.0, "loss_tokens": 51_200, "longest_quantum_s": 0.0031, "latency_known": True,
+            "job": "support/0123456789abcdef-14-fedcba98", "state": "running", "error": "",
+            "longest_quantum_s": 0.0031, "latency_known": True,
             "quanta": {"mlp": {"count": 800}, "attention": {"count": 204}},
             "slo": {
                 "ttft_ms": 400.0, "tpot_ms": 50.0, "quantile": 0.99, "debt_s": 0.0, "answered": 1204, "met": 1195,
             },
         },
+        "running_rounds": {"support": running()},
+        "training_shares": {"support": {"share": 1.0, "worth": 1.0}},
         "heldout_looks": {"support": {"verdicts": 31, "since_promotion": 5, "next_level": 0.000422, "due": False}},
-        "data": {"train": 1200, "held_out": 133, "withheld": 0, "cut": 3, "dropped": 1, "untold": 0, "files": {},
-                 "asked": {}, "will_bite": []},
+        "data": {"support": data()},
         **changes,
     }  # fmt: skip
 
@@ -77,11 +90,9 @@ clinic-a: engine ready at http://127.0.0.1:30000, since 2027-01-14 06:00:00 (1 d
   answering  1 by base, 3 by support@v12
   latency    targets: 400 ms to the first token, 50.0 ms per later one; met by
              99.3% of 1204 requests, 99% is promised
-  training   0123456789abcdef-14-fedcba98: 17 steps, 34% of the time, 512
-             tokens/s; 1004 quanta, the longest 3.1 ms (P99)
-  data       1,200 examples to train on, 133 held out, 3 cut at seq_len, 1 left
-             out
-  rounds     waiting or running: 0123456789abcdef-14-fedcba98
+  training   support/0123456789abcdef-14-fedcba98: 17 steps, 34% of the time,
+             512 tokens/s; 1004 quanta, the longest 3.1 ms (P99)
+  rounds     waiting or running: support/0123456789abcdef-14-fedcba98
 
 support: support@v12 answers users, since 2027-01-15 05:59:00 (2 h 1 min)
   why        promoted; held-out loss 1.2041 against live's 1.2712: lower,
@@ -90,6 +101,8 @@ support: support@v12 answers users, since 2027-01-15 05:59:00 (2 h 1 min)
   shadow     support@v13 probing, no verdict yet
   looks      5 at the held-out examples since a promotion, 31 in all; the next
              verdict promotes at p = 0.0004 or less
+  data       1,200 examples to train on, 133 held out, 3 cut at seq_len, 1 left
+             out
   go back    to support@v11: umbel rollback 'clinic a.toml' support
   went back  2027-01-14 02:00:00 support@v10 live again by roll-back"""
 
@@ -116,7 +129,8 @@ def test_it_is_plain_where_there_is_no_terminal_and_coloured_where_there_is(caps
 
 def test_without_a_daemon_it_says_what_would_answer_and_how_to_start_it() -> None:
     engine = {"ready": False, "starts": 0, "since": None, "url": None}
-    text = shown(status(running=False, engine=engine, training=None, in_flight={}, data=None, heldout_looks={}), 200)
+    text = shown(status(running=False, engine=engine, training=None, in_flight={}, data={}, heldout_looks={},
+                        running_rounds={}, training_shares={}), 200)  # fmt: skip
     assert "clinic-a: not running; this is what its journal says. To start it: umbel serve 'clinic a.toml'" in text
     assert "support@v12 will answer users" in text
     assert "umbel rollback 'clinic a.toml' support" in text
@@ -131,6 +145,7 @@ def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
         status(
             aliases={"support": none}, answering={"support": {"since": None, "event": None}},
             roll_backs={"support": []}, open_rounds=[], in_flight={}, training={"job": None, "error": "", "slo": None},
+            running_rounds={},
             heldout_looks={"support": {"verdicts": 0, "since_promotion": 0, "next_level": 0.015, "due": False}},
         )
     )  # fmt: skip
@@ -151,24 +166,29 @@ def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
         ({"versions": {"support@v11": {**version("retired", "promote"), "taken_back": "worse than v9, errors"}}},
          "support@v11 was rolled back by itself: worse than v9, errors; promoted"),
         ({"versions": {"support@v11": {**version("retired", "promote"), "taken_back": "x"}}}, "support --force"),
-        ({"data": {**status()["data"], "will_bite": ["99 of 100 are left out; raise it", "0 held-out examples"]}},
+        ({"data": {"support": data(will_bite=["99 of 100 are left out; raise it", "0 held-out examples"])}},
          "will bite: 99 of 100 are left out; raise it\n             will bite: 0 held-out examples"),
         ({"recovered": ["support@v12 is damaged and was forgotten"]}, "recovered  support@v12 is damaged"),
         ({"versions": {"support@v13": version("judged", "keep")}}, "judged: keep; held-out loss 1.2041"),
-        ({"engine": {"ready": False, "starts": 1, "since": None, "url": None}, "training": None},
+        ({"engine": {"ready": False, "starts": 1, "since": None, "url": None}, "training": None, "running_rounds": {}},
          "paused: the engine is starting"),
-        ({"training": {"job": None, "error": "the co-trainer could not be built", "slo": None}},
+        ({"training": {"job": None, "error": "the co-trainer could not be built", "slo": None}, "running_rounds": {}},
          "paused: the co-trainer could not be built"),
         ({"training": {**status()["training"], "slo": {**status()["training"]["slo"], "ttft_ms_per_token": 0.456}}},
          "targets: 400 ms and 0.456 ms per prompt token to the first token, 50.0 ms per later one"),
         ({"training": {**status()["training"], "reserved_mb": 2615, "kv_tokens_given_up": 20920}},
          "memory     2,615 MB are kept for training, 20,920 tokens of KV cache"),
-        ({"training": {**status()["training"], "share": 0.001}}, "held up: the latency targets leave no room now"),
-        ({"training": {**status()["training"], "share": 0.001, "latency_known": False, "slo": None}},
-         "held up: only while nobody is served"),
+        ({"running_rounds": {"support": running(share=0.001)}}, "held up: the latency targets leave no room now"),
+        ({"training": {**status()["training"], "latency_known": False, "slo": None},
+          "running_rounds": {"support": running(share=0.001)}}, "held up: only while nobody is served"),
+        ({"running_rounds": {"support": running(), "triage": running(key="r2", share=0.001, seconds=0.0)}},
+         "r2: 17 steps, 0% of the time; 1004 quanta"),
+        ({"training_shares": {"support": {"share": 3.0, "worth": 0.5}, "triage": {"share": 1.0, "worth": 1.5}}},
+         "share      50% of the training while all train: share 3 × 0.5 for what it brought"),
         ({"heldout_looks": {"support": {"verdicts": 12, "since_promotion": 12, "next_level": 9e-05, "due": True}}},
          "since a promotion; the next verdict promotes at p = 9e-05 or less; renew them"),
-        ({"training": {**status()["training"], "state": "failed", "error": "no memory"}, "open_rounds": []},
+        ({"training": {**status()["training"], "state": "failed", "error": "no memory"}, "open_rounds": [],
+          "running_rounds": {}},
          "is failed: no memory"),
     ],
 )  # fmt: skip

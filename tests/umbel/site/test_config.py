@@ -50,8 +50,8 @@ def test_a_loaded_configuration_cannot_be_changed(tmp_path: Path) -> None:
 def test_base_and_adapter_cannot_share_a_name(tmp_path: Path) -> None:
     text = GOOD.format(engine="", training="", more="").replace('path = "base"', 'path = "b"\nserved_name = "support"')
     assert refusal(tmp_path, text) == [
-        "model.served_name and adapter.0.name are both 'support'; users could not tell them apart, so give the base "
-        "another served_name"
+        "model.served_name and adapter.0.name are both 'support'; users could not tell them apart, so give one of "
+        "them another name"
     ]
 
 

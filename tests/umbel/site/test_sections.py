@@ -24,7 +24,7 @@ def test_guards_are_named_files_from_the_site_files_folder(tmp_path: Path) -> No
         ({"engine": 'target_modules = ["k_proj", "v_proj"]'}, "engine.target_modules: SGLang needs q_proj and v_proj"),
         ({"engine": "target_modules = []"}, "engine.target_modules: nothing cannot be adapted; choose from q_proj"),
         ({"engine": 'target_modules = ["lm_head"]'}, "engine.target_modules: lm_head cannot be adapted; choose from"),
-        ({"engine": "slots = 4"}, "engine.slots: "),
+        ({"engine": "slots = 1"}, "engine.slots: "),
         ({"engine": "max_lora_rank = 0"}, "engine.max_lora_rank: "),
         ({"engine": "drain_s = inf"}, "engine.drain_s: Input should be a finite number"),
         ({"more": "[slo]\nttft_ms = inf"}, "slo.ttft_ms: Input should be a finite number"),
@@ -36,7 +36,18 @@ def test_guards_are_named_files_from_the_site_files_folder(tmp_path: Path) -> No
             {"engine": 'env = {SGLANG_TOOL_STRICT_LEVEL = "2"}'},
             "engine.env: SGLANG_TOOL_STRICT_LEVEL cannot be set for",
         ),
-        ({"more": '[[adapter]]\nname = "second"'}, "adapter: "),
+        ({"more": '[[adapter]]\nname = "support"'}, "adapter.0.name and adapter.1.name are both 'support'"),
+        ({"more": '[[serve]]\nname = "support"\npath = "x"'}, "adapter.0.name and serve.0.name are both 'support'"),
+        ({"more": '[[serve]]\nname = "base"\npath = "x"'}, "model.served_name and serve.0.name are both 'base'"),
+        ({"more": '[[serve]]\nname = "legal"'}, "serve.0.path is missing"),
+        ({"more": '[serve]\nname = "legal"\npath = "x"'}, "serve: write [[serve]], with double"),
+        ({"more": '[[adapter]]\nname = "b"\nrank = 17'}, "adapter.1.rank = 17 is above engine.max_lora_rank = 16"),
+        ({"more": '[[adapter]]\nname = "b"\nshare = 0'}, "adapter.1.share: "),
+        ({"more": '[[adapter]]\nname = "b"\npriority = "high"'}, "adapter.1.priority: "),
+        ({"more": GUARD + '[[adapter]]\nname = "b"\n' + GUARD.replace("shadow", "adapter")},
+         "adapter.1.guard and shadow.guard both have one called 'triage'"),
+        ({"more": '[[adapter]]\nname = "b"\n' + 2 * GUARD.replace("shadow", "adapter")},
+         "adapter.1.guard: two guards have the same name"),
         ({"more": "[shadow]\nmax_loss_ratio = 0"}, "shadow.max_loss_ratio: "),
         ({"more": "[shadow]\nmax_loss_ratio = inf"}, "shadow.max_loss_ratio: "),
         ({"more": "[shadow]\nconfidence = 95"}, "shadow.confidence: "),
@@ -98,3 +109,38 @@ def test_other_flags_and_variables_are_passed_on(tmp_path: Path) -> None:
     engine = load(tmp_path, more=f'{more}\nSGLANG_RUST_SERVER = "0"').engine
     assert engine.extra_args == {"max_total_tokens": 20000}
     assert engine.env["OMP_NUM_THREADS"] == "8"
+
+
+def test_an_adapter_has_its_own_files_or_the_sites(tmp_path: Path) -> None:
+    more = GUARD + """
+[[adapter]]
+name = "billing"
+data = "private/billing.jsonl"
+rank = 4
+[[adapter.guard]]
+name = "sums"
+data = "guards/sums.jsonl"
+[[adapter]]
+name = "triage"
+eval_data = "private/triage-eval.jsonl"
+"""
+    config = load(tmp_path, training='eval_data = "private/eval.jsonl"', more=more)
+    private = tmp_path / "private"
+    assert config.adapters == ("support", "billing", "triage")
+    assert [config.data(name) for name in config.adapters] == [
+        private / "train.jsonl", private / "billing.jsonl", private / "train.jsonl",
+    ]  # fmt: skip
+    assert [config.eval_data(name) for name in config.adapters] == [
+        private / "eval.jsonl", None, private / "triage-eval.jsonl",
+    ]  # fmt: skip
+    guards = [[guard.name for guard in config.policy(name).guard] for name in config.adapters]
+    assert guards == [["triage"], ["triage", "sums"], ["triage"]]
+    assert [config.max_rank(name) for name in config.adapters] == [16, 4, 16]
+    assert config.slots == 6, "base, three live ones, a shadow, and one that is drained"
+
+
+def test_data_is_needed_only_by_adapters_without_their_own(tmp_path: Path) -> None:
+    text = GOOD.replace('data = "private/train.jsonl"\n', "").format(engine="", training="", more="")
+    assert refusal(tmp_path, text) == ["training.data is missing, and adapter.0.data, too: support needs one"]
+    own = text.replace('name = "support"', 'name = "support"\ndata = "own.jsonl"')
+    assert load(tmp_path, own).data("support") == tmp_path / "own.jsonl"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.jobs import MAX_ATTEMPTS, MAX_EXCUSED
+from client.rounds.jobs import MAX_ATTEMPTS, MAX_EXCUSED
 from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
 from tests.toys.deployment import HELD_BASE, RANK, adapter, until
 from umbel import peft_dir
@@ -81,10 +81,10 @@ def test_an_order_that_cannot_be_carried_out_is_refused_and_nothing_trains(
         queue.submit("known")
         await queue.ended("known")
         with pytest.raises(error, match=reason):
-            queue.jobs.submit("support", order(**{"key": "new", "parent": announced} | changes), sent)
+            queue.jobs.submit(order(**{"key": "new", "parent": announced} | changes), sent)
         with pytest.raises(NotFound):
             queue.jobs.report("new")
-        assert queue.journal.rounds.open() == []
+        assert queue.journal.rounds("support").open() == []
         assert queue.cotrainer.started == ["known"]
 
     run(story)
@@ -103,7 +103,7 @@ def test_a_conflicting_order_leaves_the_parent_of_the_round_alone(run: Run, tmp_
         queue.submit("r1")
         with pytest.raises(Conflict):
             queue.submit("r1", OTHER)
-        assert (tmp_path / "rounds" / "r1" / "parent.safetensors").read_bytes() == PARENT
+        assert (tmp_path / "rounds" / "support" / "r1" / "parent.safetensors").read_bytes() == PARENT
 
     run(story)
 

@@ -33,6 +33,8 @@ class PersonalPart:
 
     def __init__(self, config: SiteConfig, adapter: str, lineage: str, personal: Personal) -> None:
         self._config = config
+        self._adapter = adapter
+        self._limit = "[[adapter]].rank" if config.section(adapter).rank else "[engine].max_lora_rank"
         self._folder = config.site.state_dir / "personal" / adapter
         self._lineage = lineage
         self._personal = personal
@@ -50,11 +52,11 @@ class PersonalPart:
 
     def read(self, received: Tensors) -> Tensors | None:
         """Return this site's part that fits `received`; None before the first round. Raises AdapterError as `begin`."""
-        rank, most = _rank(received), self._config.engine.max_lora_rank
+        rank, most = _rank(received), self._config.max_rank(self._adapter)
         if rank + self._personal.rank > most:
             raise AdapterError(
                 f"adapter: rank {rank} and this site's own part of rank {self._personal.rank} are joined to one of "
-                f"rank {rank + self._personal.rank}, over [engine].max_lora_rank = {most}; raise it here and restart, "
+                f"rank {rank + self._personal.rank}, over {self._limit} = {most}; raise it here and restart, "
                 "or lower rank or personal-rank of the run"
             )
         file = self._file(received)

@@ -15,7 +15,7 @@ POLL_S = 0.5
 
 
 class Following:
-    """Follows one job at a time; whether a silent engine lives is for the supervisor to say.
+    """Follows jobs; whether a silent engine lives is for the supervisor to say.
 
     >>> status = await Following(supervisor, cotrainer).follow(job, note=print)
     """
@@ -41,7 +41,7 @@ class Following:
                 raise EngineGone("the engine was started anew")
             note(status)
             await asyncio.sleep(POLL_S)
-            status = await self._ask(self._cotrainer.status)
+            status = await self._ask(lambda: self._cotrainer.status(job=job.id))
         return status
 
     async def _ask(self, question: Callable[[], Coroutine[Any, Any, CoTrainerStatus]]) -> CoTrainerStatus:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.jobs import PERSONAL, UPDATE
-from client.personal import PersonalPart, first, join
+from client.rounds.jobs import PERSONAL, UPDATE
+from client.rounds.personal import PersonalPart, first, join
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
 from tests.toys.deployment import RANK, adapter, until
@@ -38,10 +38,10 @@ class Stepping(ToyCoTrainer):
 
     def ended(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
         """End the job now, as the co-trainer would, even if `hold` is not set."""
-        return self._ended(job)
+        return self._ended(self._statuses[job.id], job)
 
-    def _ended(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
-        status = super()._ended(job)
+    def _ended(self, status: CoTrainerStatus, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
+        status = super()._ended(status, job)
         if isinstance(job, TrainJob) and status.state is JobState.DONE:
             trained = peft_dir.decode(Path(job.output).read_bytes())
             Path(job.output).write_bytes(peft_dir.encode(plus(trained, 1)))
@@ -168,8 +168,8 @@ def test_a_round_begun_again_after_a_kill_trains_from_the_same_join(
         key = submit(queue, 2, personal)
         await until(lambda: cotrainer.started[-1] == key)
         joins.append(start_of(cotrainer.orders[-1]))
-        queue.jobs._conclude(queue.journal.rounds.get(key)[0], cotrainer.ended(cotrainer.orders[-1]))
-        assert (tmp_path / "rounds" / key / PERSONAL).exists()
+        queue.jobs._conclude(queue.journal.rounds("support").get(key)[0], cotrainer.ended(cotrainer.orders[-1]))
+        assert (tmp_path / "rounds" / "support" / key / PERSONAL).exists()
 
     async def next_daemon(queue: Queue) -> None:
         assert kept(tmp_path, personal) == after(personal, 1)
@@ -194,7 +194,7 @@ def test_a_part_is_kept_at_the_next_start_if_a_kill_came_between(
 
     async def next_daemon(queue: Queue) -> None:
         await until(lambda: kept(tmp_path, OWN) == after(OWN, 1))
-        assert not (tmp_path / "rounds" / "mine-1-p" / PERSONAL).exists()
+        assert not (tmp_path / "rounds" / "support" / "mine-1-p" / PERSONAL).exists()
 
     run(killed)
     run(next_daemon)
@@ -205,14 +205,14 @@ def test_a_round_cancelled_after_a_kill_leaves_nothing_behind(run: Run, tmp_path
         cotrainer.hold = asyncio.Event()
         key = submit(queue, 1, OWN)
         await until(lambda: cotrainer.started[-1:] == [key])
-        queue.jobs._conclude(queue.journal.rounds.get(key)[0], cotrainer.ended(cotrainer.orders[-1]))
+        queue.jobs._conclude(queue.journal.rounds("support").get(key)[0], cotrainer.ended(cotrainer.orders[-1]))
 
     async def cancelling(queue: Queue) -> None:
         cotrainer.forget()
         await queue.jobs.cancel("mine-1-p")
 
     async def third(queue: Queue) -> None:
-        await until(lambda: not (tmp_path / "rounds" / "mine-1-p" / PERSONAL).exists())
+        await until(lambda: not (tmp_path / "rounds" / "support" / "mine-1-p" / PERSONAL).exists())
         assert kept(tmp_path, OWN) is None
 
     run(killed)
@@ -235,7 +235,7 @@ def test_a_round_that_cannot_be_joined_is_refused_and_nothing_is_stored(
     async def story(queue: Queue) -> None:
         asked = order(**{"key": "mine-1-p", **changes})
         with pytest.raises(AdapterError, match=reason):
-            queue.jobs.submit("support", asked, PARENT)
+            queue.jobs.submit(asked, PARENT)
         with pytest.raises(NotFound):
             queue.jobs.report(asked.key)
         assert not (tmp_path / "rounds").exists()
@@ -247,7 +247,7 @@ def test_a_round_of_which_nothing_stays_has_no_more_files_than_before(run: Run, 
     async def story(queue: Queue) -> None:
         queue.submit("mine-1-p", adapter(1))
         await queue.ended("mine-1-p")
-        names = {file.name for file in (tmp_path / "rounds" / "mine-1-p").iterdir()}
+        names = {file.name for file in (tmp_path / "rounds" / "support" / "mine-1-p").iterdir()}
         assert names == {"parent.safetensors", UPDATE}
         assert not (tmp_path / "personal").exists()
 

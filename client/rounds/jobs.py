@@ -1,4 +1,4 @@
-"""`Jobs`: train and evaluate at a site, one job at a time. Rounds are journalled, and idempotent by their key."""
+"""`Jobs`: train and evaluate an adapter at a site. Rounds are journalled, and idempotent by their key."""
 
 import asyncio
 import logging
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from client.data.prepare import Prepared
 from client.disk import require_room
-from client.following import Following
 from client.held_base import HeldBase
 from client.keys import SiteKeys
-from client.personal import PersonalPart, split
-from client.round_journal import RoundJournal
+from client.rounds.following import Following
+from client.rounds.journal import RoundJournal, lineage_of
+from client.rounds.personal import PersonalPart, split
 from serving.scores import Scores
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
@@ -37,18 +37,23 @@ MAX_EXCUSED = 20
 """Attempts that do not count, because users may have ended the engine. Bounded for the users' sake: at a busy site a
 round that itself ends each engine looks the same."""
 
-PersonalParts = Callable[[str, str, Personal], PersonalPart]
-"""Makes the personal part of an adapter, by its name, lineage and kind."""
+PersonalParts = Callable[[str, Personal], PersonalPart]
+"""Makes the adapter's personal part, by its lineage and kind."""
 
 logger = logging.getLogger(__name__)
 
 
 class Jobs:
-    """The queue in front of the co-trainer. `run` works through it; all other methods only add to it or read it."""
+    """The rounds of one adapter, one after the other, and its evaluations, which wait for none of them.
+
+    `run` works through the rounds; all other methods only add to them or read them. The co-trainer gives each adapter's
+    jobs their turns, a round's by `share`.
+    """
 
     def __init__(
         self,
         *,
+        adapter: str,
         rounds: RoundJournal,
         supervisor: Supervisor,
         cotrainer: CoTrainerClient,
@@ -59,7 +64,9 @@ class Jobs:
         personal: PersonalParts,
         directory: Path,
         keys: SiteKeys,
+        share: Callable[[], float],
     ) -> None:
+        self.adapter = adapter
         self._rounds = rounds
         self._supervisor = supervisor
         self._cotrainer = cotrainer
@@ -71,14 +78,14 @@ class Jobs:
         self._personal = personal
         self._directory = directory
         self._keys = keys
+        self._share = share
         self._submitted = asyncio.Event()
-        self._one_at_a_time = asyncio.Lock()
         self._progress: dict[str, RoundReport] = {}
         self._serial = 0
 
-    def submit(self, adapter: str, order: RoundOrder, parent: bytes, signature: str = "") -> RoundReport:
+    def submit(self, order: RoundOrder, parent: bytes, signature: str = "") -> RoundReport:
         """Queue a round, or find it again; return its report. Raises AdapterError, BaseMismatch, Conflict, NoRoom."""
-        self._keys.require(Submit(adapter=adapter, order=order), signature)
+        self._keys.require(Submit(adapter=self.adapter, order=order), signature)
         self._base.require(f"round {order.key} is for", order.base, order.kin)
         if peft_dir.digest(parent) != order.parent:
             raise AdapterError(f"round {order.key}: the parent is not the adapter that was announced; send it again")
@@ -87,17 +94,17 @@ class Jobs:
         known = self._rounds.find(order)
         if known is not None:
             return self._progress.get(order.key, known)
-        require_room(self._directory.parent, 5 * len(parent), f"round {order.key}")  # all of its files
+        require_room(self._directory.parent.parent, 5 * len(parent), f"round {order.key}")  # all of its files
         files = {PARENT: parent}
         if order.plan.personal is not None:
-            part = self._personal(adapter, _lineage(order), order.plan.personal)
+            part = self._personal(lineage_of(order), order.plan.personal)
             files[JOINED] = peft_dir.encode(part.begin(tensors, order.plan.seed))
         folder = self._folder(order.key)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             peft_dir.replace_durably(folder / name, content)
         reach(Point.SUBMIT_WRITTEN)
-        report = self._rounds.add(adapter, order)
+        report = self._rounds.add(order)
         reach(Point.SUBMIT_JOURNALLED)
         for old in self._rounds.finished()[KEPT_ROUNDS:]:
             shutil.rmtree(self._folder(old), ignore_errors=True)
@@ -107,6 +114,11 @@ class Jobs:
     def report(self, key: str) -> RoundReport:
         """Return how a round stands; raise NotFound."""
         return self._progress.get(key) or self._rounds.get(key)[1]
+
+    @property
+    def running(self) -> RoundReport | None:
+        """How the round stands that is trained now; None where none is."""
+        return next(iter(self._progress.values()), None)
 
     def update(self, key: str) -> bytes:
         """Return the trained adapter of a finished round as safetensors bytes.
@@ -121,10 +133,10 @@ class Jobs:
             raise NotFound(f"the update of round {key} is not kept any more; submit the round again under a new key")
         return file.read_bytes()
 
-    async def supersede(self, adapter: str, order: RoundOrder) -> None:
+    async def supersede(self, order: RoundOrder) -> None:
         """Stop open earlier rounds of the same registry: a centre that starts a new round does not wait for them."""
-        for older in self._rounds.open(adapter):
-            if older.round < order.round and _lineage(older) == _lineage(order):
+        for older in self._rounds.open():
+            if older.round < order.round and lineage_of(older) == lineage_of(order):
                 await self.cancel(older.key, f"superseded by round {order.round}")
 
     async def cancel(self, key: str, reason: str = "cancelled") -> RoundReport:
@@ -134,7 +146,7 @@ class Jobs:
             report = report.model_copy(update={"state": JobState.CANCELLED, "error": reason})
             self._finish(report)
             if self._supervisor.engine is not None:
-                await self._cotrainer.cancel(key)
+                await self._cotrainer.cancel(self._id(key))
         return report
 
     async def run(self) -> None:
@@ -157,21 +169,20 @@ class Jobs:
         Raises EngineGone when the engine dies meanwhile, TrainingError when it stops for another reason.
         """
         await self._supervisor.ready()
-        async with self._one_at_a_time:
-            self._serial += 1
-            name = f"evaluate-{self._serial}"
-            scores = self._directory / f"{name}.npy"
-            self._directory.mkdir(parents=True, exist_ok=True)
-            data = self._prepared.guards[guard] if guard else self._prepared.eval
-            weights = str(adapter / peft_dir.WEIGHTS) if adapter else None
-            job = EvaluateJob(id=name, adapter=weights, data=str(data), output=str(scores))
-            try:
-                status = await self._following.follow(job)
-                if status.state is not JobState.DONE:
-                    raise TrainingError(f"evaluation stopped: {status.error or status.state}")
-                return Scores.read(scores).grouped(self._prepared.clusters.get(data.stem))
-            finally:
-                scores.unlink(missing_ok=True)
+        self._serial += 1
+        name = f"evaluate-{self._serial}"
+        scores = self._directory / f"{name}.npy"
+        self._directory.mkdir(parents=True, exist_ok=True)
+        data = self._prepared.guards[guard] if guard else self._prepared.eval
+        weights = str(adapter / peft_dir.WEIGHTS) if adapter else None
+        job = EvaluateJob(id=self._id(name), adapter=weights, data=str(data), output=str(scores))
+        try:
+            status = await self._following.follow(job)
+            if status.state is not JobState.DONE:
+                raise TrainingError(f"evaluation stopped: {status.error or status.state}")
+            return Scores.read(scores).grouped(self._prepared.clusters.get(data.stem))
+        finally:
+            scores.unlink(missing_ok=True)
 
     async def _train(self, order: RoundOrder) -> None:
         await self._supervisor.ready()
@@ -186,22 +197,24 @@ class Jobs:
         self._progress[order.key] = report
         folder, plan = self._folder(order.key), order.plan
         job = TrainJob(
-            id=order.key,
+            id=self._id(order.key),
             plan=plan.model_copy(update={"rank": plan.joined_rank, "personal": None}),
             parent=str(folder / (JOINED if plan.personal else PARENT)),
             data=str(self._prepared.train),
             output=str(folder / _output(plan)),
+            share=self._share(),
         )
-        logger.info("round.start key=%s attempt=%d", order.key, attempt)
+        logger.info("round.start adapter=%s key=%s attempt=%d share=%.3g", self.adapter, order.key, attempt, job.share)
         deaths = self._supervisor.deaths_under_users
         try:
-            async with self._one_at_a_time:
-                status = await self._following.follow(job, note=partial(self._note_progress, order.key))
+            status = await self._following.follow(job, note=partial(self._note_progress, order.key))
         except (EngineGone, TrainingError) as error:  # the round stays open and is begun again
             users = self._supervisor.deaths_under_users > deaths
             excused = users and self._rounds.excuse_attempt(order.key, MAX_EXCUSED)
             counted = "not counted" if excused else "counted"
-            logger.warning("round.interrupted key=%s attempt=%s: %s", order.key, counted, error)
+            logger.warning(
+                "round.interrupted adapter=%s key=%s attempt=%s: %s", self.adapter, order.key, counted, error
+            )
             return self._submitted.set()
         if self.report(order.key).state is JobState.CANCELLED:
             return None
@@ -243,33 +256,35 @@ class Jobs:
             return
         order, report = self._rounds.get(key)
         if report.state is JobState.DONE and order.plan.personal is not None:
-            part = self._personal(self._rounds.adapter_of(key), _lineage(order), order.plan.personal)
+            part = self._personal(lineage_of(order), order.plan.personal)
             part.keep(peft_dir.decode((self._folder(key) / PARENT).read_bytes()), waiting.read_bytes())
             reach(Point.PART_KEPT)
         waiting.unlink()
 
     def _note_progress(self, key: str, status: CoTrainerStatus) -> None:
         known = self._progress.get(key)
-        if known is not None and not known.state.final and status.job == key:
+        if known is not None and not known.state.final and status.job == self._id(key):
             self._progress[key] = known.model_copy(update=_counts(status))
 
     def _finish(self, report: RoundReport) -> None:
         self._rounds.report(report)
         self._progress.pop(report.key, None)
-        logger.info("round.%s key=%s steps=%d %s", report.state, report.key, report.steps, report.error)
+        logger.info(
+            "round.%s adapter=%s key=%s steps=%d %s",
+            report.state, self.adapter, report.key, report.steps, report.error,
+        )  # fmt: skip
 
     def _folder(self, key: str) -> Path:
         return self._directory / key
+
+    def _id(self, name: str) -> str:
+        """Return the co-trainer's name of a round or an evaluation, which no other adapter has."""
+        return f"{self.adapter}/{name}"
 
 
 def _output(plan: TrainPlan) -> str:
     """Return the name of the file that the co-trainer writes."""
     return TRAINED if plan.personal else UPDATE
-
-
-def _lineage(order: RoundOrder) -> str:
-    """Return the part of a round's key that identifies the registry."""
-    return order.key.partition(f"-{order.round}-")[0]
 
 
 def _counts(status: CoTrainerStatus) -> dict[str, float]:

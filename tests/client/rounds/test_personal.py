@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from pydantic import ValidationError
 
-from client.personal import PersonalPart, first, join, served, split
+from client.rounds.personal import PersonalPart, first, join, served, split
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, Personal
 from umbel.errors import AdapterError
@@ -160,7 +160,6 @@ def test_another_registry_kind_rank_layers_or_dtype_begins_anew_and_the_old_part
     other = OWN if personal is B else B
     strangers: list[tuple[str, str, Personal, Tensors]] = [
         ("support", "another", personal, received),
-        ("summary", "mine", personal, received),
         ("support", "mine", other, received),
         ("support", "mine", personal, tensors(1, shapes={"model.layers.0.self_attn.q_proj": (6, 5)})),
     ]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from client.following import Following
-from client.jobs import MAX_ATTEMPTS, MAX_EXCUSED
+from client.rounds.following import Following
+from client.rounds.jobs import MAX_ATTEMPTS, MAX_EXCUSED
 from serving.trainer_socket import REPLY_TIMEOUT_S
 from tests.toys.cotrainer import Queue, Run, ToyCoTrainer, runner
 from tests.toys.deployment import until
@@ -36,7 +36,7 @@ def test_a_silence_that_ends_is_part_of_the_attempt(run: Run, silences: int) -> 
         await until(lambda: queue.jobs.report("r1").steps == 1 or queue.jobs.report("r1").state.final)
         queue.cotrainer.silent = silences
         assert (await queue.ended("r1")).state is JobState.DONE
-        assert queue.journal.rounds.begun("r1") == 1
+        assert queue.journal.rounds("support").begun("r1") == 1
 
     run(story)
 
@@ -49,11 +49,11 @@ def test_a_hang_under_a_users_request_ends_one_attempt_that_does_not_count(run: 
             await until(lambda attempt=attempt: len(queue.cotrainer.started) == attempt)  # type: ignore[misc]
             queue.cotrainer.silent = SILENCES
             await until(lambda: not queue.cotrainer.silent)
-            assert queue.journal.rounds.begun("r1") == attempt
+            assert queue.journal.rounds("support").begun("r1") == attempt
             await queue.restart_engine(under_a_user=True)
         queue.cotrainer.hold.set()
         assert (await queue.ended("r1")).state is JobState.DONE
-        assert queue.journal.rounds.begun("r1") == MAX_EXCUSED + 1
+        assert queue.journal.rounds("support").begun("r1") == MAX_EXCUSED + 1
 
     run(story)
 

@@ -1,0 +1,96 @@
+"""`Tenant`: one adapter at a site, with its own data, rounds and versions. All of a site's tenants share one engine."""
+
+from functools import partial
+from pathlib import Path
+
+from client.data.prepare import Preparation, Prepared
+from client.held_base import HeldBase
+from client.journal import Journal
+from client.keys import SiteKeys
+from client.rounds.jobs import Jobs
+from client.rounds.personal import PersonalPart
+from client.rounds.worth import brought, worths
+from client.versions.background import Background
+from client.versions.deployer import Deployer
+from client.versions.loading import Loading
+from client.versions.served import Served
+from serving.supervisor import Supervisor
+from serving.trainer_socket import CoTrainerClient
+from umbel.peft_dir import Shapes
+from umbel.site.config import SiteConfig
+
+
+class Tenant:
+    """The parts of a site that belong to one adapter. What one tenant does never waits for another one's rounds."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        config: SiteConfig,
+        base: HeldBase,
+        shapes: Shapes,
+        prepared: Prepared,
+        journal: Journal,
+        keys: SiteKeys,
+        supervisor: Supervisor,
+        cotrainer: CoTrainerClient,
+        served: Served,
+        loading: Loading,
+        background: Background,
+    ) -> None:
+        self.name = name
+        self.prepared = prepared
+        self._config = config
+        self._journal = journal
+        self.jobs = Jobs(
+            adapter=name,
+            rounds=journal.rounds(name),
+            supervisor=supervisor,
+            cotrainer=cotrainer,
+            prepared=prepared,
+            base=base,
+            shapes=shapes,
+            max_rank=config.max_rank(name),
+            personal=partial(PersonalPart, config, name),
+            directory=config.site.state_dir / "rounds" / name,
+            keys=keys,
+            share=lambda: self.share * self.worth,
+        )
+        self.deployer = Deployer(
+            name,
+            config=config,
+            journal=journal,
+            served=served,
+            supervisor=supervisor,
+            loading=loading,
+            background=background,
+            jobs=self.jobs,
+            base=base,
+            shapes=shapes,
+            keys=keys,
+        )
+
+    @property
+    def share(self) -> float:
+        """The configured part of the training time, in proportion to that of the other adapters."""
+        return self._config.section(self.name).share
+
+    @property
+    def worth(self) -> float:
+        """What the share is multiplied by now: how much the rounds of this adapter have brought beside the others'."""
+        return worths({name: brought(self._journal, name) for name in self._config.adapters})[self.name]
+
+
+def preparation(config: SiteConfig, adapter: str, released: Path | None) -> Preparation:
+    """Return what the token files of an adapter are made from; `released`: the examples that its users gave."""
+    return Preparation(
+        data=config.data(adapter),
+        eval_data=config.eval_data(adapter),
+        eval_fraction=config.training.eval_fraction,
+        model=config.model.path,
+        seq_len=config.training.seq_len,
+        into=config.site.state_dir / "data" / adapter,
+        guards={guard.name: guard.data for guard in config.policy(adapter).guard},
+        released=released,
+    )
