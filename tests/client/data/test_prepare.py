@@ -9,7 +9,7 @@ import pytest
 from client.data.chat_tokens import ChatTokenizer
 from client.data.conversation import Conversation, Turn
 from client.data.examples import MAX_LINE
-from client.data.prepare import Preparation, prepare, prepare_in_child
+from client.data.prepare import Preparation, forget_others, prepare, prepare_in_child
 from tests.toys.sites.training_data import SECRET, rows, write_lines
 from umbel.errors import DataError
 from umbel.token_file import TokenFile
@@ -189,3 +189,11 @@ def test_an_unusable_guard_is_named_in_one_line(
         prepare(Preparation(data, None, 0.1, tiny_llama, 16, tmp_path / "tokens", {"triage": guard}))
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_token_files_of_adapters_that_are_gone_and_of_before_several_adapters_are_removed(tmp_path: Path) -> None:
+    for name in ("support", "gone", "a" * 64, f".{'b' * 64}.tmp"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    forget_others(tmp_path / "data", ("support", "billing"))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["support"]
+    forget_others(tmp_path / "none", ("support",))

@@ -93,3 +93,12 @@ def test_a_quantile_is_one_of_the_values() -> None:
     values = list(range(1, 11))
     assert [quantile(values, share) for share in (0, 0.5, 0.95, 1)] == [1, 5, 10, 10]
     assert (quantile([], 0.5), quantile([7], 0.95)) == (0, 7)
+
+
+def test_of_several_adapters_each_warning_names_its_adapter_and_the_setting(tmp_path: Path) -> None:
+    config = load(tmp_path, more='[[adapter]]\nname = "billing"\ndata = "billing.jsonl"')
+    cut = replace(GOOD, cut=50)
+    for adapter, setting in (("support", "[training].data"), ("billing", "[[adapter]] billing.data")):
+        (told,) = warnings(config, adapter, {DATA: cut}, {}, {})
+        assert told.startswith(f"{adapter}: ")
+        assert f" of 100 examples of {setting} are cut" in told

@@ -7,6 +7,7 @@ import pytest
 from client.versions.version_files import directory
 from tests.toys.deployment import Deployment, adapter, quick, run
 from tests.toys.engine import ToyMachine
+from tests.toys.sites.journal import order
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 
@@ -63,3 +64,19 @@ def test_files_that_nobody_can_ask_for_are_removed_after_a_restart(tmp_path: Pat
 
     run(tmp_path, machine, first)
     run(tmp_path, machine, second)
+
+
+def test_rounds_from_before_several_adapters_lie_in_their_adapters_folder_afterwards(
+    tmp_path: Path, machine: ToyMachine
+) -> None:
+    async def story(site: Deployment) -> None:
+        site.journal.rounds("support").add(order("r1"))
+        for name in ("r1", "unknown"):
+            (tmp_path / "rounds" / name).mkdir(parents=True)
+            (tmp_path / "rounds" / name / "parent.safetensors").write_bytes(b"weights")
+        for _ in range(2):
+            site.resume()
+            files = [str(path.relative_to(tmp_path)) for path in (tmp_path / "rounds").rglob("*.safetensors")]
+            assert files == ["rounds/support/r1/parent.safetensors"]
+
+    run(tmp_path, machine, story)

@@ -181,3 +181,35 @@ def test_flowers_environment_says_which_one_tokenises(sockets: Path, command: st
     assert "belongs to the other environment, the one with umbel[site]: .venv-engine" in refusal(
         command, sockets / "site.toml"
     )
+
+
+BILLING = {"adapter": [{"name": "support"}, {"name": "billing", "data": "billing.jsonl"}]}
+
+
+def test_each_adapter_is_checked_on_its_own_examples(sockets: Path, model: Path) -> None:
+    site = ReadableSite(sockets, model, {**BILLING, "serve": [{"name": "legal", "path": "legal"}]})
+    site.numbered(1200)
+    site.numbered(600, "billing.jsonl")
+    (sockets / "legal").mkdir()
+    told = site.umbel("check").stdout
+    assert re.search(
+        r"adapter support, 1,0\d\d training and 1\d\d held-out examples, "
+        r"adapter billing, 5\d\d training and \d\d held-out examples, legal served only\n$",
+        told,
+    ), told
+
+
+def test_what_is_refused_names_the_adapter_and_the_command_that_shows_it(sockets: Path, model: Path) -> None:
+    site = ReadableSite(sockets, model, BILLING)
+    site.numbered(1200)
+    site.write(["{}"], "billing.jsonl")
+    last = refusal("check", site.file).splitlines()[-1]
+    assert "[[adapter]] billing.data: 1 of 1 examples are refused; `umbel data " in last
+    assert last.endswith(" --adapter billing` shows them")
+
+
+def test_a_file_of_an_adapter_that_is_missing_is_named_by_its_setting(sockets: Path, model: Path) -> None:
+    site = ReadableSite(sockets, model, BILLING)
+    site.numbered(1200)
+    missing = f"[[adapter]] billing.data: {sockets}/billing.jsonl does not exist; point it to a JSONL file"
+    assert refusal("check", site.file) == missing

@@ -110,3 +110,14 @@ def test_a_program_that_reads_it_gets_nothing_else_on_either_stream(site: Readab
     ended = umbel("data", site.file, "--json")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert [json.loads(line)["line"] for line in ended.stdout.splitlines()] == [1]
+
+
+def test_of_several_adapters_it_must_be_said_whose_data_to_show(tmp_path: Path, tiny_llama: Path) -> None:
+    adapters = [{"name": "support"}, {"name": "billing", "data": "billing.jsonl"}]
+    site = ReadableSite(tmp_path, tiny_llama, {"adapter": adapters})
+    site.write([WARD])
+    site.numbered(3, "billing.jsonl")
+    assert "this site trains support, billing; say whose data to show" in site.umbel("data").stderr
+    assert len(site.lines("data", "--adapter", "billing", "--json")) == 3
+    assert len(site.lines("data", "--adapter", "support", "--json")) == 1
+    assert "this site trains no adapter 'triage'" in site.umbel("data", "--adapter", "triage").stderr
