@@ -85,8 +85,8 @@ def _running(field: str) -> Callable[[Status], Values]:
     """Return a reader of a field of each adapter's running round; it reads 0 where none runs."""
 
     def read(status: Status) -> Values:
-        rounds = status["running_rounds"]
-        return {(adapter,): float(rounds[adapter][field]) if adapter in rounds else 0.0 for adapter in status["aliases"]}
+        rounds, none = status["running_rounds"], {field: 0.0}
+        return {(adapter,): float(rounds.get(adapter, none)[field]) for adapter in status["aliases"]}
 
     return read
 

@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 class Switch:
     """Makes a version live or rejected, and retires in the background what nobody can ask for any more.
 
-    Each adapter has its own, so that none waits for another's promotion. `moving` is held during each change. `make_live`, `make_base_live` and `publish` are for callers that hold it, so
-    that their checks are still true when the change is made; `roll_back` and `discard` take it themselves.
+    Each adapter has its own, so that none waits for another's promotion. `moving` is held during each change.
+    `make_live`, `make_base_live` and `publish` are for callers that hold it, so that their checks are still true when
+    the change is made; `roll_back` and `discard` take it themselves.
     """
 
     def __init__(self, journal: Journal, supervisor: Supervisor, loading: Loading, background: Background) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.rounds import following
 from client.data.prepare import Prepared
-from client.rounds.jobs import Jobs
 from client.journal import Journal
 from client.keys import SiteKeys
+from client.rounds import following
+from client.rounds.jobs import Jobs
 from client.rounds.personal import PersonalPart
 from serving.aliases import AliasTable
 from serving.supervisor import Supervisor
@@ -129,8 +129,8 @@ def toy_jobs(
     """The jobs of a site, over ten examples that nobody reads."""
     prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, guards or {}, HELD)
     return Jobs(
-        adapter=adapter, rounds=journal.rounds(adapter), supervisor=supervisor, cotrainer=cotrainer, prepared=prepared, base=HELD_BASE,
-        shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config, adapter),
+        adapter=adapter, rounds=journal.rounds(adapter), supervisor=supervisor, cotrainer=cotrainer, prepared=prepared,
+        base=HELD_BASE, shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config, adapter),
         directory=state_dir / "rounds" / adapter, keys=SiteKeys(config.site), share=lambda: share,
     )  # fmt: skip
 

@@ -163,6 +163,7 @@ class Deployment:
 
     def http(self, *, operator: bool = False) -> httpx.AsyncClient:
         """Return a client of the control API, on the ClientApp's socket or on the operator's."""
+
         def tenant(name: str) -> Any:
             self.config.require_adapter(name)
             return SimpleNamespace(deployer=self.deployer)

@@ -123,9 +123,7 @@ def _rows(
         yield "will bite", Text(sentence, "yellow")
 
 
-def _asking(
-    config: SiteConfig, adapter: str, tokenizer: ChatTokenizer
-) -> tuple[dict[str, list[Inspected]], list[str]]:
+def _asking(config: SiteConfig, adapter: str, tokenizer: ChatTokenizer) -> tuple[dict[str, list[Inspected]], list[str]]:
     """Return the usable examples of held-out files and guards, and the names of those that cannot be read."""
     known: dict[str, list[Inspected]] = {}
     unread = []

@@ -73,9 +73,7 @@ def check(
             say(*([plan.told()] if plan else []), *bites or [_all_is_well(config, surveyed)])
 
 
-def _data_mistakes(
-    surveyed: "Mapping[str, AdapterSurvey]", site_file: Path, config: SiteConfig
-) -> list[UmbelError]:
+def _data_mistakes(surveyed: "Mapping[str, AdapterSurvey]", site_file: Path, config: SiteConfig) -> list[UmbelError]:
     """Return what keeps the examples from being used, and for each file the command that shows what is refused."""
     from client.data.summary import DATA, setting_of
 

@@ -44,10 +44,14 @@ def test_guards_are_named_files_from_the_site_files_folder(tmp_path: Path) -> No
         ({"more": '[[adapter]]\nname = "b"\nrank = 17'}, "adapter.1.rank = 17 is above engine.max_lora_rank = 16"),
         ({"more": '[[adapter]]\nname = "b"\nshare = 0'}, "adapter.1.share: "),
         ({"more": '[[adapter]]\nname = "b"\npriority = "high"'}, "adapter.1.priority: "),
-        ({"more": GUARD + '[[adapter]]\nname = "b"\n' + GUARD.replace("shadow", "adapter")},
-         "adapter.1.guard and shadow.guard both have one called 'triage'"),
-        ({"more": '[[adapter]]\nname = "b"\n' + 2 * GUARD.replace("shadow", "adapter")},
-         "adapter.1.guard: two guards have the same name"),
+        (
+            {"more": GUARD + '[[adapter]]\nname = "b"\n' + GUARD.replace("shadow", "adapter")},
+            "adapter.1.guard and shadow.guard both have one called 'triage'",
+        ),
+        (
+            {"more": '[[adapter]]\nname = "b"\n' + 2 * GUARD.replace("shadow", "adapter")},
+            "adapter.1.guard: two guards have the same name",
+        ),
         ({"more": "[shadow]\nmax_loss_ratio = 0"}, "shadow.max_loss_ratio: "),
         ({"more": "[shadow]\nmax_loss_ratio = inf"}, "shadow.max_loss_ratio: "),
         ({"more": "[shadow]\nconfidence = 95"}, "shadow.confidence: "),
@@ -112,7 +116,9 @@ def test_other_flags_and_variables_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_an_adapter_has_its_own_files_or_the_sites(tmp_path: Path) -> None:
-    more = GUARD + """
+    more = (
+        GUARD
+        + """
 [[adapter]]
 name = "billing"
 data = "private/billing.jsonl"
@@ -124,6 +130,7 @@ data = "guards/sums.jsonl"
 name = "triage"
 eval_data = "private/triage-eval.jsonl"
 """
+    )
     config = load(tmp_path, training='eval_data = "private/eval.jsonl"', more=more)
     private = tmp_path / "private"
     assert config.adapters == ("support", "billing", "triage")
