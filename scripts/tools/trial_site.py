@@ -70,9 +70,9 @@ class TrialSite:
             return 0
         return int(engine["starts"]) if engine["ready"] else 0
 
-    def live(self) -> str:
-        """Return the version that answers users, or `base` where none does."""
-        return str(self.status()["aliases"]["support"]["live"] or "base")
+    def live(self, adapter: str = "support") -> str:
+        """Return the version that answers users of an adapter, or `base` where none does."""
+        return str(self.status()["aliases"][adapter]["live"] or "base")
 
     def manifest(self, version: int, blob: bytes, **changes: Any) -> AdapterManifest:
         """Return the manifest that a centre would send with `support@v<version>`, with `changes`."""
@@ -90,9 +90,9 @@ class TrialSite:
         """Wait for a version's verdict; return its report."""
         return self._wait(f"/adapters/{ref}/shadow", ("judged", "live", "rejected", "retired"))
 
-    def offer(self, version: int, blob: bytes) -> AdapterRef:
+    def offer(self, version: int, blob: bytes, **changes: Any) -> AdapterRef:
         """Push a version and wait for its verdict; raise ProcessError if the site refuses to take it."""
-        manifest = self.manifest(version, blob)
+        manifest = self.manifest(version, blob, **changes)
         require_done(self.push(manifest, blob))
         self.wait_judged(manifest.ref)
         return manifest.ref
@@ -109,17 +109,19 @@ class TrialSite:
         """Go back to the version that answered before, as the operator."""
         return self.operator.post("/adapters/support/rollback")
 
-    def submit(self, key: str, blob: bytes, number: int = 1, **plan: Any) -> httpx.Response:
+    def submit(
+        self, key: str, blob: bytes, number: int = 1, *, adapter: str = "support", **plan: Any
+    ) -> httpx.Response:
         """Order a round of training that starts from the adapter `blob`; `plan` changes the default plan."""
         order = RoundOrder(
             key=key, base=self._base, parent=peft_dir.digest(blob), round=number,
             plan=TrainPlan(**{"rank": RANK, "steps": 4, "seconds": 120, **plan}),
         )  # fmt: skip
-        return self._post(f"/adapters/support/rounds/{key}", blob, {"x-umbel-order": order})
+        return self._post(f"/adapters/{adapter}/rounds/{key}", blob, {"x-umbel-order": order})
 
-    def wait_round(self, key: str) -> dict[str, Any]:
+    def wait_round(self, key: str, adapter: str = "support") -> dict[str, Any]:
         """Wait for a round's end; return its report."""
-        return self._wait(f"/adapters/support/rounds/{key}", ("done", "failed", "cancelled"))
+        return self._wait(f"/adapters/{adapter}/rounds/{key}", ("done", "failed", "cancelled"))
 
     def _client(self, socket: str) -> httpx.Client:
         transport = httpx.HTTPTransport(verify=False, uds=str(self.state_dir / socket))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -92,9 +93,9 @@ class SiteProcess(TrialSite):
     def engine_process(self) -> psutil.Process:
         return next(child for child in self.family() if "serving.launch" in " ".join(child.cmdline()))
 
-    def deploy(self, version: int, blob: bytes) -> AdapterRef:
+    def deploy(self, version: int, blob: bytes, **changes: Any) -> AdapterRef:
         """Push a version, wait for its verdict, and promote it whatever the verdict is."""
-        ref = self.offer(version, blob)
+        ref = self.offer(version, blob, **changes)
         reply = self.promote(ref)
         assert reply.status_code == 200, reply.text
         return ref
