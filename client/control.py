@@ -76,11 +76,11 @@ async def submit(name: str, key: str, request: Request) -> RoundReport:
     site, order = _site(request), _header(request, "x-umbel-order", RoundOrder)
     if order.key != key:
         raise WireError(f"the order is for round {order.key}, not {key}")
-    jobs = site.tenant(name).jobs
+    tenant = site.tenant(name)
     signature = request.headers.get("x-umbel-signature", "")
-    site.keys.require(Submit(adapter=name, order=order), signature)  # before its body is read
-    report = jobs.submit(order, await site.bodies.read(request), signature)
-    await jobs.supersede(order)
+    tenant.keys.require(Submit(adapter=name, order=order), signature)  # before its body is read
+    report = tenant.jobs.submit(order, await site.bodies.read(request), signature)
+    await tenant.jobs.supersede(order)
     return report
 
 
@@ -102,11 +102,11 @@ async def update(name: str, key: str, request: Request) -> Response:
 async def shadow(name: str, request: Request, nonce: Nonce = "") -> ShadowReport:
     """Receive a version and begin to judge it: its manifest in `x-umbel-manifest`, its weights as the body."""
     site, manifest = _site(request), _header(request, "x-umbel-manifest", AdapterManifest)
-    deployer = site.tenant(name).deployer
+    tenant = site.tenant(name)
     signature = request.headers.get("x-umbel-signature", "")
-    site.keys.require(manifest, signature)  # before its body is read
-    deployer.receive(manifest, await site.bodies.read(request), signature)
-    return deployer.report(manifest.ref, nonce)
+    tenant.keys.require(manifest, signature)  # before its body is read
+    tenant.deployer.receive(manifest, await site.bodies.read(request), signature)
+    return tenant.deployer.report(manifest.ref, nonce)
 
 
 @GROUP.get("/adapters/{ref}/shadow")

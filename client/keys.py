@@ -1,5 +1,7 @@
 """`SiteKeys`: the centre's public key, which the site trusts, and the private key with which the site signs."""
 
+from pathlib import Path
+
 from umbel import signing
 from umbel.adapter import AdapterManifest
 from umbel.base.origin import BaseOrigin
@@ -9,17 +11,19 @@ from umbel.statements import HelloStatement, UpdateStatement, VerdictStatement
 
 
 class SiteKeys:
-    """The keys of `[site].trusted_key` and `[site].signing_key`; a site may have one, both or none.
+    """The key of a centre that the site trusts, and `[site].signing_key`; there may be one, both or none.
 
-    Raises ConfigError for a file that holds no key.
+    The first is `trusted_key`, an adapter's, or by default `[site].trusted_key`. Raises ConfigError for a file that
+    holds no key.
 
-    >>> keys = SiteKeys(config.site)
+    >>> keys = SiteKeys(config.site, config.trusted_key("support"))
     >>> keys.require(manifest, signature)  # raises AdapterError unless the centre signed it
     """
 
-    def __init__(self, section: SiteSection) -> None:
+    def __init__(self, section: SiteSection, trusted_key: Path | None = None) -> None:
         self._name = section.name
-        self._trusted = signing.read_public(section.trusted_key) if section.trusted_key else None
+        trusted = trusted_key or section.trusted_key
+        self._trusted = signing.read_public(trusted) if trusted else None
         self._own = signing.read_private(section.signing_key) if section.signing_key else None
 
     def require(self, document: AdapterManifest | Submit | BaseOrigin, signature: str) -> None:

@@ -65,7 +65,6 @@ class Site:
                 shapes=self.shapes,
                 prepared=prepared[name],
                 journal=self.journal,
-                keys=self.keys,
                 supervisor=self.supervisor,
                 cotrainer=self.cotrainer,
                 served=self.served,

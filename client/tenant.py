@@ -32,7 +32,6 @@ class Tenant:
         shapes: Shapes,
         prepared: Prepared,
         journal: Journal,
-        keys: SiteKeys,
         supervisor: Supervisor,
         cotrainer: CoTrainerClient,
         served: Served,
@@ -43,6 +42,7 @@ class Tenant:
         self.prepared = prepared
         self._config = config
         self._journal = journal
+        self.keys = SiteKeys(config.site, config.trusted_key(name))
         self.jobs = Jobs(
             adapter=name,
             rounds=journal.rounds(name),
@@ -54,7 +54,7 @@ class Tenant:
             max_rank=config.max_rank(name),
             personal=partial(PersonalPart, config, name),
             directory=config.site.state_dir / "rounds" / name,
-            keys=keys,
+            keys=self.keys,
             share=lambda: self.share * self.worth,
         )
         self.deployer = Deployer(
@@ -68,7 +68,7 @@ class Tenant:
             jobs=self.jobs,
             base=base,
             shapes=shapes,
-            keys=keys,
+            keys=self.keys,
         )
 
     @property

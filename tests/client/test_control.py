@@ -91,7 +91,7 @@ def test_what_is_the_operators_is_not_there_for_the_group(method: str, path: str
 
 def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
     site = Deployment(tmp_path)  # no engine runs: a stored version would be found, and loading one would fail
-    tenant = SimpleNamespace(deployer=site.deployer, jobs=NoRounds())
+    tenant = SimpleNamespace(deployer=site.deployer, jobs=NoRounds(), keys=SiteKeys(site.config.site))
 
     def only_support(name: str) -> Any:
         site.config.require_adapter(name)

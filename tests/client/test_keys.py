@@ -135,11 +135,10 @@ def test_a_key_that_cannot_be_read_ends_the_daemon_at_its_start(tmp_path: Path, 
 
 def test_the_control_api_passes_the_signature_on(run: Run, tmp_path: Path) -> None:
     async def story(queue: Queue) -> None:
-        tenants = {"support": SimpleNamespace(jobs=queue.jobs)}
+        tenants = {"support": SimpleNamespace(jobs=queue.jobs, keys=queue.jobs._keys)}
         site: Any = SimpleNamespace(
-            config=site_config(tmp_path), tenant=tenants.__getitem__, keys=queue.jobs._keys,
-            bodies=AdapterBodies(1 << 20),
-        )  # fmt: skip
+            config=site_config(tmp_path), tenant=tenants.__getitem__, bodies=AdapterBodies(1 << 20)
+        )
         async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
             post = partial(http.post, "/adapters/support/rounds/r1", content=PARENT)
             headers = {"x-umbel-order": base64.b64encode(order("r1").model_dump_json().encode()).decode()}
@@ -162,8 +161,8 @@ def test_a_body_is_not_read_before_the_signature_is_checked(tmp_path: Path, path
 
     async def main() -> None:
         keys = SiteKeys(SiteSection(name="clinic-a", state_dir=tmp_path, **write_keys(tmp_path)))
-        tenant = SimpleNamespace(jobs=None, deployer=None)  # they are not asked
-        site: Any = SimpleNamespace(config=config, keys=keys, tenant=lambda name: tenant)
+        tenant = SimpleNamespace(keys=keys)  # jobs and deployer are not asked
+        site: Any = SimpleNamespace(config=config, tenant=lambda name: tenant)
         manifest = manifest_of(1, adapter(1))
         headers = {
             "x-umbel-order": base64.b64encode(order("r1").model_dump_json().encode()).decode(),
@@ -212,3 +211,16 @@ def test_a_hello_and_a_verdict_are_signed_for_the_question_that_was_asked(tmp_pa
     keyless = SiteKeys(SiteSection(name="clinic-a", state_dir=tmp_path))
     assert keyless.sign_hello(HELLO, NONCE) == HELLO
     assert keyless.sign_verdict(manifest, report, NONCE) == report
+
+
+def test_each_adapter_trusts_the_centre_of_its_own_federation(tmp_path: Path) -> None:
+    section = SiteSection(name="clinic-a", state_dir=tmp_path, **write_keys(tmp_path))
+    pem = OTHER.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "other.pub").write_bytes(pem)
+    manifest = manifest_of(1, adapter(1))
+    sites, others = SiteKeys(section), SiteKeys(section, tmp_path / "other.pub")
+    others.require(manifest, signing.sign(OTHER, manifest))
+    sites.require(manifest, signing.sign(CENTRE, manifest))
+    for keys, wrong in ((others, CENTRE), (sites, OTHER)):
+        with pytest.raises(AdapterError, match="is not by the trusted key"):
+            keys.require(manifest, signing.sign(wrong, manifest))

@@ -166,7 +166,7 @@ class Deployment:
 
         def tenant(name: str) -> Any:
             self.config.require_adapter(name)
-            return SimpleNamespace(deployer=self.deployer)
+            return SimpleNamespace(deployer=self.deployer, keys=self.deployer._keys)
 
         site: Any = SimpleNamespace(
             config=self.config, tenant=tenant, keys=self.deployer._keys, bodies=AdapterBodies(1 << 20)

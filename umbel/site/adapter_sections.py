@@ -44,6 +44,8 @@ class AdapterSection(Section):
     share 2 gets twice the time of one with share 1. Alone it gets all."""
     rank: PositiveInt | None = None
     """Largest rank of its versions here. Default: `[engine].max_lora_rank`, which it must not exceed."""
+    trusted_key: Path | None = None
+    """Public key of the centre of its federation (Ed25519, PEM). Default: `[site].trusted_key`."""
     api_keys: Path | None = None
     """File of keys, one per line, mode 0600. With it only requests with one of these keys see and reach this
     adapter."""

@@ -6,6 +6,7 @@
 import fcntl
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from umbel import ports, secret_file, signing
@@ -44,6 +45,9 @@ def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     if site.trusted_key is not None:
         key = site.trusted_key
         yield from _raised(lambda: signing.read_public(key), "site", "trusted_key")
+    for adapter in config.adapter:
+        if adapter.trusted_key is not None:
+            yield from _raised(partial(signing.read_public, adapter.trusted_key), "adapter", "trusted_key")
     if site.signing_key is not None:
         own = site.signing_key
         yield from _raised(lambda: signing.read_private(own), "site", "signing_key")

@@ -119,6 +119,10 @@ class SiteConfig(BaseSettings):
         """Return the largest rank that a version of an adapter may have here."""
         return self.section(adapter).rank or self.engine.max_lora_rank
 
+    def trusted_key(self, adapter: str) -> Path | None:
+        """Return the public key of the centre of an adapter's federation; None where any centre is trusted."""
+        return self.section(adapter).trusted_key or self.site.trusted_key
+
     @property
     def slots(self) -> int:
         """The number of adapters that are on the device at a time, of which the base is one."""
