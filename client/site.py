@@ -96,7 +96,7 @@ class Site:
                 seq_len=training.seq_len,
                 into=state_dir / "data",
                 guards={guard.name: guard.data for guard in config.shadow.guard},
-                released=user_examples.prepare(config),
+                released=user_examples.prepare(config).get(config.adapters[0]),
             )
         )
         CoTrainerSettings.of(config).write(state_dir)

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIABLE
+from serving.run_dir import ADMIN_KEY, ALIASES, RUN_DIR_VARIABLE, RouterSettings
 
 REMEDY = "install the release that constraints/engine.txt names"
 Hook = tuple[str, Callable[..., Any], Any]
@@ -52,14 +52,15 @@ def _register_router(run_dir: Path) -> None:
     from serving.router.suspects import refuse_suspects
 
     admin_key = (run_dir / ADMIN_KEY).read_text().strip()
-    keys = ApiKeys.read(Path(os.environ[API_KEYS_VARIABLE])) if os.environ.get(API_KEYS_VARIABLE) else None
+    settings = RouterSettings.read(run_dir)
+    keys = ApiKeys.read(settings)
     build_stack, routers = http_server.app.build_middleware_stack, []
     state = engine_state.opened(run_dir)
 
     def build_with_router() -> Any:  # around all of SGLang's own layers, the key check that it adds later too
         vocab_size = http_server.get_global_state().tokenizer_manager.model_config.vocab_size
         inner = refuse_suspects(build_stack(), run_dir)
-        routers.append(Router(inner, run_dir / ALIASES, admin_key, vocab_size, keys))
+        routers.append(Router(inner, run_dir / ALIASES, admin_key, vocab_size, keys, settings.priorities))
         return with_consent(routers[-1], run_dir, keys, routers[-1].bodies)
 
     def count_output(*args: Any, **kwargs: Any) -> None:

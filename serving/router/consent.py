@@ -13,7 +13,7 @@ import hmac
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,7 +22,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.router import asgi
-from serving.router.api_keys import ApiKeys
+from serving.router.api_keys import Access, ApiKeys
 from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
 from serving.router.bodies import Bodies, BodyRefused, refuse
 from serving.user_example import MAX_EXAMPLE_BYTES, ROLES, SETTINGS, ConsentSettings, Example, unfit
@@ -68,7 +68,8 @@ class Consent:
     """ASGI middleware around the router.
 
     Users' `keys` are checked here as well as in the router: /v1/examples never reaches the router, and without
-    `[examples]` only the router is there. A request without a valid key is left to the router, which refuses it.
+    `[examples]` only the router is there. A request without a valid key is left to the router, which refuses it. An
+    answer of an adapter that a key does not open is unknown to it.
     """
 
     def __init__(
@@ -83,17 +84,17 @@ class Consent:
         self._app = app
         self._bodies = bodies or Bodies()
         self._settings = settings
-        self._keys = keys
+        self._keys = keys or ApiKeys()
         self._clock = clock
         self._daemon = daemon
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         agreed = scope["type"] == "http" and (HEADER, CONSENT) in scope["headers"] and scope["method"] == "POST"
-        agreed = agreed and (self._keys is None or self._keys.admit(scope["headers"]))
-        if agreed and scope["path"] == EXAMPLES:
-            return await self._offered(receive, send)
-        if agreed and scope["path"] == CHAT:
+        access = self._keys.admit(scope["headers"]) if agreed else None
+        if access is not None and scope["path"] == EXAMPLES:
+            return await self._offered(access, receive, send)
+        if access is not None and scope["path"] == CHAT:
             return await self._answer(scope, receive, send)
         return await self._app(scope, receive, send)
 
@@ -119,7 +120,8 @@ class Consent:
         messages = [*asked["messages"], {"role": "assistant", "content": text}]
         if unfit(messages):
             return
-        example = Example(user=user, messages=messages, version=seen.version, kind="accepted")
+        adapter = self._settings.models[asked["model"]]
+        example = Example(user=user, messages=messages, adapter=adapter, version=seen.version, kind="accepted")
         self._answers[answer] = _Answer(example, self._clock())
         self._forget_old()
 
@@ -130,7 +132,7 @@ class Consent:
         ):  # fmt: skip
             self._answers.popitem(last=False)
 
-    async def _offered(self, receive: Receive, send: Send) -> None:
+    async def _offered(self, access: Access, receive: Receive, send: Send) -> None:
         body = await asgi.read_body(receive, MAX_BYTES)
         if body is None:
             return await asgi.error(send, 413, f"The body is over {MAX_BYTES >> 20} MiB.", "invalid_request_error")
@@ -140,14 +142,15 @@ class Consent:
             said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors())
             return await asgi.error(send, 400, said, "invalid_request_error")
         self._forget_old()
-        answer = self._answers.pop(offer.id, None)
-        if answer is None:
+        answer = self._answers.get(offer.id)
+        if answer is None or not access.sees(answer.example.adapter):
             message = (
                 f"There is no answer {offer.id!r} that could be kept: one of the last hour, from {CHAT}, asked with "
                 "the header and a 'user', come to its own end rather than cut by max_tokens, and with its prompt at "
                 f"most {MAX_EXAMPLE_BYTES >> 10} KiB of text without control characters, from {', '.join(ROLES)}."
             )
             return await asgi.error(send, 404, message, "invalid_request_error")
+        del self._answers[offer.id]  # while it is handed over nobody can accept it once more
         example = answer.example
         if offer.correction is not None:
             corrected = [*example.messages[:-1], {"role": "assistant", "content": offer.correction}]
@@ -230,7 +233,7 @@ def _events(stream: bytes) -> list[dict[str, Any]]:
     return [json.loads(chunk) for chunk in data if chunk != b"[DONE]"]
 
 
-def _suitable(body: bytes, models: tuple[str, ...]) -> dict[str, Any] | None:
+def _suitable(body: bytes, models: Collection[str]) -> dict[str, Any] | None:
     """Return the request if its answer can become an example, else None.
 
     It must name a user and the live version of an adapter, and ask for one choice, with texts only and no tools.
@@ -241,7 +244,9 @@ def _suitable(body: bytes, models: tuple[str, ...]) -> dict[str, Any] | None:
         asked = json.loads(body)
     except (ValueError, RecursionError):
         return None  # the router refuses it
-    if not isinstance(asked, dict) or asked.get("model") not in models or asked.get("n", 1) not in (1, None):
+    if not isinstance(asked, dict) or asked.get("n", 1) not in (1, None):
+        return None
+    if not isinstance(asked.get("model"), str) or asked["model"] not in models:
         return None
     messages, user = asked.get("messages"), asked.get("user")
     fit = isinstance(messages, list) and unfit(messages) is None

@@ -45,8 +45,8 @@ class AdapterSection(Section):
     rank: PositiveInt | None = None
     """Largest rank of its versions here. Default: `[engine].max_lora_rank`, which it must not exceed."""
     api_keys: Path | None = None
-    """File of keys, one per line, mode 0600. With it only requests with one of these keys see and reach this
-    adapter."""
+    """File of keys, one per line, mode 0600. With it only requests with one of these keys see and reach this adapter:
+    for all others it does not exist. Then every request needs a key; see `[engine].api_keys`."""
     priority: Literal["interactive", "batch"] = "interactive"
     """Class of its requests that name none: those of `batch` may take `[slo].batch_factor` times as long."""
     guard: tuple[GuardSection, ...] = ()
@@ -66,8 +66,8 @@ class ServeSection(Section):
     path: Path
     """PEFT directory: adapter_config.json and adapter_model.safetensors, for this base."""
     api_keys: Path | None = None
-    """File of keys, one per line, mode 0600. With it only requests with one of these keys see and reach this
-    adapter."""
+    """File of keys, one per line, mode 0600. With it only requests with one of these keys see and reach this adapter:
+    for all others it does not exist. Then every request needs a key; see `[engine].api_keys`."""
 
 
 def require_distinct(guards: tuple[GuardSection, ...]) -> tuple[GuardSection, ...]:

@@ -47,9 +47,7 @@ def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     if site.signing_key is not None:
         own = site.signing_key
         yield from _raised(lambda: signing.read_private(own), "site", "signing_key")
-    if config.engine.api_keys is not None:
-        keys = config.engine.api_keys
-        yield from _raised(lambda: secret_file.read_keys(keys), "engine", "api_keys")
+    yield from _key_mistakes(config)
     files = {name_of("training", key): getattr(training, key) for key in ("data", "eval_data")}
     files |= {
         f"{blamed(('shadow', 'guard', number, 'data')) or '[[shadow.guard]]'} {guard.name}": guard.data
@@ -63,6 +61,20 @@ def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     if taken is not None and not taken.is_dir():
         yield ConfigError(f"{name_of('site', 'state_dir')}: {taken} is a file; name a folder, or one that can be made")
     yield from _raised(lambda: require_sockets(config), "site", "state_dir")
+
+
+def _key_mistakes(config: SiteConfig) -> Iterator[UmbelError]:
+    """Yield every file of users' keys that cannot be used, with the setting, or the variable, that names it."""
+    files = {name_of("engine", "api_keys"): config.engine.api_keys}
+    for table, sections in (("adapter", config.adapter), ("serve", config.serve)):
+        for number, section in enumerate(sections):
+            variable = blamed((table, str(number), "api_keys"))
+            files[f"{variable or f'[[{table}]]'} {section.name}.api_keys"] = section.api_keys
+    for key, file in files.items():
+        try:
+            secret_file.read_keys(file) if file is not None else ()
+        except ConfigError as error:
+            yield ConfigError(f"{key}: {error}")
 
 
 def doubt_of_origin(config: SiteConfig) -> str | None:
