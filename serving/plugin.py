@@ -101,7 +101,8 @@ def _register_scheduler(run_dir: Path, cotrainer: str) -> None:
     from serving.cotrainer.hooks import Hooks
     from serving.cotrainer.lanes.streams import EngineStreams
     from serving.four_bit.hook import choose_loader
-    from serving.grammars import bound_compiler, keep_latest
+    from serving.scheduling.grammars import bound_compiler, keep_latest
+    from serving.scheduling.slots import take_turns
 
     hooks = Hooks(run_dir, pkgutil.resolve_name(cotrainer))
     streams = EngineStreams(torch.cuda)
@@ -112,6 +113,7 @@ def _register_scheduler(run_dir: Path, cotrainer: str) -> None:
         (f"{scheduler}.run_batch", hooks.before_batch, HookType.BEFORE),
         (f"{scheduler}.process_batch_result", hooks.after_batch, HookType.AFTER),
         (f"{scheduler}.maybe_sleep_on_idle", hooks.around_sleep, HookType.AROUND),
+        (f"{scheduler}.init_lora_drainer", take_turns, HookType.AFTER),
         ("managers.scheduler.dispatch_event_loop", streams.around_event_loop, HookType.AROUND),
         ("model_executor.model_runner.ModelRunner.initialize", streams.before_initialize, HookType.BEFORE),
         ("distributed.parallel_state.graph_capture", streams.before_capture, HookType.BEFORE),

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from umbel.peft_dir import replace_durably
 
 if TYPE_CHECKING:  # SGLang's processes, which read what is here, know nothing of the site file
+    from umbel.site.adapter_sections import AdapterSection, ServeSection
     from umbel.site.config import SiteConfig
 
 RUN_DIR_VARIABLE = "UMBEL_RUN_DIR"
@@ -40,7 +41,7 @@ class RouterSettings(BaseModel):
     @classmethod
     def of(cls, config: "SiteConfig") -> Self:
         """Return the settings of a site."""
-        named = (*config.adapter, *config.serve)
+        named: tuple[AdapterSection | ServeSection, ...] = (*config.adapter, *config.serve)
         return cls(
             api_keys=config.engine.api_keys,
             adapter_keys={one.name: one.api_keys for one in named if one.api_keys is not None},

@@ -38,6 +38,7 @@ SCHEDULERS_HOOKS = {
     "sglang.srt.managers.scheduler.Scheduler.run_batch": "before",
     "sglang.srt.managers.scheduler.Scheduler.process_batch_result": "after",
     "sglang.srt.managers.scheduler.Scheduler.maybe_sleep_on_idle": "around",
+    "sglang.srt.managers.scheduler.Scheduler.init_lora_drainer": "after",
     "sglang.srt.managers.scheduler.dispatch_event_loop": "around",
     "sglang.srt.model_executor.model_runner.ModelRunner.initialize": "before",
     "sglang.srt.distributed.parallel_state.graph_capture": "before",

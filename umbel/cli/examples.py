@@ -73,7 +73,8 @@ def forget(
 ) -> None:
     """Delete all examples of a user. Those already in the training data leave it with the next start."""
     with _opened(site_file) as store:
-        print(f"{store.forget(user, adapter)} examples deleted; restart `umbel serve` to take them out of the training data")
+        gone = store.forget(user, adapter)
+        print(f"{gone} examples deleted; restart `umbel serve` to take them out of the training data")
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from umbel import ports, secret_file, signing
@@ -16,6 +16,7 @@ from umbel.base.packed import MISSING, bitsandbytes_is_missing, is_served, packi
 from umbel.base.shapes import read_config, weight_shapes
 from umbel.errors import ConfigError, UmbelError
 from umbel.site import flags
+from umbel.site.adapter_sections import AdapterSection, ServeSection
 from umbel.site.config import SiteConfig
 from umbel.site.slow_dtype import on_cpu
 from umbel.site.variables import blamed, name_of
@@ -66,7 +67,8 @@ def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
 def _key_mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     """Yield every file of users' keys that cannot be used, with the setting, or the variable, that names it."""
     files = {name_of("engine", "api_keys"): config.engine.api_keys}
-    for table, sections in (("adapter", config.adapter), ("serve", config.serve)):
+    tables: dict[str, Sequence[AdapterSection | ServeSection]] = {"adapter": config.adapter, "serve": config.serve}
+    for table, sections in tables.items():
         for number, section in enumerate(sections):
             variable = blamed((table, str(number), "api_keys"))
             files[f"{variable or f'[[{table}]]'} {section.name}.api_keys"] = section.api_keys

@@ -165,8 +165,8 @@ def test_without_consent_nothing_is_looked_at(site: Site, headers: dict[str, str
 @pytest.mark.parametrize(
     "changes",
     [
-        {"user": None}, {"user": ""}, {"user": 7}, {"model": "tiny"}, {"model": "support@previous"}, {"model": ["support"]}, {"n": 2},
-        {"messages": []}, {"messages": "x"}, {"tools": [{"type": "function"}]},
+        {"user": None}, {"user": ""}, {"user": 7}, {"model": "tiny"}, {"model": "support@previous"},
+        {"model": ["support"]}, {"n": 2}, {"messages": []}, {"messages": "x"}, {"tools": [{"type": "function"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         {"messages": [{"role": "user", "content": "x", "name": "eva"}]},
         {"messages": [{"role": "user", "content": "x\x1b[1K"}]}, {"messages": [{"role": "root", "content": "x"}]},

@@ -159,7 +159,10 @@ def test_what_is_over_its_retention_is_deleted_while_nobody_comes(
     store = ExampleStore.of(config)
     store.add(
         Example(
-            user="0" * 64, messages=[{"role": "user", "content": "x"}], adapter="support", version="support@v2",
+            user="0" * 64,
+            messages=[{"role": "user", "content": "x"}],
+            adapter="support",
+            version="support@v2",
             kind="accepted",
         ),
         str.upper,

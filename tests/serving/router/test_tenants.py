@@ -146,9 +146,14 @@ def test_two_keys_in_one_request_open_what_each_of_them_opens(router: Router) ->
 
 
 def test_a_key_is_compared_with_all_keys_whichever_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys, compared = ApiKeys([SITE], OWN), []
-    real = secrets.compare_digest
-    monkeypatch.setattr(secrets, "compare_digest", lambda one, other: compared.append(other) or real(one, other))
+    keys, real = ApiKeys([SITE], OWN), secrets.compare_digest
+    compared: list[bytes] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append(other)
+        return real(one, other)
+
+    monkeypatch.setattr(secrets, "compare_digest", compare)
     for given, closed in (
         (SITE, {"support", "triage", "billing"}), (SUPPORT, {"triage", "billing"}), (BOTH, set()), ("sk-none", None),
     ):  # fmt: skip
