@@ -47,7 +47,7 @@ def _register_router(run_dir: Path) -> None:
     from serving import engine_state
     from serving.router.api_keys import ApiKeys
     from serving.router.consent import with_consent
-    from serving.router.pin import apply_pin
+    from serving.router.pin import apply_pin, refuse_unloaded
     from serving.router.router import Router
     from serving.router.suspects import refuse_suspects
 
@@ -84,6 +84,7 @@ def _register_router(run_dir: Path) -> None:
     templates = "parser.template_manager.TemplateManager"
     hooks: list[Hook] = [
         ("managers.tokenizer_manager.TokenizerManager.generate_request", apply_pin, HookType.BEFORE),
+        ("managers.tokenizer_manager.TokenizerManager._resolve_lora_path", refuse_unloaded, HookType.BEFORE),
         ("managers.tokenizer_manager.TokenizerManager._handle_batch_output", count_output, HookType.BEFORE),
         # /v1/responses alone checks the name of the model, before the request reaches `generate_request`
         ("entrypoints.openai.serving_responses.OpenAIServingResponses._known_model_names", known_names, HookType.AFTER),
@@ -102,7 +103,7 @@ def _register_scheduler(run_dir: Path, cotrainer: str) -> None:
     from serving.cotrainer.lanes.streams import EngineStreams
     from serving.four_bit.hook import choose_loader
     from serving.scheduling.grammars import bound_compiler, keep_latest
-    from serving.scheduling.slots import take_turns
+    from serving.scheduling.slots import drain_fairly
 
     hooks = Hooks(run_dir, pkgutil.resolve_name(cotrainer))
     streams = EngineStreams(torch.cuda)
@@ -113,7 +114,7 @@ def _register_scheduler(run_dir: Path, cotrainer: str) -> None:
         (f"{scheduler}.run_batch", hooks.before_batch, HookType.BEFORE),
         (f"{scheduler}.process_batch_result", hooks.after_batch, HookType.AFTER),
         (f"{scheduler}.maybe_sleep_on_idle", hooks.around_sleep, HookType.AROUND),
-        (f"{scheduler}.init_lora_drainer", take_turns, HookType.AFTER),
+        (f"{scheduler}.init_lora_drainer", drain_fairly, HookType.AFTER),
         ("managers.scheduler.dispatch_event_loop", streams.around_event_loop, HookType.AROUND),
         ("model_executor.model_runner.ModelRunner.initialize", streams.before_initialize, HookType.BEFORE),
         ("distributed.parallel_state.graph_capture", streams.before_capture, HookType.BEFORE),

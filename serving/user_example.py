@@ -36,7 +36,7 @@ class ConsentSettings(BaseModel):
 class Example(BaseModel):
     """One example that a user accepted or corrected: the body of POST /examples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     user: str = Field(pattern=r"^[0-9a-f]{64}$")
     """The user's pseudonym: HMAC-SHA256 of the request's `user`, in hex."""

@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,14 @@ from serving.router import asgi
 from serving.router.api_keys import Access, ApiKeys
 from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
 from serving.router.bodies import Bodies, BodyRefused, refuse
+from serving.router.latest import Latest
 from serving.user_example import MAX_EXAMPLE_BYTES, ROLES, SETTINGS, ConsentSettings, Example, unfit
 from umbel.printable import control
 
 CHAT, EXAMPLES = "/v1/chat/completions", "/v1/examples"
 HEADER, CONSENT = b"x-umbel-consent", b"train"
 MAX_ANSWERS = 1000
-"""Number of latest answers that can still be accepted."""
+"""Number of latest answers, of all adapters, that can still be accepted."""
 ANSWER_TTL_S = 3600.0
 """Seconds after which an answer can no longer be accepted."""
 MAX_BYTES = 1 << 20
@@ -87,7 +87,9 @@ class Consent:
         self._keys = keys or ApiKeys()
         self._clock = clock
         self._daemon = daemon
-        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._answers: Latest[_Answer] = Latest(MAX_ANSWERS)
+        self._handed: set[str] = set()
+        """Answers that are being handed over, so that nobody accepts them once more meanwhile."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         agreed = scope["type"] == "http" and (HEADER, CONSENT) in scope["headers"] and scope["method"] == "POST"
@@ -122,15 +124,14 @@ class Consent:
             return
         adapter = self._settings.models[asked["model"]]
         example = Example(user=user, messages=messages, adapter=adapter, version=seen.version, kind="accepted")
-        self._answers[answer] = _Answer(example, self._clock())
         self._forget_old()
+        self._answers.remember(answer, adapter, _Answer(example, self._clock()))
 
     def _forget_old(self) -> None:
         oldest = self._clock() - ANSWER_TTL_S
-        while self._answers and (
-            len(self._answers) > MAX_ANSWERS or next(iter(self._answers.values())).at < oldest
-        ):  # fmt: skip
-            self._answers.popitem(last=False)
+        while old := [name for name, answer in self._answers.oldest() if answer.at < oldest]:
+            for name in old:
+                self._answers.forget(name)
 
     async def _offered(self, access: Access, receive: Receive, send: Send) -> None:
         body = await asgi.read_body(receive, MAX_BYTES)
@@ -143,30 +144,28 @@ class Consent:
             return await asgi.error(send, 400, said, "invalid_request_error")
         self._forget_old()
         answer = self._answers.get(offer.id)
-        if answer is None or not access.sees(answer.example.adapter):
+        if answer is None or offer.id in self._handed or not access.sees(answer.example.adapter):
             message = (
                 f"There is no answer {offer.id!r} that could be kept: one of the last hour, from {CHAT}, asked with "
                 "the header and a 'user', come to its own end rather than cut by max_tokens, and with its prompt at "
                 f"most {MAX_EXAMPLE_BYTES >> 10} KiB of text without control characters, from {', '.join(ROLES)}."
             )
             return await asgi.error(send, 404, message, "invalid_request_error")
-        del self._answers[offer.id]  # while it is handed over nobody can accept it once more
         example = answer.example
         if offer.correction is not None:
             corrected = [*example.messages[:-1], {"role": "assistant", "content": offer.correction}]
             if why := unfit(corrected):
-                self._put_back(offer.id, answer)
                 return await asgi.error(send, 400, f"correction: {why}.", "invalid_request_error", "correction")
             example = example.model_copy(update={"messages": corrected, "kind": "corrected"})
-        status, said = await self._hand_over(example)
+        self._handed.add(offer.id)
+        try:
+            status, said = await self._hand_over(example)
+        finally:
+            self._handed.remove(offer.id)
         if status == 200:
+            self._answers.forget(offer.id)
             return await asgi.reply(send, 200, {"id": offer.id, "object": "example", "state": "quarantine"})
-        self._put_back(offer.id, answer)
         return await asgi.error(send, status, said, "server_error" if status >= 500 else "invalid_request_error")
-
-    def _put_back(self, name: str, answer: _Answer) -> None:
-        self._answers[name] = answer
-        self._answers.move_to_end(name, last=False)
 
     async def _hand_over(self, example: Example) -> tuple[int, str]:
         """Send an example to the daemon; return its status, and its reason if it refuses."""

@@ -1,11 +1,11 @@
-"""`SlotTurns`: has adapters take turns in SGLang's slots, so that busy ones do not keep all of them for ever.
+"""`FairDrainer`: drains the slot of a busy adapter for one that waits, so that nobody keeps a slot for ever.
 
 A batch has requests of at most `slots` adapters, of which the base is one. Those of a further adapter wait until an
 adapter has no request in the batch, which never comes while each of them is asked for again before its last answer has
 ended. So once requests of an adapter have waited for `WAIT_S`, one that has a slot begins no more requests: the one
 whose answers may end first. Its slot goes to the adapter that has waited longest.
 
-SGLang has a drainer of its own (`--lora-drain-wait-threshold`), in whose place this one is put. That one goes on to
+SGLang has a drainer of its own (`--lora-drain-wait-threshold`), whose place this one takes. That one goes on to
 begin requests that are about as short as what is left of those that run, so that equal requests, of which the next
 comes before a sixth of the last one is answered, keep a slot for ever; and it makes no room for the base.
 """
@@ -22,7 +22,7 @@ Adapter = str | None
 """SGLang's id of a loaded version; None is the base."""
 
 
-class SlotTurns:
+class FairDrainer:
     """Takes the place of SGLang's `LoRADrainer`, with the same two methods."""
 
     def __init__(self, slots: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -67,6 +67,6 @@ class SlotTurns:
         return True
 
 
-def take_turns(result: None, scheduler: Any) -> None:
-    """AFTER `Scheduler.init_lora_drainer`: put a `SlotTurns` in the place of SGLang's own drainer."""
-    scheduler.lora_drainer = SlotTurns(scheduler.max_loras_per_batch)
+def drain_fairly(result: None, scheduler: Any) -> None:
+    """AFTER `Scheduler.init_lora_drainer`: put a `FairDrainer` in the place of SGLang's own drainer."""
+    scheduler.lora_drainer = FairDrainer(scheduler.max_loras_per_batch)

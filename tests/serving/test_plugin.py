@@ -26,6 +26,7 @@ from tests.toys.serving.router import KEY, TABLE, Inner
 
 ROUTERS_HOOKS = {
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request": "before",
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager._resolve_lora_path": "before",
     "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_output": "before",
     "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses._known_model_names": "after",
     "sglang.srt.entrypoints.engine._server_args_for_logging": "after",
@@ -167,7 +168,7 @@ def test_without_the_daemons_settings_there_is_no_router_that_would_be_open_to_a
 
 def test_sglang_knows_the_names_of_the_table_and_logs_no_key(sglang: ToySglang, run_dir: Path) -> None:
     plugin.register()
-    _, _, (known_names, _), (redact, _), (hide_key, _), (guess, _) = sglang.hooks.values()
+    _, _, _, (known_names, _), (redact, _), (hide_key, _), (guess, _) = sglang.hooks.values()
     assert known_names({"tiny"}) == {"tiny"}, "before the application is built"
     sglang.app.build_middleware_stack()
     assert known_names({"another"}) == {"another", *TABLE.names()}

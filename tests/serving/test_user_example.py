@@ -61,5 +61,9 @@ def test_what_cannot_be_judged_or_is_too_much_is_refused_with_the_reason(message
 def test_the_daemon_refuses_it_without_quoting_it() -> None:
     with pytest.raises(ValidationError) as refused:
         Example.model_validate({**GOOD, "messages": texts("secret\x1b")})
+    assert "secret" not in str(refused.value)
+    with pytest.raises(ValidationError) as other:
+        Example.model_validate({**GOOD, "messages": texts("secret"), "version": "triage@v2"})
+    assert "secret" not in str(other.value), "nor in a traceback"
     (mistake,) = refused.value.errors()
     assert (mistake["loc"], "U+001B" in mistake["msg"], "secret" in mistake["msg"]) == (("messages",), True, False)

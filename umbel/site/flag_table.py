@@ -10,7 +10,7 @@ OWNED_FLAGS = {
     "max_loras_per_batch": "[engine].slots", "lora_paths": "the journal", "enable_lora": "umbel",
     "admin_api_key": "umbel", "api_key": "umbel", "sleep_on_idle": "umbel", "config": "umbel, for its key",
     "max_loaded_loras": "the journal, behind which SGLang would unload a version by itself",
-    "lora_drain_wait_threshold": "umbel, which has adapters take turns in its own way",
+    "lora_drain_wait_threshold": "umbel, which drains slots in its own way",
     "load_format": "umbel, which serves safetensors", "model_config_parser": "umbel, which reads config.json",
 }  # fmt: skip
 """SGLang flags that umbel sets itself → the setting, or the part of umbel, that sets them."""

@@ -252,8 +252,9 @@ def test_what_the_daemon_refuses_can_be_offered_again(site: Site) -> None:
     assert site.accept().status_code == 200
 
 
-def test_only_the_last_answers_are_remembered_and_not_for_long(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_last_answers_are_remembered_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consent, "MAX_ANSWERS", 2)
+    site = Site()
     for number in (1, 2, 3):
         site.inner.chunks = [json.dumps({**ANSWER, "id": str(number)}).encode()]
         site.ask()
@@ -261,6 +262,30 @@ def test_only_the_last_answers_are_remembered_and_not_for_long(site: Site, monke
     assert site.accept("2").status_code == 200
     site.now += consent.ANSWER_TTL_S + 1
     assert site.accept("3").status_code == 404
+
+
+def test_a_busy_adapter_does_not_push_out_what_another_ones_users_may_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "MAX_ANSWERS", 3)
+    site = Site()
+    site.inner.version = b"base"
+    for number, model in enumerate(("triage", *["support"] * 7)):
+        site.inner.chunks = [json.dumps({**ANSWER, "id": str(number)}).encode()]
+        site.ask(model=model)
+    assert [site.accept(str(number)).status_code for number in range(8)] == [200, *[404] * 5, 200, 200]
+    assert [kept["adapter"] for kept in site.daemon.kept] == ["triage", "support", "support"]
+
+
+def test_an_answer_that_is_being_handed_over_is_not_taken_twice(site: Site) -> None:
+    site.ask()
+
+    async def both() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(site.app), base_url="http://site") as client:
+            said = {"id": "chatcmpl-1", "accept": True}
+            asked = (client.post(EXAMPLES, json=said, headers=AGREED) for _ in range(2))
+            return sorted(reply.status_code for reply in await asyncio.gather(*asked))
+
+    assert asyncio.run(both()) == [200, 404]
+    assert len(site.daemon.kept) == 1
 
 
 def test_without_the_daemons_settings_it_is_not_there_at_all(tmp_path: Path) -> None:

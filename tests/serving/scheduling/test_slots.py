@@ -1,4 +1,4 @@
-"""Slots in turns: no adapter, nor the base, waits for ever beside busy ones; with SGLang's own rules of admission."""
+"""Slots: no adapter, nor the base, waits for ever beside busy ones; with SGLang's own rules of admission."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from sglang.srt.lora.lora_manager import LoRAManager
 from sglang.srt.managers.scheduler import Scheduler
 
 from serving.priorities import Priority
-from serving.scheduling.slots import WAIT_S, Adapter, SlotTurns, take_turns
+from serving.scheduling.slots import WAIT_S, Adapter, FairDrainer, drain_fairly
 
 STEP_S = 0.02
 """Seconds of one decoding step of the toy engine."""
@@ -45,7 +45,7 @@ class Engine:
         manager = SimpleNamespace(max_loras_per_batch=slots, num_pinned_loras=0)
         manager.validate_lora_batch = lambda ids: LoRAManager.validate_lora_batch(manager, ids)
         self.scheduler: Any = SimpleNamespace(
-            lora_drainer=drainer or SlotTurns(slots, lambda: self.now),
+            lora_drainer=drainer or FairDrainer(slots, lambda: self.now),
             enable_lora_overlap_loading=False,
             tp_worker=SimpleNamespace(model_runner=SimpleNamespace(lora_manager=manager)),
         )
@@ -97,7 +97,7 @@ def test_a_quiet_adapter_and_the_base_have_their_turn_beside_two_that_never_paus
 
 @pytest.mark.parametrize("quiet", ["quiet", "base"])
 def test_sglangs_own_ways_let_it_wait_for_ever(monkeypatch: pytest.MonkeyPatch, quiet: str) -> None:
-    """The reason for `SlotTurns`: where this fails, SGLang has learnt it, and its own drainer may do."""
+    """The reason for `FairDrainer`: where this fails, SGLang has learnt it, and its own drainer may do."""
     for threshold in (1e9, WAIT_S):  # without a drainer, and with SGLang's
         engine = Engine(slots=2, drainer=LoRADrainer(2, threshold))
         monkeypatch.setattr(lora_drainer, "time", SimpleNamespace(monotonic=lambda: engine.now))  # noqa: B023
@@ -174,6 +174,6 @@ def test_only_what_a_user_or_the_daemon_waits_for_claims_a_slot(priority: int | 
 
 def test_the_scheduler_gets_it_with_its_own_number_of_slots() -> None:
     scheduler = SimpleNamespace(max_loras_per_batch=7, lora_drainer=None)
-    take_turns(None, scheduler)
-    assert isinstance(scheduler.lora_drainer, SlotTurns)
+    drain_fairly(None, scheduler)
+    assert isinstance(scheduler.lora_drainer, FairDrainer)
     assert scheduler.lora_drainer._slots == 7
