@@ -25,7 +25,8 @@ class Latest(Generic[Kept]):
         self._adapters[answer] = adapter
         self._of.setdefault(adapter, OrderedDict())[answer] = kept
         while len(self._adapters) > self._most:
-            self.forget(next(iter(max(self._of.values(), key=len))))
+            busiest = max(self._of.values(), key=len)
+            self.forget(next(iter(busiest)))
 
     def get(self, answer: str) -> Kept | None:
         """Return what is known of an answer; None if it is unknown or forgotten."""
