@@ -1,5 +1,6 @@
 """`AliasTable`: maps the names in users' requests to versions. The daemon writes it, the router reads it."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -87,6 +88,29 @@ class AliasTable(BaseModel):
         if version not in self.addressable:
             raise NotFound(f"The model {model[:200]!r} does not exist. Available: {', '.join(self.names())}.")
         return AdapterRef.parse(version)
+
+    def without(self, adapters: Collection[str]) -> Self:
+        """Return the table as it would be if these adapters were not there.
+
+        >>> table.without({"support"}).names()
+        ['llama']
+        """
+        kept = {
+            field: {name: value for name, value in by_name.items() if name not in adapters}
+            for field, by_name in self
+            if isinstance(by_name, dict)
+        }
+        versions = tuple(ref for ref in self.addressable if AdapterRef.parse(ref).name not in adapters)
+        return self.model_copy(update={**kept, "addressable": versions})
+
+    def adapter_of(self, model: str) -> str | None:
+        """Return the adapter that `model` in a user's request belongs to; None is the base. Raises as `resolve` does.
+
+        >>> table.adapter_of("support@v1")
+        'support'
+        """
+        self.resolve(model)
+        return None if model == self.base else model.removeprefix(f"{self.base}:").partition("@")[0]
 
     def shadow(self, adapter: str) -> AdapterRef | None:
         """Return the version that is loaded beside the live one, if there is one."""

@@ -16,7 +16,7 @@ import httpx
 from serving import engine_log, launch
 from serving.aliases import AliasTable
 from serving.loopback import alone
-from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, PARENT_VARIABLE, RUN_DIR_VARIABLE
+from serving.run_dir import ADMIN_KEY, ALIASES, PARENT_VARIABLE, RUN_DIR_VARIABLE, RouterSettings
 from serving.traffic_report import TrafficReport
 from umbel import ports
 from umbel.adapter import AdapterRef
@@ -106,6 +106,7 @@ class Engine:
         require_free_port(self.config.engine.host, self.config.engine.port)
         state_dir = self.config.site.state_dir
         table.write(state_dir / ALIASES)
+        RouterSettings.of(self.config).write(state_dir)
         replace_durably(state_dir / ADMIN_KEY, self.key.encode())
         replace_durably(state_dir / "engine.yaml", f"api-key: {self.key}\nadmin-api-key: {self.key}\n".encode())
         environment = {
@@ -115,7 +116,6 @@ class Engine:
             **self.config.engine.env,
             RUN_DIR_VARIABLE: str(state_dir),
             PARENT_VARIABLE: str(os.getpid()),
-            API_KEYS_VARIABLE: str(self.config.engine.api_keys or ""),
         }  # fmt: skip
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIABLE
+from serving.run_dir import ADMIN_KEY, ALIASES, RUN_DIR_VARIABLE, RouterSettings
 
 REMEDY = "install the release that constraints/engine.txt names"
 Hook = tuple[str, Callable[..., Any], Any]
@@ -47,19 +47,20 @@ def _register_router(run_dir: Path) -> None:
     from serving import engine_state
     from serving.router.api_keys import ApiKeys
     from serving.router.consent import with_consent
-    from serving.router.pin import apply_pin
+    from serving.router.pin import apply_pin, refuse_unloaded
     from serving.router.router import Router
     from serving.router.suspects import refuse_suspects
 
     admin_key = (run_dir / ADMIN_KEY).read_text().strip()
-    keys = ApiKeys.read(Path(os.environ[API_KEYS_VARIABLE])) if os.environ.get(API_KEYS_VARIABLE) else None
+    settings = RouterSettings.read(run_dir)
+    keys = ApiKeys.read(settings)
     build_stack, routers = http_server.app.build_middleware_stack, []
     state = engine_state.opened(run_dir)
 
     def build_with_router() -> Any:  # around all of SGLang's own layers, the key check that it adds later too
         vocab_size = http_server.get_global_state().tokenizer_manager.model_config.vocab_size
         inner = refuse_suspects(build_stack(), run_dir)
-        routers.append(Router(inner, run_dir / ALIASES, admin_key, vocab_size, keys))
+        routers.append(Router(inner, run_dir / ALIASES, admin_key, vocab_size, keys, settings.priorities))
         return with_consent(routers[-1], run_dir, keys, routers[-1].bodies)
 
     def count_output(*args: Any, **kwargs: Any) -> None:
@@ -83,6 +84,7 @@ def _register_router(run_dir: Path) -> None:
     templates = "parser.template_manager.TemplateManager"
     hooks: list[Hook] = [
         ("managers.tokenizer_manager.TokenizerManager.generate_request", apply_pin, HookType.BEFORE),
+        ("managers.tokenizer_manager.TokenizerManager._resolve_lora_path", refuse_unloaded, HookType.BEFORE),
         ("managers.tokenizer_manager.TokenizerManager._handle_batch_output", count_output, HookType.BEFORE),
         # /v1/responses alone checks the name of the model, before the request reaches `generate_request`
         ("entrypoints.openai.serving_responses.OpenAIServingResponses._known_model_names", known_names, HookType.AFTER),
@@ -100,7 +102,8 @@ def _register_scheduler(run_dir: Path, cotrainer: str) -> None:
     from serving.cotrainer.hooks import Hooks
     from serving.cotrainer.lanes.streams import EngineStreams
     from serving.four_bit.hook import choose_loader
-    from serving.grammars import bound_compiler, keep_latest
+    from serving.scheduling.grammars import bound_compiler, keep_latest
+    from serving.scheduling.slots import drain_fairly
 
     hooks = Hooks(run_dir, pkgutil.resolve_name(cotrainer))
     streams = EngineStreams(torch.cuda)
@@ -111,6 +114,7 @@ def _register_scheduler(run_dir: Path, cotrainer: str) -> None:
         (f"{scheduler}.run_batch", hooks.before_batch, HookType.BEFORE),
         (f"{scheduler}.process_batch_result", hooks.after_batch, HookType.AFTER),
         (f"{scheduler}.maybe_sleep_on_idle", hooks.around_sleep, HookType.AROUND),
+        (f"{scheduler}.init_lora_drainer", drain_fairly, HookType.AFTER),
         ("managers.scheduler.dispatch_event_loop", streams.around_event_loop, HookType.AROUND),
         ("model_executor.model_runner.ModelRunner.initialize", streams.before_initialize, HookType.BEFORE),
         ("distributed.parallel_state.graph_capture", streams.before_capture, HookType.BEFORE),

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from serving.aliases import BASE_LABEL
+from umbel.adapter import AdapterName
 from umbel.printable import control
 
 SETTINGS = "consent.json"
@@ -27,21 +29,23 @@ class ConsentSettings(BaseModel):
     """Key of the HMAC that makes users' pseudonyms, in hex."""
     socket: Path
     """Unix socket of the daemon's control API for the operator and the engine."""
-    models: tuple[str, ...]
-    """Names of the models whose answers may be kept: the live versions of adapters."""
+    models: dict[str, AdapterName]
+    """Names of the models whose answers may be kept, each with its adapter: the live versions of adapters."""
 
 
 class Example(BaseModel):
     """One example that a user accepted or corrected: the body of POST /examples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     user: str = Field(pattern=r"^[0-9a-f]{64}$")
     """The user's pseudonym: HMAC-SHA256 of the request's `user`, in hex."""
     messages: list[dict[Literal["role", "content"], str]]
     """The prompt, then the accepted answer or its correction."""
-    version: str = Field(pattern=r"^[a-z0-9_-]{1,40}@v[0-9]{1,9}$")
-    """The version that answered, as `support@v12`."""
+    adapter: AdapterName
+    """The adapter that was asked for, the only one that this may train."""
+    version: str = Field(pattern=rf"^({BASE_LABEL}|[a-z0-9_-]{{1,40}}@v[0-9]{{1,9}})$")
+    """The version of it that answered, as `support@v12`; `base` before its first one was promoted."""
     kind: Literal["accepted", "corrected"]
 
     @field_validator("messages")
@@ -50,6 +54,12 @@ class Example(BaseModel):
         if why := unfit(messages):
             raise ValueError(why)
         return messages
+
+    @model_validator(mode="after")
+    def _answered_by_what_was_asked(self) -> Self:
+        if self.version != BASE_LABEL and self.version.partition("@")[0] != self.adapter:
+            raise ValueError(f"version: {self.version} is no version of {self.adapter}")
+        return self
 
 
 def unfit(messages: Sequence[object]) -> str | None:

@@ -44,5 +44,5 @@ def read_keys(path: Path) -> tuple[str, ...]:
                 "`openssl rand -hex 32` makes a key"
             )
     if not keys:
-        raise ConfigError(f"{path}: holds no API key; write one per line, or remove [engine].api_keys")
+        raise ConfigError(f"{path}: holds no API key; write one per line, or remove the api_keys that name it")
     return tuple(keys.values())

@@ -1,8 +1,9 @@
 """`ExampleStore`: examples from users who agreed: scrubbed, in quarantine, released by the operator, trained on.
 
-    offered ──scrub──► quarantine ──`umbel examples release`──► released ──next start──► training data
+    offered ──scrub──► quarantine ──`umbel examples release`──► released ──next start──► training data of its adapter
                           │ retention_days, or `umbel examples forget`: deleted, wherever it is
 
+An example trains the adapter that its user asked for, and no other.
 Only the site's user can read `examples.sqlite3` and the JSONL that preparation reads. SQLite overwrites deleted rows.
 """
 
@@ -25,20 +26,25 @@ from client.data.scrub import Scrubber
 from client.database import connect
 from client.disk import require_room
 from serving.user_example import SETTINGS, ConsentSettings, Example
-from umbel.errors import Conflict, NoRoom, NotFound
+from umbel.errors import ConfigError, Conflict, NoRoom, NotFound
 from umbel.peft_dir import replace_durably
 from umbel.site.config import SiteConfig
 from umbel.site.sections import ExamplesSection
 from umbel.transaction import transaction
 
-DATABASE, KEY, RELEASED = "examples.sqlite3", "examples.key", "examples.jsonl"
-"""Names of the files in the state directory."""
+DATABASE, KEY, RELEASED = "examples.sqlite3", "examples.key", "examples"
+"""Names of the files in the state directory, and of the folder of the released examples, a file for each adapter."""
+RELEASED_OF_ALL = "examples.jsonl"
+"""Name of the file in the state directory that an older umbel wrote the released examples of all adapters to."""
 RETENTION_CHECK_S = 3600.0
-SCHEMA = """
+SCHEMA = 1
+"""Version of the database's tables, in its `user_version`; 0 is an umbel that did not know adapters apart."""
+_TABLES = """
 CREATE TABLE IF NOT EXISTS examples (
     id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, user TEXT NOT NULL, version TEXT NOT NULL,
-    kind TEXT NOT NULL, messages TEXT NOT NULL, released INTEGER NOT NULL DEFAULT 0);
+    kind TEXT NOT NULL, messages TEXT NOT NULL, released INTEGER NOT NULL DEFAULT 0)
 """
+_ADAPTER = "ALTER TABLE examples ADD COLUMN adapter TEXT NOT NULL DEFAULT ''"
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +56,10 @@ class Kept:
     id: int
     at: float
     """Unix time at which it was accepted."""
+    adapter: str
+    """The adapter that it was given to, the only one that it trains."""
     version: str
+    """The version that answered; `base` before the adapter had one."""
     kind: str
     state: str
     """quarantine, waiting (for its release), or released."""
@@ -72,7 +81,7 @@ class ExampleStore:
         os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
         self._db = connect(file, timeout=30.0)
         self._db.execute("PRAGMA secure_delete = ON")
-        self._db.executescript(SCHEMA)
+        self._migrate(file)
         self.purge()
 
     @classmethod
@@ -84,11 +93,26 @@ class ExampleStore:
         """Close the database."""
         self._db.close()
 
+    def _migrate(self, file: Path) -> None:
+        """Make the tables, or bring them to this release's shape; raise ConfigError for those of a newer one."""
+        with transaction(self._db):  # others, which open it at the same time, wait
+            found = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if found > SCHEMA:
+                raise ConfigError(
+                    f"{file}: its tables have version {found}, and this umbel knows {SCHEMA}; install the newer umbel "
+                    "that wrote them"
+                )
+            if found < SCHEMA:
+                self._db.execute(_TABLES)
+                self._db.execute(_ADAPTER)
+                self._db.execute("UPDATE examples SET adapter = substr(version, 1, instr(version, '@v') - 1)")
+                self._db.execute(f"PRAGMA user_version = {SCHEMA}")
+
     def add(self, example: Example, scrub: Scrubber) -> int:
         """Keep an example, scrubbed, and return its number.
 
-        Raises Conflict when its user has `per_user` examples or all of them together take `max_mb`, and NoRoom when
-        the disk is nearly full.
+        Raises Conflict when its user has `per_user` examples of this adapter or those of all together take `max_mb`,
+        and NoRoom when the disk is nearly full.
         """
         scrubbed = [{"role": one["role"], "content": scrub(one["content"])} for one in example.messages]
         messages = json.dumps(scrubbed, ensure_ascii=False)
@@ -96,7 +120,8 @@ class ExampleStore:
         require_room(self._state_dir, needed, "example")
         self.purge()
         with transaction(self._db):
-            had = self._db.execute("SELECT count(*) FROM examples WHERE user = ?", (example.user,)).fetchone()[0]
+            count = "SELECT count(*) FROM examples WHERE user = ? AND adapter = ?"
+            had = self._db.execute(count, (example.user, example.adapter)).fetchone()[0]
             if had >= self._section.per_user:
                 raise Conflict(
                     f"{had} examples of this user are kept already; [examples].per_user is {self._section.per_user}"
@@ -107,8 +132,8 @@ class ExampleStore:
                     f"{self._section.max_mb}, and room comes back as examples are over their retention or forgotten"
                 )
             added = self._db.execute(
-                "INSERT INTO examples (at, user, version, kind, messages) VALUES (?, ?, ?, ?, ?)",
-                (self._clock(), example.user, example.version, example.kind, messages),
+                "INSERT INTO examples (at, user, adapter, version, kind, messages) VALUES (?, ?, ?, ?, ?, ?)",
+                (self._clock(), example.user, example.adapter, example.version, example.kind, messages),
             )
         return int(added.lastrowid or 0)
 
@@ -120,30 +145,33 @@ class ExampleStore:
         )
         return int((pages - unused) * size)
 
-    def all(self) -> list[Kept]:
-        """Return every example, oldest first."""
-        rows = self._db.execute("SELECT id, at, version, kind, released, messages FROM examples ORDER BY id")
+    def all(self, adapter: str | None = None) -> list[Kept]:
+        """Return every example, or those of one adapter, oldest first."""
+        rows = self._db.execute("SELECT id, at, adapter, version, kind, released, messages FROM examples ORDER BY id")
         return [
-            Kept(number, at, version, kind, self._state(at, bool(released)), json.loads(messages))
-            for number, at, version, kind, released, messages in rows
+            Kept(number, at, of, version, kind, self._state(at, bool(released)), json.loads(messages))
+            for number, at, of, version, kind, released, messages in rows
+            if adapter in (None, of)
         ]
 
-    def rows(self, texts: bool) -> list[dict[str, object]]:
+    def rows(self, texts: bool, adapter: str | None = None) -> list[dict[str, object]]:
         """Return the examples as JSON values, with their messages only where `texts` is true."""
         return [
-            {key: value for key, value in asdict(kept).items() if texts or key != "messages"} for kept in self.all()
+            {key: value for key, value in asdict(kept).items() if texts or key != "messages"}
+            for kept in self.all(adapter)
         ]
 
-    def release(self, numbers: list[int] | None = None) -> list[int]:
-        """Release waiting examples for training (None: all of them) and return their numbers.
+    def release(self, numbers: list[int] | None = None, adapter: str | None = None) -> list[int]:
+        """Release waiting examples for training (None: all of them, or of `adapter`) and return their numbers.
 
-        Raises NotFound for a number that is not there, Conflict for an example in quarantine.
+        Raises NotFound for a number that is not there, or not the adapter's, Conflict for an example in quarantine.
         """
         self.purge()
-        known = {kept.id: kept for kept in self.all()}
+        known = {kept.id: kept for kept in self.all(adapter)}
         for number in numbers or ():
             if number not in known:
-                raise NotFound(f"there is no example {number}; `umbel examples ls` names them")
+                of = "" if adapter is None else f" of {adapter}"
+                raise NotFound(f"there is no example {number}{of}; `umbel examples ls` names them")
             if known[number].state == "quarantine":
                 raise Conflict(
                     f"example {number} is in quarantine for {self._section.quarantine_hours:g} hours after it was given"
@@ -154,9 +182,12 @@ class ExampleStore:
         self._db.executemany("UPDATE examples SET released = 1 WHERE id = ?", [(number,) for number in waiting])
         return waiting
 
-    def forget(self, user: str) -> int:
-        """Delete all examples of the user with that name in requests, and return their number."""
-        gone = self._db.execute("DELETE FROM examples WHERE user = ?", (pseudonym(self._state_dir, user),)).rowcount
+    def forget(self, user: str, adapter: str | None = None) -> int:
+        """Delete all examples of the user with that name in requests, or those of one adapter; return their number."""
+        delete, whose = "DELETE FROM examples WHERE user = ?", [pseudonym(self._state_dir, user)]
+        if adapter is not None:
+            delete, whose = f"{delete} AND adapter = ?", [*whose, adapter]
+        gone = self._db.execute(delete, whose).rowcount
         with suppress(NoRoom):  # for a copy; what was deleted is overwritten already
             self._db.execute("VACUUM")
         return int(gone)
@@ -166,14 +197,15 @@ class ExampleStore:
         oldest = self._clock() - 86400 * self._section.retention_days
         return int(self._db.execute("DELETE FROM examples WHERE at < ?", (oldest,)).rowcount)
 
-    def export(self) -> Path | None:
-        """Write the released examples as JSONL for the preparation and return its path; None if none is released."""
+    def export(self, adapter: str) -> Path | None:
+        """Write an adapter's released examples as JSONL for the preparation and return its path; None without any."""
         self.purge()
-        into = self._state_dir / RELEASED
-        released = [kept for kept in self.all() if kept.state == "released"]
+        into = self._state_dir / RELEASED / f"{adapter}.jsonl"
+        released = [kept for kept in self.all(adapter) if kept.state == "released"]
         into.unlink(missing_ok=True)
         if not released:
             return None
+        into.parent.mkdir(mode=0o700, exist_ok=True)
         replace_durably(into, "".join(_line(kept) for kept in released).encode())
         into.chmod(0o600)
         return into
@@ -188,27 +220,32 @@ def _line(kept: Kept) -> str:
     return json.dumps({"messages": kept.messages}, ensure_ascii=False) + "\n"
 
 
-def prepare(config: SiteConfig) -> Path | None:
-    """Write the settings that let the engine's HTTP process remember answers; return the released examples, if any.
+def prepare(config: SiteConfig) -> dict[str, Path]:
+    """Write the settings that let the engine's HTTP process remember answers; return adapter → its released examples.
 
     To be called before the engine starts. Where `[examples]` is off, no answer is remembered, and examples that were
-    kept before are not trained on.
+    kept before are not trained on, nor are those of adapters that the site has no more.
     """
     settings, state_dir = config.site.state_dir / SETTINGS, config.site.state_dir
-    settings.unlink(missing_ok=True)
+    for file in (settings, state_dir / RELEASED_OF_ALL, *(state_dir / RELEASED).glob("*.jsonl")):
+        file.unlink(missing_ok=True)
     if not config.examples.enabled:
-        (state_dir / RELEASED).unlink(missing_ok=True)
-        return None
-    models = config.adapters
+        return {}
+    models = {model: name for name in config.adapters for model in (name, f"{config.model.served_name}:{name}")}
     told = ConsentSettings(key=_key(state_dir).hex(), socket=config.operator_socket, models=models)
     replace_durably(settings, told.model_dump_json().encode())
     settings.chmod(0o600)
     with closing(ExampleStore.of(config)) as store:
-        return store.export()
+        released = {name: store.export(name) for name in config.adapters}
+    return {name: file for name, file in released.items() if file is not None}
 
 
 def keep(config: SiteConfig, example: Example, scrub: Scrubber) -> int:
-    """Call `ExampleStore.add` from any thread, with a connection of its own."""
+    """Call `ExampleStore.add` from any thread, with a connection of its own.
+
+    Raises NotFound as well for an example of an adapter that is not trained here.
+    """
+    config.require_adapter(example.adapter)
     with closing(ExampleStore.of(config)) as store:
         return store.add(example, scrub)
 

@@ -12,8 +12,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,16 +21,17 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.router import asgi
-from serving.router.api_keys import ApiKeys
+from serving.router.api_keys import Access, ApiKeys
 from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
 from serving.router.bodies import Bodies, BodyRefused, refuse
+from serving.router.latest import Latest
 from serving.user_example import MAX_EXAMPLE_BYTES, ROLES, SETTINGS, ConsentSettings, Example, unfit
 from umbel.printable import control
 
 CHAT, EXAMPLES = "/v1/chat/completions", "/v1/examples"
 HEADER, CONSENT = b"x-umbel-consent", b"train"
 MAX_ANSWERS = 1000
-"""Number of latest answers that can still be accepted."""
+"""Number of latest answers, of all adapters, that can still be accepted."""
 ANSWER_TTL_S = 3600.0
 """Seconds after which an answer can no longer be accepted."""
 MAX_BYTES = 1 << 20
@@ -68,7 +68,8 @@ class Consent:
     """ASGI middleware around the router.
 
     Users' `keys` are checked here as well as in the router: /v1/examples never reaches the router, and without
-    `[examples]` only the router is there. A request without a valid key is left to the router, which refuses it.
+    `[examples]` only the router is there. A request without a valid key is left to the router, which refuses it. An
+    answer of an adapter that a key does not open is unknown to it.
     """
 
     def __init__(
@@ -83,17 +84,19 @@ class Consent:
         self._app = app
         self._bodies = bodies or Bodies()
         self._settings = settings
-        self._keys = keys
+        self._keys = keys or ApiKeys()
         self._clock = clock
         self._daemon = daemon
-        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._answers: Latest[_Answer] = Latest(MAX_ANSWERS)
+        self._handed: set[str] = set()
+        """Answers that are being handed over, so that nobody accepts them once more meanwhile."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         agreed = scope["type"] == "http" and (HEADER, CONSENT) in scope["headers"] and scope["method"] == "POST"
-        agreed = agreed and (self._keys is None or self._keys.admit(scope["headers"]))
-        if agreed and scope["path"] == EXAMPLES:
-            return await self._offered(receive, send)
-        if agreed and scope["path"] == CHAT:
+        access = self._keys.admit(scope["headers"]) if agreed else None
+        if access is not None and scope["path"] == EXAMPLES:
+            return await self._offered(access, receive, send)
+        if access is not None and scope["path"] == CHAT:
             return await self._answer(scope, receive, send)
         return await self._app(scope, receive, send)
 
@@ -119,18 +122,18 @@ class Consent:
         messages = [*asked["messages"], {"role": "assistant", "content": text}]
         if unfit(messages):
             return
-        example = Example(user=user, messages=messages, version=seen.version, kind="accepted")
-        self._answers[answer] = _Answer(example, self._clock())
+        adapter = self._settings.models[asked["model"]]
+        example = Example(user=user, messages=messages, adapter=adapter, version=seen.version, kind="accepted")
         self._forget_old()
+        self._answers.remember(answer, adapter, _Answer(example, self._clock()))
 
     def _forget_old(self) -> None:
         oldest = self._clock() - ANSWER_TTL_S
-        while self._answers and (
-            len(self._answers) > MAX_ANSWERS or next(iter(self._answers.values())).at < oldest
-        ):  # fmt: skip
-            self._answers.popitem(last=False)
+        while old := [name for name, answer in self._answers.oldest() if answer.at < oldest]:
+            for name in old:
+                self._answers.forget(name)
 
-    async def _offered(self, receive: Receive, send: Send) -> None:
+    async def _offered(self, access: Access, receive: Receive, send: Send) -> None:
         body = await asgi.read_body(receive, MAX_BYTES)
         if body is None:
             return await asgi.error(send, 413, f"The body is over {MAX_BYTES >> 20} MiB.", "invalid_request_error")
@@ -140,8 +143,8 @@ class Consent:
             said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors())
             return await asgi.error(send, 400, said, "invalid_request_error")
         self._forget_old()
-        answer = self._answers.pop(offer.id, None)
-        if answer is None:
+        answer = self._answers.get(offer.id)
+        if answer is None or offer.id in self._handed or not access.sees(answer.example.adapter):
             message = (
                 f"There is no answer {offer.id!r} that could be kept: one of the last hour, from {CHAT}, asked with "
                 "the header and a 'user', come to its own end rather than cut by max_tokens, and with its prompt at "
@@ -152,18 +155,17 @@ class Consent:
         if offer.correction is not None:
             corrected = [*example.messages[:-1], {"role": "assistant", "content": offer.correction}]
             if why := unfit(corrected):
-                self._put_back(offer.id, answer)
                 return await asgi.error(send, 400, f"correction: {why}.", "invalid_request_error", "correction")
             example = example.model_copy(update={"messages": corrected, "kind": "corrected"})
-        status, said = await self._hand_over(example)
+        self._handed.add(offer.id)
+        try:
+            status, said = await self._hand_over(example)
+        finally:
+            self._handed.remove(offer.id)
         if status == 200:
+            self._answers.forget(offer.id)
             return await asgi.reply(send, 200, {"id": offer.id, "object": "example", "state": "quarantine"})
-        self._put_back(offer.id, answer)
         return await asgi.error(send, status, said, "server_error" if status >= 500 else "invalid_request_error")
-
-    def _put_back(self, name: str, answer: _Answer) -> None:
-        self._answers[name] = answer
-        self._answers.move_to_end(name, last=False)
 
     async def _hand_over(self, example: Example) -> tuple[int, str]:
         """Send an example to the daemon; return its status, and its reason if it refuses."""
@@ -230,7 +232,7 @@ def _events(stream: bytes) -> list[dict[str, Any]]:
     return [json.loads(chunk) for chunk in data if chunk != b"[DONE]"]
 
 
-def _suitable(body: bytes, models: tuple[str, ...]) -> dict[str, Any] | None:
+def _suitable(body: bytes, models: Collection[str]) -> dict[str, Any] | None:
     """Return the request if its answer can become an example, else None.
 
     It must name a user and the live version of an adapter, and ask for one choice, with texts only and no tools.
@@ -241,7 +243,9 @@ def _suitable(body: bytes, models: tuple[str, ...]) -> dict[str, Any] | None:
         asked = json.loads(body)
     except (ValueError, RecursionError):
         return None  # the router refuses it
-    if not isinstance(asked, dict) or asked.get("model") not in models or asked.get("n", 1) not in (1, None):
+    if not isinstance(asked, dict) or asked.get("n", 1) not in (1, None):
+        return None
+    if not isinstance(asked.get("model"), str) or asked["model"] not in models:
         return None
     messages, user = asked.get("messages"), asked.get("user")
     fit = isinstance(messages, list) and unfit(messages) is None

@@ -1,14 +1,16 @@
 """`Ratings`: users' ratings of answers (`POST /v1/feedback`), by id, version and user's code. No contents are kept."""
 
-from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.router.api_keys import ALL, Access
+from serving.router.latest import Latest
 from umbel.errors import NotFound
 
 MAX_RATED_ANSWERS = 10_000
-"""Number of latest answers that can still be rated."""
+"""Number of latest answers, of all adapters, that can still be rated."""
 MAX_BODY_BYTES = 16 << 10
 
 Rating = Literal["up", "down"]
@@ -24,30 +26,37 @@ class Feedback(BaseModel):
     rating: Rating
 
 
+@dataclass
+class _Rated:
+    """One of the latest answers."""
+
+    label: str
+    adapter: str | None
+    user: int | None
+    rating: Rating | None = None
+
+
 class Ratings:
     """Remembers which version gave each of the latest answers to whom, and the latest rating."""
 
     def __init__(self, most: int = MAX_RATED_ANSWERS) -> None:
-        self._most = most
-        self._answers: OrderedDict[str, tuple[str, int | None, Rating | None]] = OrderedDict()
+        self._answers: Latest[_Rated] = Latest(most)
 
-    def remember(self, answer: str, label: str, user: int | None = None) -> None:
-        """Note that version `label` begins an answer; forget the oldest answers beyond the limit.
+    def remember(self, answer: str, label: str, adapter: str | None = None, user: int | None = None) -> None:
+        """Note that version `label` begins an answer.
 
-        `user` is the code of its user (see `serving.router.user_counts`), None for nobody in particular.
+        `adapter` was asked for, None is the base. `user` is the code of its user (see `serving.router.user_counts`),
+        None for nobody in particular.
         """
-        self._answers[answer] = (label, user, None)
-        self._answers.move_to_end(answer)
-        while len(self._answers) > self._most:
-            self._answers.popitem(last=False)
+        self._answers.remember(answer, adapter, _Rated(label, adapter, user))
 
-    def rate(self, answer: str, rating: Rating) -> tuple[str, int | None, Rating | None]:
+    def rate(self, answer: str, rating: Rating, access: Access = ALL) -> tuple[str, int | None, Rating | None]:
         """Note a rating; return the version that gave the answer, its user's code, and the rating before.
 
-        Raises NotFound for an answer that is unknown or forgotten.
+        Raises NotFound for an answer that is unknown or forgotten, or if the rater does not see its adapter.
         """
-        if answer not in self._answers:
+        rated = self._answers.get(answer)
+        if rated is None or not access.sees(rated.adapter):
             raise NotFound(f"There is no answer {answer!r} that can be rated; only the latest ones can.")
-        label, user, before = self._answers[answer]
-        self._answers[answer] = (label, user, rating)
-        return label, user, before
+        before, rated.rating = rated.rating, rating
+        return rated.label, rated.user, before

@@ -55,6 +55,7 @@ class Pin:
         return tagged
 
 
+NOT_LOADED = "The version that is to answer is not loaded now; try again."
 _pin: ContextVar[Pin | None] = ContextVar("umbel_pin", default=None)
 
 
@@ -72,3 +73,14 @@ def apply_pin(manager: Any, obj: Any, request: Any = None, *args: Any, **kwargs:
     obj.priority = pin.priority.value
     obj.extra_key = None  # part of the KV cache's key: a client must not choose it (sglang#24638)
     pin.applied = True
+
+
+def refuse_unloaded(manager: Any, obj: Any) -> None:
+    """Raise ValueError for a request whose version is not loaded; a hook BEFORE `_resolve_lora_path`.
+
+    SGLang would load one that was unloaded again, by itself, or name to the user all that are loaded.
+    """
+    asked = obj.lora_path if isinstance(obj.lora_path, list) else [obj.lora_path]
+    loaded = manager.lora_registry.get_all_adapters()
+    if any(name is not None and name not in loaded for name in asked):
+        raise ValueError(NOT_LOADED)

@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from serving.aliases import BASE_LABEL, AliasTable
 from serving.priorities import CLASSES, Priority
 from serving.router import asgi, feedback
-from serving.router.api_keys import ApiKeys
+from serving.router.api_keys import ALL, Access, ApiKeys
 from serving.router.asgi import ASGIApp, Receive, Scope, Send
 from serving.router.bodies import MAX_BODY_BYTES, Bodies, BodyRefused, refuse
 from serving.router.canary import user_of, version_for
@@ -50,18 +51,27 @@ class Router:
 
     `table_file` holds the alias table, which POST /umbel/aliases reads anew; until it is there, users are answered 503.
     `admin_key` opens every route and is SGLang's own key. Token ids in requests must be below `vocab_size`, the base's.
-    Where there are `keys`, users need one of them.
+    Where there are `keys`, users need one of them, and see the names that it opens. `classes` has for each adapter the
+    class of its requests that name none.
     """
 
     def __init__(
-        self, app: ASGIApp, table_file: Path, admin_key: str, vocab_size: int, keys: ApiKeys | None = None
+        self,
+        app: ASGIApp,
+        table_file: Path,
+        admin_key: str,
+        vocab_size: int,
+        keys: ApiKeys | None = None,
+        classes: Mapping[str, str] | None = None,
     ) -> None:
         self.app = app
         self.vocab_size = vocab_size
-        self.keys = keys
+        self.keys = keys or ApiKeys()
+        self.classes = classes or {}
         self.table_file = table_file
         self.admin_key = admin_key
         self.table: AliasTable | None = None
+        self._views: dict[frozenset[str], AliasTable] = {}
         self.in_flight: Counter[str] = Counter()
         self.traffic = Traffic()
         self.prefixes = Prefixes()
@@ -77,32 +87,43 @@ class Router:
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
         path, admin = scope["path"], self._is_admin(scope)
-        known = admin or self.keys is None or self.keys.admit(scope["headers"])
+        access = ALL if admin else self.keys.admit(scope["headers"])
         scope = scope if admin else asgi.without_keys(scope)
         if admin and path.startswith("/umbel/"):
             return await self._administer(scope, receive, send)
         if path in OPEN and scope["method"] == "GET":
             return await (self._ready if path == "/ready" else self.app)(scope, receive, send)
-        if not known:
+        if access is None:
             return await asgi.error(send, 401, UNAUTHORIZED, "invalid_request_error", code="invalid_api_key", path=path)
         if path == FEEDBACK and scope["method"] == "POST":
-            return await self._rate(receive, send)
+            return await self._rate(access, receive, send)
         if path in GENERATING and scope["method"] == "POST":
-            return await self._generate(scope, receive, send)
+            return await self._generate(access, scope, receive, send)
         if path == "/v1/models" or path.startswith("/v1/models/"):
-            return await self._models(scope, send)
+            return await self._models(access, scope, send)
         if admin or (path == "/metrics" and scope["method"] == "GET"):
             return await self.app(scope, receive, send)
         said = f"{scope['method']} {path[:200]} does not exist here."
         return await asgi.error(send, 404, said, "not_found_error", path=path)
 
-    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _seen(self, table: AliasTable, access: Access) -> AliasTable:
+        """Return the table as it would be if the names that a request does not open were not there.
+
+        All that the request then meets, in texts and in time, is as if they were not.
+        """
+        if not access.closed:
+            return table
+        if access.closed not in self._views:
+            self._views[access.closed] = table.without(access.closed)
+        return self._views[access.closed]
+
+    async def _generate(self, access: Access, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if self.table is None or self.draining:
             return await asgi.not_ready(send, path)
         try:
             async with self.bodies.read(scope, receive) as body:
-                return await self._answer(self.table, scope, receive, send, body)
+                return await self._answer(self._seen(self.table, access), scope, receive, send, body)
         except BodyRefused as refused:
             return await refuse(send, refused, path)
 
@@ -113,10 +134,11 @@ class Router:
             model = asked.get("model")
             if not isinstance(model, str):
                 raise RequestRefused("'model' is missing; name a model.", "model")
+            adapter = table.adapter_of(model)
             user = user_of(asked, scope["headers"]) if model in table.adapters else None
             ref, live = version_for(table, model, user), table.resolve(model)
             request = checked(path, asked, self.vocab_size)
-            priority = CLASSES[request.pop("priority", "interactive")]
+            priority = CLASSES[request.pop("priority", self.classes.get(adapter or "", "interactive"))]
             del asked  # what was left out of it would be in memory until the answer ends
             body = fields.serialise(request)  # SGLang reads what was checked, whatever else the body may have said
         except NotFound as error:
@@ -130,7 +152,7 @@ class Router:
             self.prefixes.count(model, request)
         self.in_flight[pin.label] += 1
         try:
-            with self.traffic.answer(pin.label, model, user) as answer:
+            with self.traffic.answer(pin.label, adapter, user) as answer:
                 if ref == live:
                     self.mirror.watch(answer, path, table.mirror.get(model, 0.0))
                 if answer.kept is None or len(body) > MAX_REQUEST_BYTES:
@@ -142,11 +164,11 @@ class Router:
             self.in_flight[pin.label] -= 1
         return self.mirror.offer(answer, shadow, scope, request)
 
-    async def _rate(self, receive: Receive, send: Send) -> None:
+    async def _rate(self, access: Access, receive: Receive, send: Send) -> None:
         body = await asgi.read_body(receive, feedback.MAX_BODY_BYTES)
         try:
             given = Feedback.model_validate_json(body or b"")
-            label = self.traffic.rate(given.id, given.rating)
+            label = self.traffic.rate(given.id, given.rating, access)
         except ValidationError:
             wanted = """Send {"id": the id of an answer, "rating": "up" or "down"}."""
             return await asgi.error(send, 400, wanted, "invalid_request_error")
@@ -191,6 +213,7 @@ class Router:
     async def _reload(self, send: Send) -> None:
         try:
             self.table = AliasTable.read(self.table_file)  # a promotion is this one assignment
+            self._views = {}
         except (OSError, ValueError) as error:  # ValidationError and UnicodeDecodeError are ValueErrors
             logger.exception("alias table %s cannot be read; the old one stays", self.table_file)
             return await asgi.error(send, 500, f"{self.table_file}: {error}", "server_error")
@@ -210,19 +233,21 @@ class Router:
                     done += answer is not None
         return await asgi.reply(send, 200, {"prefilled": done})
 
-    async def _models(self, scope: Scope, send: Send) -> None:
+    async def _models(self, access: Access, scope: Scope, send: Send) -> None:
         if self.table is None:
             return await asgi.not_ready(send)
+        table = self._seen(self.table, access)
         wanted = scope["path"].removeprefix("/v1/models").removeprefix("/")
         if scope["method"] != "GET":
             return await asgi.error(send, 405, "Only GET is allowed here.", "invalid_request_error")
         if not wanted:
-            cards = [_card(self.table, name) for name in self.table.names()]
+            cards = [_card(table, name) for name in table.names()]
             return await asgi.reply(send, 200, {"object": "list", "data": cards})
-        if wanted not in self.table.names():
-            message = f"The model {wanted[:200]!r} does not exist. Available: {', '.join(self.table.names())}."
-            return await asgi.error(send, 404, message, "invalid_request_error", "model", "model_not_found")
-        return await asgi.reply(send, 200, _card(self.table, wanted))
+        try:
+            card = _card(table, wanted)
+        except NotFound as error:
+            return await asgi.error(send, 404, str(error), "invalid_request_error", "model", "model_not_found")
+        return await asgi.reply(send, 200, card)
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.table is None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from serving.router.api_keys import ALL, Access
 from serving.router.asgi import Message, Receive, Send
 from serving.router.feedback import Rating, Ratings
 from serving.router.user_counts import UserCodes, UserCount, UserCounts
@@ -31,8 +32,8 @@ _FAILED = re.compile(rb'data: \{"error"')
 class Answer:
     """Follows one answer on its way to a user; a context manager around the call that produces it."""
 
-    def __init__(self, tally: "_Tally", traffic: "Traffic", user: int | None) -> None:
-        self._tally, self._traffic, self._user = tally, traffic, user
+    def __init__(self, tally: "_Tally", traffic: "Traffic", adapter: str | None, user: int | None) -> None:
+        self._tally, self._traffic, self._adapter, self._user = tally, traffic, adapter, user
         self._clock = traffic.clock
         self._began = self._clock()
         self._first = self._last = 0.0
@@ -94,7 +95,8 @@ class Answer:
             self._be_heard()
             found = _ID.search(body, 0, ID_WITHIN_BYTES)
             if found and self._status == 200:
-                self._traffic.ratings.remember(found[1].decode(errors="replace"), self._tally.label, self._user)
+                answer, label = found[1].decode(errors="replace"), self._tally.label
+                self._traffic.ratings.remember(answer, label, self._adapter, self._user)
         if self.kept is not None:
             self.kept.append(body)
             self._room -= len(body)
@@ -141,19 +143,20 @@ class Traffic:
         self._codes = UserCodes()
         self._tallies: dict[str, _Tally] = {}
 
-    def answer(self, label: str, adapter: str = "", user: str | None = None) -> Answer:
-        """Return a context manager that follows one answer of version `label`.
+    def answer(self, label: str, adapter: str | None = None, user: str | None = None) -> Answer:
+        """Return a context manager that follows one answer of version `label`, for which `adapter` was asked.
 
-        `user` is the id of the user who asked for `adapter` by its plain name; None: the answer is no one's.
+        `user` is the id of the user, if the adapter was asked for by its plain name; None: the answer is no one's.
         """
-        return Answer(self._tally(label), self, None if user is None else self._codes.of(adapter, user))
+        code = None if user is None else self._codes.of(adapter or "", user)
+        return Answer(self._tally(label), self, adapter, code)
 
-    def rate(self, answer: str, rating: Rating) -> str:
+    def rate(self, answer: str, rating: Rating, access: Access = ALL) -> str:
         """Count a user's rating of an answer in place of the one before; return the version that gave the answer.
 
-        Raises NotFound for an answer that is unknown or forgotten.
+        Raises NotFound for an answer that is unknown or forgotten, or whose adapter the user does not see.
         """
-        label, user, before = self.ratings.rate(answer, rating)
+        label, user, before = self.ratings.rate(answer, rating, access)
         tally = self._tally(label)
         for count in (tally, tally.user(user)):
             count.up += (rating == "up") - (before == "up")

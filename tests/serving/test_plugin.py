@@ -14,17 +14,19 @@ import pytest
 from serving import engine_state, plugin
 from serving.cotrainer.hooks import Hooks
 from serving.engine_state import EngineState
+from serving.router.api_keys import ALL
 from serving.router.consent import Consent
 from serving.router.pin import apply_pin
 from serving.router.router import Router
 from serving.router.suspects import RefuseSuspects
-from serving.run_dir import ADMIN_KEY, ALIASES, API_KEYS_VARIABLE, RUN_DIR_VARIABLE
+from serving.run_dir import ADMIN_KEY, ALIASES, ROUTER, RUN_DIR_VARIABLE, RouterSettings
 from serving.suspects import Suspects
 from serving.user_example import SETTINGS, ConsentSettings
 from tests.toys.serving.router import KEY, TABLE, Inner
 
 ROUTERS_HOOKS = {
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request": "before",
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager._resolve_lora_path": "before",
     "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_output": "before",
     "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses._known_model_names": "after",
     "sglang.srt.entrypoints.engine._server_args_for_logging": "after",
@@ -37,6 +39,7 @@ SCHEDULERS_HOOKS = {
     "sglang.srt.managers.scheduler.Scheduler.run_batch": "before",
     "sglang.srt.managers.scheduler.Scheduler.process_batch_result": "after",
     "sglang.srt.managers.scheduler.Scheduler.maybe_sleep_on_idle": "around",
+    "sglang.srt.managers.scheduler.Scheduler.init_lora_drainer": "after",
     "sglang.srt.managers.scheduler.dispatch_event_loop": "around",
     "sglang.srt.model_executor.model_runner.ModelRunner.initialize": "before",
     "sglang.srt.distributed.parallel_state.graph_capture": "before",
@@ -91,7 +94,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / ADMIN_KEY).write_text(KEY)
     TABLE.write(tmp_path / ALIASES)
     monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path))
-    monkeypatch.setenv(API_KEYS_VARIABLE, "")
+    RouterSettings().write(tmp_path)
     return tmp_path
 
 
@@ -116,7 +119,8 @@ def test_the_http_process_gets_the_router_around_all_of_sglang(sglang: ToySglang
     assert sglang.hooks[next(iter(ROUTERS_HOOKS))][0] is apply_pin
     router = sglang.app.build_middleware_stack()
     assert isinstance(router, Router)
-    assert (router.app, router.table, router.admin_key, router.keys) == (sglang.inner, TABLE, KEY, None)
+    assert (router.app, router.table, router.admin_key) == (sglang.inner, TABLE, KEY)
+    assert router.keys.admit([]) == ALL, "no key is needed"
     assert router.vocab_size == 512
 
 
@@ -133,7 +137,7 @@ def test_an_engine_of_a_daemon_tells_what_comes_out_and_notes_what_it_answers(sg
 
 
 def test_consent_is_around_the_router_where_the_daemon_wants_it(sglang: ToySglang, run_dir: Path) -> None:
-    settings = ConsentSettings(key="ab" * 32, socket=run_dir / "operator.sock", models=("support",))
+    settings = ConsentSettings(key="ab" * 32, socket=run_dir / "operator.sock", models={"support": "support"})
     (run_dir / SETTINGS).write_text(settings.model_dump_json())
     plugin.register()
     consent = sglang.app.build_middleware_stack()
@@ -141,21 +145,30 @@ def test_consent_is_around_the_router_where_the_daemon_wants_it(sglang: ToySglan
     assert isinstance(consent._app, Router)
 
 
-def test_users_keys_are_read_where_the_site_file_names_them(
-    sglang: ToySglang, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_users_keys_and_classes_are_read_where_the_site_file_names_them(sglang: ToySglang, run_dir: Path) -> None:
     file = run_dir / "keys"
     file.write_text("sk-" + "a" * 40)
     file.chmod(0o600)
-    monkeypatch.setenv(API_KEYS_VARIABLE, str(file))
+    RouterSettings(adapter_keys={"support": file}, priorities={"support": "batch"}).write(run_dir)
     plugin.register()
     router: Any = sglang.app.build_middleware_stack()
-    assert router.keys.admit([(b"x-api-key", b"sk-" + b"a" * 40)])
+    assert router.keys.admit([(b"x-api-key", b"sk-" + b"a" * 40)]) == ALL
+    assert router.keys.admit([]) is None
+    assert router.classes == {"support": "batch"}
+
+
+def test_without_the_daemons_settings_there_is_no_router_that_would_be_open_to_all(
+    sglang: ToySglang, run_dir: Path
+) -> None:
+    (run_dir / ROUTER).unlink()
+    with pytest.raises(FileNotFoundError, match=ROUTER):
+        plugin.register()
+    assert sglang.app.build_middleware_stack == sglang.build
 
 
 def test_sglang_knows_the_names_of_the_table_and_logs_no_key(sglang: ToySglang, run_dir: Path) -> None:
     plugin.register()
-    _, _, (known_names, _), (redact, _), (hide_key, _), (guess, _) = sglang.hooks.values()
+    _, _, _, (known_names, _), (redact, _), (hide_key, _), (guess, _) = sglang.hooks.values()
     assert known_names({"tiny"}) == {"tiny"}, "before the application is built"
     sglang.app.build_middleware_stack()
     assert known_names({"another"}) == {"another", *TABLE.names()}

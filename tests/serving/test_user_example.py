@@ -10,20 +10,22 @@ from serving.user_example import MAX_EXAMPLE_BYTES, ConsentSettings, Example, un
 
 GOOD: dict[str, Any] = {
     "user": "0f" * 32, "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}],
-    "version": "support@v2", "kind": "accepted",
+    "adapter": "support", "version": "support@v2", "kind": "accepted",
 }  # fmt: skip
 
 
 def test_an_example_and_the_settings_are_read_as_they_were_written() -> None:
     example = Example.model_validate(GOOD)
     assert example.model_dump() == GOOD
-    settings = ConsentSettings(key="ab" * 32, socket=Path("/run/operator.sock"), models=("support",))
+    assert Example.model_validate({**GOOD, "version": "base"}).adapter == "support", "before its first version"
+    settings = ConsentSettings(key="ab" * 32, socket=Path("/run/operator.sock"), models={"support": "support"})
     assert ConsentSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
 @pytest.mark.parametrize(
     "change",
     [{"user": "eva"}, {"user": "0F" * 32}, {"user": "0f" * 33}, {"kind": "rejected"}, {"name": "eva"},
+     {"version": "triage@v2"}, {"version": "support"}, {"adapter": "Support"}, {"adapter": "../support"},
      {"messages": [{"role": "user", "content": ["x"]}]}, {"messages": [{"role": "user", "content": "x", "name": "e"}]}],
 )  # fmt: skip
 def test_an_example_that_names_a_user_or_is_no_text_is_refused(change: dict[str, Any]) -> None:
@@ -59,5 +61,9 @@ def test_what_cannot_be_judged_or_is_too_much_is_refused_with_the_reason(message
 def test_the_daemon_refuses_it_without_quoting_it() -> None:
     with pytest.raises(ValidationError) as refused:
         Example.model_validate({**GOOD, "messages": texts("secret\x1b")})
+    assert "secret" not in str(refused.value)
+    with pytest.raises(ValidationError) as other:
+        Example.model_validate({**GOOD, "messages": texts("secret"), "version": "triage@v2"})
+    assert "secret" not in str(other.value), "nor in a traceback"
     (mistake,) = refused.value.errors()
     assert (mistake["loc"], "U+001B" in mistake["msg"], "secret" in mistake["msg"]) == (("messages",), True, False)

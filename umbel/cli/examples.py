@@ -1,4 +1,4 @@
-"""`umbel examples …`: list, release or forget the examples that users agreed to have trained on."""
+"""`umbel examples …`: list, release or forget the examples that users agreed to have an adapter trained on."""
 
 import json
 import time
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the store is in the engine's environment only
 
 LONGEST_ROLE = 20
 """Characters of a role that are shown."""
+OfAdapter = Annotated[str | None, typer.Option("--adapter", help="Of this adapter only. Default: of all.")]
 examples_app = typer.Typer(
     no_args_is_help=True,
     help="Examples from users who agreed: list, release or forget.",
@@ -35,11 +36,12 @@ examples_app = typer.Typer(
 def ls(
     site_file: SiteFile,
     texts: Annotated[bool, typer.Option("--texts", help="Also their texts, scrubbed.")] = False,
+    adapter: OfAdapter = None,
     as_json: AsJson = False,
 ) -> None:
-    """List every example: its number, when and to which version it was given, and whether it may be trained on."""
+    """List every example: its number, when it was given to which adapter and version, and if it may be trained on."""
     with _opened(site_file) as store:
-        rows = store.rows(texts)
+        rows = store.rows(texts, adapter)
         if as_json:
             print(json.dumps(rows, indent=2))  # ASCII only: no text of an example drives a terminal
             return
@@ -56,19 +58,23 @@ def ls(
 def release(
     site_file: SiteFile,
     numbers: Annotated[list[int] | None, typer.Argument(help="As `ls` shows them. Default: all that wait.")] = None,
+    adapter: OfAdapter = None,
 ) -> None:
-    """Release examples for training, from the next start of `umbel serve` on."""
+    """Release examples for the training of their adapters, from the next start of `umbel serve` on."""
     with _opened(site_file) as store:
-        print(f"{len(store.release(numbers))} examples released; the next `umbel serve` trains on them")
+        print(f"{len(store.release(numbers, adapter))} examples released; the next `umbel serve` trains on them")
 
 
 @examples_app.command("forget", epilog=calls("umbel examples forget clinic-a.toml --user alice"))
 def forget(
-    site_file: SiteFile, user: Annotated[str, typer.Option(help="The value of `user` in their requests.")]
+    site_file: SiteFile,
+    user: Annotated[str, typer.Option(help="The value of `user` in their requests.")],
+    adapter: OfAdapter = None,
 ) -> None:
     """Delete all examples of a user. Those already in the training data leave it with the next start."""
     with _opened(site_file) as store:
-        print(f"{store.forget(user)} examples deleted; restart `umbel serve` to take them out of the training data")
+        gone = store.forget(user, adapter)
+        print(f"{gone} examples deleted; restart `umbel serve` to take them out of the training data")
 
 
 @contextmanager
@@ -88,7 +94,7 @@ def _opened(site_file: Path) -> Iterator["ExampleStore"]:
 def _show(row: dict[str, Any], console: Console) -> None:
     """Print one example. No line of its texts, wrapped ones included, begins further left than the texts do."""
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["at"]))
-    head = f"{row['id']:>6}  {at}  {row['version']:<16} {row['kind']:<9} {row['state']}"
+    head = f"{row['id']:>6}  {at}  {row['adapter']:<12} {row['version']:<16} {row['kind']:<9} {row['state']}"
     console.print(Text(one_line(head)), soft_wrap=True)
     texts = Table.grid(padding=(0, 1))
     texts.add_column(no_wrap=True)

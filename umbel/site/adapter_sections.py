@@ -47,8 +47,8 @@ class AdapterSection(Section):
     trusted_key: Path | None = None
     """Public key of the centre of its federation (Ed25519, PEM). Default: `[site].trusted_key`."""
     api_keys: Path | None = None
-    """File of keys, one per line, mode 0600. With it only requests with one of these keys see and reach this
-    adapter."""
+    """File of keys, one per line, mode 0600. With it only requests with one of these keys see and reach this adapter:
+    for all others it does not exist. Then every request needs a key; see `[engine].api_keys`."""
     priority: Literal["interactive", "batch"] = "interactive"
     """Class of its requests that name none: those of `batch` may take `[slo].batch_factor` times as long."""
     guard: tuple[GuardSection, ...] = ()
@@ -68,8 +68,8 @@ class ServeSection(Section):
     path: Path
     """PEFT directory: adapter_config.json and adapter_model.safetensors, for this base."""
     api_keys: Path | None = None
-    """File of keys, one per line, mode 0600. With it only requests with one of these keys see and reach this
-    adapter."""
+    """File of keys, one per line, mode 0600. With it only requests with one of these keys see and reach this adapter:
+    for all others it does not exist. Then every request needs a key; see `[engine].api_keys`."""
 
 
 def require_distinct(guards: tuple[GuardSection, ...]) -> tuple[GuardSection, ...]:

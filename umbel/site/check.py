@@ -5,8 +5,7 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from umbel import ports, secret_file, signing
@@ -17,6 +16,7 @@ from umbel.base.packed import MISSING, bitsandbytes_is_missing, is_served, packi
 from umbel.base.shapes import read_config, weight_shapes
 from umbel.errors import ConfigError, UmbelError
 from umbel.site import flags
+from umbel.site.adapter_sections import AdapterSection, ServeSection
 from umbel.site.config import SiteConfig
 from umbel.site.slow_dtype import on_cpu
 from umbel.site.variables import blamed, name_of
@@ -45,15 +45,10 @@ def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     if site.trusted_key is not None:
         key = site.trusted_key
         yield from _raised(lambda: signing.read_public(key), "site", "trusted_key")
-    for adapter in config.adapter:
-        if adapter.trusted_key is not None:
-            yield from _raised(partial(signing.read_public, adapter.trusted_key), "adapter", "trusted_key")
     if site.signing_key is not None:
         own = site.signing_key
         yield from _raised(lambda: signing.read_private(own), "site", "signing_key")
-    if config.engine.api_keys is not None:
-        keys = config.engine.api_keys
-        yield from _raised(lambda: secret_file.read_keys(keys), "engine", "api_keys")
+    yield from _key_mistakes(config)
     for key_, file in _example_files(config).items():
         if file is not None and not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"
@@ -64,17 +59,41 @@ def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     yield from _raised(lambda: require_sockets(config), "site", "state_dir")
 
 
+def _adapters(config: SiteConfig) -> Iterator[tuple[str, AdapterSection | ServeSection]]:
+    """Yield each table of an adapter, after its name in sentences: `[[adapter]] support`, or the variable's."""
+    tables: dict[str, Sequence[AdapterSection | ServeSection]] = {"adapter": config.adapter, "serve": config.serve}
+    for table, sections in tables.items():
+        for number, section in enumerate(sections):
+            yield f"{blamed((table, str(number))) or f'[[{table}]]'} {section.name}", section
+
+
 def _example_files(config: SiteConfig) -> dict[str, Path | None]:
     """Return the files of examples by the settings, or the variables, that name them."""
     files = {name_of("training", key): getattr(config.training, key) for key in ("data", "eval_data")}
-    for number, adapter in enumerate(config.adapter):
-        where = blamed(("adapter", number)) or f"[[adapter]] {adapter.name}"
-        files |= {f"{where}.{key}": getattr(adapter, key) for key in ("data", "eval_data")}
-        files |= {f"{where}.guard {guard.name}": guard.data for guard in adapter.guard}
+    for name, adapter in _adapters(config):
+        if isinstance(adapter, AdapterSection):
+            files |= {f"{name}.{key}": getattr(adapter, key) for key in ("data", "eval_data")}
+            files |= {f"{name}.guard {guard.name}": guard.data for guard in adapter.guard}
     return files | {
         f"{blamed(('shadow', 'guard', number, 'data')) or '[[shadow.guard]]'} {guard.name}": guard.data
         for number, guard in enumerate(config.shadow.guard)
     }
+
+
+def _key_mistakes(config: SiteConfig) -> Iterator[UmbelError]:
+    """Yield every file of keys that cannot be used, with the setting, or the variable, that names it."""
+    reads: dict[str, tuple[Path | None, Callable[[Path], object]]] = {
+        name_of("engine", "api_keys"): (config.engine.api_keys, secret_file.read_keys)
+    }
+    for name, adapter in _adapters(config):
+        reads[f"{name}.api_keys"] = adapter.api_keys, secret_file.read_keys
+        if isinstance(adapter, AdapterSection):
+            reads[f"{name}.trusted_key"] = adapter.trusted_key, signing.read_public
+    for name, (file, read) in reads.items():
+        try:
+            read(file) if file is not None else None
+        except ConfigError as error:
+            yield ConfigError(f"{name}: {error}")
 
 
 def doubt_of_origin(config: SiteConfig) -> str | None:

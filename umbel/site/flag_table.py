@@ -9,6 +9,8 @@ OWNED_FLAGS = {
     "max_lora_rank": "[engine].max_lora_rank", "lora_target_modules": "[engine].target_modules",
     "max_loras_per_batch": "[engine].slots", "lora_paths": "the journal", "enable_lora": "umbel",
     "admin_api_key": "umbel", "api_key": "umbel", "sleep_on_idle": "umbel", "config": "umbel, for its key",
+    "max_loaded_loras": "the journal, behind which SGLang would unload a version by itself",
+    "lora_drain_wait_threshold": "umbel, which drains slots in its own way",
     "load_format": "umbel, which serves safetensors", "model_config_parser": "umbel, which reads config.json",
 }  # fmt: skip
 """SGLang flags that umbel sets itself → the setting, or the part of umbel, that sets them."""
@@ -64,6 +66,8 @@ _REFUSED = {
         ssl_keyfile ssl_certfile ssl_ca_certs ssl_keyfile_password enable_ssl_refresh""",
     "users could send code that runs in the engine": "enable_custom_logit_processor",
     "answers would be kept without a limit, where another user could read them": "enable_response_store",
+    "with it SGLang has to be allowed to unload versions by itself, behind the journal": """
+        enable_lora_overlap_loading""",
     "the engine would say that it is ready before it is": "skip_server_warmup",
     "the engine would wait for an order that umbel never gives": "gated_launch_port",
     "the router gives every request the number of its class, which SGLang would then refuse or take for another; what "
@@ -122,7 +126,7 @@ _PASSED_ON = """
     enable_forward_pass_metrics enable_fused_moe_sum_all_reduce enable_fused_qk_norm_rope enable_hicache
     enable_hierarchical_cache enable_int8_mamba_checkpoint enable_kv_cache_sharding enable_layerwise_nvtx_marker
     enable_lean_attention enable_linear_replayssm enable_linear_replayssm_spec enable_linker_mla_dedup
-    enable_lora_overlap_loading enable_mamba_cache_stochastic_rounding enable_megamoe_for_layernorm_sp enable_metrics
+    enable_mamba_cache_stochastic_rounding enable_megamoe_for_layernorm_sp enable_metrics
     enable_metrics_for_all_schedulers enable_mfu_metrics enable_mis enable_mixed_chunk enable_mm_global_cache
     enable_mscclpp enable_multimodal enable_nccl_nvls enable_nvidia_megakernel enable_p2p_check
     enable_page_major_kv_layout enable_paged_experts enable_precise_embedding_interpolation enable_prefill_delayer
@@ -153,9 +157,9 @@ _PASSED_ON = """
     limit_mm_data_per_request linear_attn_backend linear_attn_decode_backend linear_attn_prefill_backend
     linear_attn_verify_backend linear_replayssm_cache_len lmcache_config_file load_balance_method load_publish_endpoint
     load_snapshot_publish_interval log_level log_level_http log_requests log_requests_format log_requests_level
-    log_requests_target lora_backend lora_drain_wait_threshold lora_eviction_policy lora_strict_loading
+    log_requests_target lora_backend lora_eviction_policy lora_strict_loading
     lora_use_virtual_experts mamba_backend mamba_cache_philox_rounds mamba_full_memory_ratio mamba_max_states_per_path
-    mamba_radix_cache_strategy mamba_ssm_dtype mamba_track_interval max_ep_size max_loaded_loras max_lora_chunk_size
+    mamba_radix_cache_strategy mamba_ssm_dtype mamba_track_interval max_ep_size max_lora_chunk_size
     max_mamba_cache_size max_prefill_tokens max_queued_requests max_running_requests max_total_tokens
     media_url_max_file_size_mb mem_fraction_static min_free_slots_delay mlx_enable_sampling mm_attention_backend
     mm_enable_dp_encoder mm_feature_transport mm_global_cache_backend mm_io_worker_num mm_preprocess_cache_size_mb

@@ -65,7 +65,10 @@ class EngineSection(Section):
     port: int = Field(ge=1, le=65535)
     """Port of SGLang's OpenAI API, for users."""
     api_keys: Path | None = None
-    """File of keys, one per line, mode 0600. With it users must send a key: `Authorization: Bearer` or `x-api-key`."""
+    """File of keys, one per line, mode 0600. As soon as there is any file of keys, here, in `[[adapter]]` or in
+    `[[serve]]`, every request needs a known key: `Authorization: Bearer` or `x-api-key`. An adapter with keys of its
+    own is open to those only; the base, and adapters without, to each key of the site. A key in several files opens all
+    of them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the engine. `auto` takes an accelerator if there is one, else the CPU, through umbel's platform."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"

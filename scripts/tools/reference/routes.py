@@ -58,9 +58,10 @@ def _users() -> str:
     return f"""
 ## Users: the engine's port
 
-With `[engine].api_keys` users send a key of theirs (`Authorization: Bearer KEY` or `x-api-key: KEY`), except to
-{", ".join(map(code, sorted(router.OPEN)))}. Any other route is 404. The answer's header `x-umbel-adapter` names
-the version that answered. `priority` in the body is {classes}. Errors have OpenAI's
+Where the site file names [files of keys](../security.md#users-keys) users send one of theirs (`Authorization: Bearer
+KEY` or `x-api-key: KEY`), except to {", ".join(map(code, sorted(router.OPEN)))}. An adapter that a key does not
+open is 404 in all routes, as one that does not exist. Any other route is 404. The answer's header `x-umbel-adapter`
+names the version that answered. `priority` in the body is {classes}. Errors have OpenAI's
 form, and Anthropic's on `/v1/messages`. Any other field of a body than
 [those of the usual clients](../how-to/use-openai-clients.md) is 400.
 

@@ -76,7 +76,7 @@ def test_prompts_wait_for_each_other_and_for_room() -> None:
     assert third.ttft == pytest.approx(0.090 + 0.012 + 0.020)
 
 
-def test_quanta_take_turns_with_iterations() -> None:
+def test_quanta_drain_fairly_with_iterations() -> None:
     """Two quanta fit before each decode; before a prefill of one that waits there is one, as in the co-trainer."""
     simulation = Simulation(MACHINE, [Arrival(0.0, 30, 4)], Always())
     [answer] = simulation.run(0.0).answered
@@ -111,7 +111,7 @@ def test_nothing_is_launched_behind_a_quantum_that_outlasts_its_iteration() -> N
     assert governor.ended == [pytest.approx(answer.ttft + number * pair) for number in range(3)]
 
 
-def test_an_iteration_is_delayed_until_the_device_is_free_where_both_take_turns() -> None:
+def test_an_iteration_is_delayed_until_the_device_is_free_where_both_drain_fairly() -> None:
     machine = replace(LAGGING, overlap=1.0)
     [answer] = Simulation(machine, [Arrival(0.0, 30, 2)], Always()).run(0.0).answered
     assert answer.ttft == pytest.approx(0.001 + 0.040 + 0.004)

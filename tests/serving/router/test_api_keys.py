@@ -8,6 +8,7 @@ import pytest
 
 from serving.router.api_keys import ApiKeys
 from serving.router.router import GENERATING, OPEN, Router
+from serving.run_dir import RouterSettings
 from tests.toys.serving.router import ADMIN, CHAT, KEY, TABLE, VOCAB, Inner, send
 from umbel import secret_file
 from umbel.errors import ConfigError
@@ -79,7 +80,7 @@ def test_a_file_of_keys_has_comments_and_one_owner(tmp_path: Path) -> None:
     for mode in (0o640, 0o604, 0o660):
         file.chmod(mode)
         with pytest.raises(ConfigError, match=f"others can read the API keys; chmod 600 {file}"):
-            ApiKeys.read(file)
+            ApiKeys.read(RouterSettings(api_keys=file))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_a_file_that_holds_no_keys_says_what_to_do_and_no_key(tmp_path: Path, co
     file.write_text(content)
     file.chmod(0o600)
     with pytest.raises(ConfigError, match=says) as error:
-        ApiKeys.read(file)
+        ApiKeys.read(RouterSettings(api_keys=file))
     assert not any(line and line in str(error.value) for line in content.splitlines())
     with pytest.raises(ConfigError, match="none: the API keys cannot be read"):
-        ApiKeys.read(tmp_path / "none")
+        ApiKeys.read(RouterSettings(adapter_keys={"support": tmp_path / "none"}))

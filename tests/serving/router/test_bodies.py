@@ -193,7 +193,7 @@ def test_a_body_that_was_read_already_is_counted_once_with_consent_around_the_ro
         seen.append(router.bodies.free)
 
     inner.before = look
-    settings = ConsentSettings(key="ab" * 32, socket="operator.sock", models=("support",))  # type: ignore[arg-type]
+    settings = ConsentSettings(key="ab" * 32, socket="operator.sock", models={"support": "support"})  # type: ignore[arg-type]
     consent: Any = Consent(router, settings, bodies=router.bodies)
     whole, text = router.bodies.free, "a" * LONG
     body = json.dumps({"model": "support", "messages": [{"role": "user", "content": text}]}).encode()

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from serving.router import consent
+from serving.router.api_keys import ApiKeys
 from serving.router.asgi import Receive, Scope, Send
 from serving.router.consent import CHAT, EXAMPLES, Consent, with_consent
 from serving.user_example import MAX_EXAMPLE_BYTES, SETTINGS, ConsentSettings
@@ -20,6 +21,8 @@ AGREED = {"x-umbel-consent": "train"}
 REQUEST: dict[str, Any] = {
     "model": "support", "user": "eva", "messages": [{"role": "user", "content": "Which ward?"}],
 }  # fmt: skip
+MODELS = {"support": "support", "tiny:support": "support", "triage": "triage"}
+SETTINGS_OF_BOTH = ConsentSettings(key=KEY, socket=Path("/nowhere"), models=MODELS)
 ANSWER: dict[str, Any] = {
     "id": "chatcmpl-1",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "Ward 7."}, "finish_reason": "stop"}],
@@ -69,10 +72,9 @@ class Daemon(httpx.AsyncBaseTransport):
 
 
 class Site:
-    def __init__(self) -> None:
+    def __init__(self, keys: ApiKeys | None = None) -> None:
         self.inner, self.daemon, self.now = Inner(), Daemon(), 0.0
-        settings = ConsentSettings(key=KEY, socket=Path("/nowhere"), models=("support",))
-        self.app = Consent(self.inner, settings, self.daemon, clock=lambda: self.now)
+        self.app = Consent(self.inner, SETTINGS_OF_BOTH, self.daemon, clock=lambda: self.now, keys=keys)
 
     def post(self, path: str, body: object, headers: dict[str, str] | None = None) -> httpx.Response:
         async def asked() -> httpx.Response:
@@ -104,6 +106,7 @@ def test_an_accepted_answer_is_handed_over_with_its_prompt_and_its_users_pseudon
         {
             "user": hmac.new(bytes.fromhex(KEY), b"eva", hashlib.sha256).hexdigest(),
             "messages": [*REQUEST["messages"], {"role": "assistant", "content": "Ward 7."}],
+            "adapter": "support",
             "version": "support@v3",
             "kind": "accepted",
         }
@@ -125,6 +128,30 @@ def test_a_streamed_answer_passes_unchanged_and_a_correction_takes_its_place(sit
     assert site.daemon.kept[1]["messages"][-1]["content"] == "Ward 9"
 
 
+def test_an_example_is_of_the_adapter_that_was_asked_for_by_any_of_its_names(site: Site) -> None:
+    site.inner.version = b"base"
+    for number, model in enumerate(MODELS):
+        site.inner.chunks = [json.dumps({**ANSWER, "id": str(number)}).encode()]
+        site.ask(model=model)
+        assert site.accept(str(number)).status_code == 200
+    assert [(kept["adapter"], kept["version"]) for kept in site.daemon.kept] == [
+        ("support", "base"), ("support", "base"), ("triage", "base"),
+    ]  # fmt: skip
+
+
+def test_a_key_that_does_not_open_an_adapter_neither_takes_nor_spoils_its_answers() -> None:
+    keys = {name: f"sk-{name}-0123456789" for name in ("support", "triage")}
+    site = Site(ApiKeys(adapters={name: [key] for name, key in keys.items()}))
+    own, other = ({**AGREED, "authorization": f"Bearer {keys[name]}"} for name in ("support", "triage"))
+    assert site.ask(own).status_code == 200
+    refused, unknown = (site.accept(answer, other) for answer in ("chatcmpl-1", "chatcmpl-2"))
+    assert (refused.status_code, refused.text) == (404, unknown.text.replace("chatcmpl-2", "chatcmpl-1"))
+    assert site.accept(headers=other, correction="mine now").status_code == 404
+    assert site.daemon.kept == []
+    assert site.accept(headers=own).status_code == 200, "it can still be accepted"
+    assert [kept["adapter"] for kept in site.daemon.kept] == ["support"]
+
+
 @pytest.mark.parametrize("headers", [{}, {"x-umbel-consent": "no"}, {"x-umbel-consent": "Train"}])
 def test_without_consent_nothing_is_looked_at(site: Site, headers: dict[str, str]) -> None:
     site.ask(headers)
@@ -138,8 +165,8 @@ def test_without_consent_nothing_is_looked_at(site: Site, headers: dict[str, str
 @pytest.mark.parametrize(
     "changes",
     [
-        {"user": None}, {"user": ""}, {"user": 7}, {"model": "tiny"}, {"model": "support@previous"}, {"n": 2},
-        {"messages": []}, {"messages": "x"}, {"tools": [{"type": "function"}]},
+        {"user": None}, {"user": ""}, {"user": 7}, {"model": "tiny"}, {"model": "support@previous"},
+        {"model": ["support"]}, {"n": 2}, {"messages": []}, {"messages": "x"}, {"tools": [{"type": "function"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         {"messages": [{"role": "user", "content": "x", "name": "eva"}]},
         {"messages": [{"role": "user", "content": "x\x1b[1K"}]}, {"messages": [{"role": "root", "content": "x"}]},
@@ -225,8 +252,9 @@ def test_what_the_daemon_refuses_can_be_offered_again(site: Site) -> None:
     assert site.accept().status_code == 200
 
 
-def test_only_the_last_answers_are_remembered_and_not_for_long(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_last_answers_are_remembered_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consent, "MAX_ANSWERS", 2)
+    site = Site()
     for number in (1, 2, 3):
         site.inner.chunks = [json.dumps({**ANSWER, "id": str(number)}).encode()]
         site.ask()
@@ -236,9 +264,32 @@ def test_only_the_last_answers_are_remembered_and_not_for_long(site: Site, monke
     assert site.accept("3").status_code == 404
 
 
+def test_a_busy_adapter_does_not_push_out_what_another_ones_users_may_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "MAX_ANSWERS", 3)
+    site = Site()
+    site.inner.version = b"base"
+    for number, model in enumerate(("triage", *["support"] * 7)):
+        site.inner.chunks = [json.dumps({**ANSWER, "id": str(number)}).encode()]
+        site.ask(model=model)
+    assert [site.accept(str(number)).status_code for number in range(8)] == [200, *[404] * 5, 200, 200]
+    assert [kept["adapter"] for kept in site.daemon.kept] == ["triage", "support", "support"]
+
+
+def test_an_answer_that_is_being_handed_over_is_not_taken_twice(site: Site) -> None:
+    site.ask()
+
+    async def both() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(site.app), base_url="http://site") as client:
+            said = {"id": "chatcmpl-1", "accept": True}
+            asked = (client.post(EXAMPLES, json=said, headers=AGREED) for _ in range(2))
+            return sorted(reply.status_code for reply in await asyncio.gather(*asked))
+
+    assert asyncio.run(both()) == [200, 404]
+    assert len(site.daemon.kept) == 1
+
+
 def test_without_the_daemons_settings_it_is_not_there_at_all(tmp_path: Path) -> None:
     inner = Inner()
     assert with_consent(inner, tmp_path) is inner
-    settings = ConsentSettings(key=KEY, socket=tmp_path / "s", models=("support",))
-    (tmp_path / SETTINGS).write_text(settings.model_dump_json())
+    (tmp_path / SETTINGS).write_text(SETTINGS_OF_BOTH.model_dump_json())
     assert isinstance(with_consent(inner, tmp_path), Consent)

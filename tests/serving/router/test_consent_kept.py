@@ -22,6 +22,7 @@ from serving.router.router import Router
 from serving.user_example import SETTINGS, ConsentSettings, Example
 from tests.toys.engine import site_config
 from tests.toys.serving.router import KEY, TABLE, VOCAB
+from umbel.site.adapter_sections import AdapterSection
 from umbel.site.config import SiteConfig
 from umbel.site.sections import ExamplesSection
 
@@ -79,13 +80,66 @@ def test_from_the_answer_to_the_training_data(config: SiteConfig) -> None:
 
     asyncio.run(main())
     (kept,) = ExampleStore.of(config).all()
-    assert kept.version == "support@v2"
+    assert (kept.adapter, kept.version) == ("support", "support@v2")
     assert kept.messages == [
         {"role": "user", "content": "WHERE"}, {"role": "assistant", "content": "WHERE: WARD 7"},
     ]  # fmt: skip
-    assert user_examples.prepare(config) is None
+    assert user_examples.prepare(config) == {}
     ExampleStore.of(config).release()
-    assert user_examples.prepare(config) == config.site.state_dir / user_examples.RELEASED
+    assert user_examples.prepare(config) == {"support": config.site.state_dir / "examples" / "support.jsonl"}
+
+
+def test_what_the_base_said_before_a_first_version_trains_the_adapter_that_was_asked(config: SiteConfig) -> None:
+    """Without a version of `support`, `x-umbel-adapter` says `base`, of which nothing is trained."""
+    fresh = TABLE.model_copy(update={"adapters": {"support": {"live": None}}, "addressable": ()})
+    fresh.write(config.site.state_dir / "aliases.json")
+
+    async def main() -> None:
+        async with users(config) as client:
+            reply = await client.post(CHAT, json=ask("support"), headers=AGREED)
+            assert (reply.status_code, reply.headers["x-umbel-adapter"]) == (200, "base")
+            reply = await client.post(EXAMPLES, json={"id": "chatcmpl-1", "accept": True}, headers=AGREED)
+            assert reply.json() == {"id": "chatcmpl-1", "object": "example", "state": "quarantine"}
+
+    asyncio.run(main())
+    (kept,) = ExampleStore.of(config).all()
+    assert (kept.adapter, kept.version) == ("support", "base")
+    ExampleStore.of(config).release()
+    assert "WARD 7" in user_examples.prepare(config)["support"].read_text()
+
+
+def test_what_users_of_one_adapter_gave_never_trains_another(config: SiteConfig) -> None:
+    """Two adapters on one base, each with a user; each corrects an answer of theirs."""
+    both = (AdapterSection(name="support"), AdapterSection(name="triage"))
+    config = config.model_copy(update={"adapter": both})
+    aliases = {"live": "triage@v5", "previous": None, "shadow": None}
+    tenants = {"adapters": {**TABLE.adapters, "triage": aliases}, "addressable": (*TABLE.addressable, "triage@v5")}
+    TABLE.model_copy(update=tenants).write(config.site.state_dir / "aliases.json")
+    user_examples.prepare(config)
+
+    async def main() -> None:
+        async with users(config) as client:
+            for model in ("support", "triage"):
+                reply = await client.post(CHAT, json=ask(model), headers=AGREED)
+                assert reply.status_code == 200
+                correction = {"id": "chatcmpl-1", "correction": f"only of {model}"}
+                assert (await client.post(EXAMPLES, json=correction, headers=AGREED)).status_code == 200
+
+    asyncio.run(main())
+    assert [(kept.adapter, kept.version) for kept in ExampleStore.of(config).all()] == [
+        ("support", "support@v2"), ("triage", "triage@v5"),
+    ]  # fmt: skip
+    ExampleStore.of(config).release()
+    files = user_examples.prepare(config)
+    assert files.keys() == {"support", "triage"}
+    for name, file in files.items():
+        assert [json.loads(line)["messages"][-1]["content"] for line in file.read_text().splitlines()] == [
+            f"ONLY OF {name.upper()}"
+        ]
+    alone = config.model_copy(update={"adapter": both[:1]})
+    assert user_examples.prepare(alone).keys() == {"support"}
+    written = [file for file in config.site.state_dir.rglob("*.jsonl") if "TRIAGE" in file.read_text()]
+    assert written == [], "nothing of an adapter that the site has no more"
 
 
 def test_a_site_that_keeps_nothing_says_so(config: SiteConfig) -> None:
@@ -104,7 +158,13 @@ def test_what_is_over_its_retention_is_deleted_while_nobody_comes(
 ) -> None:
     store = ExampleStore.of(config)
     store.add(
-        Example(user="0" * 64, messages=[{"role": "user", "content": "x"}], version="support@v2", kind="accepted"),
+        Example(
+            user="0" * 64,
+            messages=[{"role": "user", "content": "x"}],
+            adapter="support",
+            version="support@v2",
+            kind="accepted",
+        ),
         str.upper,
     )
     monkeypatch.setattr(ExampleStore.__init__, "__defaults__", (lambda: 4e9,))

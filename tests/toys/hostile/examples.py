@@ -9,8 +9,8 @@ from tests.toys.hostile.catalogue import Hostile
 
 def given(content: Any = "x", role: Any = "user", **changes: Any) -> bytes:
     """Return an example of one message."""
-    fields = {"user": "0f" * 32, "messages": [{"role": role, "content": content}], "version": "support@v2"}
-    return json.dumps({**fields, "kind": "accepted", **changes}).encode()
+    fields = {"user": "0f" * 32, "messages": [{"role": role, "content": content}], "adapter": "support"}
+    return json.dumps({**fields, "version": "support@v2", "kind": "accepted", **changes}).encode()
 
 
 EXAMPLES = [  # → the body of an example
@@ -26,4 +26,7 @@ EXAMPLES = [  # → the body of an example
     Hostile("a text that is a list", lambda: given(["x"]), "422", "valid string"),
     Hostile("a user's name", lambda: given(user="eva"), "422", "user"),
     Hostile("a version that drives a terminal", lambda: given(version="\x1b[2J"), "422", "version"),
+    Hostile("an adapter with a path", lambda: given(adapter="../support"), "422", "adapter"),
+    Hostile("an adapter that is not trained here", lambda: given(adapter="triage", version="base"), "404", "triage"),
+    Hostile("another adapter's version", lambda: given(version="triage@v2"), "422", "no version of support"),
 ]  # fmt: skip

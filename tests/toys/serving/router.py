@@ -52,7 +52,8 @@ class Inner:
             apply_pin(None, asked, None)
         if self.after is not None:
             await self.after()
-        await answer(send, {**vars(asked), "model": body["model"]}, status=400 if invalid else 200)
+        told = {"id": f"chatcmpl-{len(self.paths)}", **vars(asked), "model": body["model"]}
+        await answer(send, told, status=400 if invalid else 200)
         return None
 
 

@@ -6,9 +6,11 @@ from client.data.user_examples import pseudonym
 from serving.user_example import Example
 
 
-def example(folder: Path, user: str = "eva", text: str = "call 0170 123") -> Example:
+def example(folder: Path, user: str = "eva", text: str = "call 0170 123", adapter: str = "support") -> Example:
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "ward 7"}]
-    return Example(user=pseudonym(folder, user), messages=messages, version="support@v1", kind="accepted")
+    return Example(
+        user=pseudonym(folder, user), messages=messages, adapter=adapter, version=f"{adapter}@v1", kind="accepted"
+    )
 
 
 def scrub(text: str) -> str:

@@ -36,9 +36,30 @@ def test_the_operator_looks_releases_and_forgets(site_file: Path) -> None:
     texts = run.invoke(app, ["examples", "ls", str(site_file), "--texts"]).stdout
     assert re.search(r"user: +call <PHONE_NUMBER>", texts)
     as_json = json.loads(run.invoke(app, ["examples", "ls", str(site_file), "--json"]).stdout)
-    assert as_json[0].keys() == {"id", "at", "version", "kind", "state"}
+    assert as_json[0].keys() == {"id", "at", "adapter", "version", "kind", "state"}
     assert run.invoke(app, ["examples", "release", str(site_file), "2"]).stdout.startswith("1 examples released")
     assert run.invoke(app, ["examples", "forget", str(site_file), "--user", "ada"]).stdout.startswith(
         "1 examples deleted"
     )
     assert [one.state for one in ExampleStore.of(config).all()] == ["waiting"]
+
+
+def test_the_operator_of_several_adapters_can_do_so_for_one(site_file: Path) -> None:
+    text = site_file.read_text()
+    site_file.write_text(text.replace("[[adapter]]", '[[adapter]]\nname = "triage"\n\n[[adapter]]', 1))
+    config = SiteConfig.load(site_file)
+    for adapter in ("support", "triage"):
+        user_examples.keep(config, example(config.site.state_dir, adapter=adapter), scrub)
+
+    def run(*words: str) -> str:
+        ended = CliRunner().invoke(app, ["examples", words[0], str(site_file), *words[1:]])
+        return ended.stdout + ended.stderr
+
+    assert [line.split()[3:5] for line in run("ls").splitlines()] == [
+        ["support", "support@v1"], ["triage", "triage@v1"],
+    ]  # fmt: skip
+    assert [one["id"] for one in json.loads(run("ls", "--json", "--adapter", "triage"))] == [2]
+    assert "no example 1 of triage" in run("release", "1", "--adapter", "triage")
+    assert run("release", "--adapter", "triage").startswith("1 examples released")
+    assert run("forget", "--user", "eva", "--adapter", "support").startswith("1 examples deleted")
+    assert [(one.adapter, one.state) for one in ExampleStore.of(config).all()] == [("triage", "released")]

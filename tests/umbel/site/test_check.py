@@ -7,7 +7,7 @@ import pytest
 from tests.toys.sites.base_dir import write_base
 from tests.toys.sites.site_file import GOOD, GUARD, load
 from umbel.errors import ConfigError, UnsupportedModel
-from umbel.site.check import check_files
+from umbel.site.check import check_files, mistakes
 
 
 def complete(folder: Path) -> None:
@@ -154,3 +154,40 @@ def test_check_files_reads_the_key_that_updates_are_signed_with(tmp_path: Path) 
     (tmp_path / "updates.key").write_text("no key")
     with pytest.raises(ConfigError, match=f"^{tmp_path}/updates.key: others can read the private key"):
         check_files(config)
+
+
+def test_check_files_reads_every_file_of_users_keys_and_names_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete(tmp_path)
+    more = """
+        [[adapter]]
+        name = "triage"
+        api_keys = "triage.keys"
+        [[serve]]
+        name = "legal"
+        path = "legal"
+        api_keys = "legal.keys"
+    """
+    site = 'api_keys = "site.keys"'
+
+    def told() -> list[str]:
+        return [str(one) for one in mistakes(load(tmp_path, engine=site, more=more)) if ".keys" in str(one)]
+
+    for name, text, mode in (("site", "# none\n", 0o600), ("triage", "sk-triage-0123456789\n", 0o640)):
+        (tmp_path / f"{name}.keys").write_text(text)
+        (tmp_path / f"{name}.keys").chmod(mode)
+    assert [line.partition(";")[0] for line in told()] == [
+        f"[engine].api_keys: {tmp_path}/site.keys: holds no API key",
+        f"[[adapter]] triage.api_keys: {tmp_path}/triage.keys: others can read the API keys",
+        f"[[serve]] legal.api_keys: {tmp_path}/legal.keys: the API keys cannot be read (No such file or directory)",
+    ]
+    monkeypatch.setenv("UMBEL_SITE__SERVE", '[{"name": "legal", "path": "legal", "api_keys": "elsewhere.keys"}]')
+    monkeypatch.setenv("UMBEL_SITE__ENGINE__API_KEYS", "other.keys")
+    by_site, _, by_legal = told()
+    assert by_site.startswith(f"UMBEL_SITE__ENGINE__API_KEYS: {tmp_path}/other.keys: ")
+    assert by_legal.startswith(f"UMBEL_SITE__SERVE legal.api_keys: {tmp_path}/elsewhere.keys: ")
+    for name in ("site", "triage", "other", "elsewhere"):
+        (tmp_path / f"{name}.keys").write_text(f"sk-{name}-0123456789\n")
+        (tmp_path / f"{name}.keys").chmod(0o600)
+    assert told() == []

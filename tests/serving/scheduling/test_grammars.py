@@ -14,7 +14,7 @@ from sglang.srt.managers.schedule_batch import Req
 from xgrammar import GrammarCompiler, TokenizerInfo, VocabType
 
 from serving import grammars
-from serving.grammars import LatestGrammars, bound_compiler, keep_latest
+from serving.scheduling.grammars import LatestGrammars, bound_compiler, keep_latest
 
 VOCAB = [*(chr(code) for code in range(32, 127)), "</s>"]
 
