@@ -54,3 +54,20 @@ def test_a_table_is_read_as_it_was_written_and_a_damaged_one_is_refused(tmp_path
 def test_what_is_no_version_cannot_stand_in_a_table(version: str) -> None:
     with pytest.raises(ValidationError):
         AliasTable(base="tiny", adapters={"support": {"live": version}})
+
+
+def test_every_name_belongs_to_one_adapter_or_to_the_base() -> None:
+    table = AliasTable(
+        base="llama",
+        adapters={"support": {"live": "support@v2", "previous": "support@v1"}, "triage": {"live": None}},
+        addressable=("support@v2", "support@v1"),
+    )
+    assert {name: table.adapter_of(name) for name in table.names()} == {
+        "llama": None, "triage": "triage",
+        **dict.fromkeys(("support", "support@v2", "support@v1", "support@live", "support@previous"), "support"),
+    }  # fmt: skip
+    for name in ("support@v3", "billing", "llama@v1", ""):
+        with pytest.raises(NotFound, match="does not exist"):
+            table.adapter_of(name)
+    assert table.without(["support"]).names() == ["llama", "triage"]
+    assert table.without(["triage", "billing"]).names() == [name for name in table.names() if name != "triage"]

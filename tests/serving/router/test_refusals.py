@@ -15,6 +15,7 @@ from serving.router.asgi import ANTHROPIC_ERRORS, Message, Scope
 from serving.router.bodies import LONG_BYTES, MAX_BODY_BYTES, Bodies
 from serving.router.router import GENERATING, Router
 from serving.router.suspects import RefuseSuspects
+from serving.run_dir import RouterSettings
 from serving.suspects import REFUSED_S, Refusals
 from tests.toys.serving.router import KEY, TABLE, VOCAB, Inner, call
 
@@ -88,7 +89,7 @@ def router(inner: Inner, table_file: Path, tmp_path: Path) -> Router:
     file.chmod(0o600)
     state = EngineState.create(tmp_path / engine_state.FILE)
     inside = RefuseSuspects(inner, state, Refusals(key="ab" * 32), lambda: 0.0)
-    return Router(inside, table_file, KEY, VOCAB, ApiKeys.read(file))
+    return Router(inside, table_file, KEY, VOCAB, ApiKeys.read(RouterSettings(api_keys=file)))
 
 
 def refused(router: Router, scope: Scope, chunks: list[bytes]) -> tuple[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ from sglang.srt.constrained.xgrammar_backend import XGrammarGrammarBackend
 from sglang.srt.managers.schedule_batch import Req
 from xgrammar import GrammarCompiler, TokenizerInfo, VocabType
 
-from serving import grammars
+from serving.scheduling import grammars
 from serving.scheduling.grammars import LatestGrammars, bound_compiler, keep_latest
 
 VOCAB = [*(chr(code) for code in range(32, 127)), "</s>"]

@@ -34,6 +34,8 @@ class Inner:
         self.body: dict[str, Any] = {}
         self.before: Callable[[Receive, Send], Awaitable[None]] | None = None
         """Is awaited before the tokenizer manager is called."""
+        self.told: dict[str, Any] = {}
+        """Fields that its answers have besides."""
         self.after: Callable[[], Awaitable[None]] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,8 +54,7 @@ class Inner:
             apply_pin(None, asked, None)
         if self.after is not None:
             await self.after()
-        told = {"id": f"chatcmpl-{len(self.paths)}", **vars(asked), "model": body["model"]}
-        await answer(send, told, status=400 if invalid else 200)
+        await answer(send, {**self.told, **vars(asked), "model": body["model"]}, status=400 if invalid else 200)
         return None
 
 
