@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 import zmq
 import zmq.asyncio
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from umbel import wire
 from umbel.errors import CoTrainerSilent
@@ -34,6 +34,8 @@ class CoTrainerSettings(_Body):
     """Largest rank of a trained adapter, that of [engine].max_lora_rank."""
     target_modules: tuple[str, ...]
     """Linear layers that are adapted, from [engine].target_modules."""
+    adapters: PositiveInt
+    """Number of tables [[adapter]]: jobs of so many take turns."""
     micro_batch: int
     """Maximum number of rows per forward pass."""
     seq_len: int
@@ -55,6 +57,7 @@ class CoTrainerSettings(_Body):
         return cls(
             max_rank=config.engine.max_lora_rank,
             target_modules=config.engine.target_modules,
+            adapters=len(config.adapter),
             **config.training.model_dump(exclude=DAEMON_KEYS),
             **config.slo.model_dump(),
         )
@@ -86,10 +89,12 @@ class TrainJob(_Body):
     parent: str
     data: str
     output: str
+    share: PositiveFloat = Field(default=1.0, allow_inf_nan=False)
+    """Its part of the training time while other jobs train, too, in proportion to theirs."""
 
 
 class EvaluateJob(_Body):
-    """Evaluate an adapter's weights file (None: the base) on `data`."""
+    """Evaluate an adapter's weights file (None: the base) on `data`; it goes before all training."""
 
     id: str
     adapter: str | None
@@ -99,11 +104,13 @@ class EvaluateJob(_Body):
 
 
 class StatusQuery(_Body):
-    """Ask for the state of the last job."""
+    """Ask for the state of a job; None: of the one that has the turn, or had it last."""
+
+    id: str | None = None
 
 
 class CancelJob(_Body):
-    """Stop a job at its next quantum, if it is the current one."""
+    """Stop a job before its next quantum, whether it has the turn or waits for one."""
 
     id: str
 
@@ -153,9 +160,10 @@ class SloStatus(_Body):
 
 
 class CoTrainerStatus(_Body):
-    """State of the co-trainer, sent in answer to every message."""
+    """State of the co-trainer and of the job that a message was about, sent in answer to it."""
 
     job: str | None = None
+    """None where no such job is known."""
     state: JobState = JobState.QUEUED
     error: str = ""
     """Reason why the job failed, or why this engine has no co-training; empty without an error."""
@@ -166,6 +174,12 @@ class CoTrainerStatus(_Body):
     seconds: NonNegativeFloat = 0.0
     share: NonNegativeFloat = 0.0
     evaluation: Evaluation | None = None
+    open_jobs: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Jobs with quanta to run → seconds of quanta that each has had."""
+    turns: NonNegativeInt = 0
+    """Times that another job got the turn, since the engine's start."""
+    parked_bytes: NonNegativeInt = 0
+    """Memory of what waiting jobs have learnt, out of what is kept for training."""
     quanta: dict[str, QuantumStats] = Field(default_factory=dict)
     """Kind of quantum → its counts since the engine's start."""
     longest_quantum_s: NonNegativeFloat = 0.0
@@ -210,18 +224,22 @@ class CoTrainerClient:
         self._context = zmq.asyncio.Context.instance()
 
     async def start(self, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
-        """Start a job. Raises TrainingError when there is no answer within REPLY_TIMEOUT_S.
+        """Start a job, which takes turns with others. Raises TrainingError without an answer within REPLY_TIMEOUT_S.
 
-        A co-trainer that is busy with another job, or cannot train, says so in the returned status.
+        A co-trainer that cannot train, or has too many jobs, says so in the returned status. One that is known already,
+        even if it has ended, is not begun again.
         """
         return await self._ask(job)
 
-    async def status(self, timeout_s: float = REPLY_TIMEOUT_S) -> CoTrainerStatus:
-        """Ask for the status; raise TrainingError when there is no answer within `timeout_s` seconds."""
-        return await self._ask(StatusQuery(), timeout_s)
+    async def status(self, timeout_s: float = REPLY_TIMEOUT_S, job: str | None = None) -> CoTrainerStatus:
+        """Ask for the status, and that of a job (None: the one that has the turn, or had it last).
+
+        Raises TrainingError when there is no answer within `timeout_s` seconds.
+        """
+        return await self._ask(StatusQuery(id=job), timeout_s)
 
     async def cancel(self, job_id: str) -> CoTrainerStatus:
-        """Stop a job at its next quantum; raise TrainingError when there is no answer within REPLY_TIMEOUT_S."""
+        """Stop a job before its next quantum; raise TrainingError when there is no answer within REPLY_TIMEOUT_S."""
         return await self._ask(CancelJob(id=job_id))
 
     async def _ask(self, body: BaseModel, timeout_s: float = REPLY_TIMEOUT_S) -> CoTrainerStatus:
