@@ -117,7 +117,7 @@ class BenchCoTrainer(CoTrainer):
         self._add(HOOKS, clock() - began - (self.observer.trained - quanta_s))
         return slept
 
-    def status(self, job: Job | None, error: str = "") -> CoTrainerStatus:
+    def status(self, job: Job | None = None, error: str = "") -> CoTrainerStatus:
         """Return the usual status, with the time beside quanta as two more kinds of them."""
         status = super().status(job, error)
         beside = {HOOKS: QuantumStats(), JOBLESS: QuantumStats(), **self._beside.quanta}

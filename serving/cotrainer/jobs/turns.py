@@ -19,10 +19,10 @@ and a job that is ahead of M would wait for ever. As it is, no job joins those b
 those takes them nearer to it, and so M rises.
 """
 
-LEAST_TURN_S = 0.5
-"""Least length of a turn, in seconds of quanta."""
+LEAST_TURN_S = (0.5, 10.0)
+"""Bounds of a turn's least length, in seconds of quanta."""
 SWAP_PART = 0.02
-"""Largest part of training that handing the buffers over may take: a turn is at least so much longer than a swap."""
+"""Part of training that swaps may take: between those bounds a turn is at least so much longer than the last swap."""
 
 
 class Turns:
@@ -35,7 +35,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self.least_s = LEAST_TURN_S
+        self.least_s = LEAST_TURN_S[0]
         """Least length of a turn."""
         self._evaluations: list[str] = []
         self._shares: dict[str, float] = {}
@@ -73,7 +73,8 @@ class Turns:
 
     def swapped(self, seconds: float) -> None:
         """Note how long handing the buffers over took last, so that turns are long enough for it."""
-        self.least_s = max(LEAST_TURN_S, seconds / SWAP_PART)
+        shortest, longest = LEAST_TURN_S
+        self.least_s = min(max(shortest, seconds / SWAP_PART), longest)
 
     def choose(self) -> str | None:
         """Return the job that goes on now, at a boundary of the holder or after its end; None where there is none."""
