@@ -148,5 +148,9 @@ def test_the_key_knows_what_a_calibration_depends_on(tiny_llama: Path, tiny_qwen
     assert calibration.calibration_key(str(tiny_llama), trainer, None) == known
     assert calibration.calibration_key(str(tiny_qwen2), trainer, None) != known
     assert calibration.calibration_key(str(tiny_llama), trainer, 1 << 20) != known, "other micro-batches fit"
+    trainer.parked_bytes += 1
+    others = calibration.calibration_key(str(tiny_llama), trainer, None)
+    assert others != known, "the jobs of other adapters wait in that memory"
+    trainer.parked_bytes -= 1
     trainer.seq_len += 1
     assert calibration.calibration_key(str(tiny_llama), trainer, None) != known

@@ -77,6 +77,21 @@ def test_a_packed_base_leaves_room_and_says_how_much(model: Path) -> None:
     assert "the base is packed, which saves 10.4 GB, as much as 79," in packed.told()
 
 
+def test_what_other_adapters_jobs_keep_while_they_wait_is_training_s(model: Path) -> None:
+    """Of 48 GB, so that there is room for the same micro-batch."""
+    alone = MemoryPlan.of(site(model), 48 * GB)
+    file = model.parent / "site.toml"
+    file.write_text(file.read_text() + '\n[[adapter]]\nname = "triage"\n\n[[adapter]]\nname = "billing"\n')
+    config = SiteConfig.load(file)
+    assert len(config.adapter) == 3
+    three = MemoryPlan.of(config, 48 * GB)
+    assert (three.rows, three.recompute) == (alone.rows, alone.recompute)
+    assert three.training - alone.training == three.parked == 2 * 4 * 4 * 41_943_040
+    assert alone.parked == 0
+    assert "kept (1.3 GB of training for adapters that wait their turn)" in three.told()
+    assert "wait" not in alone.told()
+
+
 @pytest.mark.parametrize(
     ("memory_mb", "rows", "recompute"), [(20_000, 4, False), (9_000, 2, False), (2_700, 4, True), (1_800, 1, True)]
 )

@@ -154,19 +154,31 @@ def test_a_job_that_is_cancelled_in_the_middle_of_a_swap_leaves_the_other_whole(
     wanted = {order.id: alone(scheduler, order) for order in (one, other)}
     scheduler.tell(one)
     scheduler.tell(other)
-    swaps, victim, stays = 0, "", one
+    swaps = 0
     for job, kind in quanta(scheduler):
         swaps += kind == "swap"
         if swaps == 2 * len(scheduler.trainer.layers) + 1:  # both have been parked once
-            leaves, stays = (one, other) if job == other.id else (other, one)
-            if gone == "the one that comes":
-                leaves, stays = stays, leaves
-            victim = leaves.id
-            assert scheduler.tell(CancelJob(id=victim)).state is JobState.CANCELLED
             break
+    comes, leaves = (one, other) if job == one.id else (other, one)
+    victim, stays = (leaves, comes) if gone == "the one that leaves" else (comes, leaves)
+    assert scheduler.tell(CancelJob(id=victim.id)).state is JobState.CANCELLED
     assert came_to(scheduler, stays) == wanted[stays.id]
-    assert scheduler.tell(StatusQuery(id=victim)).state is JobState.CANCELLED
+    assert scheduler.tell(StatusQuery(id=victim.id)).state is JobState.CANCELLED
     assert scheduler.tell(StatusQuery()).parked_bytes == 0
+
+
+@pytest.mark.parametrize("kind", ["optimizer", "mlp_backward", "step", "load"])
+def test_a_job_that_is_cancelled_in_the_middle_of_a_step_leaves_no_trace(scheduler: ToyScheduler, kind: str) -> None:
+    """Its gradients, its factors and what it trained of them are in the buffers to which the other one comes back."""
+    one, other = plain(scheduler), particular(scheduler)
+    wanted = alone(scheduler, one)
+    scheduler.tell(one)
+    scheduler.tell(other)
+    for job, ran in quanta(scheduler):
+        if (job, ran) == (other.id, kind):
+            break
+    assert scheduler.tell(CancelJob(id=other.id)).state is JobState.CANCELLED
+    assert came_to(scheduler, one) == wanted
 
 
 def test_a_job_for_which_there_is_no_room_while_it_waits_fails_and_no_other_does(
@@ -217,12 +229,11 @@ def test_what_waits_takes_what_the_arithmetic_says(scheduler: ToyScheduler) -> N
     one, other = particular(scheduler, "one"), particular(scheduler, "other")
     elements = sum(factors.elements for factors in scheduler.trainer.factors)
     trained = sum(b.numel() for factors in scheduler.trainer.factors for _, b in factors.pairs.values())
-    steps = 2 * len(scheduler.trainer.factors)
     scheduler.tell(one)
     scheduler.tell(other)
     most = max(scheduler.tell(StatusQuery()).parked_bytes for _ in quanta(scheduler))
-    layer = most % (4 * (2 * elements + 2 * trained))
-    assert most - layer == 4 * (2 * elements + 2 * trained) + steps // 2 * 4 - layer
+    moments = 2 * 4 * trained + 4 * len(scheduler.trainer.factors)  # and AdamW's count of steps, one per buffer
+    assert most == 2 * 4 * elements + moments, "factors and parent, and moments of what is trained; no gradients"
     room = scheduler.trainer.factors[0].room_to_park()
     assert sum(tensor.nbytes for tensor in room) == memory.PARKED * 4 * scheduler.trainer.factors[0].elements
 
