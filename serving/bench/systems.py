@@ -20,6 +20,7 @@ from serving.bench.plan import Policy
 from serving.cotrainer.cotrainer import CoTrainer, clock
 from serving.cotrainer.counts import Counts
 from serving.cotrainer.governor import Governor, SloGovernor
+from serving.cotrainer.jobs.job import Job
 from serving.cotrainer.lanes.lane import Took
 from serving.cotrainer.predictor import Predictor
 from serving.cotrainer.quantum import Pieces
@@ -89,20 +90,19 @@ class BenchCoTrainer(CoTrainer):
         super().build(served, model_path)
         threading.Thread(target=self._train_unpaced, daemon=True).start()
 
-    def obey(self, payload: bytes) -> None:
+    def obey(self, payload: bytes) -> Job | None:
         """Carry out a message, `UseSystem` included, while the unpaced thread is between two quanta."""
         kind, _ = wire.unpack(payload)
         if kind == StatusQuery.__name__:
-            super().obey(payload)
-            return
+            return super().obey(payload)
         self._wanted = True
         with self._training:
             self._wanted = False
             if kind == UseSystem.__name__:
                 self._use(wire.unpack_model(payload, UseSystem))
-            else:
-                self._note_jobless(kind)
-                super().obey(payload)
+                return self.job
+            self._note_jobless(kind)
+            return super().obey(payload)
 
     def between_iterations(self, scheduler: Any) -> None:
         """Do what umbel does, and count the seconds of it that were no quantum."""
@@ -117,9 +117,9 @@ class BenchCoTrainer(CoTrainer):
         self._add(HOOKS, clock() - began - (self.observer.trained - quanta_s))
         return slept
 
-    def status(self, error: str = "") -> CoTrainerStatus:
+    def status(self, job: Job | None = None, error: str = "") -> CoTrainerStatus:
         """Return the usual status, with the time beside quanta as two more kinds of them."""
-        status = super().status(error)
+        status = super().status(job, error)
         beside = {HOOKS: QuantumStats(), JOBLESS: QuantumStats(), **self._beside.quanta}
         return status.model_copy(update={"quanta": {**status.quanta, **beside}})
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from serving.cotrainer.jobs.swap import rehearse_swap
 from serving.cotrainer.lanes.lane import CpuLane, Lane
 from serving.cotrainer.memory import PeakBytes, out_of_memory
 from serving.cotrainer.quantum import Pieces, Quanta, Quantum
@@ -32,7 +33,7 @@ from umbel.base.shapes import read_config
 from umbel.errors import TrainingError
 from umbel.peft_dir import replace_durably
 
-PIECES = 1
+PIECES = 2
 """Version of the quanta. Raise it when the work of one changes, so that every machine measures anew."""
 SMALLEST = 16
 """Tokens of the smallest size that is timed; a smaller piece is all overhead."""
@@ -52,7 +53,7 @@ class Calibration(BaseModel):
     seconds: dict[str, dict[int, float]]
     """Kind → tokens → P99 in seconds."""
     peak_bytes: dict[int, int]
-    """Rows of each micro-batch that fits → peak memory of training with it, LoRA factors and moments included."""
+    """Rows of each micro-batch that fits → peak memory of training with it: LoRA factors, moments, what is parked."""
     recompute: bool = False
     """True if the activations of not even one row fit, so that all of this was measured with recomputing them."""
 
@@ -81,6 +82,7 @@ def calibration_key(model_path: str, trainer: LoraTrainer, max_bytes: int | None
         "dtype": str(trainer.model.dtype),
         "model": base,
         "factors": trainer.state_bytes,
+        "parked": trainer.parked_bytes,
         "micro_batch": trainer.pieces.micro_batch,
         "seq_len": trainer.seq_len,
         "memory": max_bytes,
@@ -234,14 +236,14 @@ def _peak_bytes(trainer: LoraTrainer, rows: int, tokens: int, lane: Lane) -> int
     if trainer.device.type == "cuda":
         with PeakBytes(trainer.device) as peak:
             deque(quanta, maxlen=0)
-        return trainer.state_bytes + peak.bytes
+        return trainer.state_bytes + trainer.parked_bytes + peak.bytes
     deque(quanta, maxlen=0)
     return trainer.expected_bytes(rows)
 
 
 def _time_the_rest(trainer: LoraTrainer, lane: Lane, seconds: dict[str, dict[int, float]]) -> None:
     """Add the quanta that no training step has; those of an evaluation take at most as long as in a training step."""
-    for quanta in (trainer.copy_out(1, {}), trainer.load(None)):
+    for quanta in (rehearse_swap(trainer.factors), trainer.copy_out(1, {}), trainer.load(None)):
         _keep_longest(quanta, lane, seconds)
     for kind in ("attention", "mlp", "head"):
         seconds[f"evaluate_{kind}"] = dict(seconds[kind])

@@ -1,4 +1,4 @@
-"""`CoTrainer`: trains LoRA adapters between the iterations of SGLang's scheduler, one job and one quantum at a time.
+"""`CoTrainer`: trains LoRA adapters between the iterations of SGLang's scheduler, a quantum at a time, jobs in turns.
 
 Everything runs on the scheduler's only thread, so there is no lock, and serving is held up by one quantum at most.
 `hooks.py` calls it before each iteration and in place of an idle engine's sleep; the daemon sends commands by a socket.
@@ -16,16 +16,18 @@ from serving.cotrainer.base_view import engine_storages, view_of
 from serving.cotrainer.commands import CommandSocket, read_command
 from serving.cotrainer.counts import Counts
 from serving.cotrainer.governor import Governor, Load, SloGovernor
-from serving.cotrainer.job import Job
+from serving.cotrainer.jobs.in_turns import JobsInTurns
+from serving.cotrainer.jobs.job import Job
 from serving.cotrainer.lanes import lane_on
 from serving.cotrainer.lanes.lane import CpuLane, Lane
 from serving.cotrainer.lanes.streams import Streams
 from serving.cotrainer.memory import Footprint, give_back
 from serving.cotrainer.observer import Observer
 from serving.cotrainer.quantum import Pieces, Quantum
+from serving.cotrainer.slo_status import slo_status
 from serving.cotrainer.trainer import LoraTrainer
 from serving.cotrainer.tuning import Tuning
-from serving.trainer_socket import CancelJob, CoTrainerSettings, CoTrainerStatus, EvaluateJob, SloStatus, TrainJob
+from serving.trainer_socket import CancelJob, CoTrainerSettings, CoTrainerStatus, StatusQuery
 from umbel.errors import TrainingError, UmbelError
 from umbel.messages import JobState
 
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class CoTrainer:
-    """Runs one job inside the engine, in the time that the governor allows.
+    """Runs jobs inside the engine, in the time that the governor allows.
 
     A subclass may override `obey`, `tune` and `advance`; the benchmark's baselines do.
     """
@@ -63,10 +65,10 @@ class CoTrainer:
         self.trainer: LoraTrainer | None = None
         """None until `build` has succeeded; `unavailable` says why."""
         self.unavailable = "the co-trainer is still being built"
-        self.job: Job | None = None
-        """The last job, whether it still runs or has ended."""
-        self._outstanding: deque[tuple[Job, Quantum, bool]] = deque()
-        """Quanta that were launched and are not yet counted: of which job, and whether the engine was busy."""
+        self.jobs = JobsInTurns()
+        self._outstanding: deque[tuple[Job | None, Quantum, bool]] = deque()
+        """Quanta that were launched and are not yet counted: of which job (None: a swap), and whether the engine was
+        busy."""
         self._busy = False
 
     def build(self, served: torch.nn.Module, model_path: str) -> None:
@@ -87,6 +89,7 @@ class CoTrainer:
             target_modules=settings.target_modules,
             seq_len=settings.seq_len,
             pieces=Pieces.whole(settings.micro_batch, settings.seq_len),
+            adapters=settings.adapters,
         )
         storages = engine_storages(served)
         shared = sum(tensor.untyped_storage().data_ptr() in storages for tensor in trainer.frozen.values())
@@ -152,50 +155,59 @@ class CoTrainer:
         return True
 
     def fail(self, error: Exception) -> None:
-        """End the job, or note that none will ever run, with the reason."""
+        """End the job that has the turn, or note that none will ever run, with the reason."""
         if self.trainer is None:
             self.unavailable = f"{self.unavailable}: {error}"
-        if self.job is not None:
-            self.job.finish(JobState.FAILED, str(error) or type(error).__name__)
+        self.jobs.fail(str(error) or type(error).__name__)
+        self._pass_turn()
+
+    @property
+    def job(self) -> Job | None:
+        """Return the job that has the turn, or had it last, whether it still runs or has ended."""
+        return self.jobs.holder
 
     def runnable(self) -> Job | None:
-        """Return the job if it still has quanta to run."""
-        return self.job if self.job is not None and self.job.quanta is not None else None
+        """Return the job that has the turn; None where no job has quanta to run."""
+        return self.jobs.runnable
 
     def advance(self) -> bool:
-        """Advance the job by one quantum; return False if it has ended. May be overridden."""
-        job = self.runnable()
-        if job is None or job.next is None:
+        """Run one quantum of the job that has the turn; return False if it has ended. May be overridden."""
+        self._count_ended()  # the turn may be over with it
+        job, quantum = self.jobs.runnable, self.jobs.next
+        if job is None or quantum is None:
             return False
-        quantum = job.next
         try:
-            self.lane.run(job.advance)
+            of = self.lane.run(self.jobs.advance)
         except UmbelError as error:
-            job.finish(JobState.FAILED, str(error))
+            self.fail(error)
             return False
         self.observer.launched()
-        self._outstanding.append((job, quantum, self._busy))
+        self._outstanding.append((of, quantum, self._busy))
         self._count_ended()
         return job.next is not None
 
-    def obey(self, payload: bytes) -> None:
-        """Carry out one message of the daemon's. May be overridden.
+    def obey(self, payload: bytes) -> Job | None:
+        """Carry out one message of the daemon's; return the job that the answer is about. May be overridden.
 
         Raises WireError for one that is not understood, TrainingError for a job that cannot be started.
         """
         command = read_command(payload)
-        if isinstance(command, CancelJob) and self.job is not None and self.job.id == command.id:
-            self.job.finish(JobState.CANCELLED, "cancelled")
-        if not isinstance(command, TrainJob | EvaluateJob):
-            return
+        if isinstance(command, StatusQuery):
+            return self.job if command.id is None else self.jobs.find(command.id)
+        job = self.jobs.find(command.id)
+        if isinstance(command, CancelJob):
+            if job is not None:
+                job.finish(JobState.CANCELLED, "cancelled")
+                self._pass_turn()
+            return job
         if self.trainer is None:
             raise TrainingError(self.unavailable)
-        if self.runnable() is not None and self.job is not None and self.job.id != command.id:
-            raise TrainingError(f"busy with job {self.job.id}")
-        if self.job is None or self.job.id != command.id:
+        if job is None:
             self.tuning.save()
             self.tune(clock())
-            self.job = Job(command, self.trainer)
+            job = self.jobs.start(command, self.trainer)
+            self._pass_turn()
+        return job
 
     def tune(self, now: float, idle: bool = False) -> None:
         """Set the targets once they are known, and the pieces that fit them. May be overridden."""
@@ -205,14 +217,17 @@ class CoTrainer:
             self.governor.slo = self.tuning.slo
         self.trainer.pieces = (self.tuning.idle_pieces if idle else self.tuning.pieces) or self.trainer.pieces
 
-    def status(self, error: str = "") -> CoTrainerStatus:
-        """Return the state of the co-trainer and its job; with `error`, the refusal of a message instead of the job."""
-        trainer, job = self.trainer, self.job
+    def status(self, job: Job | None = None, error: str = "") -> CoTrainerStatus:
+        """Return the state of the co-trainer and of a job; with `error`, the refusal of a message instead of the job."""
+        trainer = self.trainer
         common: dict[str, Any] = {
+            "open_jobs": self.jobs.open,
+            "turns": self.jobs.handed_over,
+            "parked_bytes": self.jobs.parked_bytes,
             "quanta": self.counts.quanta,
             "longest_quantum_s": self.predictor.longest_quantum(),
             "pieces": {name: int(size) for name, size in vars(trainer.pieces).items()} if trainer else {},
-            "slo": _slo_status(self.governor),
+            "slo": slo_status(self.governor),
             "latency_known": self.predictor.ready,
             "preemption": self.counts.preemption(self.observer.arrivals),
             "overlap": self.predictor.overlap,
@@ -236,9 +251,9 @@ class CoTrainer:
         Nothing is launched behind an outstanding quantum, or while a request waits that has met one in this call.
         """
         met = 0 if self.lane.ready() else 1
-        while (job := self.runnable()) is not None and job.next is not None:
+        while (quantum := self.jobs.next) is not None:
             # A kind of quantum never seen counts as 0 s; it may still not run while the gate is closed.
-            if budget <= 0 or self.predictor.quantum_high(job.next) > budget or not self.lane.ready():
+            if budget <= 0 or self.predictor.quantum_high(quantum) > budget or not self.lane.ready():
                 break
             arrived = self._requests_arrived(0)
             if met and (load.waiting or arrived):
@@ -252,16 +267,18 @@ class CoTrainer:
                 self.counts.most_while_waiting = max(self.counts.most_while_waiting, met)
 
     def _count_ended(self) -> None:
-        """Count the quanta that have ended since the last look, each with its job, which ends with its last one."""
+        """Count the quanta that have ended since the last look, each with its job, and pass the turn if it is over."""
         for took in self.lane.ended():
             job, quantum, busy = self._outstanding.popleft()
             self.counts.ran(quantum.kind, took)
             self.predictor.observe_quantum(quantum, took.seconds, busy)
             self.governor.ran(took.seconds, clock())
             self.observer.ended(took.seconds)
-            job.busy_s += took.seconds
-            if job.next is None and job.quanta is not None:
-                job.end()
+            self.jobs.ran(job, took.seconds)
+        self._pass_turn()
+
+    def _pass_turn(self) -> None:
+        self.jobs.pass_turn(settled=not self._outstanding)
 
     def _requests_arrived(self, timeout_s: float) -> bool:
         """Wait at most `timeout_s` for a request on one of the scheduler's sockets; return whether there is one."""
@@ -273,27 +290,9 @@ class CoTrainer:
         message = self.commands.receive()
         if message is None:
             return
-        error = ""
+        job, error = None, ""
         try:
-            self.obey(message.payload)
+            job = self.obey(message.payload)
         except UmbelError as refusal:
             error = str(refusal)
-        self.commands.reply(message, self.status(error))
-
-
-def _slo_status(governor: Governor) -> SloStatus | None:
-    """Return the targets and margins of an SloGovernor; None for another, and before there are targets."""
-    slo = governor.slo
-    if slo is None or not isinstance(governor, SloGovernor):
-        return None
-    return SloStatus(
-        ttft_ms=slo.ttft_s * 1000,
-        ttft_ms_per_token=slo.ttft_per_token_s * 1000,
-        tpot_ms=slo.tpot_s * 1000,
-        quantile=slo.quantile,
-        margin_ttft=governor.margin_ttft.value,
-        margin_tpot=governor.margin_tpot.value,
-        debt_s=governor.slo_debt_s,
-        answered=governor.answered,
-        met=governor.met,
-    )
+        self.commands.reply(message, self.status(job, error))

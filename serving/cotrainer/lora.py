@@ -7,6 +7,7 @@ that they are in. Shapes as in `serving.cotrainer.pieces`.
 
 import math
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from serving.cotrainer.microbatch import sent
 from serving.cotrainer.pieces import Block
 from serving.four_bit.peft_layers import Linear, LoraConfig, LoraLayer
 from umbel.messages import TrainPlan
+from umbel.site import memory
 
 Factor = Literal["A", "B"]
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -76,6 +78,24 @@ class _Added(torch.autograd.Function):
         return gradient if of_base else None, of_x_ni, of_a, of_b
 
 
+@dataclass(frozen=True)
+class ParkedLayer:
+    """All of one layer that the next optimizer step of a job depends on, in memory of its own on the same device."""
+
+    factors: dict[Factor, torch.Tensor]
+    moments: dict[Factor, dict[str, torch.Tensor]]
+    """AdamW's state of the trained factors; without tensors before the first step."""
+    parents: dict[Factor, torch.Tensor]
+    """FedProx's parent; empty without its term."""
+    trained: tuple[Factor, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Return the memory that it takes."""
+        moments = [moment for state in self.moments.values() for moment in state.values()]
+        return sum(tensor.nbytes for tensor in (*self.factors.values(), *moments, *self.parents.values()))
+
+
 class LayerFactors:
     """Factors of the adapted modules of one layer. Every method leaves grad mode as it was."""
 
@@ -110,8 +130,8 @@ class LayerFactors:
         """Return the number of elements of all factors."""
         return sum(flat.numel() for flat in self._flat.values())
 
-    def train_only(self, factors: Literal["AB", "A", "B"]) -> None:
-        """Let autograd compute gradients for these factors only."""
+    def train_only(self, factors: Collection[str]) -> None:
+        """Let autograd compute gradients for these factors only, given as text such as `AB` or one by one."""
         self._trained = tuple(factor for factor in self._flat if factor in factors)
         for number, factor in enumerate(self._flat):
             trained = factor in self._trained
@@ -140,6 +160,41 @@ class LayerFactors:
             for moment in state.values():
                 moment.zero_()
         self._parents = {factor: self._flat[factor].detach().clone() for factor in self._flat} if remember else {}
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def park(self) -> ParkedLayer:
+        """Return a copy of what the next step depends on. Only between two steps, where all gradients are zero.
+
+        The parent of FedProx's term is not copied: the buffers have none until the next `load` or `resume`.
+        """
+        moments = {factor: self.optimizer.state.get(self._flat[factor], {}) for factor in self._trained}
+        parked = ParkedLayer(
+            {factor: flat.detach().clone() for factor, flat in self._flat.items()},
+            {factor: {name: one.clone() for name, one in state.items()} for factor, state in moments.items()},
+            self._parents,
+            self._trained,
+        )
+        self._parents = {}
+        return parked
+
+    def room_to_park(self) -> list[torch.Tensor]:
+        """Return as much memory as `park` takes, with FedProx's parent."""
+        return [torch.empty_like(flat.data) for flat in self._flat.values() for _ in range(memory.PARKED)]
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def resume(self, parked: ParkedLayer) -> None:
+        """Go on where `park` left off, whatever another job has left in the buffers."""
+        self.train_only(parked.trained)
+        self.forget_gradients()
+        for factor, flat in self._flat.items():
+            flat.copy_(parked.factors[factor])
+        for factor in parked.trained:
+            for name, moment in self.optimizer.state.get(self._flat[factor], {}).items():
+                kept = parked.moments[factor].get(name)
+                moment.zero_() if kept is None else moment.copy_(kept)
+        self._parents = parked.parents
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()

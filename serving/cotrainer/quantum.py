@@ -7,9 +7,11 @@ from typing import Literal
 from umbel.site.memory import HEAD_TOKENS
 
 Kind = Literal[
-    "open", "load", "attention", "mlp", "head", "mlp_backward", "attention_backward", "optimizer", "copy_out",
-    "evaluate_attention", "evaluate_mlp", "evaluate_head", "read_back",
+    "open", "load", "step", "attention", "mlp", "head", "mlp_backward", "attention_backward", "optimizer", "copy_out",
+    "evaluate_attention", "evaluate_mlp", "evaluate_head", "read_back", "swap",
 ]  # fmt: skip
+BOUNDARIES = frozenset[Kind]({"open", "step"})
+"""Kinds before which nothing of a job is half done: it has not begun, or is between two optimizer steps."""
 
 
 @dataclass(frozen=True)

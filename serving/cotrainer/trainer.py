@@ -36,7 +36,7 @@ class LoraTrainer:
     """Trains one adapter at a time over a frozen causal LM.
 
     Outside an engine a `for` loop runs the quanta; `plan` is a TrainPlan, `data` a TokenFile, and `parent` returns the
-    factors of the adapter to continue from (see `job.read_factors`):
+    factors of the adapter to continue from (see `jobs.job.read_factors`):
 
         trainer = LoraTrainer(
             model, max_rank=8, target_modules=("q_proj", "v_proj"), seq_len=128, pieces=Pieces.whole(4, 128)
@@ -48,19 +48,29 @@ class LoraTrainer:
         for quantum in trainer.copy_out(plan.rank, trained):
             pass
 
-    The buffers hold `max_rank`. An adapter of a lower rank lies in their first rows; the rest is zero and stays zero,
-    because a pair of zero row and zero column gets no gradient. `pieces` may be assigned at any time: an optimizer step
-    reads `micro_batch` when it begins, each of its micro-batches reads the other sizes.
+    The buffers hold `max_rank`. Of a lower rank their first rows are used; the rest is zero and stays zero, because a
+    pair of zero row and zero column gets no gradient. `pieces` may be assigned at any time: an optimizer step reads
+    `micro_batch` when it begins, each of its micro-batches the other sizes. Jobs of `adapters` adapters may take turns.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, max_rank: int, target_modules: tuple[str, ...], seq_len: int, pieces: Pieces
+        self,
+        model: PreTrainedModel,
+        *,
+        max_rank: int,
+        target_modules: tuple[str, ...],
+        seq_len: int,
+        pieces: Pieces,
+        adapters: int = 1,
     ) -> None:
         """Put LoRA layers into `model` and freeze the rest. Raises TrainingError if `seq_len` exceeds its window."""
         self.model, self.seq_len = model, seq_len
         self._pieces = pieces
         self._fits: Pieces | None = None  # the largest for which memory has sufficed, once it has not
-        self._sizes = memory.Training(max_rank, target_modules, model.dtype.itemsize, pieces.micro_batch, seq_len)
+        width = model.dtype.itemsize
+        self._sizes = memory.Training(max_rank, target_modules, width, pieces.micro_batch, seq_len, adapters)
+        self.parked_bytes = memory.parked_bytes(model.config.to_dict(), self._sizes)
+        """Bytes of the jobs that wait while another one trains."""
         window = (
             getattr(model.config, "sliding_window", None) if getattr(model.config, "use_sliding_window", True) else None
         )
@@ -109,6 +119,7 @@ class LoraTrainer:
         ids = np.zeros((rows, tokens), np.int32)
         data = TokenFile(Path("rehearsal"), ids, ids, np.full(rows, tokens, np.int32))
         plan = TrainPlan(rank=1, steps=1, seconds=1.0, batch_size=rows)
+        yield Quantum("step")
         loss, _ = yield from self._accumulate(data, list(range(rows)))
         yield from self._apply(plan, 0, 0.0, loss)
 
@@ -118,28 +129,30 @@ class LoraTrainer:
         parent: ReadFactors | None,
         data: TokenFile,
         progress: Progress,
-        clock: Callable[[], float] = time.monotonic,
+        elapsed: Callable[[], float] | None = None,
     ) -> Quanta:
         """Continue from `parent` (None: zeros, through which no gradient flows) for `plan.steps` or `plan.seconds`.
 
-        Rows are drawn without replacement, epoch after epoch, in the order that `plan.seed` gives. Raises TrainingError
-        if the loss of a step is not finite.
+        Rows are drawn without replacement, epoch after epoch, in the order that `plan.seed` gives. Before each `step`
+        another job may have the buffers. `elapsed` returns the seconds so far; None: those since the first quantum.
+        Raises TrainingError if the loss of a step is not finite.
         """
-        began = clock()
+        began = time.monotonic()
+        elapsed = elapsed or (lambda: time.monotonic() - began)
         for factors in self.factors:
             factors.train_only(plan.factors)
         yield from self.load(parent, remember=plan.proximal > 0)
         order = epochs(len(data), plan.seed)
         applied: list[Applied] = []
         for step in range(plan.steps):
-            spent = (clock() - began) / plan.seconds
+            yield Quantum("step")
+            while applied:  # the step before
+                applied.pop().book(progress)
+            spent = elapsed() / plan.seconds
             if spent >= 1:
                 break
             rows = [next(order) for _ in range(plan.batch_size)]
-            for quantum in self._step(plan, step, spent, data, rows, applied):
-                yield quantum
-                while applied:  # the step before
-                    applied.pop().book(progress)
+            yield from self._step(plan, step, spent, data, rows, applied)
         yield Quantum("read_back")
         for last in applied:
             last.book(progress)

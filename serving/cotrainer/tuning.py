@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from serving.cotrainer.calibration import (
@@ -16,7 +17,9 @@ from serving.cotrainer.calibration import (
     longest_quantum,
     timed,
 )
+from serving.cotrainer.jobs.swap import room_to_park
 from serving.cotrainer.lanes.lane import CpuLane, Lane
+from serving.cotrainer.memory import out_of_memory
 from serving.cotrainer.predictor import Predictor, PredictorState
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.slo import Slo, default_slo, idle_quantum_target, quantum_target
@@ -57,10 +60,11 @@ class Tuning:
     def calibrate(self, trainer: LoraTrainer, model_path: str, lane: Lane) -> None:
         """Time the trainer's quanta, or read what an earlier start measured under the same conditions.
 
-        A step on the largest micro-batch is run either way, so that its memory is there before users come. Raises
-        TrainingError where not even the smallest one fits into memory.
+        A step on the largest micro-batch is run either way, beside as much as other adapters' jobs may park, so that its
+        memory is there before users come. Raises TrainingError where not even the smallest one fits into memory.
         """
         settings = self._settings
+        waiting = _room_to_park(trainer, settings.adapters - 1, lane)
         self._key = calibration_key(model_path, trainer, self._max_bytes)
         self._calibration = Calibration.load(self._calibration_file, self._key)
         if self._calibration is None:
@@ -79,6 +83,7 @@ class Tuning:
             trainer.pieces = choose_pieces(self._calibration, settings.seq_len, math.inf, self._max_bytes)
             for _ in timed(trainer.warm_up(), lane):
                 pass
+        del waiting
         for kind, sizes in self._calibration.seconds.items():
             for tokens, seconds in sizes.items():
                 self.predictor.seed_quantum(kind, tokens, seconds)
@@ -151,3 +156,16 @@ class Tuning:
             return Slo(**given)
         measured = default_slo(self.predictor)
         return None if measured is None else replace(measured, **given)
+
+
+def _room_to_park(trainer: LoraTrainer, jobs: int, lane: Lane) -> list[torch.Tensor]:
+    """Take the memory in which so many jobs may wait; none where it is not there, and calibration will say so."""
+    try:
+        taken = lane.run(lambda: room_to_park(trainer.factors, jobs))
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        taken = []
+    lane.wait(math.inf)
+    lane.ended()
+    return taken

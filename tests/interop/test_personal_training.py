@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from client.rounds.personal import PersonalPart, join, split
-from serving.cotrainer.job import read_factors
+from serving.cotrainer.jobs.job import read_factors
 from serving.cotrainer.lora import Factors
 from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import Pieces

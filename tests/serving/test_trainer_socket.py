@@ -36,9 +36,12 @@ def test_the_settings_are_those_of_the_site_file(tmp_path: Path) -> None:
     }
     settings = CoTrainerSettings.of(load(tmp_path, tables))
     assert settings == CoTrainerSettings(
-        max_rank=32, target_modules=("o_proj",), micro_batch=2, seq_len=64, memory_mb=100, share_floor=0.1,
+        max_rank=32, target_modules=("o_proj",), adapters=1, micro_batch=2, seq_len=64, memory_mb=100, share_floor=0.1,
         share_cap=0.5, ttft_ms=400.0, tpot_ms=50.0, quantile=0.9, batch_factor=3.0,
     )  # fmt: skip
+    file = tmp_path / "site.toml"
+    file.write_text(file.read_text() + '\n[[adapter]]\nname = "triage"\n')
+    assert CoTrainerSettings.of(SiteConfig.load(file)) == settings.model_copy(update={"adapters": 2})
     settings.write(tmp_path)
     assert CoTrainerSettings.read(tmp_path) == settings
     assert CoTrainerSettings.read(tmp_path / "elsewhere") is None

@@ -44,7 +44,8 @@ def trainer_settings(**changes: Any) -> CoTrainerSettings:
     """Return the settings of a small trainer; all others are a site file's defaults."""
     fields: dict[str, Any] = {
         **TrainingSection(data=Path("none")).model_dump(exclude=DAEMON_KEYS), **SloSection().model_dump(),
-        "max_rank": MAX_RANK, "target_modules": LINEARS, "micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN, **changes,
+        "max_rank": MAX_RANK, "target_modules": LINEARS, "adapters": 1, "micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN,
+        **changes,
     }  # fmt: skip
     return CoTrainerSettings(**fields)
 
@@ -96,9 +97,9 @@ class ToyScheduler:
 
     def close(self) -> None:
         if self.hooks.cotrainer is not None:
-            job = self.hooks.cotrainer.job
-            while job is not None and job.quanta is None and not job.state.final:
-                time.sleep(0.01)  # its thread is writing into a folder that is removed next
+            for job in self.hooks.cotrainer.jobs.known:
+                while not job.open and not job.state.final:
+                    time.sleep(0.01)  # its thread is writing into a folder that is removed next
             self.hooks.cotrainer.commands.socket.close(0)
         self.context.destroy(0)
 

@@ -26,6 +26,10 @@ ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 FP32 = 4
 COPIES = 5
 """Numbers in fp32 for each LoRA weight: itself, its gradient, AdamW's two moments, and FedProx's parent."""
+PARKED = COPIES - 1
+"""Those that a job keeps while another one has the turn: all but the gradient, which is zero between two steps."""
+ASIDE = PARKED - 1
+"""Those by which there are more of them while an evaluation has interrupted a job: it needs no parent."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Training:
     """Bytes of a number of the base."""
     micro_batch: int
     seq_len: int
+    adapters: int = 1
+    """Adapters whose jobs take turns; those of all but one wait."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Rung:
     recompute: bool
     """Activations are computed again instead of kept."""
     bytes: int
-    """Peak of all that training takes, LoRA factors and moments included."""
+    """Peak of all that training takes, LoRA factors, moments and what is parked included."""
 
 
 def ladder(micro_batch: int) -> list[int]:
@@ -72,7 +78,7 @@ def training_bytes(base: Mapping[str, Any], training: Training, rows: int, recom
     """Return the peak of training with micro-batches of `rows`, in bytes.
 
     It is the largest of two moments: the last piece of the head, and the backward pass of a sub-block, while all that
-    the layers keep is still there.
+    the layers keep is still there. An evaluation keeps nothing, but the job that it has interrupted is parked, too.
     """
     tokens, layers, width = rows * training.seq_len, base["num_hidden_layers"], training.itemsize
     attention, mlp = kept_per_token(base, training)
@@ -81,7 +87,9 @@ def training_bytes(base: Mapping[str, Any], training: Training, rows: int, recom
     widest = max(base["hidden_size"], base["intermediate_size"], _heads(base)[0])
     working = tokens * widest * (2 * FP32 + 3 * width) + _unpacked_bytes(base, width)
     head = min(tokens, HEAD_TOKENS) * base["vocab_size"] * (3 * FP32 + width)
-    return int(state_bytes(base, training) + tokens * (kept + 2 * inputs) + max(working, head))
+    state = state_bytes(base, training) + parked_bytes(base, training)
+    aside = ASIDE * FP32 * lora_elements(base, training.rank, training.target_modules)
+    return int(state + max(tokens * kept, aside) + tokens * 2 * inputs + max(working, head))
 
 
 def _unpacked_bytes(base: Mapping[str, Any], width: int) -> int:
@@ -112,6 +120,12 @@ def kept_per_token(base: Mapping[str, Any], training: Training) -> tuple[int, in
 def state_bytes(base: Mapping[str, Any], training: Training) -> int:
     """Return the bytes of the LoRA factors and all that has their size."""
     return COPIES * FP32 * lora_elements(base, training.rank, training.target_modules)
+
+
+def parked_bytes(base: Mapping[str, Any], training: Training) -> int:
+    """Return the bytes of the jobs that wait while another one trains, at most one for each other adapter."""
+    waiting = training.adapters - 1
+    return waiting * PARKED * FP32 * lora_elements(base, training.rank, training.target_modules)
 
 
 def lora_elements(base: Mapping[str, Any], rank: int, target_modules: Collection[str]) -> int:

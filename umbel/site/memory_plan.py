@@ -22,6 +22,7 @@ from umbel.site.memory import (
     choose_rung,
     kv_bytes_per_token,
     lora_elements,
+    parked_bytes,
     rungs,
 )
 from umbel.site.slow_dtype import on_cpu
@@ -50,6 +51,8 @@ class MemoryPlan:
     runtime: int
     """What SGLang keeps for activations and CUDA graphs, and CUDA for itself; 0 for a CPU."""
     training: int
+    parked: int
+    """Part of it in which the jobs of other adapters wait for their turn; 0 for a site with one adapter."""
     rows: int | None
     """Rows of the largest micro-batch that fits; None if none does."""
     recompute: bool
@@ -71,7 +74,9 @@ class MemoryPlan:
         adapters = config.slots * width * lora_elements(base, engine.max_lora_rank, engine.target_modules)
         runtime = 0 if device is None else CONTEXT + _runtime(device - CONTEXT, device, given)
         room = CPU_ROOM if device is None else device - runtime - weights - adapters
-        sizes = Training(engine.max_lora_rank, engine.target_modules, width, asked.micro_batch, asked.seq_len)
+        sizes = Training(
+            engine.max_lora_rank, engine.target_modules, width, asked.micro_batch, asked.seq_len, len(config.adapter)
+        )
         every = rungs(base, sizes)
         chosen = choose_rung(base, sizes, room)
         training = 0 if chosen is None else chosen.bytes
@@ -80,7 +85,7 @@ class MemoryPlan:
             chosen = next((rung for rung in every if rung.bytes <= training), None)
         return cls(
             device=device, weights=weights, saved=unpacked - weights, adapters=adapters, runtime=runtime,
-            training=training, rows=chosen.rows if chosen else None, recompute=chosen is not None and chosen.recompute,
+            training=training, parked=parked_bytes(base, sizes), rows=chosen.rows if chosen else None, recompute=chosen is not None and chosen.recompute,
             least=min(rung.bytes for rung in every), room=room, kv_bytes_per_token=kv_bytes_per_token(base, width),
             most_kv_tokens=given.get("max_total_tokens", CPU_TOKENS if device is None else None),
         )  # fmt: skip
@@ -100,11 +105,12 @@ class MemoryPlan:
         if self.rows is not None:
             how = f"micro-batches of {self.rows}, activations {'computed again' if self.recompute else 'kept'}"
         where = "on a CPU" if self.device is None else f"of {_size(self.device)}"
+        parked = f" ({_size(self.parked)} of training for adapters that wait their turn)" if self.parked else ""
         packed = ""
         if self.saved:
             tokens = self.saved // self.kv_bytes_per_token
             packed = f"; the base is packed, which saves {_size(self.saved)}, as much as {tokens:,} tokens of KV cache"
-        return f"memory {where}: {listed}: {self.kv_tokens:,} tokens, {how}{packed}"
+        return f"memory {where}: {listed}: {self.kv_tokens:,} tokens, {how}{parked}{packed}"
 
     def mistake(self) -> str | None:
         """Say what does not fit and what to do; None where all does."""

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from client.data.prepare import Preparation, prepare
 from scripts.tools.demo.answers import show_answers
-from serving.cotrainer.job import read_factors
+from serving.cotrainer.jobs.job import read_factors
 from serving.cotrainer.quantum import Pieces
 from serving.cotrainer.trainer import LoraTrainer
 from serving.four_bit.linear import FourBitLinear

@@ -32,7 +32,7 @@ def test_every_kind_is_timed_on_the_whole_ladder(trainer: LoraTrainer) -> None:
     for kind in ("attention", "mlp", "mlp_backward", "attention_backward", "evaluate_attention", "evaluate_mlp"):
         assert found.seconds[kind].keys() == sizes
     assert found.seconds["head"].keys() == {15, 31, 47, 94, 188}, "the first token of a row is not predicted"
-    assert all(found.seconds[kind].keys() == {0} for kind in ("load", "optimizer", "copy_out"))
+    assert all(found.seconds[kind].keys() == {0} for kind in ("load", "step", "optimizer", "copy_out", "swap"))
     assert all(seconds > 0 for timed in found.seconds.values() for seconds in timed.values())
     assert list(found.peak_bytes) == ROWS
     assert list(found.peak_bytes.values()) == sorted(set(found.peak_bytes.values())), "more rows take more memory"
@@ -43,9 +43,9 @@ def test_the_longest_of_at_least_three_counts_and_the_first_does_not(trainer: Lo
     readings = (float(at * (at + 1) // 2) for number in itertools.count(1) for at in (number - 1, number))
     lane = CpuLane(clock=lambda: next(readings))
     found = calibration.calibrate(trainer, [1], budget_s=ENOUGH_S, max_bytes=None, lane=lane)
-    per_step = 1 + 5 * len(trainer.layers) + 1  # the announcement, a layer's five kinds, the head
+    per_step = 2 + 5 * len(trainer.layers) + 1  # the announcement, the step's rows, a layer's five kinds, the head
     assert found.seconds["optimizer"][0] == 3 * (1 + calibration.REPEATS) * per_step
-    assert found.seconds["head"][SEQ_LEN - 1] == calibration.REPEATS * per_step + 1 + 2 * len(trainer.layers) + 1
+    assert found.seconds["head"][SEQ_LEN - 1] == calibration.REPEATS * per_step + 2 + 2 * len(trainer.layers) + 1
 
 
 def test_the_trainer_is_as_new_afterwards(trainer: LoraTrainer) -> None:
@@ -148,5 +148,9 @@ def test_the_key_knows_what_a_calibration_depends_on(tiny_llama: Path, tiny_qwen
     assert calibration.calibration_key(str(tiny_llama), trainer, None) == known
     assert calibration.calibration_key(str(tiny_qwen2), trainer, None) != known
     assert calibration.calibration_key(str(tiny_llama), trainer, 1 << 20) != known, "other micro-batches fit"
+    trainer.parked_bytes += 1
+    others = calibration.calibration_key(str(tiny_llama), trainer, None)
+    assert others != known, "the jobs of other adapters wait in that memory"
+    trainer.parked_bytes -= 1
     trainer.seq_len += 1
     assert calibration.calibration_key(str(tiny_llama), trainer, None) != known

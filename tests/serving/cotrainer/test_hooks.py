@@ -120,9 +120,10 @@ def test_memory_for_training_is_taken_off_the_kv_cache(
     assert hooks.leave_room(ROOM, kv_cache(tiny_llama)) == left
 
 
-def test_what_is_kept_without_memory_mb_is_what_the_largest_micro_batch_needs(tmp_path: Path, tiny_llama: Path) -> None:
-    settings = trainer_settings()
-    sizes = Training(settings.max_rank, settings.target_modules, 4, settings.micro_batch, settings.seq_len)
+@pytest.mark.parametrize("adapters", [1, 3])
+def test_what_is_kept_without_memory_mb_is_what_the_largest_micro_batch_needs(tiny_llama: Path, adapters: int) -> None:
+    settings = trainer_settings(adapters=adapters)
+    sizes = Training(settings.max_rank, settings.target_modules, 4, settings.micro_batch, settings.seq_len, adapters)
     wanted = training_bytes(read_config(tiny_llama), sizes, settings.micro_batch, recompute=False)
     left, reserve = reserve_memory(ROOM, settings, kv_cache(tiny_llama))
     assert reserve.mb == -(-wanted >> 20)

@@ -7,13 +7,18 @@ from typing import cast
 import peft
 import pytest
 import torch
+import transformers
 
 from serving.cotrainer.lora import KeptLinear
 from serving.cotrainer.trainer import LoraTrainer
 from tests.toys.serving.peft_loop import (
+    CUT,
+    MAX_RANK,
     RANK,
+    SEQ_LEN,
     assert_equal_to_peft,
     build,
+    copied,
     distance,
     drive,
     factors_of,
@@ -22,6 +27,7 @@ from tests.toys.serving.peft_loop import (
     reference,
     train_from,
 )
+from umbel.base.shapes import LINEARS
 from umbel.token_file import TokenFile
 
 
@@ -62,6 +68,22 @@ def test_padding_to_the_largest_rank_stays_zero(trainer: LoraTrainer, tiny_llama
         for a_ri, b_or in layer.pairs.values():
             assert not a_ri[RANK:].any()
             assert not b_or[:, RANK:].any()
+
+
+def test_who_was_parked_before_any_step_comes_back_without_moments(tiny_llama: Path, data: TokenFile) -> None:
+    """Of a trainer that nothing was calibrated on, as one without an engine."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    fresh = LoraTrainer(base, target_modules=LINEARS, max_rank=MAX_RANK, seq_len=SEQ_LEN, pieces=CUT)
+    start = factors_of(reference(tiny_llama, trained_before=True))
+    for _ in fresh.load(start.__getitem__):
+        pass
+    parked = [layer.park() for layer in fresh.factors]
+    another = train_from(fresh, plan(), start, data)
+    assert distance(another, start) > 0
+    for layer, kept in zip(fresh.factors, parked, strict=True):
+        layer.resume(kept)
+        assert not any(moment.any() for state in layer.optimizer.state.values() for moment in state.values())
+    assert distance(copied(fresh), start) == 0
 
 
 @pytest.fixture(scope="module")

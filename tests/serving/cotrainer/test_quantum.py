@@ -16,12 +16,12 @@ def test_whole_pieces_are_one_quantum_per_sub_block(tiny_llama: Path) -> None:
     trainer = build(tiny_llama, Pieces.whole(ROWS, TOKENS))
     layers, quanta = len(trainer.layers), list(trainer.rehearse(ROWS, TOKENS))
     assert Counter(quantum.kind for quantum in quanta) == {
-        "attention": layers, "mlp": layers, "head": 1, "mlp_backward": layers, "attention_backward": layers,
-        "optimizer": layers,
+        "step": 1, "attention": layers, "mlp": layers, "head": 1, "mlp_backward": layers,
+        "attention_backward": layers, "optimizer": layers,
     }  # fmt: skip
     sizes = {quantum.kind: quantum.tokens for quantum in quanta}
     assert sizes.pop("head") == ROWS * (TOKENS - 1), "the first token of a row is not predicted"
-    assert sizes.pop("optimizer") == 0, "it works on factors, not on tokens"
+    assert sizes.pop("optimizer") == sizes.pop("step") == 0, "they compute no tokens"
     assert set(sizes.values()) == {ROWS * TOKENS}
 
 

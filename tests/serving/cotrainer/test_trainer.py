@@ -107,7 +107,7 @@ def test_evaluation_equals_the_reference_example_by_example(
 
 def test_a_round_ends_at_its_deadline_with_what_it_applied(trainer: LoraTrainer, data: TokenFile) -> None:
     now, progress = [0.0], Progress()
-    for _ in trainer.train(plan(steps=1000, seconds=10), None, data, progress, clock=lambda: now[0]):
+    for _ in trainer.train(plan(steps=1000, seconds=10), None, data, progress, elapsed=lambda: now[0]):
         now[0] += 0.5
     assert 1 <= progress.steps < 1000
     assert progress.examples == progress.steps * 2 * MICRO_BATCH

@@ -1,15 +1,19 @@
 """The speed of an engine is measured once and kept; pieces and targets follow from it."""
 
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from serving.cotrainer import tuning as tuning_module
 from serving.cotrainer.lanes.lane import CpuLane
+from serving.cotrainer.lora import LayerFactors
 from serving.cotrainer.predictor import PredictorState
+from serving.cotrainer.quantum import Quanta
 from serving.cotrainer.slo import Slo
 from serving.cotrainer.trainer import LoraTrainer
 from serving.cotrainer.tuning import RESIZE_S, Tuning
@@ -146,3 +150,28 @@ def test_quanta_may_take_what_factors_and_gradients_leave(
     tuned: Tuned, trainer: LoraTrainer, memory_mb: int | None, left: Callable[[int], int | None]
 ) -> None:
     assert tuned(memory_mb=memory_mb).beside(trainer) == left(trainer.state_bytes)
+
+
+def test_quanta_are_measured_while_others_jobs_have_their_memory(
+    tuned: Tuned, trainer: LoraTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when nothing is measured, and what is rehearsed only takes its memory."""
+    sizes: list[int] = []
+    rehearse, take = trainer.rehearse, LayerFactors.room_to_park
+    taken: list[weakref.ref[torch.Tensor]] = []
+
+    def noted(factors: LayerFactors) -> list[torch.Tensor]:
+        room = take(factors)
+        taken.extend(weakref.ref(tensor) for tensor in room)
+        return room
+
+    def rehearsed(rows: int, tokens: int) -> Quanta:
+        sizes.append(sum(tensor.nbytes for one in taken if (tensor := one()) is not None))
+        yield from rehearse(rows, tokens)
+
+    monkeypatch.setattr(LayerFactors, "room_to_park", noted)
+    monkeypatch.setattr(trainer, "rehearse", rehearsed)
+    for _ in range(2):
+        tuned(adapters=3)
+    assert set(sizes) == {2 * trainer.state_bytes}, "as large as factors, gradients and moments, for each of two"
+    assert all(one() is None for one in taken), "and is given back"

@@ -15,6 +15,7 @@ from umbel.site.memory import (
     kv_bytes_per_token,
     ladder,
     lora_elements,
+    parked_bytes,
     rungs,
     training_bytes,
 )
@@ -51,6 +52,23 @@ def test_recomputing_and_fewer_rows_take_less() -> None:
     assert every == sorted(every, reverse=True)
     assert every[0] == pytest.approx(14.6e9, rel=0.01)
     assert every[3] == pytest.approx(2.74e9, rel=0.01), "of a card with 24 GB, 8 GB are left beside the base"
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_each_other_adapter_takes_what_its_job_keeps_while_it_waits(recompute: bool) -> None:
+    """Factors, two moments and FedProx's parent, in fp32; neither gradients nor activations."""
+    one, three = (replace(DEFAULTS, adapters=adapters) for adapters in (1, 3))
+    assert (parked_bytes(LLAMA_8B, one), parked_bytes(LLAMA_8B, three)) == (0, 2 * 4 * 4 * 41_943_040)
+    more = training_bytes(LLAMA_8B, three, 4, recompute) - training_bytes(LLAMA_8B, one, 4, recompute)
+    assert more == parked_bytes(LLAMA_8B, three)
+
+
+def test_an_evaluation_has_room_beside_the_job_that_it_interrupts() -> None:
+    """One row of few tokens, computed again, keeps less than that job's factors and moments are."""
+    short = replace(DEFAULTS, seq_len=64)
+    head = 64 * 128_256 * (3 * 4 + 2)
+    inputs = 64 * 2 * 2 * 2 * 4096
+    assert training_bytes(LLAMA_8B, short, 1, True) == (5 + 3) * 4 * 41_943_040 + inputs + head
 
 
 @pytest.mark.parametrize(("micro_batch", "rows"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (7, [1, 2, 4, 7])])

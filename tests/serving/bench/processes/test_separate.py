@@ -12,7 +12,7 @@ from serving.bench.processes.separate import cotrainer as separate_cotrainer
 from serving.bench.systems import (
     UseSystem,
 )
-from serving.cotrainer.job import Job
+from serving.cotrainer.jobs.job import Job
 from tests.toys.scheduler import MICRO_BATCH, Make
 from tests.toys.serving.bench_scheduler import bench_schedulers
 from umbel.messages import JobState

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from serving.cotrainer.lora import Factors, ReadFactors
+from serving.cotrainer.lora import Factors, ParkedLayer, ReadFactors
 from serving.cotrainer.memory import OUT_OF_MEMORY, out_of_memory
 from serving.cotrainer.progress import Progress
-from serving.cotrainer.quantum import Quanta, Quantum
+from serving.cotrainer.quantum import BOUNDARIES, Quanta, Quantum
 from serving.cotrainer.trainer import LoraTrainer
 from serving.scores import Scores
 from serving.trainer_socket import EvaluateJob, TrainJob
@@ -44,6 +45,23 @@ class Job:
         """None once no quantum will run any more."""
         self.next: Quantum | None = Quantum("open")
         """The quantum that `advance` will run; None at the end."""
+        self.parked: deque[ParkedLayer] = deque()
+        """What it had in the trainer's buffers, the first layer first, while another job has them."""
+
+    @property
+    def share(self) -> float | None:
+        """Return the part of the training that it gets, in proportion to others'; None for an evaluation."""
+        return self.order.share if isinstance(self.order, TrainJob) else None
+
+    @property
+    def open(self) -> bool:
+        """Return whether quanta of it may still run."""
+        return self.quanta is not None
+
+    @property
+    def interruptible(self) -> bool:
+        """Return whether another job may have the buffers now."""
+        return self.next is not None and self.next.kind in BOUNDARIES
 
     @property
     def seconds(self) -> float:
@@ -80,6 +98,8 @@ class Job:
         if self.quanta is not None:
             self.quanta.close()
             self.quanta, self._ended = None, time.monotonic()
+            self.parked.clear()
+            self.trained.clear()
         if not self.state.final:
             self.error, self.state = error, state
 
@@ -93,7 +113,11 @@ class Job:
     def _train(self, order: TrainJob, trainer: LoraTrainer) -> Quanta:
         # Files are opened by the first quantum, "open": a missing one fails the job, not the message that started it.
         yield from trainer.train(
-            order.plan, read_factors(Path(order.parent)), TokenFile.open(Path(order.data)), self.progress
+            order.plan,
+            read_factors(Path(order.parent)),
+            TokenFile.open(Path(order.data)),
+            self.progress,
+            lambda: self.seconds,
         )
         yield from trainer.copy_out(order.plan.rank, self.trained)
 
@@ -111,6 +135,7 @@ class Job:
             logger.exception("what job %s brought could not be written to %s", self.id, path)
             self.finish(JobState.FAILED, f"{path}: {error}")
         self.finish(JobState.DONE)
+        self.trained.clear()
 
     def _write_adapter(self, path: Path) -> None:
         tensors: dict[str, torch.Tensor] = {}
