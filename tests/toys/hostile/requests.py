@@ -159,7 +159,7 @@ CONTROL = [  # → a request to the control API
     Hostile("an order to train for ever", lambda: ("POST", "/adapters/support/rounds/k",
             [(b"x-umbel-order", coded(order(seconds="inf")))], [b""]), "422", "plan.seconds: .*finite"),
     Hostile("an order for an adapter that is not here", lambda: ("POST", "/adapters/other/rounds/k",
-            [(b"x-umbel-order", coded(order()))], [b""]), "404", "there is no adapter 'other' here; there is support"),
+            [(b"x-umbel-order", coded(order()))], [b""]), "404", "this site trains no adapter 'other'"),
     Hostile("a version whose name is a path", lambda: ("POST", "/adapters/..%2F..%2Fx@v1/promote", [], [b""]),
             "404|422",
             "Not Found|not an adapter version"),
