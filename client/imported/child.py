@@ -4,6 +4,7 @@ An adapter's settings hold regular expressions, and one that never ends would st
 """
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -13,10 +14,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from umbel import peft_dir, peft_import
-from umbel.errors import AdapterError, UmbelError
+from umbel.errors import AdapterError, NoRoom, UmbelError
 
 LIMIT_S = 120.0
 """Seconds that reading and writing an adapter may take."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says of a disk that takes no more."""
 
 
 class Order(BaseModel):
@@ -45,7 +48,10 @@ class Made(BaseModel):
 
 
 def make(order: Order) -> Made:
-    """Run `made` in a child. Raises AdapterError, also where the child dies or takes longer than LIMIT_S."""
+    """Run `made` in a child.
+
+    Raises AdapterError, also where the child dies or takes longer than LIMIT_S, and NoRoom where the disk is full.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "client.imported.child"],
@@ -62,7 +68,7 @@ def make(order: Order) -> Made:
         )
     answer = json.loads(done.stdout)
     if "error" in answer:
-        raise AdapterError(answer["error"])
+        raise (NoRoom if answer["full"] else AdapterError)(answer["error"])
     return Made.model_validate(answer)
 
 
@@ -89,7 +95,7 @@ def main() -> None:
         try:
             answer = made(Order.model_validate_json(sys.stdin.buffer.read())).model_dump()
         except (UmbelError, OSError) as error:
-            answer = {"error": str(error)}
+            answer = {"error": str(error), "full": getattr(error, "errno", None) in FULL}
     json.dump(answer, sys.stdout)
 
 

@@ -8,7 +8,7 @@ from client.imported import child
 from client.imported.journal import Imported, ImportedJournal
 from umbel import peft_dir
 from umbel.adapter import ServedRef
-from umbel.errors import AdapterError
+from umbel.errors import AdapterError, NoRoom
 from umbel.site.config import SiteConfig
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class ImportedStore:
     def take(self, name: str, path: Path, *, listed: bool) -> Imported:
         """Read a PEFT directory and write it as the engine loads it; the journal does not know it yet.
 
-        It waits for a child process, and touches nothing but files. Raises AdapterError.
+        It waits for a child process, and touches nothing but files. Raises AdapterError, NoRoom.
         """
         engine = self._config.engine
         made = child.make(
@@ -94,7 +94,7 @@ class ImportedStore:
             again = self.take(entry.name, entry.path, listed=entry.listed)
             if again.source != entry.source:
                 raise AdapterError(f"{entry.path} holds another adapter now")
-        except AdapterError as error:
+        except (AdapterError, NoRoom) as error:
             self.journal.remove(entry.name)
             back = "the next start reads it anew" if entry.listed else f"`umbel adapter load … {entry.name} PATH`"
             return f"{entry.ref} cannot be loaded ({damage}) nor made anew ({error}): it is not served; back: {back}"

@@ -74,6 +74,8 @@ class ServeOnly:
         is taken, EngineError where the engine does not load it; then nothing has changed for users.
         """
         check_name(name)
+        if not path.is_absolute():
+            raise AdapterError(f"{path}: name the directory by its whole path")
         if why := self._taken_by(name):
             raise Conflict(f"{name!r} cannot be loaded: {why}; choose another name")
         async with self._changing:

@@ -1,5 +1,7 @@
 """The process that reads an adapter: what it writes, and what becomes of one that dies or does not end."""
 
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from client.imported.child import Made, Order, made, make
 from tests.toys.deployment import SHAPES
 from tests.toys.sites.peft_directory import digest_of, peft_directory
 from umbel import peft_dir
-from umbel.errors import AdapterError
+from umbel.errors import AdapterError, NoRoom
 
 
 def order(tmp_path: Path, **changes: Any) -> Order:
@@ -80,8 +82,27 @@ def test_settings_that_never_end_stop_nobody(tmp_path: Path, monkeypatch: pytest
         make(order(tmp_path))
 
 
-def test_a_child_that_dies_is_told_of(tmp_path: Path) -> None:
+def test_a_full_disk_is_no_fault_of_the_adapter(tmp_path: Path) -> None:
+    peft_directory(tmp_path / "legal")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # which children inherit, as the limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(NoRoom, match="File too large"):
+            make(order(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_folder_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
     peft_directory(tmp_path / "legal")
     (tmp_path / "served").write_text("a file where the folder should be")
     with pytest.raises(AdapterError, match="Not a directory"):
+        make(order(tmp_path))
+
+
+def test_a_child_that_dies_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(AdapterError, match="legal: the process that reads it ended with status 1"):
         make(order(tmp_path))

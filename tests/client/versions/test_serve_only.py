@@ -128,6 +128,8 @@ def test_a_name_that_means_something_else_is_refused(tmp_path: Path, machine: To
         for name, why in (("support", "is trained here"), ("tiny", "the name of the base")):
             with pytest.raises(Conflict, match=f"{name}.*{why}"):
                 await site.serve_only.load(name, legal)
+        with pytest.raises(AdapterError, match="name the directory by its whole path"):
+            await site.serve_only.load("legal", Path("legal"))
         with pytest.raises(AdapterError, match="cannot name an adapter"):
             await site.serve_only.load("../x", legal)
         assert not (tmp_path / "served").exists()
