@@ -7,6 +7,7 @@ What the ClientApp asks is in the table `GROUP`: code that the centre sends can 
 import asyncio
 import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -168,6 +169,18 @@ async def operator_rolls_back(name: str, request: Request, forced: bool = False)
 async def cancel(name: str, key: str, request: Request) -> RoundReport:
     """Stop a round; one that is over stays as it is."""
     return await _site(request).tenant(name).jobs.cancel(key)
+
+
+@OPERATOR.post("/served/{name}")
+async def load(name: str, path: Annotated[Path, Query()], request: Request) -> dict[str, Any]:
+    """Serve the PEFT directory at `path` under a name of its own; it is never trained."""
+    return await _site(request).serve_only.load(name, path)
+
+
+@OPERATOR.delete("/served/{name}")
+async def unload(name: str, request: Request) -> dict[str, Any]:
+    """Serve an adapter no more that is only served."""
+    return await _site(request).serve_only.unload(name)
 
 
 @OPERATOR.post("/examples")

@@ -12,6 +12,8 @@ from pathlib import Path
 from client import heldout_looks, rollback_windows
 from client.database import connect, migrate
 from client.heldout_looks import HeldoutLooks
+from client.imported import journal as imported_journal
+from client.imported.journal import ImportedJournal
 from client.rollback_windows import RollbackWindows
 from client.rounds import journal as round_journal
 from client.rounds.journal import RoundJournal
@@ -31,7 +33,7 @@ CREATE TABLE IF NOT EXISTS history (at REAL NOT NULL, adapter TEXT NOT NULL, eve
 
 SHAPES = (
     SCHEMA + round_journal.BY_KEY + rollback_windows.SCHEMA + heldout_looks.SCHEMA,
-    round_journal.BY_ADAPTER_AND_KEY,
+    round_journal.BY_ADAPTER_AND_KEY + imported_journal.SCHEMA,
 )
 """The tables of each release that changed them, as scripts for `migrate`."""
 
@@ -91,6 +93,7 @@ class Journal:
             raise _damaged(path, found)
         self.windows = RollbackWindows(self._db)
         self.looks = HeldoutLooks(self._db)
+        self.imported = ImportedJournal(self._db)
 
     def close(self) -> None:
         """Close the database."""

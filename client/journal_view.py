@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from client.heldout_looks import HeldoutLooks, Look
+from client.imported.journal import ImportedJournal
 from client.journal import LIVE_AGAIN, TAKEN_BACK
 from umbel.adapter import AdapterRef, Lifecycle
 from umbel.errors import ConfigError
@@ -84,8 +85,16 @@ def _read(database: sqlite3.Connection, names: list[str]) -> dict[str, Any]:
         "answering": {name: _answering(database, name, aliases[name]["live"]) for name in names},
         "roll_backs": {name: _history(database, name, ROLL_BACKS, limit=SHOWN_ROLL_BACKS) for name in names},
         "events": {name: _events(database, name) for name in names},
+        "served": _served(database),
         **_rounds(database),
     }
+
+
+def _served(database: sqlite3.Connection) -> list[dict[str, Any]]:
+    """Return name, digest, path and since of each adapter that is only served."""
+    if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'imported'").fetchone():
+        return []  # the journal of a daemon before there were any
+    return [entry.shown for entry in ImportedJournal(database).all()]
 
 
 def _aliases(database: sqlite3.Connection, adapter: str, states: dict[tuple[str, int], str]) -> dict[str, str | None]:

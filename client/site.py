@@ -19,6 +19,7 @@ from client.keys import SiteKeys
 from client.tenant import Tenant, preparation
 from client.versions.background import Background
 from client.versions.loading import Loading
+from client.versions.serve_only import ServeOnly
 from client.versions.served import Served
 from serving.engine import require_free_port
 from serving.supervisor import Supervisor
@@ -51,12 +52,12 @@ class Site:
         self.shapes = linear_shapes(config.model.path, config.engine.target_modules)
         self.journal = Journal(state_dir / "journal.sqlite3")
         self.cotrainer = CoTrainerClient(socket_path(state_dir))
-        self.served = Served(config, self.journal)
+        self.served = Served(config, self.journal, self.shapes)
         self.supervisor = Supervisor(config, self.cotrainer, self.served)
         self.keys = SiteKeys(config.site)
         self.bodies = AdapterBodies(peft_dir.most_bytes(self.shapes, config.engine.max_lora_rank))
         self.background = Background()
-        self.loading = Loading(config, self.journal, self.supervisor, self.served, self.background)
+        self.loading = Loading(config, self.supervisor, self.served, self.background)
         self._tenants = {
             name: Tenant(
                 name,
@@ -73,6 +74,7 @@ class Site:
             )
             for name in config.adapters
         }
+        self.serve_only = ServeOnly(config, self.supervisor, self.served, self.loading, self.background)
 
     @classmethod
     async def prepare(cls, config: SiteConfig) -> "Site":
@@ -103,7 +105,9 @@ class Site:
                 data.untold,
                 "".join(f" will_bite={json.dumps(sentence)}" for sentence in told),
             )
-        return cls(config, base, prepared, scrub)
+        site = cls(config, base, prepared, scrub)
+        await site.serve_only.apply_site_file()
+        return site
 
     def resume(self) -> None:
         """Continue after a restart: damaged and left-over files go, versions without a verdict are judged.

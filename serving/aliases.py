@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-from umbel.adapter import AdapterRef
+from umbel.adapter import AdapterRef, EngineRef, ServedRef
 from umbel.errors import NotFound
 from umbel.peft_dir import replace_durably
 
@@ -16,6 +16,8 @@ BASE_LABEL = "base"
 Alias = Literal["live", "shadow", "previous"]
 Ref = Annotated[str, AfterValidator(lambda text: str(AdapterRef.parse(text)))]
 """A version as text, such as `support@v12`."""
+Digest = Annotated[str, AfterValidator(lambda text: str(ServedRef.parse(text)))]
+"""An adapter that is only served as text, such as `legal@sha256:0123456789abcdef`."""
 
 
 class AliasTable(BaseModel):
@@ -25,15 +27,18 @@ class AliasTable(BaseModel):
     ...     base="llama",
     ...     adapters={"support": {"live": "support@v2", "previous": "support@v1", "shadow": "support@v3"}},
     ...     addressable=("support@v2", "support@v1"),
+    ...     served={"legal": "legal@sha256:0123456789abcdef"},
     ... )
-    >>> str(table.resolve("support"))
-    'support@v2'
+    >>> str(table.resolve("support")), str(table.resolve("llama:support"))
+    ('support@v2', 'support@v2')
+    >>> str(table.resolve("legal"))
+    'legal@sha256:0123456789abcdef'
     >>> str(table.resolve("support@previous"))
     'support@v1'
     >>> table.resolve("llama") is None  # the base
     True
     >>> table.names()
-    ['llama', 'support', 'support@v2', 'support@v1', 'support@live', 'support@previous']
+    ['llama', 'support', 'legal', 'support@v2', 'support@v1', 'support@live', 'support@previous']
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +50,8 @@ class AliasTable(BaseModel):
     """Adapter → alias → version; `live: None` means that the base answers until a first version is promoted."""
     addressable: tuple[Ref, ...] = ()
     """Versions that users may ask for by number: live and previous ones, no shadow."""
+    served: dict[str, Digest] = {}
+    """Adapter that is only served → its digest: no version, no shadow, nothing to go back to."""
     canary: dict[str, float] = {}
     """Adapter → the share of its users (0..1) whom its shadow answers; only while the shadow is watched."""
     control: dict[str, float] = {}
@@ -64,6 +71,13 @@ class AliasTable(BaseModel):
             raise ValueError(f"{alone[0]} has a control, and no live version")
         return self
 
+    @model_validator(mode="after")
+    def _what_is_served_has_its_own_name(self) -> Self:
+        for name, text in self.served.items():
+            if ServedRef.parse(text).name != name or name in (self.base, *self.adapters):
+                raise ValueError(f"{name} is served as {text}, under the name of another adapter or of the base")
+        return self
+
     @classmethod
     def read(cls, path: Path) -> "AliasTable":
         """Read a table; raise OSError or ValueError if the file is missing or damaged."""
@@ -73,27 +87,35 @@ class AliasTable(BaseModel):
         """Replace the file by an atomic rename."""
         replace_durably(path, self.model_dump_json(indent=2).encode())
 
-    def resolve(self, model: str) -> AdapterRef | None:
-        """Return the version that `model` in a user's request stands for; None is the base.
+    def plain(self, model: str) -> str:
+        """Return the name that `model` means: SGLang's users write `llama:support` for `support`."""
+        adapter = model.removeprefix(f"{self.base}:")
+        return model if adapter == self.base else adapter
+
+    def resolve(self, model: str) -> EngineRef | None:
+        """Return the version or served adapter that `model` in a user's request stands for; None is the base.
 
         Raises NotFound, which lists the names that exist.
         """
+        asked, model = model, self.plain(model)
         if model == self.base:
             return None
+        if model in self.served:
+            return ServedRef.parse(self.served[model])
         if model in self.adapters:
             live = self.adapters[model].get("live")
             return AdapterRef.parse(live) if live else None
         name, _, which = model.partition("@")
         version = model if model in self.addressable else self.adapters.get(name, {}).get(which)  # type: ignore[call-overload]
         if version not in self.addressable:
-            raise NotFound(f"The model {model[:200]!r} does not exist. Available: {', '.join(self.names())}.")
+            raise NotFound(f"The model {asked[:200]!r} does not exist. Available: {', '.join(self.names())}.")
         return AdapterRef.parse(version)
 
     def without(self, adapters: Collection[str]) -> Self:
         """Return the table as it would be if these adapters were not there.
 
         >>> table.without({"support"}).names()
-        ['llama']
+        ['llama', 'legal']
         """
         kept = {
             field: {name: value for name, value in by_name.items() if name not in adapters}
@@ -110,7 +132,8 @@ class AliasTable(BaseModel):
         'support'
         """
         self.resolve(model)
-        return None if model == self.base else model.removeprefix(f"{self.base}:").partition("@")[0]
+        name = self.plain(model)
+        return None if name == self.base else name.partition("@")[0]
 
     def shadow(self, adapter: str) -> AdapterRef | None:
         """Return the version that is loaded beside the live one, if there is one."""
@@ -121,8 +144,9 @@ class AliasTable(BaseModel):
         return self._version(adapter, "previous")
 
     def labels(self) -> set[str]:
-        """Return every version that an alias points to."""
-        return {version for aliases in self.adapters.values() for version in aliases.values() if version}
+        """Return every version that an alias points to, and every adapter that is only served."""
+        versions = (version for aliases in self.adapters.values() for version in aliases.values() if version)
+        return {*versions, *self.served.values()}
 
     def names(self) -> list[str]:
         """Return every `model` a user may ask for, the usual ones first."""
@@ -132,7 +156,7 @@ class AliasTable(BaseModel):
             for alias, version in aliases.items()
             if version in self.addressable
         ]
-        return [self.base, *self.adapters, *self.addressable, *aliased]
+        return [self.base, *self.adapters, *self.served, *self.addressable, *aliased]
 
     def _version(self, adapter: str, alias: Alias) -> AdapterRef | None:
         version = self.adapters.get(adapter, {}).get(alias)

@@ -19,7 +19,7 @@ from serving.loopback import alone
 from serving.run_dir import ADMIN_KEY, ALIASES, PARENT_VARIABLE, RUN_DIR_VARIABLE, RouterSettings
 from serving.traffic_report import TrafficReport
 from umbel import ports
-from umbel.adapter import AdapterRef
+from umbel.adapter import AdapterRef, EngineRef
 from umbel.errors import EngineError, NoAnswer
 from umbel.peft_dir import replace_durably
 from umbel.site.config import SiteConfig
@@ -40,8 +40,8 @@ MEASURED_LOADS = [(together, tokens) for tokens in (8, 32, 100) for together in 
 """(requests at a time, prompt tokens of each) for each step of `EngineClient.measure`."""
 
 
-def command_line(config: SiteConfig, adapters: Mapping[AdapterRef, Path]) -> list[str]:
-    """Return the arguments that start a site's SGLang; it loads `adapters` (version → directory) before it is ready."""
+def command_line(config: SiteConfig, adapters: Mapping[EngineRef, Path]) -> list[str]:
+    """Return the arguments that start a site's SGLang; it loads `adapters` (ref → directory) before it is ready."""
     engine = config.engine
     flags: dict[str, Any] = {
         "config": config.site.state_dir / "engine.yaml",  # holds the key, which must not show in `ps`
@@ -97,7 +97,7 @@ class Engine:
         self.client = EngineClient(f"http://{_reachable(config.engine.host)}:{config.engine.port}", self.key)
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self, table: AliasTable, adapters: Mapping[AdapterRef, Path]) -> None:
+    async def start(self, table: AliasTable, adapters: Mapping[EngineRef, Path]) -> None:
         """Start SGLang and wait until it answers users.
 
         `adapters` (version → directory) are loaded from the start; they must hold every version that `table` serves.
@@ -198,7 +198,7 @@ class EngineClient:
         """Return whether umbel's router is in the engine's HTTP process."""
         return (await self.ask("GET", "/umbel/inflight")).status_code == 200
 
-    async def load(self, ref: AdapterRef, directory: Path) -> None:
+    async def load(self, ref: EngineRef, directory: Path) -> None:
         """Load a version beside the others; it answers no user yet. Loading it twice changes nothing."""
         body = {"lora_name": ref.engine_name, "lora_path": str(directory)}
         self.loading += 1
@@ -209,7 +209,7 @@ class EngineClient:
         if reply.status_code != 200 and "already loaded" not in reply.text:
             raise EngineError(f"{ref}: SGLang refused to load {directory}: {reply.text}")
 
-    async def warm(self, ref: AdapterRef) -> None:
+    async def warm(self, ref: EngineRef) -> None:
         """Generate one token with a version, so that its weights are on the device before users need them."""
         body = {"text": "hello", "lora_path": ref.engine_name, "sampling_params": {"max_new_tokens": 1}}
         reply = await self.ask("POST", "/generate", json=body)
@@ -229,7 +229,7 @@ class EngineClient:
             ]
             await asyncio.gather(*(self.ask("POST", "/generate", json=body) for body in bodies))
 
-    async def unload(self, ref: AdapterRef) -> None:
+    async def unload(self, ref: EngineRef) -> None:
         """Unload a version; return once no request uses it any more."""
         reply = await self.ask("POST", "/unload_lora_adapter", json={"lora_name": ref.engine_name})
         if reply.status_code != 200 and "not exist" not in reply.text and "not loaded" not in reply.text:

@@ -16,7 +16,7 @@ from serving.engine_state import EngineState
 from serving.suspects import Suspects
 from serving.trainer_socket import CoTrainerClient
 from umbel import faults
-from umbel.adapter import AdapterRef
+from umbel.adapter import EngineRef
 from umbel.errors import EngineError, EngineGone, NoAnswer, TrainingError
 from umbel.site.config import SiteConfig
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class WhatToServe(Protocol):
     """Says what an engine has to serve; the Supervisor asks at each start."""
 
-    def what_to_serve(self, loaded: Collection[AdapterRef]) -> tuple[AliasTable, dict[AdapterRef, Path]]:
+    def what_to_serve(self, loaded: Collection[EngineRef]) -> tuple[AliasTable, dict[EngineRef, Path]]:
         """Return the alias table, and the versions to load with their folders. `loaded` are in the engine already."""
         ...
 
@@ -48,7 +48,7 @@ class Supervisor:
         self._served = served
         self._available, self._gone = asyncio.Event(), asyncio.Event()
         self._engine: Engine | None = None
-        self.loaded: set[AdapterRef] = set()
+        self.loaded: set[EngineRef] = set()
         """Versions that are in the running engine."""
         self.deaths_under_users = 0
         """Engines that died or hung while a user's request was in flight."""

@@ -1,4 +1,7 @@
-"""`AdapterRef`, `AdapterManifest`, `Lifecycle`: an adapter version's name, its origin, and its states at a site."""
+"""`AdapterRef`, `AdapterManifest`, `Lifecycle`: an adapter version's name, its origin, and its states at a site.
+
+`ServedRef`: the name of an adapter that is only served.
+"""
 
 import operator
 import re
@@ -15,6 +18,7 @@ from umbel.errors import AdapterError
 _NAME = r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*"
 MAX_VERSION = 10**9 - 1
 _REF = re.compile(rf"({_NAME})@v(0|[1-9][0-9]{{0,8}})")
+_SERVED_REF = re.compile(rf"({_NAME})@sha256:([0-9a-f]{{16}})")
 
 
 def is_name(name: str) -> bool:
@@ -72,6 +76,50 @@ class AdapterRef:
 
     def __str__(self) -> str:
         return f"{self.name}@v{self.version}"
+
+
+@dataclass(frozen=True)
+class ServedRef:
+    """The name of an adapter that is only served, with the beginning of its digest: `legal@sha256:0123456789abcdef`.
+
+    Raises AdapterError for a name that is not allowed. No version's name is the same, for users or in the engine.
+
+    >>> ref = ServedRef.parse("legal@sha256:0123456789abcdef")
+    >>> ref.name, ref.digest, ref.engine_name, str(ref)
+    ('legal', '0123456789abcdef', 'legal-sha256-0123456789abcdef', 'legal@sha256:0123456789abcdef')
+    """
+
+    name: str
+    digest: str
+    """First 16 hexadecimal digits of the sha256 of its weights as the engine loads them."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+    @classmethod
+    def of(cls, name: str, digest: str) -> Self:
+        """Return the reference to weights of a whole `digest`."""
+        return cls(name, digest[:16])
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `legal@sha256:0123456789abcdef`; raise AdapterError for anything else."""
+        match = _SERVED_REF.fullmatch(text)
+        if match is None:
+            raise AdapterError(f"{text!r} is not an adapter and its digest, such as 'legal@sha256:0123456789abcdef'")
+        return cls(match[1], match[2])
+
+    @property
+    def engine_name(self) -> str:
+        """The name under which SGLang loads these weights, and no other ones."""
+        return f"{self.name}-sha256-{self.digest}"
+
+    def __str__(self) -> str:
+        return f"{self.name}@sha256:{self.digest}"
+
+
+EngineRef = AdapterRef | ServedRef
+"""Anything that the engine loads beside the base."""
 
 
 class Lifecycle(StrEnum):

@@ -53,6 +53,16 @@ class Point(StrEnum):
     RETIRE_BEGUN = "retire.begun"
     RETIRE_UNLOADED = "retire.unloaded"
     RETIRE_REMOVED = "retire.removed"
+    # At a site: an adapter that is only served is loaded, or another one under its name, or none any more.
+    IMPORT_WRITTEN = "import.written"  # its files are there, the journal does not know it
+    SERVE_BEGUN = "serve.begun"
+    SERVE_JOURNALLED = "serve.journalled"
+    SERVE_WRITTEN = "serve.written"
+    SERVE_TOLD = "serve.told"
+    UNSERVE_BEGUN = "unserve.begun"
+    UNSERVE_JOURNALLED = "unserve.journalled"
+    UNSERVE_WRITTEN = "unserve.written"
+    UNSERVE_TOLD = "unserve.told"
     # At a site: a round of training.
     SUBMIT_WRITTEN = "submit.written"  # the parent is there, the journal does not know the round
     SUBMIT_JOURNALLED = "submit.journalled"
@@ -98,6 +108,8 @@ ROLL_BACK = AliasChange(
     Point.ROLL_BACK_BEGUN, Point.ROLL_BACK_JOURNALLED, Point.ROLL_BACK_WRITTEN, Point.ROLL_BACK_TOLD
 )
 REJECT = AliasChange(Point.REJECT_BEGUN, Point.REJECT_JOURNALLED, Point.REJECT_WRITTEN, Point.REJECT_TOLD)
+SERVE = AliasChange(Point.SERVE_BEGUN, Point.SERVE_JOURNALLED, Point.SERVE_WRITTEN, Point.SERVE_TOLD)
+UNSERVE = AliasChange(Point.UNSERVE_BEGUN, Point.UNSERVE_JOURNALLED, Point.UNSERVE_WRITTEN, Point.UNSERVE_TOLD)
 
 logger = logging.getLogger(__name__)
 

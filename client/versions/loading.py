@@ -10,14 +10,12 @@ import shutil
 
 import httpx
 
-from client.journal import Journal
 from client.versions.background import Background
 from client.versions.served import Served
-from client.versions.version_files import directory, verify
 from serving.engine import Engine
 from serving.run_dir import ALIASES
 from serving.supervisor import Supervisor
-from umbel.adapter import AdapterRef
+from umbel.adapter import AdapterRef, EngineRef
 from umbel.errors import EngineError, NoAnswer, NoRoom
 from umbel.faults import AliasChange, Point, reach
 from umbel.site.config import SiteConfig
@@ -38,21 +36,18 @@ logger = logging.getLogger(__name__)
 class Loading:
     """Brings the engine to what the journal says, and never the other way round."""
 
-    def __init__(
-        self, config: SiteConfig, journal: Journal, supervisor: Supervisor, served: Served, background: Background
-    ) -> None:
+    def __init__(self, config: SiteConfig, supervisor: Supervisor, served: Served, background: Background) -> None:
         self._config = config
-        self._journal = journal
         self._supervisor = supervisor
         self._served = served
         self._background = background
-        self._asked: dict[AdapterRef, Engine] = {}
-        """Version → the engine that was asked to load it, whatever came of it."""
+        self._asked: dict[EngineRef, Engine] = {}
+        """Version, or adapter that is only served → the engine that was asked to load it, whatever came of it."""
 
-    async def ensure_loaded(self, engine: Engine, ref: AdapterRef) -> None:
-        """Load and warm a version that the engine lacks. Raises AdapterError, EngineError, HTTPError."""
+    async def ensure_loaded(self, engine: Engine, ref: EngineRef) -> None:
+        """Load and warm what the engine lacks. Raises AdapterError, EngineError, HTTPError."""
         if ref not in self._supervisor.loaded:
-            folder = verify(self._config, self._journal.get(ref))  # SGLang must not read changed files
+            folder = self._served.verified(ref)  # SGLang must not read changed files
             reach(Point.LOAD_BEGUN)
             self._asked[ref] = engine
             await engine.client.load(ref, folder)
@@ -94,7 +89,7 @@ class Loading:
                 self._background.start(TELLING, self._insist_on_table(engine))
         reach(change.told)
 
-    async def retire(self, ref: AdapterRef) -> None:
+    async def retire(self, ref: EngineRef) -> None:
         """Unload a version that users cannot ask for, once its last request has ended; then remove its files.
 
         While the engine may still hold the version, its files and its place stay, and the engine is asked again. After
@@ -110,7 +105,7 @@ class Loading:
         self._supervisor.loaded.discard(ref)
         reach(Point.RETIRE_UNLOADED)
         # SGLang would load an unloaded adapter again from its old path, so the path must not exist.
-        shutil.rmtree(directory(self._config, ref), ignore_errors=True)
+        shutil.rmtree(self._served.directory(ref), ignore_errors=True)
         reach(Point.RETIRE_REMOVED)
         logger.info("adapter.unloaded ref=%s", ref)
 
@@ -120,7 +115,7 @@ class Loading:
             await asyncio.sleep(NOTICE_S)
         return self._supervisor.engine is not engine
 
-    async def _holds(self, ref: AdapterRef) -> str:
+    async def _holds(self, ref: EngineRef) -> str:
         """Try to unload a version; say why the engine may still hold it, nothing once it does not."""
         engine = self._supervisor.engine
         try:

@@ -12,15 +12,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from serving.aliases import AliasTable
-from umbel.adapter import AdapterRef
+from umbel.adapter import EngineRef
 
 USER_FIELDS = ("safety_identifier", "user")
 """Fields of a body that identify its user; the first one that is set counts."""
 USER_HEADER = b"x-umbel-user"
 
 
-def version_for(table: AliasTable, model: str, user: str | None) -> AdapterRef | None:
-    """Return the version that answers this request; None is the base. Raises NotFound as `AliasTable.resolve` does.
+def version_for(table: AliasTable, model: str, user: str | None) -> EngineRef | None:
+    """Return the version or served adapter that answers this request; None is the base.
+
+    Raises NotFound as `AliasTable.resolve` does.
 
     Only a request for an adapter's plain name can be in its canary or control: `support@live` and `support@v12` ask for
     a version. One of no `user` is in neither.
@@ -61,5 +63,5 @@ def place(adapter: str, user: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _place(table: AliasTable, model: str, user: str, candidate: AdapterRef | None) -> float:
+def _place(table: AliasTable, model: str, user: str, candidate: EngineRef | None) -> float:
     return place(str(candidate) if table.redraw_users else model, user)

@@ -12,7 +12,7 @@ from typing import Any, Self
 from serving.aliases import BASE_LABEL
 from serving.priorities import Priority
 from serving.router.asgi import Message, Send
-from umbel.adapter import AdapterRef
+from umbel.adapter import EngineRef
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Pin:
     """The version and the class of one request."""
 
     engine_name: str | None
-    """The version's name inside SGLang (`support-v12`); None is the base."""
+    """The name inside SGLang (`support-v12`, `legal-sha256-…`); None is the base."""
     label: str
     """The version's name for users and counts (`support@v12`, `base`)."""
     priority: Priority
@@ -28,7 +28,7 @@ class Pin:
     """True once the tokenizer manager has taken the request with this version."""
 
     @classmethod
-    def set(cls, ref: AdapterRef | None, priority: Priority) -> Self:
+    def set(cls, ref: EngineRef | None, priority: Priority) -> Self:
         """Pin the request that this task answers, and the tasks that come from it; None is the base."""
         pin = cls(ref.engine_name, str(ref), priority) if ref else cls(None, BASE_LABEL, priority)
         _pin.set(pin)

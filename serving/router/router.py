@@ -134,6 +134,7 @@ class Router:
             model = asked.get("model")
             if not isinstance(model, str):
                 raise RequestRefused("'model' is missing; name a model.", "model")
+            model = table.plain(model)
             adapter = table.adapter_of(model)
             user = user_of(asked, scope["headers"]) if model in table.adapters else None
             ref, live = version_for(table, model, user), table.resolve(model)
@@ -237,7 +238,7 @@ class Router:
         if self.table is None:
             return await asgi.not_ready(send)
         table = self._seen(self.table, access)
-        wanted = scope["path"].removeprefix("/v1/models").removeprefix("/")
+        wanted = table.plain(scope["path"].removeprefix("/v1/models").removeprefix("/"))
         if scope["method"] != "GET":
             return await asgi.error(send, 405, "Only GET is allowed here.", "invalid_request_error")
         if not wanted:

@@ -44,7 +44,7 @@ CLIENT_APP = {
 """What the group may ask, and code that the centre sends with it; see client/flower/app.py."""
 OPERATORS = {
     "GET /status", "POST /adapters/{ref}/promote", "POST /adapters/{name}/rollback",
-    "DELETE /adapters/{name}/rounds/{key}", "POST /examples",
+    "DELETE /adapters/{name}/rounds/{key}", "POST /examples", "POST /served/{name}", "DELETE /served/{name}",
 }  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def test_each_socket_has_its_routes_and_not_one_more() -> None:
         ("POST", "/adapters/support@v1/promote?Forced=1"), ("POST", "/adapters/support/rollback?forced=true"),
         ("POST", "/adapters/support@v1/discard?forced=true"), ("GET", "/status"), ("POST", "/examples"),
         ("DELETE", "/adapters/support/rounds/k"), ("GET", "/hello?name=other"),
+        ("POST", "/served/legal?path=/srv/legal"),
     ],
 )  # fmt: skip
 def test_what_is_the_operators_is_not_there_for_the_group(method: str, path: str, tmp_path: Path) -> None:
@@ -104,6 +105,7 @@ def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
         bodies=AdapterBodies(1 << 20),
         status=status,
         keep=keep,
+        serve_only=site.serve_only,
         keys=SiteKeys(site.config.site),
         stopping=True,  # nobody is kept waiting
     )

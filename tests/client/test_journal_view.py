@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from client import journal_view
+from client.imported.journal import Imported
 from client.journal import Journal
 from tests.toys.sites.journal import V1, V2, V3, make_live, manifest, order, report
 from umbel.adapter import Lifecycle
@@ -95,3 +96,13 @@ def test_an_empty_journal_and_a_missing_one(path: Path) -> None:
     Journal(path).close()
     seen = journal_view.read(path, ["support"])
     assert (seen["versions"], seen["rounds"], seen["trained_tokens"]) == ({}, {}, 0)
+
+
+def test_what_is_only_served_is_listed_and_a_journal_from_before_has_none(path: Path) -> None:
+    journal = busy(path)
+    entry = Imported("legal", "a" * 64, "b" * 64, Path("/srv/legal"), 8, listed=True, since=1.5)
+    journal.imported.put(entry)
+    shown = {"name": "legal", "digest": "a" * 64, "path": "/srv/legal", "since": 1.5}
+    assert journal_view.read(path, ["support"])["served"] == [shown]
+    journal._db.execute("DROP TABLE imported")
+    assert journal_view.read(path, ["support"])["served"] == []

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from serving.aliases import AliasTable
 from tests.toys.serving.router import TABLE
-from umbel.adapter import AdapterRef
+from umbel.adapter import AdapterRef, ServedRef
 from umbel.errors import NotFound
 
 
@@ -71,3 +71,42 @@ def test_every_name_belongs_to_one_adapter_or_to_the_base() -> None:
             table.adapter_of(name)
     assert table.without(["support"]).names() == ["llama", "triage"]
     assert table.without(["triage", "billing"]).names() == [name for name in table.names() if name != "triage"]
+
+
+SERVED = AliasTable(
+    base="tiny", adapters={"support": {"live": "support@v2"}}, addressable=("support@v2",),
+    served={"legal": "legal@sha256:0123456789abcdef"},
+)  # fmt: skip
+
+
+def test_an_adapter_that_is_only_served_is_its_digest_and_has_no_aliases() -> None:
+    assert SERVED.names() == ["tiny", "support", "legal", "support@v2", "support@live"]
+    assert SERVED.resolve("legal") == ServedRef("legal", "0123456789abcdef")
+    assert SERVED.labels() == {"support@v2", "legal@sha256:0123456789abcdef"}
+    assert (SERVED.shadow("legal"), SERVED.previous("legal")) == (None, None)
+    for name in ("legal@live", "legal@v1", "legal-sha256-0123456789abcdef"):
+        with pytest.raises(NotFound, match="Available: tiny, support, legal"):
+            SERVED.resolve(name)
+
+
+@pytest.mark.parametrize("name", [name for name in SERVED.names() if name != "tiny"])
+def test_sglangs_own_form_is_the_same_name(name: str) -> None:
+    assert SERVED.resolve(f"tiny:{name}") == SERVED.resolve(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tiny:", "tiny:tiny", "tiny:tiny:support", "other:support", ":support", "tiny: support", "tiny:support-v2",
+     "tiny:support@v3", "tiny:legal-sha256-0123456789abcdef"],
+)  # fmt: skip
+def test_sglangs_own_form_reaches_nothing_that_a_name_does_not(name: str) -> None:
+    with pytest.raises(NotFound, match=name):
+        SERVED.resolve(name)
+
+
+@pytest.mark.parametrize("served", [{"support": "support@sha256:0123456789abcdef"}, {"tiny": "tiny@sha256:" + "0" * 16},
+                                    {"legal": "code@sha256:0123456789abcdef"}, {"legal": "legal@v1"},
+                                    {"legal": "legal@sha256:0123"}])  # fmt: skip
+def test_a_served_adapter_has_a_name_of_its_own_and_a_digest(served: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        AliasTable(base="tiny", adapters={"support": {"live": None}}, served=served)

@@ -13,6 +13,7 @@ import pytest
 from client.adapter_bodies import AdapterBodies
 from client.control import group_api, operator_api
 from client.held_base import HeldBase
+from client.imported import child
 from client.journal import Journal
 from client.keys import SiteKeys
 from client.versions import judging, loading
@@ -20,6 +21,7 @@ from client.versions import watch as watch_module
 from client.versions.background import Background
 from client.versions.deployer import Deployer
 from client.versions.loading import Loading
+from client.versions.serve_only import ServeOnly
 from client.versions.served import Served
 from serving import supervisor as supervisor_module
 from serving.aliases import AliasTable
@@ -31,6 +33,7 @@ from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base.fingerprint import BaseFingerprint
 from umbel.errors import EngineGone, TrainingError
 from umbel.messages import ShadowReport
+from umbel.site.adapter_sections import ServeSection
 from umbel.site.config import SiteConfig
 
 PATIENCE_S = 10.0
@@ -69,16 +72,19 @@ class ToyJobs:
 class Deployment:
     """One run of a daemon over a state directory. A second one over the same directory is what follows a kill."""
 
-    def __init__(self, state_dir: Path, machine: ToyMachine | None = None) -> None:
-        self.config: SiteConfig = site_config(state_dir)
+    def __init__(
+        self, state_dir: Path, machine: ToyMachine | None = None, serve: tuple[ServeSection, ...] = ()
+    ) -> None:
+        self.config: SiteConfig = site_config(state_dir).model_copy(update={"serve": serve})
         self.machine = machine or ToyMachine()
         self.jobs: Any = ToyJobs()
         self.journal = Journal(state_dir / "journal.sqlite3")
-        self.served = Served(self.config, self.journal)
+        self.served = Served(self.config, self.journal, SHAPES)
         self.supervisor = Supervisor(self.config, MEASURED, self.served)
         self.background = Background()
-        self.loading = Loading(self.config, self.journal, self.supervisor, self.served, self.background)
+        self.loading = Loading(self.config, self.supervisor, self.served, self.background)
         self.deployer = self._deployer()
+        self.serve_only = ServeOnly(self.config, self.supervisor, self.served, self.loading, self.background)
         self._running: asyncio.Task[None] | None = None
 
     def _deployer(self) -> Deployer:
@@ -169,7 +175,11 @@ class Deployment:
             return SimpleNamespace(deployer=self.deployer, keys=self.deployer._keys)
 
         site: Any = SimpleNamespace(
-            config=self.config, tenant=tenant, keys=self.deployer._keys, bodies=AdapterBodies(1 << 20)
+            config=self.config,
+            tenant=tenant,
+            keys=self.deployer._keys,
+            bodies=AdapterBodies(1 << 20),
+            serve_only=self.serve_only,
         )
         api = operator_api(site) if operator else group_api(site)
         return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://site")
@@ -190,6 +200,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, machine: ToyMachine) -> None:
     for module in (loading, judging):
         monkeypatch.setattr(module, "AGAIN_S", 0.01)
     monkeypatch.setattr(watch_module, "POLL_S", 0.005)
+    monkeypatch.setattr(child, "make", child.made)
 
 
 def run(state_dir: Path, machine: ToyMachine, story: Callable[[Deployment], Coroutine[Any, Any, None]]) -> None:

@@ -25,6 +25,12 @@ SITE: dict[str, Ends] = {
     **{f"{point}{time}": ends for point in (
         Point.SUBMIT_WRITTEN, Point.SUBMIT_JOURNALLED, Point.ATTEMPT_BEGUN, Point.UPDATE_WRITTEN, Point.ROUND_DONE,
     ) for time, ends in (("", AFTER_V1), (":2", BACK))},
+    **{f"{point}{time}": BACK for point in (
+        Point.IMPORT_WRITTEN, Point.SERVE_BEGUN, Point.SERVE_JOURNALLED, Point.SERVE_WRITTEN, Point.SERVE_TOLD,
+    ) for time in ("", ":3")},
+    **dict.fromkeys(
+        (Point.UNSERVE_BEGUN, Point.UNSERVE_JOURNALLED, Point.UNSERVE_WRITTEN, Point.UNSERVE_TOLD, "retire.begun:3",
+         "retire.unloaded:3", "retire.removed:3", "retire.begun:4", "retire.removed:4"), BACK),
     Point.PART_KEPT: AFTER_V1,
     **dict.fromkeys((Point.SWEPT, Point.DAMAGE_FORGOTTEN), BEFORE_V1),
 }  # fmt: skip

@@ -13,15 +13,18 @@ from client.rounds import following
 from client.rounds import jobs as jobs_module
 from client.versions.background import Background
 from client.versions.loading import Loading
+from client.versions.serve_only import ServeOnly
 from client.versions.served import Served
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toys.cotrainer import PARENT, ToyCoTrainer, order, toy_jobs
-from tests.toys.deployment import Deployment, quick, scores, until
+from tests.toys.deployment import SHAPES, Deployment, quick, scores, until
 from tests.toys.engine import MEASURED, ToyMachine, site_config
 from tests.toys.rehearsal import rehearse
+from tests.toys.sites.peft_directory import peft_directory
 from umbel import peft_dir
 from umbel.adapter import Lifecycle, Personal
+from umbel.errors import EngineError
 from umbel.messages import JobState
 
 OWN = Personal(part="adapter", rank=1)
@@ -45,14 +48,15 @@ class Life(Deployment):
         self.config = site_config(state_dir, adapters=("support", "billing"))
         self.machine = ToyMachine()
         self.journal = Journal(state_dir / "journal.sqlite3")
-        self.served = Served(self.config, self.journal)
+        self.served = Served(self.config, self.journal, SHAPES)
         self.supervisor = Supervisor(self.config, MEASURED, self.served)
         cotrainer = BetterEachTime()
         self.jobs = toy_jobs(state_dir, self.config, self.journal, self.supervisor, cotrainer)
         self.billing = toy_jobs(state_dir, self.config, self.journal, self.supervisor, cotrainer, adapter="billing")
         self.background = Background()
-        self.loading = Loading(self.config, self.journal, self.supervisor, self.served, self.background)
+        self.loading = Loading(self.config, self.supervisor, self.served, self.background)
         self.deployer = self._deployer()
+        self.serve_only = ServeOnly(self.config, self.supervisor, self.served, self.loading, self.background)
 
     @classmethod
     @asynccontextmanager
@@ -103,6 +107,22 @@ class Life(Deployment):
             assert jobs.report(key).state is JobState.DONE
         await until(lambda: not list(rounds.glob(f"*/{key}/{jobs_module.PERSONAL}")))
 
+    async def serve(self, name: str, seed: int) -> None:
+        """Load an adapter that is only served, as an operator who asks again when the engine dies."""
+        folder = peft_directory(self.config.site.state_dir.parent / f"peft-{seed}", seed)
+        while True:
+            try:
+                await self.serve_only.load(name, folder)
+                return
+            except EngineError:
+                await self.ready()
+                await self.quiet()
+
+    async def unserve(self, name: str) -> None:
+        """Unload it, as an operator who asks until it is gone."""
+        if self.journal.imported.find(name):
+            await self.serve_only.unload(name)
+
 
 STEPS: list[Callable[[Life], Awaitable[None]]] = [
     lambda site: site.deploy_as(1),
@@ -114,8 +134,12 @@ STEPS: list[Callable[[Life], Awaitable[None]]] = [
     lambda site: site.roll_back("support@v3"),
     lambda site: site.reject(4),
     lambda site: site.train("test-2-r", 2),
+    lambda site: site.serve("legal", 1),
+    lambda site: site.serve("code", 2),
+    lambda site: site.serve("legal", 3),
+    lambda site: site.unserve("code"),
 ]
-"""At the end v2 answers, v3 is what answered before, v1 is retired and v4 rejected."""
+"""At the end v2 answers, v3 is what answered before, v1 is retired and v4 rejected; `legal` is the second of two."""
 
 
 async def live_on(site: Life, done: Path) -> None:
@@ -133,7 +157,7 @@ def steps_behind(done: Path) -> int:
 def state(site: Life) -> dict[str, object]:
     """Everything that a site has to remember."""
     folder = site.config.site.state_dir
-    files = [path for name in ("adapters", "rounds", "personal") for path in (folder / name).rglob("*")]
+    files = [path for name in ("adapters", "rounds", "personal", "served") for path in (folder / name).rglob("*")]
     return {
         "aliases": site.table().model_dump(),
         "versions": {str(v.ref): (v.state, v.report.verdict) for v in site.journal.versions()},

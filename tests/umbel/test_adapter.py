@@ -64,7 +64,7 @@ def test_other_text_is_no_ref_and_the_message_shows_a_good_one(text: str) -> Non
 
 
 def test_the_example_in_the_docstring_is_true() -> None:
-    assert doctest.testmod(adapter) == doctest.TestResults(failed=0, attempted=3)
+    assert doctest.testmod(adapter) == doctest.TestResults(failed=0, attempted=5)
 
 
 def test_a_negative_version_is_refused() -> None:

@@ -52,6 +52,14 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "a version that is live or previous": (
         "serving/test_aliases.py::test_a_name_that_is_not_listed_is_not_found_and_the_listed_ones_are_named",
     ),
+    "any PEFT LoRA directory for this base is served as it is": (
+        "interop/test_peft_import.py::test_the_same_logits_as_with_the_original",
+        "e2e/test_tenants.py::test_each_adapter_answers_as_peft_does_with_it",
+    ),
+    "DoRA and the like refused by name": ("umbel/test_peft_import.py::test_settings_that_are_refused",),
+    "another one in its place, without failing a request": (
+        "client/versions/test_serve_only.py::test_another_one_takes_its_place_and_a_request_ends_as_it_began",
+    ),
     "a second one on the same machine needs a `--port` of its own": (
         "client/flower/test_supernode.py::test_a_second_supernode_on_a_machine_is_told_to_take_another_port",
     ),

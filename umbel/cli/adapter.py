@@ -15,7 +15,7 @@ from umbel.signing import read_public
 AT = "--registry /srv/umbel/registry"
 adapter_app = typer.Typer(
     no_args_is_help=True,
-    help="Read the centre's adapter registry, and move its aliases.",
+    help="Read the centre's adapter registry, and move its aliases; `load`, `unload`: what a site only serves.",
     epilog=calls(f"umbel adapter ls {AT}", f'umbel adapter rollback support --why "worse answers" {AT}'),
 )
 

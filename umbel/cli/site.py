@@ -13,6 +13,7 @@ import typer
 
 from umbel.adapter import AdapterRef
 from umbel.cli.console import AsJson, SiteFile, calls, explained, part_of, require_transformers, say
+from umbel.cli.daemon import NoDaemon, ask
 from umbel.errors import ConfigError, DataError, UmbelError
 from umbel.site.check import check_files, doubt_of_origin, ports_in_use
 from umbel.site.config import SiteConfig
@@ -35,8 +36,6 @@ EPILOGS = {
     "promote": calls("umbel promote clinic-a.toml support@v3"),
 }
 """Name of a command → the example calls below its help."""
-ANSWER_S = 60
-"""Seconds that the daemon may take for an answer."""
 
 
 def check(
@@ -160,19 +159,15 @@ def rollback(
     """Let the previous version answer users again, now; the base, where no version was live before this one."""
     with explained():
         forced = "?forced=true" if force else ""
-        reply = _ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback{forced}")
+        reply = ask(SiteConfig.load(site_file), "POST", f"/adapters/{adapter}/rollback{forced}")
         say(f"{adapter}: {reply['live'] or 'the base'} answers users again; once more would take this back")
 
 
 def promote(site_file: SiteFile, ref: Annotated[str, typer.Argument(help="Such as support@v3.")]) -> None:
     """Let a judged shadow answer users, even against this site's verdict; the federation cannot do the latter."""
     with explained():
-        _ask(SiteConfig.load(site_file), "POST", f"/adapters/{AdapterRef.parse(ref)}/promote?forced=true")
+        ask(SiteConfig.load(site_file), "POST", f"/adapters/{AdapterRef.parse(ref)}/promote?forced=true")
         print(f"{ref} answers users; back: umbel rollback {site_file} {AdapterRef.parse(ref).name}")
-
-
-class _NoDaemon(ConfigError):
-    """No daemon listens on the operator's socket."""
 
 
 def _status(config: SiteConfig) -> dict[str, Any]:
@@ -181,32 +176,11 @@ def _status(config: SiteConfig) -> dict[str, Any]:
     Raises ConfigError where no daemon runs and there is no journal.
     """
     try:
-        return _ask(config, "GET", "/status")
-    except _NoDaemon as nobody:
+        return ask(config, "GET", "/status")
+    except NoDaemon as nobody:
         with part_of("site"):
             from client import journal_view
         try:
             return journal_view.without_daemon(config)
         except FileNotFoundError:
             raise nobody from None
-
-
-def _ask(config: SiteConfig, method: str, path: str) -> dict[str, Any]:
-    """Call the site's control API; raise ConfigError with the daemon's reason, or where no daemon answers."""
-    import httpx
-
-    socket = config.operator_socket
-    try:
-        with httpx.Client(transport=httpx.HTTPTransport(verify=False, uds=str(socket)), timeout=ANSWER_S) as client:
-            reply = client.request(method, f"http://site{path}")
-    except httpx.TimeoutException as error:  # it listens; a roll-back that is asked for twice would be taken back
-        raise ConfigError(
-            f"{socket}: the daemon did not answer within {ANSWER_S} s, and may still do it; see `umbel status` "
-            "before you ask again"
-        ) from error
-    except httpx.TransportError as error:
-        raise _NoDaemon(f"{socket}: nobody answers ({error}); is `umbel serve` running?") from error
-    body: dict[str, Any] = reply.json()
-    if reply.status_code != 200:
-        raise ConfigError(body["error"]["message"])
-    return body

@@ -13,8 +13,9 @@ from umbel.base.config import config_mistakes
 from umbel.base.files import file_mistakes, tokenizer_mistakes
 from umbel.base.origin import BaseOrigin
 from umbel.base.packed import MISSING, bitsandbytes_is_missing, is_served, packing_of
-from umbel.base.shapes import read_config, weight_shapes
-from umbel.errors import ConfigError, UmbelError
+from umbel.base.shapes import linear_shapes, read_config, weight_shapes
+from umbel.errors import AdapterError, ConfigError, UmbelError
+from umbel.peft_import import look
 from umbel.site import flags
 from umbel.site.adapter_sections import AdapterSection, ServeSection
 from umbel.site.config import SiteConfig
@@ -53,6 +54,7 @@ def mistakes(config: SiteConfig) -> Iterator[UmbelError]:
         if file is not None and not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"
             yield ConfigError(f"{key_}: {file} {what}; point it to a JSONL file")
+    yield from _served_mistakes(config)
     taken = next((path for path in (site.state_dir, *site.state_dir.parents) if path.exists()), None)
     if taken is not None and not taken.is_dir():
         yield ConfigError(f"{name_of('site', 'state_dir')}: {taken} is a file; name a folder, or one that can be made")
@@ -183,6 +185,21 @@ def _model_mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     # Without the sizes nothing can be expected of the weights.
     known = is_served(base) and not any(isinstance(one, ConfigError) for one in found)
     yield from file_mistakes(model, weight_shapes(model) if known else {})
+
+
+def _served_mistakes(config: SiteConfig) -> Iterator[UmbelError]:
+    """Yield why adapters under [[serve]] cannot be served: by their settings and headers, no weights are read."""
+    engine = config.engine
+    try:
+        shapes = linear_shapes(config.model.path, engine.target_modules) if config.serve else {}
+    except (UmbelError, KeyError, TypeError):
+        return  # the base itself cannot be served, and is reported
+    for number, section in enumerate(config.serve):
+        try:
+            look(section.path, shapes, engine.max_lora_rank, engine.target_modules)
+        except AdapterError as error:
+            where = blamed(("serve", number, "path")) or "[[serve]]"
+            yield ConfigError(f"{where} {section.name}: {error}")
 
 
 def _longest_text(config: SiteConfig, base: dict[str, object]) -> int | None:

@@ -80,8 +80,8 @@ centre's signature in `x-umbel-signature`. With a `nonce` the answer is signed w
 
 {_table(client.control.GROUP.routes)}
 
-On `operator.sock` in `state_dir`, for the daemon's own user only: what `umbel status`, `umbel promote` and
-`umbel rollback` ask, and the engine.
+On `operator.sock` in `state_dir`, for the daemon's own user only: what `umbel status`, `umbel promote`,
+`umbel rollback`, `umbel adapter load` and `umbel adapter unload` ask, and the engine.
 
 {_table(client.control.OPERATOR.routes)}
 

@@ -73,7 +73,7 @@ def test_users_meet_a_shadow_only_while_it_is_watched_and_loaded(
     ):
         if journal.get(V2).state is not state:
             journal.move(V2, report(V2, state))
-        table = Served(config, journal).table(loaded)
+        table = Served(config, journal, {}).table(loaded)
         assert table.canary == canary, (state, loaded)
         assert table.adapters["support"] == {"live": "support@v1", "previous": None, "shadow": "support@v2"}
         assert table.addressable == ("support@v1",)

@@ -98,6 +98,10 @@ def whole(site: Life, ends: Ends) -> None:
     kept |= {v.ref for v in site.journal.versions() if v.state is Lifecycle.CANDIDATE or v.state.is_shadow}
     adapters = {path.name for path in (home / "adapters").glob("*")}
     assert adapters == {ref.engine_name for ref in kept if ref}
+    only_served = site.journal.imported.all()
+    assert {path.name for path in (home / "served").glob("*")} == {f"{e.name}-{e.ref.digest}" for e in only_served}
+    assert [site.engine.answers(entry.name) for entry in only_served] == [str(entry.ref) for entry in only_served]
+    assert all(site.served.verified(entry.ref) for entry in only_served)
     rounds = {(path.parent.name, path.name) for path in (home / "rounds").glob("*/*")}
     assert rounds == set(site.journal.known_rounds())
     assert not list(home.rglob("*.tmp"))

@@ -12,7 +12,7 @@ from tests.toys.command_line import refusal, umbel
 from tests.toys.sites.base_dir import write_base
 from tests.toys.sites.journal import make_live
 from umbel.adapter import AdapterRef
-from umbel.cli import site
+from umbel.cli.daemon import ask
 from umbel.errors import ConfigError
 from umbel.site.config import SiteConfig
 from umbel.site.template import site_toml
@@ -116,14 +116,11 @@ def test_the_journal_answers_for_a_daemon_that_is_gone(site_file: Path) -> None:
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("httpx"), reason="needs httpx")
-def test_a_daemon_that_is_late_may_still_do_it_and_is_not_taken_for_none(
-    site_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(site, "ANSWER_S", 0.05)
+def test_a_daemon_that_is_late_may_still_do_it_and_is_not_taken_for_none(site_file: Path) -> None:
     state = site_file.parent / "state"
     state.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(state / "operator.sock"))
         listener.listen()
         with pytest.raises(ConfigError, match=r"did not answer within .* and may still do it; see `umbel status`"):
-            site._ask(SiteConfig.load(site_file), "POST", "/adapters/support/rollback")
+            ask(SiteConfig.load(site_file), "POST", "/adapters/support/rollback", 0.05)

@@ -1,10 +1,11 @@
 """All files that a site file names are checked at once."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.toys.sites.base_dir import write_base
+from tests.toys.sites.base_dir import write_base, write_shard
 from tests.toys.sites.site_file import GOOD, GUARD, load
 from umbel.errors import ConfigError, UnsupportedModel
 from umbel.site.check import check_files, mistakes
@@ -154,6 +155,30 @@ def test_check_files_reads_the_key_that_updates_are_signed_with(tmp_path: Path) 
     (tmp_path / "updates.key").write_text("no key")
     with pytest.raises(ConfigError, match=f"^{tmp_path}/updates.key: others can read the private key"):
         check_files(config)
+
+
+def test_adapters_that_are_only_served_are_looked_at_without_their_weights(tmp_path: Path) -> None:
+    complete(tmp_path)
+    served = '[[serve]]\nname = "legal"\npath = "legal"\n[[serve]]\nname = "code"\npath = "code"\n'
+    config = load(tmp_path, more=served)
+    module = "model.layers.0.self_attn.q_proj"
+    shapes = {f"base_model.model.{module}.lora_A.weight": (2, 8), f"base_model.model.{module}.lora_B.weight": (8, 2)}
+    settings = {"peft_type": "LORA", "r": 2, "layers_to_transform": [0], "target_modules": ["q_proj"]}
+    for name in ("legal", "code"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
+        write_shard(tmp_path / name / "adapter_model.safetensors", shapes)
+    check_files(config)
+    write_shard(
+        tmp_path / "legal" / "adapter_model.safetensors", {**shapes, "base_model.model.lm_head.weight": (12, 8)}
+    )
+    (tmp_path / "code" / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
+    with pytest.raises(ConfigError) as error:
+        check_files(config)
+    assert [line.partition(" is ")[0] for line in str(error.value).splitlines()] == [
+        f"[[serve]] legal: {tmp_path}/legal: base_model.model.lm_head.weight",
+        f"[[serve]] code: {tmp_path}/code/adapter_config.json: use_dora",
+    ]
 
 
 def test_check_files_reads_every_file_of_users_keys_and_names_the_setting(
