@@ -114,23 +114,23 @@ class Site:
         )
         return cls(config, base, prepared, scrub)
 
-    def hello(self) -> Hello:
-        """Describe the site to the centre: base, layers, numbers of examples, live and refused versions."""
-        names = self.config.adapters
-        live = {name: self.journal.alias(name, "live") for name in names}
+    def hello(self, adapter: str) -> Hello:
+        """Describe the site to the centre of one adapter: base, layers, numbers of examples, live, refused versions."""
+        trained = adapter in self.config.adapters
+        live = self.journal.alias(adapter, "live") if trained else None
         return Hello(
             site=self.config.site.name,
-            adapters=names,
+            adapter=adapter if trained else None,
             fingerprint=self.base.fingerprint,
             kin=self.base.kin if self.base.packing else "",  # a dense one has it by its fingerprint
             packing=self.base.packing,
             shapes=self.shapes,
             dtype=self.config.engine.dtype,
             max_lora_rank=self.config.engine.max_lora_rank,
-            train_examples=self.prepared.train_examples,
-            eval_examples=self.prepared.eval_examples,
-            live={name: str(ref) if ref else None for name, ref in live.items()},
-            refused={name: tuple(map(str, self.journal.refused(name))) for name in names},
+            train_examples=self.prepared.train_examples if trained else 0,
+            eval_examples=self.prepared.eval_examples if trained else 0,
+            live=str(live) if live else None,
+            refused=tuple(map(str, self.journal.refused(adapter))) if trained else (),
         )
 
     async def keep(self, example: Example) -> int:

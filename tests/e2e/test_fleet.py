@@ -69,7 +69,7 @@ class Fleet:
     @property
     def live(self) -> list[str | None]:
         """The versions that answer at north, south and west."""
-        return [self.ask(name, "GET", "/hello")["live"]["support"] for name in SITES]
+        return [self.ask(name, "GET", "/hello?adapter=support")["live"] for name in SITES]
 
     def run(self, rounds: int, **settings: object) -> None:
         run = self.flower.run(self.app, {**SETTINGS, **settings, "registry": self.registry, "rounds": rounds})

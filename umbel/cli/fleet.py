@@ -38,7 +38,7 @@ def rollback(
         with part_of("server"):
             from server.registry.registry import AdapterRegistry
         with closing(AdapterRegistry(registry)) as opened:
-            if not _busy(opened):
+            if not _busy(opened, adapter):
                 _require_superlink(command[0], federation)
             back = opened.roll_back(adapter, who=who(), why=because)
             print(f"{adapter}: {back} is live again at the centre")
@@ -83,7 +83,7 @@ def _require_superlink(flwr: str, federation: str) -> None:
 
 def _follow(registry: Any, adapter: str, command: list[str]) -> None:
     """Run the command and print the outcome at each site; exit with status 1 when a site could not be reached."""
-    if _busy(registry):
+    if _busy(registry, adapter):
         print(f"{adapter}: a run is under way; it brings the sites there before its next round")
         return
     from server.registry.events import EVENTS, EventReader
@@ -104,10 +104,12 @@ def _follow(registry: Any, adapter: str, command: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def _busy(registry: Any) -> bool:
-    """Tell whether a run works on the registry now."""
+def _busy(registry: Any, adapter: str) -> bool:
+    """Tell whether a run works on an adapter now."""
+    from server.registry import run_lock
+
     try:
-        with registry.exclusive(0.0):
+        with run_lock.exclusive(registry.root, adapter, 0.0):
             return False
     except RegistryError:
         return True

@@ -13,6 +13,7 @@ if not importlib.util.find_spec("flwr"):
     pytest.skip("the registry is in Flower's environment", allow_module_level=True)
 
 from server.bundle import export
+from server.registry import run_lock
 from server.registry.registry import AdapterRegistry
 from tests.toys.registry import begun, grow
 from umbel.adapter import AdapterRef
@@ -50,7 +51,7 @@ def test_nothing_moves_where_there_is_no_app_to_run(root: Path, tmp_path: Path) 
 
 def test_a_run_under_way_is_left_to_do_it(root: Path, app: Path) -> None:
     command = ["fleet", "rollback", "support", "--registry", root, "--app", app, "--why", "worse answers"]
-    with AdapterRegistry(root).exclusive(0):
+    with run_lock.exclusive(root, "support", 0):
         ended = umbel(*command)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == [
