@@ -32,13 +32,14 @@ Shapes = Mapping[str, tuple[int, int]]
 """Module path (`model.layers.0.self_attn.q_proj`) → (out, in) of the base's linear layer."""
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
-_DTYPES: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+DTYPES: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+"""Name of a dtype in safetensors → the dtype."""
 SERVED: dict[str, npt.DTypeLike] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 """Name of a dtype that engines serve in → the dtype."""
 _SCALING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 _HEADER_BYTES = 1024
 """Most that the header of a safetensors file takes by itself, and for a tensor beside the module's name."""
-_KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<factor>[AB])\.weight")
+KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<factor>[AB])\.weight")
 
 
 def key(module: str, factor: str) -> str:
@@ -61,9 +62,9 @@ def decode(blob: bytes) -> Tensors:
     _require_distinct(blob)
     tensors: Tensors = {}
     for name, entry in entries:
-        if entry["dtype"] not in _DTYPES:
-            raise AdapterError(f"adapter: {name} is {entry['dtype']}; expected one of {', '.join(_DTYPES)}")
-        tensors[name] = np.frombuffer(entry["data"], dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if entry["dtype"] not in DTYPES:
+            raise AdapterError(f"adapter: {name} is {entry['dtype']}; expected one of {', '.join(DTYPES)}")
+        tensors[name] = np.frombuffer(entry["data"], dtype=DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
 
 
@@ -95,7 +96,7 @@ def factors(tensors: Tensors) -> dict[str, tuple[Array, Array]]:
     """Return module path → (A [r, in], B [out, r]); raise AdapterError for any other key, or a lone factor."""
     found: dict[str, dict[str, Array]] = {}
     for name, array in tensors.items():
-        match = _KEY.fullmatch(name)
+        match = KEY.fullmatch(name)
         if match is None:
             raise AdapterError(f"adapter: {name} is not a LoRA factor (expected …lora_A.weight or …lora_B.weight)")
         found.setdefault(match["module"], {})[match["factor"]] = array
@@ -198,8 +199,12 @@ def write(directory: Path, blob: bytes, manifest: AdapterManifest, *, base: str)
 
 def encode_config(manifest: AdapterManifest, base: str) -> bytes:
     """Return the bytes of a version's `adapter_config.json`."""
-    config = peft_config(rank=manifest.rank, target_modules=manifest.target_modules, base=base)
-    return json.dumps(config, indent=2).encode()
+    return encode_settings(rank=manifest.rank, target_modules=manifest.target_modules, base=base)
+
+
+def encode_settings(*, rank: int, target_modules: tuple[str, ...], base: str) -> bytes:
+    """Return `peft_config` as the bytes of an `adapter_config.json`."""
+    return json.dumps(peft_config(rank=rank, target_modules=target_modules, base=base), indent=2).encode()
 
 
 def encode_manifest(manifest: AdapterManifest) -> bytes:
