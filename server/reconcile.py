@@ -63,9 +63,7 @@ def reconcile(
     )  # fmt: skip
     open_rounds = _under_way(registry, name)
     apart = {
-        site: hello
-        for site, hello in asked.answers.items()
-        if hello.live != target and hello.live not in open_rounds
+        site: hello for site, hello in asked.answers.items() if hello.live != target and hello.live not in open_rounds
     }
     against = {site: hello for site, hello in apart.items() if target in hello.refused}
     pushed: set[str] = set()

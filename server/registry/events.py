@@ -27,7 +27,10 @@ _WORD = re.compile(r"[!#-~]+")
 
 
 class Events:
-    """Appends events, also of several runs at once, to one file; each is `{"event": "round.trained", "at": unix seconds, "adapter": "support", **fields}`."""
+    """Appends events, those of several runs at once to one file.
+
+    Each is `{"event": "round.trained", "at": unix seconds, "adapter": "support", **fields}`.
+    """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._path = path

@@ -33,9 +33,12 @@ from umbel.messages import Submit
 from umbel.signing import PrivateKey
 from umbel.transaction import transaction
 
-__all__ = ["HEAD", "LIVE", "PREVIOUS", "SHADOW", "AdapterRegistry"]
+__all__ = ["HEAD", "IMPORTED", "LIVE", "PREVIOUS", "SHADOW", "AdapterRegistry"]
 
 log = logging.getLogger("umbel")
+
+IMPORTED = "imported"
+"""`strategy` of a version that was trained elsewhere."""
 
 
 class AdapterRegistry:
@@ -185,7 +188,7 @@ class AdapterRegistry:
                 self._aliases(name).move({HEAD: 0}, who="umbel", why="the untrained adapter")
 
     def publish(self, name: str, blob: bytes, *, round: int, run_id: str, parent: str, **facts: Any) -> AdapterManifest:
-        """Add the version that a round made; `facts` are more fields of the manifest. No alias moves.
+        """Add the version that a round made, or (0) none; `facts` are more fields of the manifest. No alias moves.
 
         `blob`: safetensors bytes; `parent`: digest of the version that training started from. A round has one version:
         publishing again returns the first. Raises RegistryError before `begin`.
@@ -199,9 +202,10 @@ class AdapterRegistry:
                 return self.manifest(AdapterRef(name, record.version))
             facts = {"parents": (parent,), **facts, "round": round, "run_id": run_id, "parent": parent}
             manifest = self._write(name, pin, blob, facts)
-            self.rounds.record(
-                name, round, run_id, RoundState.PUBLISHED, version=manifest.version, reasons=manifest.left_out
-            )
+            if round:
+                self.rounds.record(
+                    name, round, run_id, RoundState.PUBLISHED, version=manifest.version, reasons=manifest.left_out
+                )
         return manifest
 
     def accept(self, name: str, round: int, run_id: str, reasons: Mapping[str, str]) -> None:

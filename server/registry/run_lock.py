@@ -10,7 +10,7 @@ from umbel.adapter import check_name
 from umbel.errors import RegistryError
 
 RUNS = ".runs"
-"""Folder in the registry's directory, with one folder for each adapter: the lock of its run, and what the run spools."""
+"""Folder in the registry's directory; in it, for each adapter, a folder with the lock of its run and what that spools."""
 POLL_S = 0.5
 """Seconds between two tries."""
 
@@ -28,7 +28,7 @@ def exclusive(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
-    """Hold the adapter `name` for one run; raise RegistryError if another run holds it for longer than `wait_s` seconds.
+    """Hold an adapter for one run; raise RegistryError if another run holds it for longer than `wait_s` seconds.
 
     The lock is not in the adapter's own folder, which is there from `AdapterRegistry.begin` on.
     """

@@ -61,7 +61,9 @@ def routes(table: APIRouter) -> dict[str, set[str]]:
 def test_each_socket_has_its_routes_and_not_one_more() -> None:
     assert routes(GROUP).keys() == CLIENT_APP
     assert routes(OPERATOR).keys() == OPERATORS
-    assert set().union(*routes(GROUP).values()) == {"adapter", "wait", "nonce", "ref", "instead_of"}, "nothing is forced"
+    assert set().union(*routes(GROUP).values()) == {"adapter", "wait", "nonce", "ref", "instead_of"}, (
+        "nothing is forced"
+    )
     assert {route for route, query in routes(OPERATOR).items() if "forced" in query} == {
         "POST /adapters/{ref}/promote", "POST /adapters/{name}/rollback",
     }  # fmt: skip

@@ -42,13 +42,16 @@ class Run:
 
 
 def _main(root: Path, adapter: str, rounds: int) -> None:
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="umbel-") as sockets:
-        with a_world(root, Path(sockets), patch) as world:
-            print("ready", flush=True)
-            sys.stdin.readline()
-            root.mkdir(exist_ok=True)
-            with run_lock.exclusive(root, adapter, 0.0):
-                world.start(f"of {adapter}", adapter=adapter, rounds=rounds)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="umbel-") as sockets,
+        a_world(root, Path(sockets), patch) as world,
+    ):
+        print("ready", flush=True)
+        sys.stdin.readline()
+        root.mkdir(exist_ok=True)
+        with run_lock.exclusive(root, adapter, 0.0):
+            world.start(f"of {adapter}", adapter=adapter, rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from umbel.messages.versions import (
 )
 
 __all__ = [
+    "NONCE",
     "AdapterQuery",
     "Decision",
     "Evaluation",
@@ -29,7 +30,6 @@ __all__ = [
     "JobState",
     "LiveVersion",
     "Message",
-    "NONCE",
     "Restore",
     "Restored",
     "RoundOrder",

@@ -1,4 +1,4 @@
-"""`Message`: the base class of all messages, the types that several of them use, and the answer of a site that cannot."""
+"""`Message`: the base class of all messages; types that several use; `Failure`, the answer of a site that cannot."""
 
 from typing import Annotated
 

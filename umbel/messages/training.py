@@ -1,4 +1,7 @@
-"""The messages of a round's training. A round of the centre is an order on its way, and a job (`JobState`) at the site."""
+"""The messages of a round's training.
+
+A round of the centre is an order (`RoundOrder`) on its way, and a job (`JobState`) at the site.
+"""
 
 from enum import StrEnum
 from typing import Annotated, Literal

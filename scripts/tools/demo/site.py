@@ -53,7 +53,9 @@ class DemoSite:
 
     def train_alone(self, parent: bytes, steps: int) -> None:
         """Order a round of the site's own, from the adapter `parent`, which no aggregation follows."""
-        fingerprint = Hello.model_validate(self._control.get("/hello", params={"adapter": "support"}).json()).fingerprint
+        fingerprint = Hello.model_validate(
+            self._control.get("/hello", params={"adapter": "support"}).json()
+        ).fingerprint
         setting = self._setting
         plan = TrainPlan(
             rank=setting.rank, steps=steps, seconds=setting.alone_seconds, batch_size=setting.batch,

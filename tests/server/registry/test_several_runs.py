@@ -40,7 +40,9 @@ def test_runs_at_once_lose_nothing_of_each_other_from_the_registrys_first_moment
     registry = AdapterRegistry(root)
     assert registry.names() == list(ADAPTERS)
     for name in ADAPTERS:
-        assert [str(manifest.ref) for manifest in registry.versions(name)] == [f"{name}@v{n}" for n in range(ROUNDS + 1)]
+        assert [str(manifest.ref) for manifest in registry.versions(name)] == [
+            f"{name}@v{n}" for n in range(ROUNDS + 1)
+        ]
         assert [record.state for record in registry.rounds.all(name)] == [RoundState.PROMOTED] * ROUNDS
         assert registry.aliases(name) == dict.fromkeys(("head", "live"), AdapterRef(name, ROUNDS))
     assert views.verify(registry) == {"versions": len(ADAPTERS) * (ROUNDS + 1), "damages": []}
