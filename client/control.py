@@ -65,7 +65,7 @@ def _api(site: Site, routes: APIRouter) -> FastAPI:
 
 @GROUP.get("/hello")
 async def hello(adapter: AdapterName, request: Request, nonce: Nonce = "") -> Hello:
-    """Return the site's name, base and layers, and `adapter`'s counts of examples and live version, signed for `nonce`."""
+    """Return the site's name, base, layers, and `adapter`'s counts of examples and live version, signed for `nonce`."""
     site = _site(request)
     return site.keys.sign_hello(site.hello(adapter), nonce)
 

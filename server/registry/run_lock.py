@@ -10,7 +10,7 @@ from umbel.adapter import check_name
 from umbel.errors import RegistryError
 
 RUNS = ".runs"
-"""Folder in the registry's directory; in it, for each adapter, a folder with the lock of its run and what that spools."""
+"""Folder in the registry's directory; it has a folder for each adapter: the lock of its run, and what that spools."""
 POLL_S = 0.5
 """Seconds between two tries."""
 
@@ -47,3 +47,14 @@ def exclusive(
                     ) from error
                 sleep(POLL_S)
         yield
+
+
+def under_way(root: Path, name: str) -> bool:
+    """Return whether a run works on an adapter now."""
+    if not (folder(root, name) / "lock").exists():
+        return False
+    try:
+        with exclusive(root, name, 0.0):
+            return False
+    except RegistryError:
+        return True

@@ -15,7 +15,7 @@ if not importlib.util.find_spec("flwr"):
 from server.bundle import export
 from server.registry import run_lock
 from server.registry.registry import AdapterRegistry
-from tests.toys.registry import begun, grow
+from tests.toys.registry import PIN, begun, grow, publish
 from umbel.adapter import AdapterRef
 from umbel.cli import fleet as cli_fleet
 
@@ -35,6 +35,38 @@ def app(tmp_path: Path) -> Path:
 
 def live(root: Path) -> AdapterRef:
     return AdapterRegistry(root).resolve("support@live")
+
+
+def said(root: Path, *arguments: str) -> list[str]:
+    """Return the lines of `umbel fleet ls`."""
+    ended = umbel("fleet", "ls", "--registry", root, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+def test_every_adapter_is_listed_with_its_own_round_and_run(root: Path) -> None:
+    registry = AdapterRegistry(root)
+    registry.begin("billing", PIN, seed=1)
+    registry.begin("triage", PIN, seed=1)
+    grow(registry, "r")
+    at = registry.rounds.all("support")[-1].at
+    with run_lock.exclusive(root, "billing", 0):
+        lines = said(root)
+        assert lines == [
+            "billing: no version is live, training goes on from billing@v0, a run is under way",
+            "support: support@v2 is live",
+            f"  round 3 rejected at {at}  a 0.25 b 0.75",
+            "triage: no version is live, training goes on from triage@v0",
+        ]
+        assert [row["under_way"] for row in json.loads("".join(said(root, "--json")))] == [True, False, False]
+    assert said(root, "--adapter", "support") == [*lines[1:3], "  a: worse"]
+    assert json.loads("".join(said(root, "--json", "--adapter", "triage"))) == [{
+        "adapter": "triage", "live": None, "head": "triage@v0", "shadow": None, "under_way": False, "round": None,
+        "state": None, "at": None, "sites": {}, "reasons": {},
+    }]  # fmt: skip
+    publish(registry, 4)
+    assert said(root)[1] == "support: support@v2 is live, support@v4 is being judged"
+    assert "'suport' is not in" in refusal("fleet", "ls", "--registry", root, "--adapter", "suport")
 
 
 @pytest.mark.parametrize("why", [[], ["--why", " "]])
