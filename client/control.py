@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from client.site import Site
 from serving.user_example import Example
 from umbel import http_errors
-from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
+from umbel.adapter import AdapterManifest, AdapterName, AdapterRef, Lifecycle
 from umbel.errors import Conflict, CoTrainerSilent, EngineError, NoRoom, NotFound, TrainingError, WireError
 from umbel.messages import NONCE, Hello, LiveVersion, Restored, RoundOrder, RoundReport, ShadowReport, Submit
 
@@ -65,10 +65,10 @@ def _api(site: Site, routes: APIRouter) -> FastAPI:
 
 
 @GROUP.get("/hello")
-async def hello(request: Request, nonce: Nonce = "") -> Hello:
-    """Return the site's name, base fingerprint, layers, counts of examples and live versions, signed for `nonce`."""
+async def hello(adapter: AdapterName, request: Request, nonce: Nonce = "") -> Hello:
+    """Return the site's name, base, layers, and `adapter`'s counts of examples and live version, signed for `nonce`."""
     site = _site(request)
-    return site.keys.sign_hello(site.hello(), nonce)
+    return site.keys.sign_hello(site.hello(adapter), nonce)
 
 
 @GROUP.post("/adapters/{name}/rounds/{key}")

@@ -130,23 +130,23 @@ class Site:
         self.config.require_adapter(adapter)
         return self._tenants[adapter]
 
-    def hello(self) -> Hello:
-        """Describe the site to the centre: base, layers, numbers of examples, live and refused versions."""
-        names = self.config.adapters
-        live = {name: self.journal.alias(name, "live") for name in names}
+    def hello(self, adapter: str) -> Hello:
+        """Describe the site to the centre of one adapter: base, layers, numbers of examples, live, refused versions."""
+        tenant = self._tenants.get(adapter)
+        live = self.journal.alias(adapter, "live") if tenant else None
         return Hello(
             site=self.config.site.name,
-            adapters=names,
+            adapter=adapter if tenant else None,
             fingerprint=self.base.fingerprint,
             kin=self.base.kin if self.base.packing else "",  # a dense one has it by its fingerprint
             packing=self.base.packing,
             shapes=self.shapes,
             dtype=self.config.engine.dtype,
-            max_lora_rank=self.config.engine.max_lora_rank,
-            train_examples=sum(tenant.prepared.train_examples for tenant in self.tenants),
-            eval_examples=sum(tenant.prepared.eval_examples for tenant in self.tenants),
-            live={name: str(ref) if ref else None for name, ref in live.items()},
-            refused={name: tuple(map(str, self.journal.refused(name))) for name in names},
+            max_lora_rank=self.config.max_rank(adapter) if tenant else self.config.engine.max_lora_rank,
+            train_examples=tenant.prepared.train_examples if tenant else 0,
+            eval_examples=tenant.prepared.eval_examples if tenant else 0,
+            live=str(live) if live else None,
+            refused=tuple(map(str, self.journal.refused(adapter))) if tenant else (),
         )
 
     async def keep(self, example: Example) -> int:

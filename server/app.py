@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.config import RunConfig
 from server.exchange import Exchange
 from server.federation import Federation
+from server.registry import run_lock
 from server.registry.events import EVENTS, Events, show_log
 from server.registry.index import explained
 from server.registry.registry import AdapterRegistry
@@ -24,9 +25,9 @@ def main(grid: Grid, context: Context) -> None:
     config = RunConfig.of(context.run_config)
     key = read_private(config.signing_key) if config.signing_key else None
     registry = AdapterRegistry(config.registry, create=True, key=key)
-    with explained(registry.root), registry.exclusive(config.grace_seconds):
+    with explained(registry.root), run_lock.exclusive(registry.root, config.adapter, config.grace_seconds):
         events = Events(config.registry / EVENTS)
-        run(Federation(config, registry, Exchange(grid), events, str(context.run_id)))
+        run(Federation(config, registry, Exchange(grid, config.adapter), events, str(context.run_id)))
 
 
 def run(federation: Federation) -> None:

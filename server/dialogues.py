@@ -144,13 +144,13 @@ def discard(ref: str) -> Dialogue[ShadowReport, ShadowReport]:
     return reply.body
 
 
-def hello(site: str, keys: Keyring) -> Dialogue[Hello, Hello]:
-    """Ask for a site's current hello; the exchange asks for one only when it first sees a node.
+def hello(site: str, adapter: str, keys: Keyring) -> Dialogue[Hello, Hello]:
+    """Ask for a site's current hello about an adapter; the exchange asks for one only when it first sees a node.
 
     Raises NameChanged for the hello of another site, SiteFailure for one that the site did not sign for this question.
     """
     nonce = new_nonce()
-    reply = yield Request("query.hello", HelloQuery(nonce=nonce), Hello)
+    reply = yield Request("query.hello", HelloQuery(adapter=adapter, nonce=nonce), Hello)
     said = reply.body
     if said.site != site:
         raise NameChanged(site, said.site)

@@ -47,24 +47,26 @@ class Outcome(Generic[T]):
 
 
 class Exchange:
-    """Talks to the sites. `clock` and `sleep` are in seconds; deadlines are points on `clock`.
+    """Talks to the sites of one adapter. `clock` and `sleep` are in seconds; deadlines are points on `clock`.
 
-    >>> exchange = Exchange(grid)
+    >>> exchange = Exchange(grid, "support")
     >>> exchange.gather(lambda sites: len(sites) >= 2, exchange.clock() + 60)
-    >>> asked = exchange.converse(lambda site, _: dialogues.hello(site, keys), exchange.clock() + 30, group="round 1")
+    >>> asked = exchange.converse(lambda site, _: dialogues.hello(site, "support", keys), exchange.clock() + 30,
+    ...                            group="round 1")
     >>> asked.answers, asked.left_out
     """
 
     def __init__(
         self,
         grid: Grid,
+        adapter: str,
         *,
         ttl: float = TTL_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         downloads: int = DOWNLOADS,
     ) -> None:
-        self.roster = Roster(clock)
+        self.roster = Roster(adapter, clock)
         self.clock = clock
         self._sleep = sleep
         self._grid = grid

@@ -8,13 +8,14 @@ import hashlib
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from server.config import RunConfig
 from server.dialogues import SiteFailure
 from server.keyring import Keyring
 from server.registry.registry import AdapterRegistry
-from umbel import secret_file
+from umbel import peft_dir, secret_file
 from umbel.errors import RegistryError, UmbelError
 from umbel.messages import RoundOrder, RoundReport, Submit
 from umbel.statements import UpdateStatement
@@ -59,12 +60,15 @@ class Orders:
 def _nonce_key(path: Path) -> bytes:
     """Return the registry's key for nonces, made with the first order; raise RegistryError for a damaged one."""
     if not path.exists():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{secrets.randbits(63)}.tmp")
         with open(temporary, "wb", opener=secret_file.opener) as file:
             file.write(secrets.token_bytes(NONCE_KEY_BYTES))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with suppress(FileExistsError):  # another run has made it meanwhile, and uses it already
+            os.link(temporary, path)
+        temporary.unlink()
+        peft_dir.sync_directory(path.parent)
     key = path.read_bytes()
     if len(key) != NONCE_KEY_BYTES:
         raise RegistryError(f"{path}: has {len(key)} bytes, not {NONCE_KEY_BYTES}; remove it, and a new one is made")

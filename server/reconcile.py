@@ -58,16 +58,14 @@ def reconcile(
     some, all_of_them = exchange.clock() + grace_s, exchange.clock() + ask_s
     exchange.gather(lambda sites: exchange.roster.settled or bool(sites and exchange.clock() >= all_of_them), some)
     asked = exchange.converse(
-        lambda site, _: dialogues.hello(site, keys), exchange.clock() + ask_s, group="reconcile",
+        lambda site, _: dialogues.hello(site, name, keys), exchange.clock() + ask_s, group="reconcile",
         sites=exchange.roster.sites.keys(),
     )  # fmt: skip
     open_rounds = _under_way(registry, name)
     apart = {
-        site: hello
-        for site, hello in asked.answers.items()
-        if hello.live.get(name) != target and hello.live.get(name) not in open_rounds
+        site: hello for site, hello in asked.answers.items() if hello.live != target and hello.live not in open_rounds
     }
-    against = {site: hello for site, hello in apart.items() if target in hello.refused.get(name, ())}
+    against = {site: hello for site, hello in apart.items() if target in hello.refused}
     pushed: set[str] = set()
     outcome = exchange.converse(
         _bring(registry, wanted, target, kin, pushed), exchange.clock() + grace_s, group=f"restore {wanted}",
@@ -82,8 +80,8 @@ def reconcile(
     kept = dict.fromkeys(against, f"it has rejected {wanted}, or went back from it by itself")
     return Reconciled(
         str(wanted),
-        already=tuple(sorted(site for site, hello in asked.answers.items() if hello.live.get(name) == target)),
-        brought={site: apart[site].live.get(name) or "base" for site in sorted(outcome.answers)},
+        already=tuple(sorted(site for site, hello in asked.answers.items() if hello.live == target)),
+        brought={site: apart[site].live or "base" for site in sorted(outcome.answers)},
         kept=kept | {site: outcome.left_out[site] for site in sorted(refusing)},
         missed=asked.left_out | {site: outcome.left_out[site] for site in sorted(failing)},
     )

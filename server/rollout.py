@@ -145,7 +145,7 @@ class Rollout:
     def _watch(self, ref: AdapterRef, promotion: Promotion, sites: set[str]) -> None:
         """Ask the sites of the waves so far which version is live, and stop when too many have rolled back."""
         asked = self._exchange.converse(
-            lambda site, _: dialogues.hello(site, self._keys), self._deadline(), group=f"watch {ref}",
+            lambda site, _: dialogues.hello(site, ref.name, self._keys), self._deadline(), group=f"watch {ref}",
             sites=sites & self._exchange.roster.sites.keys(),
         )  # fmt: skip
         left = {site: went_back(hello, ref, promoted=site in promotion.sites) for site, hello in asked.answers.items()}

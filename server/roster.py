@@ -44,13 +44,14 @@ class _Node:
 
 
 class Roster:
-    """Keeps the nodes that are online, and the sites they speak for. `clock` is in seconds.
+    """Keeps the nodes that are online, and the sites they speak for in a run of `adapter`. `clock` is in seconds.
 
     A name belongs to a node only while the node's current hello says that name, and is not refused. `keys` are those
     that hellos have to be signed with; without any, whoever says a free name first has it.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, adapter: str, clock: Callable[[], float]) -> None:
+        self._adapter = adapter
         self._clock = clock
         self._nodes: dict[int, _Node] = {}
         self._holders: dict[str, int] = {}
@@ -110,7 +111,7 @@ class Roster:
             wanted = (node.hello is None or node.trouble) and not node.barred
             if wanted and not node.asked and self._clock() >= node.due:
                 node.asked, node.nonce = True, new_nonce()
-                query = pack(HelloQuery(nonce=node.nonce))
+                query = pack(HelloQuery(adapter=self._adapter, nonce=node.nonce))
                 letters.append(Letter(("hello", node_id), node_id, "query.hello", query))
         return letters
 

@@ -11,6 +11,7 @@ from server.config import RunConfig
 from server.dialogues import Dialogue
 from server.exchange import Exchange
 from server.orders import Orders
+from server.registry import run_lock
 from server.registry.registry import AdapterRegistry
 from strategies.adapter import Adapter, Aggregate
 from strategies.strategy import MAX_EARLIER_PARENTS, Fold, LoraStrategy
@@ -192,7 +193,7 @@ class Training:
 
     def _empty_spool(self) -> Path:
         """Return an empty folder where a fold may put updates that have to wait."""
-        spool = self._registry.root / ".spool"
+        spool = run_lock.folder(self._registry.root, self._config.adapter) / "spool"
         shutil.rmtree(spool, ignore_errors=True)
         spool.mkdir(parents=True)
         return spool

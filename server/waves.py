@@ -53,7 +53,6 @@ class Waves:
 
 def went_back(hello: Hello, ref: AdapterRef, *, promoted: bool) -> str:
     """Say how a site rolled itself back from a version that it had been given; empty where it did not."""
-    live = hello.live.get(ref.name)
-    if str(ref) in hello.refused.get(ref.name, ()) or (promoted and live != str(ref)):
-        return f"went back from {ref} by itself, to {live or 'the base'}"
+    if str(ref) in hello.refused or (promoted and hello.live != str(ref)):
+        return f"went back from {ref} by itself, to {hello.live or 'the base'}"
     return ""

@@ -82,8 +82,9 @@ def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
 @app.query("hello")
 @_answers
 def hello(site: httpx.Client, content: RecordDict) -> RecordDict:
-    """Describe the site: its name, its adapters, its base and the versions it serves."""
-    return _records(_call(site, Hello, "GET", "/hello", params={"nonce": _body(content, HelloQuery).nonce}))
+    """Describe the site to the centre of one adapter: its name, its base, its data and the version it serves."""
+    asked = _body(content, HelloQuery)
+    return _records(_call(site, Hello, "GET", "/hello", params={"adapter": asked.adapter, "nonce": asked.nonce}))
 
 
 @app.train("submit")

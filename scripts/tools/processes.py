@@ -154,8 +154,13 @@ class Flower:
             "--port", str(free_port()), name=f"supernode-{site}",
         )  # fmt: skip
 
-    def run(self, app: Path, settings: Mapping[str, object], *, stream: bool = True) -> "subprocess.Popen[bytes]":
-        """Start `flwr run`: with `stream` its process ends when the run does, else when the run is submitted."""
+    def run(
+        self, app: Path, settings: Mapping[str, object], *, stream: bool = True, name: str = "flwr"
+    ) -> "subprocess.Popen[bytes]":
+        """Start `flwr run`: with `stream` its process ends when the run does, else when the run is submitted.
+
+        `name`: of the process and its log; runs at the same time have different ones.
+        """
         if self._keys:
             signed = {
                 "signing-key": self._keys / "centre" / "signing.key",
@@ -164,7 +169,8 @@ class Flower:
             settings = {**signed, **settings}
         pairs = " ".join(f"{key}={toml_value(value)}" for key, value in settings.items())
         self._find_superlink()
-        return self._start("flwr", "run", str(app), "here", *["--stream"] * stream, "--run-config", pairs)
+        command = [str(FLOWER_BIN / "flwr"), "run", str(app), "here", *["--stream"] * stream, "--run-config", pairs]
+        return self._processes.start(name, command, **self._environment("flwr"))
 
     def _find_superlink(self) -> None:
         """Say where `flwr` finds it."""

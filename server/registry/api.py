@@ -19,10 +19,10 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
 
-from server.registry import export as adapter_export
 from server.registry import lineage, metrics
 from server.registry import views as registry_views
 from server.registry.index import explained
+from server.registry.peft import export as adapter_export
 from server.registry.registry import AdapterRegistry
 from umbel import http_errors, ports, secret_file
 from umbel.errors import ConfigError, Conflict, NotFound, UmbelError

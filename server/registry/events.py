@@ -3,6 +3,7 @@
 `Events` writes the file, `EventReader` reads it, `EventTail` keeps the figures that are scraped.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -26,7 +27,10 @@ _WORD = re.compile(r"[!#-~]+")
 
 
 class Events:
-    """Appends events; each is `{"event": "round.trained", "at": unix seconds, "adapter": "support", **fields}`."""
+    """Appends events, those of several runs at once to one file.
+
+    Each is `{"event": "round.trained", "at": unix seconds, "adapter": "support", **fields}`.
+    """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -38,6 +42,7 @@ class Events:
         log.info("%s %s", event, " ".join(f"{name}={_plain(value)}" for name, value in kept.items()))
         line = json.dumps({"event": event, "at": round(self._clock(), 3), **kept})
         with self._path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # runs of other adapters append to it, too
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read() == b"\n" else f"\n{line}"  # a kill or a full disk cut the last one short

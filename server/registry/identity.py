@@ -17,13 +17,26 @@ from server.registry import version_dir
 from server.registry.blobs import BlobStore
 from server.registry.events import EVENTS
 from server.registry.index import INDEX
+from server.registry.run_lock import RUNS
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, is_name
 from umbel.errors import RegistryError
 
 Model = TypeVar("Model", bound=BaseModel)
 IDENTITY, PIN, ALIASES = "registry.json", "pin.json", "aliases.jsonl"
-_OWN = {IDENTITY, EVENTS, INDEX, f"{INDEX}-wal", f"{INDEX}-shm", f"{INDEX}-journal", "blobs", "nonce.key", ".lock"}
+_OWN = {
+    IDENTITY,
+    EVENTS,
+    INDEX,
+    f"{INDEX}-wal",
+    f"{INDEX}-shm",
+    f"{INDEX}-journal",
+    "blobs",
+    "nonce.key",
+    RUNS,
+    ".lock",
+}
+"""Names of a registry's files; earlier releases had one `.lock` for all adapters."""
 _UNFINISHED = re.compile(r"\..+\.[0-9]+\.tmp")
 """Names of files, and folders of versions, that are being written, or that a killed writer left."""
 

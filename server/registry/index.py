@@ -6,6 +6,7 @@ run takes over a round in training), the `head` and `live` that a round under wa
 was being promoted or discarded (it is judged again), and reasons that no event tells.
 """
 
+import fcntl
 import os
 import sqlite3
 import zlib
@@ -48,6 +49,17 @@ def explained(root: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; other processes that want it wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 class VersionIndex:
     """The versions of one registry, and the database that its rounds share. Writers hold a `transaction`."""
 
@@ -56,7 +68,7 @@ class VersionIndex:
         # Transactions are begun by hand, so that a version number is taken and used by one writer. A writer holds its
         # transaction while weights travel to the blob store, and the next one waits for it.
         self.database = sqlite3.connect(root / INDEX, timeout=600.0, isolation_level=None)
-        with explained(root):
+        with explained(root), _locked(root):  # SQLite does not wait for another process that sets the mode
             self.database.execute("PRAGMA journal_mode = WAL")
             self.database.execute("PRAGMA synchronous = FULL")
         self.rounds = RoundLog(self.database)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from server.registry import version_dir
-from server.registry.registry import HEAD, AdapterRegistry
+from server.registry.registry import HEAD, IMPORTED, AdapterRegistry
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import RegistryError
 from umbel.printable import one_line
@@ -85,6 +85,8 @@ def describe(node: Node) -> str:
     parts = [str(node.ref)]
     if manifest.round:
         parts.append(f"round {manifest.round} {manifest.strategy}")
+    elif manifest.strategy == IMPORTED:
+        parts.append(IMPORTED)
     parts += [f"{site} {share:.2f}" for site, share in sorted(manifest.weights.items())]
     parts += [f"also from {parent}" for parent in node.parents[1:]]
     parts += [f"[{mark}]" for mark in (*node.pointers, "pruned" if node.pruned else "") if mark]

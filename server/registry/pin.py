@@ -1,7 +1,5 @@
 """`Pin`: the base model, layers, dtype and rank that all versions of an adapter have in common."""
 
-import difflib
-from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -49,8 +47,11 @@ class Pin(BaseModel):
 
     def require(self, hello: Hello, adapter: str, *, mixed_bases: bool = False) -> None:
         """Raise BaseMismatch, AdapterError or ConfigError, naming the difference, unless the site can take part."""
-        if adapter not in hello.adapters:
-            raise ConfigError(f"site {hello.site} {_instead(adapter, hello.adapters)}")
+        if hello.adapter != adapter:
+            raise ConfigError(
+                f"site {hello.site} does not train an adapter {adapter!r}; give `adapter` in the run configuration the "
+                "name that the sites' [[adapter]] tables have, or add such a table there"
+            )
         self.require_base(hello, here="this registry", mixed_bases=mixed_bases)
         if hello.shapes != self.shapes:
             differing = sorted(set(hello.shapes.items()) ^ set(self.shapes.items()))[0][0]
@@ -102,10 +103,3 @@ class Pin(BaseModel):
         for module in sorted(self.shapes):
             tensors |= peft_dir.untrained(module, self.shapes[module], self.rank, np.float32, generator)
         return tensors
-
-
-def _instead(adapter: str, existing: Iterable[str]) -> str:
-    has = sorted(existing)
-    near = difflib.get_close_matches(adapter, has, n=1)
-    hint = f"; did you mean adapter={near[0]!r} in the run configuration?" if near else ""
-    return f"has no adapter {adapter!r}, only {', '.join(has) or 'none'}{hint}"

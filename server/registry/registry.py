@@ -5,6 +5,7 @@
 <root>/<name>/v000012/          a version (server/registry/version_dir.py): a PEFT directory, written whole, by rename
 <root>/<name>/pin.json          base, layers, dtype and rank of the adapter (server/registry/pin.py)
 <root>/<name>/aliases.jsonl     every move of the adapter's aliases (server/registry/alias_log.py)
+<root>/.runs/<name>/            the lock of the adapter's run, and what the run spools (server/registry/run_lock.py)
 <root>/events.jsonl             the events of every run (server/registry/events.py)
 <root>/nonce.key                the key of the nonces in orders (server/orders.py)
 <root>/registry.sqlite          the index; rebuilt from the files where it is missing (server/registry/index.py)
@@ -12,14 +13,12 @@
 
 import logging
 import re
-import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from server.registry import identity as registry_identity
-from server.registry import index, run_lock, version_dir
+from server.registry import index, version_dir
 from server.registry.alias_log import HEAD, LIVE, PREVIOUS, SHADOW, Aliases, AliasLog, Move, check_alias
 from server.registry.blobs import BlobStore
 from server.registry.identity import ALIASES, IDENTITY, PIN, Identity
@@ -34,9 +33,12 @@ from umbel.messages import Submit
 from umbel.signing import PrivateKey
 from umbel.transaction import transaction
 
-__all__ = ["HEAD", "LIVE", "PREVIOUS", "SHADOW", "AdapterRegistry"]
+__all__ = ["HEAD", "IMPORTED", "LIVE", "PREVIOUS", "SHADOW", "AdapterRegistry"]
 
 log = logging.getLogger("umbel")
+
+IMPORTED = "imported"
+"""`strategy` of a version that was trained elsewhere."""
 
 
 class AdapterRegistry:
@@ -81,12 +83,6 @@ class AdapterRegistry:
     def lineage(self) -> str:
         """16 hex digits, made once per registry; part of every round key."""
         return self._identity.lineage
-
-    def exclusive(
-        self, wait_s: float, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
-    ) -> AbstractContextManager[None]:
-        """Hold the registry for one run; raise RegistryError if another one does for longer than `wait_s` seconds."""
-        return run_lock.exclusive(self.root, wait_s, clock, sleep)
 
     # Reading
 
@@ -192,7 +188,7 @@ class AdapterRegistry:
                 self._aliases(name).move({HEAD: 0}, who="umbel", why="the untrained adapter")
 
     def publish(self, name: str, blob: bytes, *, round: int, run_id: str, parent: str, **facts: Any) -> AdapterManifest:
-        """Add the version that a round made; `facts` are more fields of the manifest. No alias moves.
+        """Add the version that a round made, or (0) none; `facts` are more fields of the manifest. No alias moves.
 
         `blob`: safetensors bytes; `parent`: digest of the version that training started from. A round has one version:
         publishing again returns the first. Raises RegistryError before `begin`.
@@ -206,9 +202,10 @@ class AdapterRegistry:
                 return self.manifest(AdapterRef(name, record.version))
             facts = {"parents": (parent,), **facts, "round": round, "run_id": run_id, "parent": parent}
             manifest = self._write(name, pin, blob, facts)
-            self.rounds.record(
-                name, round, run_id, RoundState.PUBLISHED, version=manifest.version, reasons=manifest.left_out
-            )
+            if round:
+                self.rounds.record(
+                    name, round, run_id, RoundState.PUBLISHED, version=manifest.version, reasons=manifest.left_out
+                )
         return manifest
 
     def accept(self, name: str, round: int, run_id: str, reasons: Mapping[str, str]) -> None:

@@ -55,6 +55,6 @@ def recover(
         for number in sorted(started)
         if rounds.find(name, number) is None
     ]
-    if len(versions) > 1 and not known and not (root / EVENTS).is_file():
+    if any(manifest.round for manifest in versions) and not known and not (root / EVENTS).is_file():
         lost.append(f"{root / EVENTS} is missing: rounds of {name} that failed, and verdicts' reasons, are not known")
     return lost

@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from server.registry import diff as adapter_diff
-from server.registry import identity, lineage, retention
-from server.registry.registry import AdapterRegistry
+from server.registry import identity, lineage, retention, run_lock
+from server.registry.registry import HEAD, LIVE, SHADOW, AdapterRegistry
 from server.registry.retention import Garbage
 from server.registry.version_dir import inspect_signature, signature_of
 from umbel.adapter import AdapterRef
@@ -39,6 +39,33 @@ def show(registry: AdapterRegistry, ref: str) -> dict[str, Any]:
 def diff(registry: AdapterRegistry, old: str, new: str) -> dict[str, Any]:
     """Compare two versions; raise NotFound, or RegistryError for a damaged one."""
     return asdict(adapter_diff.compare(registry.read(registry.resolve(old)), registry.read(registry.resolve(new))))
+
+
+def fleet(registry: AdapterRegistry, name: str | None = None) -> list[dict[str, Any]]:
+    """List every adapter, or the one with that name: its pointers, its last round, and whether a run is under way.
+
+    `sites` is site → share in the last round's version, `reasons` site → why it was left out, or for its verdict; "*"
+    is the round as a whole. Raises NotFound for an unknown name.
+    """
+    if name is not None:
+        _require(registry, name)
+    return [_adapter(registry, one) for one in (registry.names() if name is None else [name])]
+
+
+def _adapter(registry: AdapterRegistry, name: str) -> dict[str, Any]:
+    pointers = {alias: str(ref) for alias, ref in registry.pointers(name).items()}
+    last = next(reversed(registry.rounds.all(name)), None)
+    version = None if last is None or last.version is None else registry.manifest(AdapterRef(name, last.version))
+    return {
+        "adapter": name,
+        **{alias: pointers.get(alias) for alias in (LIVE, HEAD, SHADOW)},
+        "under_way": run_lock.under_way(registry.root, name),
+        "round": last.round if last else None,
+        "state": str(last.state) if last else None,
+        "at": last.at if last else None,
+        "sites": dict(sorted(version.weights.items())) if version else {},
+        "reasons": last.reasons if last else {},
+    }
 
 
 def history(registry: AdapterRegistry, name: str) -> list[dict[str, Any]]:

@@ -22,8 +22,8 @@ from umbel.errors import NotFound
 from umbel.messages import Hello, JobState, RoundReport
 
 HELLO = Hello(
-    site="clinic-a", adapters=("support",), fingerprint=BASE, shapes=SHAPES, dtype="float32", max_lora_rank=4,
-    train_examples=1, eval_examples=1, live={"support": None},
+    site="clinic-a", adapter="support", fingerprint=BASE, shapes=SHAPES, dtype="float32", max_lora_rank=4,
+    train_examples=1, eval_examples=1,
 )  # fmt: skip
 
 
@@ -61,7 +61,9 @@ def routes(table: APIRouter) -> dict[str, set[str]]:
 def test_each_socket_has_its_routes_and_not_one_more() -> None:
     assert routes(GROUP).keys() == CLIENT_APP
     assert routes(OPERATOR).keys() == OPERATORS
-    assert set().union(*routes(GROUP).values()) == {"wait", "nonce", "ref", "instead_of"}, "nothing is forced"
+    assert set().union(*routes(GROUP).values()) == {"adapter", "wait", "nonce", "ref", "instead_of"}, (
+        "nothing is forced"
+    )
     assert {route for route, query in routes(OPERATOR).items() if "forced" in query} == {
         "POST /adapters/{ref}/promote", "POST /adapters/{name}/rollback",
     }  # fmt: skip
@@ -101,7 +103,7 @@ def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
     parts: Any = SimpleNamespace(
         config=site.config,
         tenant=only_support,
-        hello=lambda: HELLO,
+        hello=lambda adapter: HELLO,
         bodies=AdapterBodies(1 << 20),
         status=status,
         keep=keep,

@@ -179,8 +179,8 @@ def test_a_body_is_not_read_before_the_signature_is_checked(tmp_path: Path, path
 
 NONCE = "ab" * 32
 HELLO = Hello(
-    site="clinic-a", adapters=("support",), fingerprint=BASE, shapes=SHAPES, dtype="float32", max_lora_rank=4,
-    train_examples=1, eval_examples=1, live={"support": None},
+    site="clinic-a", adapter="support", fingerprint=BASE, shapes=SHAPES, dtype="float32", max_lora_rank=4,
+    train_examples=1, eval_examples=1,
 )  # fmt: skip
 
 
@@ -194,9 +194,12 @@ def test_a_hello_and_a_verdict_are_signed_for_the_question_that_was_asked(tmp_pa
             return keys.sign_verdict(manifest, report, nonce)
 
         tenant = SimpleNamespace(deployer=SimpleNamespace(report=found))
-        site: Any = SimpleNamespace(keys=keys, hello=lambda: HELLO, tenant=lambda name: tenant, stopping=True)
+        site: Any = SimpleNamespace(
+            keys=keys, hello=lambda adapter: HELLO, tenant=lambda name: tenant, stopping=True
+        )
         async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
-            hello = Hello.model_validate_json((await http.get("/hello", params={"nonce": NONCE})).content)
+            asks = {"adapter": "support", "nonce": NONCE}
+            hello = Hello.model_validate_json((await http.get("/hello", params=asks)).content)
             asked = await http.get("/adapters/support@v1/shadow", params={"nonce": NONCE})
             said = ShadowReport.model_validate_json(asked.content)
             signing.verify(SITE.public_key(), HelloStatement.of(NONCE, hello), hello.signature)
@@ -205,7 +208,8 @@ def test_a_hello_and_a_verdict_are_signed_for_the_question_that_was_asked(tmp_pa
             for other in (HelloStatement.of("cd" * 32, hello), statement.model_copy(update={"nonce": "cd" * 32})):
                 with pytest.raises(AdapterError, match="for another question"):
                     signing.verify(SITE.public_key(), other, hello.signature)
-            assert (await http.get("/hello")).json()["signature"] == "", "without a question nothing is signed"
+            unasked = (await http.get("/hello", params={"adapter": "support"})).json()
+            assert unasked["signature"] == "", "without a question nothing is signed"
 
     asyncio.run(main())
     keyless = SiteKeys(SiteSection(name="clinic-a", state_dir=tmp_path))

@@ -27,16 +27,27 @@ def site(tmp_path: Path, tiny_llama: Path) -> Site:
 
 
 def test_hello_says_what_can_be_trained_here_and_what_answers(site: Site) -> None:
-    hello = site.hello()
-    assert (hello.site, hello.adapters, hello.fingerprint, hello.dtype) == ("clinic-a", ("support",), BASE, "float32")
+    hello = site.hello("support")
+    assert (hello.site, hello.adapter, hello.fingerprint, hello.dtype) == ("clinic-a", "support", BASE, "float32")
     assert (hello.kin, hello.packing) == ("", ""), "a dense base has its kin by its fingerprint"
     assert (hello.max_lora_rank, hello.train_examples, hello.eval_examples) == (4, 10, 5)
-    assert (hello.live, hello.refused) == ({"support": None}, {"support": ()})
+    assert (hello.live, hello.refused) == (None, ())
     for ref in (V1, V2):
         make_live(site.journal, ref)
-    assert site.hello().live == {"support": "support@v2"}
+    assert site.hello("support").live == "support@v2"
     site.journal.make_base_live(V2, TAKEN_BACK)
-    assert (site.hello().live, site.hello().refused) == ({"support": None}, {"support": ("support@v2",)})
+    assert (site.hello("support").live, site.hello("support").refused) == (None, ("support@v2",))
+
+
+def test_hello_says_nothing_of_another_adapter(site: Site) -> None:
+    """Two federations may share a site: a centre hears of its own adapter, and of no other one, not even the name."""
+    make_live(site.journal, V1)
+    site.journal.make_base_live(V1, TAKEN_BACK)
+    for asked in ("billing", "a"):
+        hello = site.hello(asked)
+        assert (hello.adapter, hello.live, hello.refused) == (None, None, ())
+        assert (hello.train_examples, hello.eval_examples) == (0, 0)
+        assert "support" not in hello.model_dump_json()
 
 
 @pytest.fixture

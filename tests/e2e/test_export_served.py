@@ -17,7 +17,7 @@ import transformers
 
 from scripts.tools.processes import free_port
 from scripts.tools.trial_site import PATIENCE_S, RANK, random_adapter
-from server.registry import export as adapter_export
+from server.registry.peft import export as adapter_export
 from server.registry.pin import Pin
 from server.registry.registry import AdapterRegistry
 from umbel.base.fingerprint import BaseFingerprint

@@ -1,5 +1,6 @@
 """Three sites over a real SuperLink: who was away catches up, one command rolls all back, a refusal is kept.
 
+Two adapters are trained there at once, each by a run of its own, and what happens to one leaves the other as it is.
 The sites are quick_site.py's: daemon, control API, journal and deployer are real, training and measuring are not.
 """
 
@@ -28,7 +29,8 @@ SETTINGS = {
     "rank": 2, "steps": 4, "quorum": 2, "round-seconds": 20.0, "straggler-seconds": 5.0, "grace-seconds": 120.0,
 }  # fmt: skip
 PATH = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-TABLES = {"engine": {"dtype": "float32", "max_lora_rank": 4}}
+ADAPTERS = ("support", "billing")
+TABLES = {"engine": {"dtype": "float32", "max_lora_rank": 4}, "adapter": [{"name": name} for name in ADAPTERS]}
 
 
 class Fleet:
@@ -68,20 +70,31 @@ class Fleet:
 
     @property
     def live(self) -> list[str | None]:
-        """The versions that answer at north, south and west."""
-        return [self.ask(name, "GET", "/hello")["live"]["support"] for name in SITES]
+        """The versions of support that answer at north, south and west."""
+        return self.live_of("support")
 
-    def run(self, rounds: int, **settings: object) -> None:
-        run = self.flower.run(self.app, {**SETTINGS, **settings, "registry": self.registry, "rounds": rounds})
-        assert run.wait(400) == 0, self.log()
-        assert self.events("run.finished"), self.log()
+    def live_of(self, adapter: str) -> list[str | None]:
+        hellos = [self.ask(name, "GET", f"/hello?adapter={adapter}") for name in SITES]
+        assert not [hello for hello in hellos for other in {*ADAPTERS} - {adapter} if other in json.dumps(hello)]
+        return [hello["live"] for hello in hellos]
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
+    def run(self, rounds: int, *adapters: str, **settings: object) -> None:
+        """Run rounds of support, or of other adapters at the same time."""
+        given = {**SETTINGS, **settings, "registry": self.registry, "rounds": rounds}
+        runs = {
+            adapter: self.flower.run(self.app, {**given, "adapter": adapter}, name=f"flwr-{adapter}")
+            for adapter in adapters or ("support",)
+        }
+        for adapter, run in runs.items():
+            assert run.wait(400) == 0, self.log(adapter)
+            assert self.events("run.finished", adapter), self.log(adapter)
+
+    def events(self, kind: str, adapter: str = "support") -> list[dict[str, Any]]:
         lines = (self.registry / "events.jsonl").read_text().splitlines()
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
+        return [event for event in map(json.loads, lines) if (event["event"], event["adapter"]) == (kind, adapter)]
 
-    def log(self) -> str:
-        return (self.processes.logs / "flwr.log").read_text()[-3000:]
+    def log(self, adapter: str) -> str:
+        return (self.processes.logs / f"flwr-{adapter}.log").read_text()[-3000:]
 
     def umbel(self, command: str, *arguments: str) -> list[str]:
         """Run `umbel fleet …` as an operator would; return its lines about the sites."""
@@ -108,7 +121,10 @@ def fleet() -> Iterator[Fleet]:
 
 
 def test_the_fleet_follows_the_registry_and_every_sites_own_word(fleet: Fleet) -> None:
-    fleet.run(1, quorum=3, waves="0.3,1", **{"wave-seconds": 1.0})
+    fleet.run(1, *ADAPTERS, quorum=3, waves="0.3,1", **{"wave-seconds": 1.0})
+    (billing,), (support,) = (fleet.events("round.started", adapter) for adapter in ("billing", "support"))
+    assert billing["parent"] == support["parent"], "both begin with the same untrained adapter: rounds of the same key"
+    assert fleet.live_of("billing") == ["billing@v1"] * 3, fleet.events("round.rejected", "billing")
     assert fleet.live == ["support@v1"] * 3, fleet.events("round.rejected") + fleet.events("round.failed")
     (plan,) = fleet.events("fleet.waves")
     assert [len(wave) for wave in plan["waves"]] == [1, 2]
@@ -142,3 +158,5 @@ def test_the_fleet_follows_the_registry_and_every_sites_own_word(fleet: Fleet) -
     fleet.run(1)
     assert fleet.live == ["support@v3", "support@v3", "support@v2"], "a newer version, and who is against that one"
     assert fleet.events("fleet.reconciled")[-1]["kept"].keys() == {"west"}
+    assert fleet.live_of("billing") == ["billing@v1"] * 3, "nothing that happened to support happened to billing"
+    assert [(event["round"], len(event["sites"])) for event in fleet.events("round.promoted", "billing")] == [(1, 3)]

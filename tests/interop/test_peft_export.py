@@ -9,7 +9,7 @@ import numpy as np
 import peft
 import torch
 
-from server.registry import export as adapter_export
+from server.registry.peft import export as adapter_export
 from tests.toys.registry import PIN, begun
 from tests.toys.site import SHAPES
 from umbel import peft_dir

@@ -98,7 +98,7 @@ def test_a_dialogue_that_is_over_before_it_asks_leaves_its_site_out(world: World
 @pytest.mark.parametrize("downloads", [1, 3])
 def test_updates_come_a_few_at_a_time_and_are_pulled_one_by_one(world: World, sockets: Path, downloads: int) -> None:
     names = [f"site-{number}" for number in range(7)]
-    exchange = Exchange(world.grid, clock=world.clock, sleep=world.clock.sleep, downloads=downloads)
+    exchange = Exchange(world.grid, "support", clock=world.clock, sleep=world.clock.sleep, downloads=downloads)
     with ExitStack() as stack:
         world.grid.nodes.clear()
         for number, name in enumerate(names):

@@ -157,10 +157,10 @@ def test_every_field_of_a_hello_is_signed(world: World) -> None:
     signature = signing.sign(key, HelloStatement.of(nonce, hello))
     signing.verify(key.public_key(), HelloStatement.of(nonce, hello), signature)
     other: dict[str, Any] = {
-        "site": "b", "adapters": ("other",), "fingerprint": BASE.model_copy(update={"weights": "o"}),
+        "site": "b", "adapter": "other", "fingerprint": BASE.model_copy(update={"weights": "o"}),
         "shapes": {"q_proj": (1, 1)}, "dtype": "float32", "max_lora_rank": 1, "train_examples": 11, "eval_examples": 6,
         "kin": "1" * 64, "packing": "nf4",
-        "live": {"support": "support@v1"}, "refused": {"support": ("support@v1",)},
+        "live": "support@v1", "refused": ("support@v1",),
     }  # fmt: skip
     assert other.keys() == Hello.model_fields.keys() - {"signature"}
     for name, value in other.items():
@@ -272,8 +272,8 @@ def test_a_key_that_was_replaced_counts_at_once(folder: Path) -> None:
     keys.require_key("a")
     write(folder, "a", new)
     hello = Hello(
-        site="a", adapters=("support",), fingerprint=BASE, shapes={"q_proj": (1, 1)}, dtype="float32", max_lora_rank=1,
-        train_examples=1, eval_examples=1, live={},
+        site="a", adapter="support", fingerprint=BASE, shapes={"q_proj": (1, 1)}, dtype="float32", max_lora_rank=1,
+        train_examples=1, eval_examples=1,
     )  # fmt: skip
     statement = HelloStatement.of(new_nonce(), hello)
     keys.require("a", statement, signing.sign(new, statement))

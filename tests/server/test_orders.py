@@ -231,3 +231,18 @@ def test_the_key_of_the_nonces_is_private_and_a_damaged_one_is_named(world: Worl
     path.write_bytes(b"")
     with pytest.raises(RegistryError, match=rf"{NONCE_KEY}: has 0 bytes, not 32; remove it"):
         start(world, "two")
+
+
+def test_the_same_round_of_two_adapters_is_two_orders(world: World) -> None:
+    """Both begin with the same untrained adapter, so their keys are the same; an update of one is none of the other."""
+    given = {}
+    for adapter in ("support", "billing"):
+        start(world, f"of {adapter}", adapter=adapter)
+        given[adapter] = world.sites["a"].submits[-1]
+        for site in world.sites.values():
+            site.orders.clear()  # a toy site knows a round by its key alone
+    support, billing = given.values()
+    assert support.order.key == billing.order.key
+    assert support.order.nonce != billing.order.nonce
+    assert support.signature != billing.signature
+    assert billing.order == support.order.model_copy(update={"nonce": billing.order.nonce})

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.registry import export as adapter_export
+from server.registry.peft import export as adapter_export
 from server.registry.round_log import RoundState
 from tests.toys.federation import World, a_world, states
 from tests.toys.registry import v

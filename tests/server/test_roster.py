@@ -114,7 +114,7 @@ def test_a_site_that_is_renamed_under_its_supernode_takes_part_again_when_that_h
     world.gather()
     world.b.name = "c"
     asked = world.exchange.converse(
-        lambda site, _: dialogues.hello(site, Keyring(None)), world.clock() + 30, group="reconcile"
+        lambda site, _: dialogues.hello(site, "support", Keyring(None)), world.clock() + 30, group="reconcile"
     )
     assert (set(asked.answers), asked.left_out) == ({"a"}, {"b": "its SuperNode says now that it is site 'c', not b"})
     assert set(world.exchange.roster.sites) == {"a"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from server.registry import run_lock
 from server.registry.round_log import RoundState
 from strategies.adapter import Update
 from strategies.fold import RoundFold
@@ -232,8 +233,9 @@ def test_no_more_than_one_update_is_held_and_the_spool_is_left_empty(
         held.append(sum(type(thing) is Update for thing in gc.get_objects()))
 
     monkeypatch.setattr(RoundFold, "add", add)
-    (world.root / ".spool").mkdir(parents=True)
-    (world.root / ".spool" / "left by a killed process").touch()
+    spool = run_lock.folder(world.root, "support") / "spool"
+    spool.mkdir(parents=True)
+    (spool / "left by a killed process").touch()
     for number in range(9):
         name = f"more-{number}"
         world.sites[name] = ToySite(name, sockets / f"{name}.sock")
@@ -242,4 +244,4 @@ def test_no_more_than_one_update_is_held_and_the_spool_is_left_empty(
     registry = world.start(rounds=1, robust="geometric_median")
     assert len(registry.versions("support")[1].weights) == 12
     assert held == [1] * 12
-    assert not (world.root / ".spool").exists()
+    assert not spool.exists()

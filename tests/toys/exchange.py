@@ -25,7 +25,7 @@ class World:
         self.a = stack.enter_context(ToySite("a", folder / "a.sock"))
         self.b = stack.enter_context(ToySite("b", folder / "b.sock"))
         self.grid = ToyGrid(self.clock, {11: self.a.socket, 12: self.b.socket})
-        self.exchange = Exchange(self.grid, clock=self.clock, sleep=self.clock.sleep)
+        self.exchange = Exchange(self.grid, "support", clock=self.clock, sleep=self.clock.sleep)
 
     def gather(self, count: int = 2) -> None:
         assert self.exchange.gather(lambda sites: len(sites) >= count, self.clock() + 60)

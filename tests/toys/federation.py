@@ -48,7 +48,7 @@ class World:
         config = RunConfig.of({**SETTINGS, "registry": str(self.root), **settings})
         key = read_private(config.signing_key) if config.signing_key else None
         registry = AdapterRegistry(self.root, create=True, key=key)
-        exchange = Exchange(self.grid, clock=self.clock, sleep=self.clock.sleep)
+        exchange = Exchange(self.grid, config.adapter, clock=self.clock, sleep=self.clock.sleep)
         run(Federation(config, registry, exchange, Events(self.root / EVENTS, clock=self.clock), run_id))
         return registry
 

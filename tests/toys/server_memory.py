@@ -100,8 +100,8 @@ class Crowd(ToyGrid):
 
     def _hello(self, node: int) -> Hello:
         return Hello(
-            site=f"site-{node}", adapters=("support",), fingerprint=BASE, shapes=SHAPES, dtype="float32",
-            max_lora_rank=RANK, train_examples=10, eval_examples=5, live={"support": self._live},
+            site=f"site-{node}", adapter="support", fingerprint=BASE, shapes=SHAPES, dtype="float32",
+            max_lora_rank=RANK, train_examples=10, eval_examples=5, live=self._live,
         )  # fmt: skip
 
     def _report(self, state: JobState, update: bytes | None = None) -> RoundReport:
@@ -154,7 +154,7 @@ def main() -> None:
              "quorum": options.sites, "round-seconds": 3600.0}
         )  # fmt: skip
         registry = AdapterRegistry(config.registry, create=True)
-        exchange = Exchange(grid, clock=clock, sleep=clock.sleep)
+        exchange = Exchange(grid, "support", clock=clock, sleep=clock.sleep)
         before = reset_peak()
         run(Federation(config, registry, exchange, Events(config.registry / EVENTS, clock=clock), "one"))
         peak = peak_bytes() - before

@@ -94,11 +94,11 @@ class ToySite:
         self._server.server_close()
         self.socket.unlink(missing_ok=True)
 
-    def hello(self) -> Hello:
+    def hello(self, adapter: str = "support") -> Hello:
         return Hello(
-            site=self.name, adapters=("support",), fingerprint=self.base, kin=self.kin, packing=self.packing,
+            site=self.name, adapter=adapter, fingerprint=self.base, kin=self.kin, packing=self.packing,
             shapes=self.shapes, dtype="bfloat16", max_lora_rank=self.max_lora_rank, train_examples=10, eval_examples=5,
-            live={"support": self.live}, refused={"support": tuple(self.refused)},
+            live=self.live, refused=tuple(self.refused),
         )  # fmt: skip
 
     @property
@@ -249,7 +249,7 @@ class ToySite:
             return self.fail_with
         match [method, *path.strip("/").split("/")]:
             case ["GET", "hello"]:
-                return self.sign_hello(self.hello(), nonce)
+                return self.sign_hello(self.hello(asked["adapter"]), nonce)
             case ["POST", "adapters", name, "rounds", _]:
                 order = RoundOrder.model_validate_json(base64.b64decode(headers["x-umbel-order"]))
                 self.submits.append(Submit(adapter=name, order=order, signature=headers["x-umbel-signature"]))

@@ -57,8 +57,8 @@ def test_a_round_key_is_fit_to_be_a_file_name(key: str) -> None:
 ORDER = RoundOrder(key="k", base="b", parent="p", round=1, plan=PLAN)
 BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t", chat_template="x")
 HELLO = Hello(
-    site="a", adapters=("support",), fingerprint=BASE, shapes={"q_proj": (6, 5)}, dtype="float32", max_lora_rank=4,
-    train_examples=1, eval_examples=1, live={},
+    site="a", adapter="support", fingerprint=BASE, shapes={"q_proj": (6, 5)}, dtype="float32", max_lora_rank=4,
+    train_examples=1, eval_examples=1,
 )  # fmt: skip
 
 

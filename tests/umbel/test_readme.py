@@ -78,7 +78,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "back to what answered before, now": ("e2e/test_site.py::test_roll_back_and_forth",),
     "# all sites": ("e2e/test_fleet.py::test_the_fleet_follows_the_registry_and_every_sites_own_word",),
     "copies it out, with a model card": (
-        "server/registry/test_export.py::test_an_export_is_whole_and_its_card_names_sites_reasons_and_errors",
+        "server/registry/peft/test_export.py::test_an_export_is_whole_and_its_card_names_sites_reasons_and_errors",
     ),
     "`peft` and SGLang load it as it is": (
         "interop/test_peft_export.py::test_peft_loads_the_export_and_the_version_in_the_registry",

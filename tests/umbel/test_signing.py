@@ -139,8 +139,8 @@ def test_an_order_and_a_hello_without_kin_are_signed_as_by_earlier_releases() ->
     plan = TrainPlan(rank=1, steps=1, seconds=1.0)
     order = RoundOrder(key="k", base="b", parent="p", round=1, plan=plan)
     hello = Hello(
-        site="a", adapters=("support",), fingerprint=BASE, shapes={"q_proj": (6, 5)}, dtype="float32",
-        max_lora_rank=4, train_examples=1, eval_examples=1, live={},
+        site="a", adapter="support", fingerprint=BASE, shapes={"q_proj": (6, 5)}, dtype="float32",
+        max_lora_rank=4, train_examples=1, eval_examples=1,
     )  # fmt: skip
     report = RoundReport(key="k", state=JobState.DONE, parent="p")
 

@@ -1,7 +1,7 @@
 """`weight_shapes`, `linear_shapes`, `base_bytes`: the tensors that a base's config.json asks for, and their size."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,16 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type` of the model families that umbel can view, train and serve."""
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Linear layers of a transformer block, in layer order."""
+
+
+def adaptable(names: Collection[str]) -> tuple[str, ...]:
+    """Return linear layers in layer order; raise ConfigError where adapters cannot change just these."""
+    unknown = [name for name in names if name not in LINEARS]
+    if unknown or not names:
+        raise ConfigError(f"{', '.join(unknown) or 'nothing'} cannot be adapted; choose from {', '.join(LINEARS)}")
+    if {"q_proj", "k_proj", "v_proj"} & set(names) and not {"q_proj", "v_proj"} <= set(names):
+        raise ConfigError("SGLang needs q_proj and v_proj together once one of q, k, v is adapted")
+    return tuple(name for name in LINEARS if name in names)
 
 
 def linear_shapes(model: Path, target_modules: tuple[str, ...]) -> dict[str, tuple[int, int]]:

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from umbel.base.shapes import LINEARS
 from umbel.cli.console import AsJson, Name, Registry, Why, calls, explained, part_of, reason, say, who
-from umbel.signing import read_public
+from umbel.signing import PrivateKey, read_private, read_public
 
 AT = "--registry /srv/umbel/registry"
 adapter_app = typer.Typer(
@@ -141,12 +142,49 @@ def export(
 ) -> None:
     """Write a version as a PEFT directory with a model card: for peft, SGLang, or the Hugging Face hub."""
     with _opened(registry) as (opened, _):
-        from server.registry import export as exporter
+        from server.registry.peft import export as exporter
 
         version = opened.resolve(ref)
         print(exporter.export(opened, version, into, base=base))
         if warning := exporter.other_kind(opened.manifest(version), base):
             print(f"{version}: {warning}", file=sys.stderr)
+
+
+@adapter_app.command(
+    "import",
+    epilog=calls(
+        f'umbel adapter import support adapters/support --base models/llama-8b --why "our own" {AT}',
+        f'umbel adapter import support adapters/support --base models/llama-8b --dtype float16 --why "our own" {AT}',
+    ),
+)
+def take_in(
+    registry: Registry,
+    adapter: Name,
+    directory: Annotated[Path, typer.Argument(help="A LoRA adapter as peft saves it.")],
+    base: Annotated[Path, typer.Option(help="The model directory that the sites serve.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="The sites' [engine].dtype.")
+    ] = "bfloat16",
+    target_modules: Annotated[
+        str, typer.Option(help="The sites' [engine].target_modules, with commas between them.")
+    ] = ",".join(LINEARS),
+    signing_key: Annotated[
+        Path | None, typer.Option(help="The centre's private key, as in the run's settings.")
+    ] = None,
+    why: Why = "",
+) -> None:
+    """Begin an adapter with one that was trained elsewhere: the next run brings it to the sites and trains on.
+
+    Each site judges it first, as any version. The untrained adapter is v0, and a roll-back goes to the base.
+    """
+    with _opened(registry, read_private(signing_key) if signing_key else None) as (opened, _):
+        from server.registry.peft import importing
+
+        found = importing.take_in(
+            opened, adapter, directory, base=base, dtype=dtype, who=who(), why=reason(why),
+            target_modules=tuple(filter(None, map(str.strip, target_modules.split(",")))),
+        )  # fmt: skip
+        print(f"{found.ref} is head and live; run with adapter={json.dumps(adapter)} and rank={found.rank}")
 
 
 @adapter_app.command("gc", epilog=calls(f"umbel adapter gc {AT}", f"umbel adapter gc --yes {AT}"))
@@ -207,13 +245,13 @@ def reindex(registry: Registry) -> None:
 
 
 @contextmanager
-def _opened(registry: Path) -> Iterator[tuple[Any, Any]]:
+def _opened(registry: Path, key: PrivateKey | None = None) -> Iterator[tuple[Any, Any]]:
     """Open a registry; yield it and the module `server.registry.views`."""
     with explained():
         with part_of("server"):
             from server.registry import index, views
             from server.registry.registry import AdapterRegistry
-        with index.explained(registry), closing(AdapterRegistry(registry)) as opened:
+        with index.explained(registry), closing(AdapterRegistry(registry, key=key)) as opened:
             yield opened, views
 
 

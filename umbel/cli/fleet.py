@@ -1,4 +1,4 @@
-"""`umbel fleet …`: commands that bring all sites to the version that is live in the registry."""
+"""`umbel fleet …`: list a registry's adapters, and bring all sites to the version of one that is live in it."""
 
 import json
 import re
@@ -11,21 +11,41 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel.cli.console import Name, Registry, Why, calls, explained, part_of, reason, say, who
-from umbel.errors import ConfigError, RegistryError
+from umbel.cli.console import AsJson, Name, Registry, Why, calls, explained, part_of, reason, say, who
+from umbel.errors import ConfigError
 
 AT = "--registry /srv/umbel/registry --app /tmp/umbel-app --federation centre"
+LS = "umbel fleet ls --registry /srv/umbel/registry"
 ROLLBACK, RECONCILE = f'umbel fleet rollback support --why "worse answers" {AT}', f"umbel fleet reconcile support {AT}"
 SIGNED = """ --run-config 'signing-key="/srv/umbel/signing.key"'"""
 fleet_app = typer.Typer(
     no_args_is_help=True,
-    help="Have the sites answer with the version that is live in the registry.",
-    epilog=calls(ROLLBACK, RECONCILE),
+    help="List the adapters, and have the sites answer with the version that is live in the registry.",
+    epilog=calls(LS, ROLLBACK, RECONCILE),
 )
 
 App = Annotated[Path, typer.Option(help="The app's folder, as `umbel bundle` made it.")]
 Federation = Annotated[str, typer.Option(help="The SuperLink's name in Flower's config.toml; without it its default.")]
 RunConfig = Annotated[str, typer.Option(help="More settings of the run, such as 'signing-key=\"/srv/signing.key\"'.")]
+
+
+@fleet_app.command("ls", epilog=calls(LS, LS + " --adapter support"))
+def ls(
+    registry: Registry,
+    adapter: Annotated[str, typer.Option(help="Only this one, with what was said of each site.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List every adapter: the version that is live, the last round and its sites, and whether a run is under way."""
+    with explained():
+        with part_of("server"):
+            from server.registry import index, views
+            from server.registry.registry import AdapterRegistry
+        with index.explained(registry), closing(AdapterRegistry(registry)) as opened:
+            rows = views.fleet(opened, adapter or None)
+            if as_json:
+                print(json.dumps(rows, indent=2))
+            else:
+                say(*(line for row in rows for line in _adapter_lines(row, told=bool(adapter))))
 
 
 @fleet_app.command("rollback", epilog=calls(ROLLBACK, ROLLBACK + SIGNED))
@@ -36,9 +56,10 @@ def rollback(
     with explained():
         command, because = _command(app, federation, registry, adapter, run_config), reason(why)
         with part_of("server"):
+            from server.registry import run_lock
             from server.registry.registry import AdapterRegistry
         with closing(AdapterRegistry(registry)) as opened:
-            if not _busy(opened):
+            if not run_lock.under_way(opened.root, adapter):
                 _require_superlink(command[0], federation)
             back = opened.roll_back(adapter, who=who(), why=because)
             print(f"{adapter}: {back} is live again at the centre")
@@ -83,10 +104,12 @@ def _require_superlink(flwr: str, federation: str) -> None:
 
 def _follow(registry: Any, adapter: str, command: list[str]) -> None:
     """Run the command and print the outcome at each site; exit with status 1 when a site could not be reached."""
-    if _busy(registry):
+    from server.registry import run_lock
+    from server.registry.events import EVENTS, EventReader
+
+    if run_lock.under_way(registry.root, adapter):
         print(f"{adapter}: a run is under way; it brings the sites there before its next round")
         return
-    from server.registry.events import EVENTS, EventReader
 
     events = EventReader(registry.root / EVENTS)
     list(events.read())  # skips the events of earlier runs
@@ -104,15 +127,6 @@ def _follow(registry: Any, adapter: str, command: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def _busy(registry: Any) -> bool:
-    """Tell whether a run works on the registry now."""
-    try:
-        with registry.exclusive(0.0):
-            return False
-    except RegistryError:
-        return True
-
-
 def _lines(found: dict[str, Any]) -> list[str]:
     """Format a `fleet.reconciled` event, one line per site."""
     live = found["live"]
@@ -122,3 +136,17 @@ def _lines(found: dict[str, Any]) -> list[str]:
     later = "not brought there, tried again with the next run"
     lines += [f"{site}: {later}: {why}" for site, why in found["missed"].items()]
     return sorted(lines) or ["no site is online; each follows with the next run"]
+
+
+def _adapter_lines(row: dict[str, Any], *, told: bool) -> list[str]:
+    """Format a row of `views.fleet`; with what was `told` of each site, a line each."""
+    onwards = "" if row["head"] == row["live"] else f", training goes on from {row['head']}"
+    judged = f", {row['shadow']} is being judged" if row["shadow"] else ""
+    run = ", a run is under way" if row["under_way"] else ""
+    lines = [f"{row['adapter']}: {row['live'] or 'no version'} is live{onwards}{judged}{run}"]
+    if row["round"]:
+        sites = " ".join(f"{site} {share:.2f}" for site, share in row["sites"].items())
+        lines.append(f"  round {row['round']} {row['state']} at {row['at']}  {sites}".rstrip())
+    if told:
+        lines += [f"  {site}: {why}" for site, why in row["reasons"].items()]
+    return lines

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from umbel.base.shapes import LINEARS
+from umbel.base.shapes import LINEARS, adaptable
 from umbel.site import flags
 from umbel.site.adapter_sections import GuardSection, Section, require_distinct
 
@@ -100,12 +100,7 @@ class EngineSection(Section):
     @field_validator("target_modules")
     @classmethod
     def _known_linears(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in LINEARS]
-        if unknown or not names:
-            raise ValueError(f"{', '.join(unknown) or 'nothing'} cannot be adapted; choose from {', '.join(LINEARS)}")
-        if {"q_proj", "k_proj", "v_proj"} & set(names) and not {"q_proj", "v_proj"} <= set(names):
-            raise ValueError("SGLang needs q_proj and v_proj together once one of q, k, v is adapted")
-        return tuple(name for name in LINEARS if name in names)
+        return adaptable(names)
 
     @field_validator("extra_args")
     @classmethod

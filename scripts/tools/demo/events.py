@@ -1,5 +1,6 @@
 """Turns the registry's events into the demo's lines and tables, and checks what the demo promises."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scripts.tools.demo.answers import no_better
@@ -24,7 +25,7 @@ def describe(event: dict[str, Any]) -> str:
             return f"round {number}: {event['site']} took {event['steps']} steps; {share}"
         case "round.published":
             lost = f"{event['change_error']:.0%} of what the round changed is beyond its rank"
-            return f"round {number}: published support@v{event['version']} ({lost} in the worst module)"
+            return f"round {number}: published {event['adapter']}@v{event['version']} ({lost} in the worst module)"
         case "site.judged":
             verdict = event["verdict"] or {"reasons": ["no verdict"]}
             return f"round {number}: {event['site']} judges the shadow: {'; '.join(verdict['reasons'])}"
@@ -55,19 +56,28 @@ def round_row(event: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def not_answered(users: Mapping[str, Any]) -> list[str]:
+    """Return a line for each group of users of which a request failed, or that asked nothing."""
+    broken = []
+    for who, found in users.items():
+        if found["failed"]:
+            broken.append(f"{who}: {found['failed']} of {found['requests']} requests failed: {found['failures'][0]}")
+        if not found["requests"]:
+            broken.append(f"{who}: no user was answered")
+    return broken
+
+
+def without_an_end(rows: Sequence[Mapping[str, Any]], rounds: int) -> list[str]:
+    """Return a line unless that many rounds were promoted, or rejected for a stated reason."""
+    ended = [row for row in rows if row["end"] == "promoted" or (row["end"] == "rejected" and row["reasons"])]
+    if len(ended) >= rounds:
+        return []
+    return [f"only {len(ended)} of {rounds} rounds were promoted or rejected for a stated reason"]
+
+
 def broken_promises(summary: dict[str, Any], rounds: int) -> list[str]:
     """Return a line for each promise of the demo that was not kept; empty if all were."""
-    broken = []
-    for site, users in summary["users"].items():
-        if users["failed"]:
-            broken.append(f"{site}: {users['failed']} of {users['requests']} requests failed: {users['failures'][0]}")
-        if not users["requests"]:
-            broken.append(f"{site}: no user was answered")
-    ended = [
-        row for row in summary["rounds"] if row["end"] == "promoted" or (row["end"] == "rejected" and row["reasons"])
-    ]
-    if len(ended) < rounds:
-        broken.append(f"only {len(ended)} of {rounds} rounds were promoted or rejected for a stated reason")
+    broken = [*not_answered(summary["users"]), *without_an_end(summary["rounds"], rounds)]
     live = {site["live"] for site in summary["sites"].values()}
     federated = summary["quality"].get(next(iter(live)) or "") if len(live) == 1 else None
     if federated is None:

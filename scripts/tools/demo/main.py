@@ -1,10 +1,16 @@
 """The demo: a federation of sites that serve users while they learn, on one machine, every part real.
 
-    scripts/demo [--base tiny|real] [--four-bit [all|one]] [--sites 2] [--rounds 3] [--out DIR] [--insecure]
+    scripts/demo [--base tiny|real] [--four-bit [all|one]] [--adapters 1|2] [--sites 2] [--rounds 3] [--out DIR]
+                 [--insecure]
 
 With `--base real` the sites serve SmolLM2-135M-Instruct and learn invented facts of a clinic and of a shop, in English;
 the demo then ends with their answers before and after. With `--four-bit` the base is packed first, and every site
 serves and trains on its 4-bit weights; with `--four-bit one` only the first site does, and the run mixes both kinds.
+
+With `--adapters 2` every site has two adapters with data of their own, `support` and `billing`, and two runs train them
+at the same time, over the same SuperNodes and in one registry, while users ask for both and for the base. The exit
+status is then 0 only if no request failed or was answered by another tenant's adapter, and both adapters end with a
+promoted version.
 
 It runs with TLS, with SuperNodes that are known by their keys, and with signed orders, versions and updates; with
 `--insecure` it runs without all of these. The exit status is 0 only if no user's request failed, every round was
@@ -36,11 +42,12 @@ def main() -> int:
     processes = Processes(out / "logs")
     demo = None
     try:
-        from scripts.tools.demo.run import Demo  # takes seconds, in which Ctrl-C is answered already
+        from scripts.tools.demo.adapters import TwoAdapters  # takes seconds, in which Ctrl-C is answered already
+        from scripts.tools.demo.run import Demo
         from scripts.tools.demo.settings import SETTINGS
 
         setting = SETTINGS[options.base]
-        demo = Demo(
+        demo = (Demo if options.adapters == 1 else TwoAdapters)(
             out, options.sites, options.rounds, processes,
             secure=options.secure, setting=setting, four_bit=options.four_bit,
         )  # fmt: skip
@@ -75,6 +82,9 @@ def parse() -> argparse.Namespace:
         "--four-bit", choices=("all", "one"), nargs="?", const="all",
         help="pack the base in 4 bits for all sites (default), or for the first one only, with mixed-bases=true",
     )  # fmt: skip
+    parser.add_argument(
+        "--adapters", type=int, choices=(1, 2), default=1, help="adapters of each site, each with a run of its own"
+    )
     parser.add_argument("--sites", type=int, default=2, help="SGLang servers, about 4 GB each (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the federation (default 3)")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "demo-out", help="where logs and results go")

@@ -59,9 +59,7 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
     for name, scores in summary["quality"].items():
         quality.add_row(name, *(f"{scores[t]['loss']:.3f} / {scores[t]['exact_match']:.0%}" for t in tasks))
     console.print(quality)
-    console.print(
-        "A site alone knows one task and nothing of the other; the federated adapter learns both at the same rank."
-    )
+    console.print(summary["told"])
 
     probes = Table(title="what each site's probe of each version found: loss of base → live → shadow, and the verdict")
     for column in ("round", "version", "site", "base", "live", "shadow", "verdict"):

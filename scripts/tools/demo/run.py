@@ -1,9 +1,11 @@
 """`Demo`: one run of the demo, from the base model to the tables at its end."""
 
 import json
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +28,9 @@ from umbel import signing
 from umbel.site.config import SiteConfig
 
 TASKS = ("clinic", "shop")
+ALONE_KNOWS_LESS = (
+    "A site alone knows one task and nothing of the other; the federated adapter learns both at the same rank."
+)
 QUIET_S = 20.0
 """Seconds with users only, before the first round, so that there is something to compare with."""
 
@@ -98,11 +103,16 @@ class Demo:
             learns = lambda name=site.name: self.training[name]  # noqa: E731
             self.users[site.name] = Users(site.url, "support", prompts, learns, seed, self.setting.think_s)
             self.users[site.name].start()
-        threading.Thread(target=self._watch_training, daemon=True).start()
+        self.watch_training()
         self.say(f"users are being answered at {', '.join(self.users)}")
 
     def run_federation(self) -> list[dict[str, Any]]:
         """Start the SuperLink and the SuperNodes, then `flwr run`; return the events of the run."""
+        flower = self.start_flower()
+        return self.follow([self.start_run(flower, export(REPOSITORY, self.out / "app"))])
+
+    def start_flower(self) -> Flower:
+        """Start the SuperLink and the SuperNodes, and let some seconds pass with users only."""
         flower = Flower(self.processes, self.out / "flower", keys=self.keys)
         flower.start_superlink()
         if self.keys is not None:
@@ -112,28 +122,40 @@ class Demo:
                 flower.register(site.name)
             flower.start_supernode(site.name, site.file)
         self._pause(QUIET_S)
-        registry, setting = self.out / "registry", self.setting
+        return flower
+
+    def start_run(self, flower: Flower, app: Path, adapter: str = "support") -> "subprocess.Popen[bytes]":
+        """Start `flwr run` for one adapter."""
+        setting = self.setting
         settings = {
-            "registry": registry, "rounds": self.rounds, "quorum": len(self.sites), "rank": setting.rank,
-            "steps": setting.steps, "batch-size": setting.batch, "learning-rate": setting.learning_rate,
-            "round-seconds": setting.round_seconds, "mixed-bases": self.four_bit == "one",
+            "registry": self.out / "registry", "adapter": adapter, "rounds": self.rounds, "quorum": len(self.sites),
+            "rank": setting.rank, "steps": setting.steps, "batch-size": setting.batch,
+            "learning-rate": setting.learning_rate, "round-seconds": setting.round_seconds,
+            "mixed-bases": self.four_bit == "one",
         }  # fmt: skip
-        run = flower.run(export(REPOSITORY, self.out / "app"), settings)
+        return flower.run(app, settings, name=f"flwr-{adapter}")
+
+    def follow(self, runs: "list[subprocess.Popen[bytes]]") -> list[dict[str, Any]]:
+        """Print the events of runs of the registry until all are over; return all events."""
         shown: list[dict[str, Any]] = []
-        events = EventReader(registry / EVENTS)
+        events = EventReader(self.out / "registry" / EVENTS)
         with self.console.status("federation") as line:
             while True:
-                ended = run.poll() is not None
+                ended = all(run.poll() is not None for run in runs)
                 for event in events.read():
                     shown.append(event)
                     if event["event"] in SHOWN:
-                        self.say(describe(event))
-                if ended or (shown and shown[-1]["event"] == "run.finished"):
+                        self.say(self.told_of(event))
+                if ended or sum(event["event"] == "run.finished" for event in shown) == len(runs):
                     break
                 self.processes.require_alive()
                 line.update(self._progress())
                 time.sleep(1.0)
         return shown
+
+    def told_of(self, event: dict[str, Any]) -> str:
+        """Return the line for an event."""
+        return describe(event)
 
     def train_alone(self) -> dict[str, Path]:
         """Train every site alone, from the same start for as many steps; return the weights' file by site."""
@@ -162,34 +184,41 @@ class Demo:
         Each task is measured on the base of the first site that has it.
         """
         answers = self.ask_before_and_after(data)
-        self.say("examining every adapter on every task")
-        dtype = SiteConfig.load(self.sites[0].file).engine.dtype
         of_task = {site.task: bases[site.name] for site in reversed(self.sites)}
-        examiners = {
-            base: Examiner(base, self.setting.rank, self.setting.seq_len, dtype) for base in set(of_task.values())
-        }
-        tasks = {
-            task: (examiners[of_task[task]], examiners[of_task[task]].task(*files, self.out / "examined" / task))
-            for task, files in data.items()
-        }
-        versions = sorted((self.out / "registry" / "support").glob("v*[1-9]*"))
-        subjects: dict[str, Path | None] = {"base": None}
-        subjects |= {f"{site} alone": weights for site, weights in alone.items()}
-        subjects |= {f"support@v{int(v.name[1:])}": v / "adapter_model.safetensors" for v in versions}
-        quality = {
-            name: {task: examiner.examine(weights, tokens) for task, (examiner, tokens) in tasks.items()}
-            for name, weights in subjects.items()
-        }
+        subjects: dict[str, Path | None] = {f"{site} alone": weights for site, weights in alone.items()}
+        quality = self.examine(of_task, data, subjects | self.versions("support"))
         live = {site.name: site.status()["aliases"]["support"]["live"] for site in self.sites}
         return {
             "sites": {site.name: {"task": site.task, "live": live[site.name]} for site in self.sites},
-            "tasks": sorted(tasks),
+            "tasks": sorted(data),
             "quality": quality,
+            "told": ALONE_KNOWS_LESS,
             "probes": [probe_row(event) for event in events if event["event"] == "site.judged"],
             "rounds": [round_row(event) for event in events if event["event"] in ENDS],
             "users": {site: users.summary() for site, users in self.users.items()},
             "answers": answers,
             "minutes": round((time.monotonic() - self.started) / 60, 1),
+        }
+
+    def versions(self, adapter: str) -> dict[str, Path]:
+        """Return the weights' file of every version of an adapter that was trained."""
+        found = sorted((self.out / "registry" / adapter).glob("v*[1-9]*"))
+        return {f"{adapter}@v{int(version.name[1:])}": version / "adapter_model.safetensors" for version in found}
+
+    def examine(
+        self, bases: dict[str, Path], data: dict[str, tuple[Path, Path]], subjects: Mapping[str, Path | None]
+    ) -> dict[str, dict[str, dict[str, float]]]:  # fmt: skip
+        """Measure the base and every subject (name → weights' file) on every task, each on the task's own base."""
+        self.say("examining every adapter on every task")
+        dtype = SiteConfig.load(self.sites[0].file).engine.dtype
+        examiners = {base: Examiner(base, self.setting.rank, self.setting.seq_len, dtype) for base in {*bases.values()}}
+        tasks = {
+            task: (examiners[bases[task]], examiners[bases[task]].task(*files, self.out / "examined" / task))
+            for task, files in data.items()
+        }
+        return {
+            name: {task: examiner.examine(weights, tokens) for task, (examiner, tokens) in tasks.items()}
+            for name, weights in {"base": None, **subjects}.items()
         }
 
     def ask_before_and_after(self, data: dict[str, tuple[Path, Path]]) -> dict[str, list[dict[str, str]]]:
@@ -206,7 +235,7 @@ class Demo:
 
     def conclude(self, summary: dict[str, Any]) -> int:
         """Print the tables, write `summary.json`, and return 1 if the demo has not kept one of its promises."""
-        broken = broken_promises(summary, self.rounds)
+        broken = self.promises(summary)
         summary["broken_promises"] = broken
         (self.out / "summary.json").write_text(json.dumps(summary, indent=2))
         show(summary, self.console)
@@ -214,6 +243,10 @@ class Demo:
         for line in broken:
             self.console.print(f"[red]not as promised:[/red] {line}")
         return 1 if broken else 0
+
+    def promises(self, summary: dict[str, Any]) -> list[str]:
+        """Return a line for each promise that was not kept."""
+        return broken_promises(summary, self.rounds)
 
     def stop_users(self) -> None:
         """Let every open conversation end, and begin no other one."""
@@ -234,18 +267,24 @@ class Demo:
         name = f"{task}-{'abcd'[number]}"
         return DemoSite(name, task, self.out / name, self.keys, self.setting)
 
-    def _watch_training(self) -> None:
-        while True:
-            for site in self.sites:
-                self.training[site.name] = bool(site.training())
-            time.sleep(1.0)
+    def watch_training(self) -> None:
+        """Begin to note which sites train, in a thread."""
+
+        def watch() -> None:
+            while True:
+                for site in self.sites:
+                    self.training[site.name] = bool(site.training())
+                time.sleep(1.0)
+
+        threading.Thread(target=watch, daemon=True).start()
 
     def _progress(self) -> str:
         parts = []
         for site in self.sites:
-            users, job = self.users[site.name], site.training()
+            users, job = [self.users[who] for who in self.users if who.startswith(site.name)], site.training()
             steps = f"step {job.get('steps', 0)}" if job else "serving"
-            parts.append(f"{site.name}: {steps}, {len(users.answers)} answers, {len(users.failures)} failed")
+            answers, failures = (sum(len(getattr(one, what)) for one in users) for what in ("answers", "failures"))
+            parts.append(f"{site.name}: {steps}, {answers} answers, {failures} failed")
         return "   ".join(parts)
 
     def _pause(self, seconds: float) -> None:

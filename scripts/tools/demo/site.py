@@ -1,6 +1,7 @@
 """`DemoSite`: one site of the demo, its file, its `umbel serve` and its control API."""
 
 import base64
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,17 @@ class DemoSite:
             httpx.Client(transport=transport, base_url="http://site", timeout=60) for transport in transports
         )
 
-    def start(self, base: Path, data: tuple[Path, Path], processes: Processes) -> None:
-        """Write the site file, start `umbel serve`, and wait until its engine answers."""
+    def start(
+        self, base: Path, data: tuple[Path, Path], processes: Processes,
+        adapters: Mapping[str, tuple[Path, Path]] | None = None,
+    ) -> None:  # fmt: skip
+        """Write the site file, start `umbel serve`, and wait until its engine answers.
+
+        `data` is the training file and the held-out file; `adapters`, adapter → the same of its own: without it
+        `support` is the only one.
+        """
         self.folder.mkdir()
-        self.file.write_text(self._content(base, data))
+        self.file.write_text(self._content(base, data, adapters or {}))
         processes.start(f"serve-{self.name}", [str(ENGINE_BIN / "umbel"), "serve", str(self.file)])
         processes.wait_for(lambda: bool(self.status().get("engine", {}).get("ready")), f"{self.name}'s start", 400)
 
@@ -53,7 +61,9 @@ class DemoSite:
 
     def train_alone(self, parent: bytes, steps: int) -> None:
         """Order a round of the site's own, from the adapter `parent`, which no aggregation follows."""
-        fingerprint = Hello.model_validate(self._control.get("/hello").json()).fingerprint
+        fingerprint = Hello.model_validate(
+            self._control.get("/hello", params={"adapter": "support"}).json()
+        ).fingerprint
         setting = self._setting
         plan = TrainPlan(
             rank=setting.rank, steps=steps, seconds=setting.alone_seconds, batch_size=setting.batch,
@@ -77,7 +87,7 @@ class DemoSite:
         weights.write_bytes(self._control.get(f"{ALONE}/update").content)
         return weights
 
-    def _content(self, base: Path, data: tuple[Path, Path]) -> str:
+    def _content(self, base: Path, data: tuple[Path, Path], adapters: Mapping[str, tuple[Path, Path]]) -> str:
         signed: dict[str, object] = {}
         if self._keys is not None:
             own = self._keys / f"site-{self.name}"
@@ -91,6 +101,9 @@ class DemoSite:
             "engine.extra_args": {"max_total_tokens": 20000, "max_running_requests": 16},
             "training": {"eval_data": data[1], **training},
         }
+        if adapters:
+            sections = [{"name": name, "data": own[0], "eval_data": own[1]} for name, own in adapters.items()]
+            tables = {**tables, "adapter": sections}
         why = {"engine.extra_args.max_total_tokens": "the engines of all sites share one small machine"}
         site_file = site_toml(tables, name=self.name, model=base, port=self.port, data=data[0], comments=why)
         return f"# Made by scripts/demo; docs/reference/configuration.md explains every line.\n{site_file}"

@@ -72,7 +72,7 @@ def _control() -> str:
     return f"""
 ## A site's control API: two Unix sockets
 
-Answers are the messages of `umbel/messages.py`, as JSON. A query parameter that a route does not have is refused, 404.
+Answers are the messages of `umbel/messages/`, as JSON. A query parameter that a route does not have is refused, 404.
 
 On `[site].socket`, for the ClientApp, and for whoever else may open it; what is not here cannot be asked there. A
 request whose body is an adapter (safetensors bytes) carries its message in a header, as base64 of JSON, and the

@@ -62,7 +62,7 @@ def initial(site: ToySite) -> bytes:
 
 
 def test_hello_is_the_daemons(site: ToySite) -> None:
-    assert unpack(ask("query.hello", HelloQuery(), site.socket), Hello) == site.hello()
+    assert unpack(ask("query.hello", HelloQuery(adapter="support"), site.socket), Hello) == site.hello()
 
 
 def test_a_round_is_submitted_twice_collected_and_comes_with_its_update(site: ToySite) -> None:
@@ -143,27 +143,27 @@ def test_a_name_from_the_centre_cannot_become_another_call(site: ToySite, adapte
 )  # fmt: skip
 def test_the_daemons_error_is_passed_on(site: ToySite, status: tuple[int, str], final: bool) -> None:
     site.fail_with = status
-    failure = unpack(ask("query.hello", HelloQuery(), site.socket), Hello)
-    assert failure == Failure(error=f"{status[1]}: /hello?nonce=: no", final=final)
+    failure = unpack(ask("query.hello", HelloQuery(adapter="support"), site.socket), Hello)
+    assert failure == Failure(error=f"{status[1]}: /hello?adapter=support&nonce=: no", final=final)
 
 
 def test_an_answer_that_is_none_is_refused(site: ToySite) -> None:
     site.nonsense = True
-    failure = unpack(ask("query.hello", HelloQuery(), site.socket), Hello)
+    failure = unpack(ask("query.hello", HelloQuery(adapter="support"), site.socket), Hello)
     assert isinstance(failure, Failure)
     assert failure.final
     assert "did not answer with a Hello" in failure.error
 
 
 def test_a_daemon_that_does_not_run_is_said_so_and_may_come_back(sockets: Path) -> None:
-    failure = unpack(ask("query.hello", HelloQuery(), sockets / "none.sock"), Hello)
+    failure = unpack(ask("query.hello", HelloQuery(adapter="support"), sockets / "none.sock"), Hello)
     assert isinstance(failure, Failure)
     assert not failure.final
     assert "is `umbel serve` running?" in failure.error
 
 
 def test_a_supernode_without_a_socket_is_told_how_to_get_one() -> None:
-    failure = unpack(ask("query.hello", HelloQuery(), None), Hello)
+    failure = unpack(ask("query.hello", HelloQuery(adapter="support"), None), Hello)
     assert isinstance(failure, Failure)
     assert failure.final
     assert "--node-config" in failure.error

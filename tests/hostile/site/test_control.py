@@ -28,12 +28,12 @@ KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([byte] * 32)) for byte 
 
 def client(site: Deployment) -> httpx.AsyncClient:
     """Return a client of the real control API, which raises any exception that the API does not answer."""
-    hello = SimpleNamespace(adapters=("support",))
+    hello = SimpleNamespace(adapter="support")
     whole: Any = SimpleNamespace(
         config=site.config,
         deployer=site.deployer,
         jobs=NoRounds(),
-        hello=lambda: hello,
+        hello=lambda adapter: hello,
         keys=site.deployer._keys,
         bodies=AdapterBodies(1 << 25),
     )

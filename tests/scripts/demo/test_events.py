@@ -43,7 +43,7 @@ SUMMARY: dict[str, Any] = {
 @pytest.mark.parametrize("kind", SHOWN)
 def test_every_event_that_is_shown_has_its_line(kind: str) -> None:
     fields, line = EVENTS[kind]
-    assert describe({"event": kind, "round": 7, **fields}) == line
+    assert describe({"event": kind, "adapter": "support", "round": 7, **fields}) == line
 
 
 def test_a_site_without_a_verdict_says_so() -> None:

@@ -15,6 +15,7 @@ from scripts.tools.trial_site import RANK, random_adapter
 TIMES = {"answers": 4, "ttft_ms_p50": 12.5, "ttft_ms_p95": 20.0}
 SUMMARY: dict[str, Any] = {
     "tasks": ["clinic", "shop"],
+    "told": "A site alone knows one task.",
     "quality": {"base": {"clinic": {"loss": 6.33, "exact_match": 0.0}, "shop": {"loss": 5.14, "exact_match": 0.25}}},
     "probes": [{"round": 1, "version": "support@v1", "site": "clinic-a", "base": 6.3, "shadow": 3.4, "verdict": "yes"}],
     "users": {"clinic-a": {"requests": 8, "failed": 0, "answers_by_version": {"base": 3, "support@v1": 5},
@@ -31,7 +32,7 @@ def test_the_tables_hold_what_the_summary_holds() -> None:
     text = printed.getvalue()
     for cell in ("6.330 / 0%", "5.140 / 25%", "support@v1", "3.400", "base 3, support@v1 5", "no (4)", "yes (4)",
                  "12.5 / 20.0", "- / -", "promoted", "37.0", "I do not know.", "Room 108",
-                 "Right at clinic-a: 0 of 1 before, 1 after."):  # fmt: skip
+                 "Right at clinic-a: 0 of 1 before, 1 after.", "A site alone knows one task."):  # fmt: skip
         assert cell in text, cell
 
 

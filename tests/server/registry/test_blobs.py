@@ -8,9 +8,9 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from server.registry import export as adapter_export
 from server.registry import retention
 from server.registry import views as registry_views
+from server.registry.peft import export as adapter_export
 from server.registry.registry import AdapterRegistry
 from tests.toys.registry import begun, blob, grow, publish, v
 from umbel import peft_dir

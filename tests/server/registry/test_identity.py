@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from server.registry import export, retention
+from server.registry import retention
 from server.registry import views as registry_views
 from server.registry.metrics import CentreCollector
+from server.registry.peft import export
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
 from tests.toys.registry import PIN, begun, blob, grow, publish, v

@@ -15,8 +15,8 @@ from umbel.messages import Hello
 
 def hello(**changes: object) -> Hello:
     facts = {
-        "site": "b", "adapters": ("support",), "fingerprint": BASE, "shapes": SHAPES, "dtype": "float32",
-        "max_lora_rank": 8, "train_examples": 1, "eval_examples": 1, "live": {},
+        "site": "b", "adapter": "support", "fingerprint": BASE, "shapes": SHAPES, "dtype": "float32",
+        "max_lora_rank": 8, "train_examples": 1, "eval_examples": 1,
     }  # fmt: skip
     return Hello(**{**facts, **changes})
 
@@ -27,7 +27,8 @@ def hello(**changes: object) -> Hello:
         ({"fingerprint": BASE.model_copy(update={"tokenizer": "other"})}, BaseMismatch, "tokenizer differ"),
         ({"shapes": {**SHAPES, "model.layers.0.mlp.up_proj": (3, 3)}}, AdapterError, "up_proj differs"),
         ({"dtype": "bfloat16"}, AdapterError, r"serves in bfloat16.*\[engine\]\.dtype"),
-        ({"adapters": ("suport",)}, ConfigError, "did you mean adapter='suport'"),
+        ({"adapter": None}, ConfigError, "site b does not train an adapter 'support'"),
+        ({"adapter": "billing"}, ConfigError, "site b does not train an adapter 'support'"),
     ],
 )
 def test_a_site_that_does_not_match_the_pin_is_refused(changes: dict, error: type[Exception], reason: str) -> None:

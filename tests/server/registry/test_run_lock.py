@@ -1,20 +1,29 @@
-"""The run lock: one run at a time works on a registry."""
+"""The run lock: one run at a time works on an adapter, and runs of other adapters do not wait for it."""
 
 from pathlib import Path
 
 import pytest
 
-from server.registry.registry import AdapterRegistry
+from server.registry import views
+from server.registry.run_lock import exclusive
 from tests.toys.registry import begun
-from umbel.errors import RegistryError
+from umbel.errors import AdapterError, RegistryError
 
 
-def test_only_one_run_at_a_time(tmp_path: Path) -> None:
-    registry, other = begun(tmp_path), AdapterRegistry(tmp_path)
+def test_only_one_run_at_a_time_works_on_an_adapter(tmp_path: Path) -> None:
+    registry = begun(tmp_path)
     slept: list[float] = []
-    waiting = other.exclusive(3, clock=lambda: sum(slept), sleep=slept.append)
-    with registry.exclusive(0), pytest.raises(RegistryError, match="another run"):
+    waiting = exclusive(tmp_path, "support", 3, clock=lambda: sum(slept), sleep=slept.append)
+    with exclusive(tmp_path, "support", 0), pytest.raises(RegistryError, match="another run works on support"):
         waiting.__enter__()
     assert sum(slept) == 3
-    with other.exclusive(0):
-        pass
+    with exclusive(tmp_path, "support", 0), exclusive(tmp_path, "billing", 0):
+        assert registry.names() == ["support"], "billing has no folder before its first quorum of sites"
+    with exclusive(tmp_path, "support", 0):
+        assert views.verify(registry) == {"versions": 1, "damages": []}, "locks are the registry's own files"
+
+
+def test_a_name_that_is_a_path_locks_nothing(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="cannot name an adapter"):
+        exclusive(tmp_path / "r", "../support", 0).__enter__()
+    assert list(tmp_path.iterdir()) == []

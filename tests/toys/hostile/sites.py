@@ -45,7 +45,7 @@ def judged(**changes: Any) -> Callable[[Site], None]:
 def said(**changes: Any) -> Callable[[Site], None]:
     def spoil(site: Site) -> None:
         hello = site.hello().model_copy(update=changes)
-        site.hello = lambda: hello
+        site.hello = lambda adapter: hello
 
     return spoil
 
@@ -96,7 +96,7 @@ REPLIES = [  # what makes an honest toy site hostile; the others' round goes on,
     Hostile("a verdict on another version", judged(ref="support@v99"), "left out",
             "answered for support@v99, asked was"),
     Hostile("a version's name with a line break", judged(ref="support@v1\nclinic-b: ok"), "left out", "ShadowReport"),
-    Hostile("a live version that drives a terminal", said(live={"support": "\x1b[2J"}), "left out", "Hello"),
+    Hostile("a live version that drives a terminal", said(live="\x1b[2J"), "left out", "Hello"),
 ]  # fmt: skip
 
 OTHER = Ed25519PrivateKey.from_private_bytes(bytes([7] * 32))

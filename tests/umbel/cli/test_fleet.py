@@ -13,8 +13,9 @@ if not importlib.util.find_spec("flwr"):
     pytest.skip("the registry is in Flower's environment", allow_module_level=True)
 
 from server.bundle import export
+from server.registry import run_lock
 from server.registry.registry import AdapterRegistry
-from tests.toys.registry import begun, grow
+from tests.toys.registry import PIN, begun, grow, publish
 from umbel.adapter import AdapterRef
 from umbel.cli import fleet as cli_fleet
 
@@ -36,6 +37,38 @@ def live(root: Path) -> AdapterRef:
     return AdapterRegistry(root).resolve("support@live")
 
 
+def said(root: Path, *arguments: str) -> list[str]:
+    """Return the lines of `umbel fleet ls`."""
+    ended = umbel("fleet", "ls", "--registry", root, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+def test_every_adapter_is_listed_with_its_own_round_and_run(root: Path) -> None:
+    registry = AdapterRegistry(root)
+    registry.begin("billing", PIN, seed=1)
+    registry.begin("triage", PIN, seed=1)
+    grow(registry, "r")
+    at = registry.rounds.all("support")[-1].at
+    with run_lock.exclusive(root, "billing", 0):
+        lines = said(root)
+        assert lines == [
+            "billing: no version is live, training goes on from billing@v0, a run is under way",
+            "support: support@v2 is live",
+            f"  round 3 rejected at {at}  a 0.25 b 0.75",
+            "triage: no version is live, training goes on from triage@v0",
+        ]
+        assert [row["under_way"] for row in json.loads("".join(said(root, "--json")))] == [True, False, False]
+    assert said(root, "--adapter", "support") == [*lines[1:3], "  a: worse"]
+    assert json.loads("".join(said(root, "--json", "--adapter", "triage"))) == [{
+        "adapter": "triage", "live": None, "head": "triage@v0", "shadow": None, "under_way": False, "round": None,
+        "state": None, "at": None, "sites": {}, "reasons": {},
+    }]  # fmt: skip
+    publish(registry, 4)
+    assert said(root)[1] == "support: support@v2 is live, support@v4 is being judged"
+    assert "'suport' is not in" in refusal("fleet", "ls", "--registry", root, "--adapter", "suport")
+
+
 @pytest.mark.parametrize("why", [[], ["--why", " "]])
 def test_a_roll_back_needs_a_reason(root: Path, app: Path, why: list[str]) -> None:
     assert "say why" in refusal("fleet", "rollback", "support", "--registry", root, "--app", app, *why)
@@ -50,7 +83,7 @@ def test_nothing_moves_where_there_is_no_app_to_run(root: Path, tmp_path: Path) 
 
 def test_a_run_under_way_is_left_to_do_it(root: Path, app: Path) -> None:
     command = ["fleet", "rollback", "support", "--registry", root, "--app", app, "--why", "worse answers"]
-    with AdapterRegistry(root).exclusive(0):
+    with run_lock.exclusive(root, "support", 0):
         ended = umbel(*command)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == [

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from server.registry.registry import AdapterRegistry
+from server.registry.registry import IMPORTED, AdapterRegistry
 from server.registry.version_dir import SUMS, checksums
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
@@ -73,8 +73,8 @@ def card(manifest: AdapterManifest, base: str = "") -> str:
     parts = [
         "---\n" + "\n".join(front) + "\n---",
         f"# {manifest.ref}\n\nA LoRA adapter of rank {manifest.rank} on {', '.join(manifest.target_modules)}, "
-        f"trained by {len(manifest.weights)} sites that kept their data, made by "
-        f"umbel{' ' + manifest.code if manifest.code else ''} on {manifest.created or 'an unknown day'}.",
+        f"{_origin(manifest)}, made by umbel{' ' + manifest.code if manifest.code else ''} on "
+        f"{manifest.created or 'an unknown day'}.",
         *([f"**This base**: the version was {warning}"] if (warning := other_kind(manifest, base)) else []),
         "## Loading\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{model}"), "{name}")\n```\n\n'
@@ -113,6 +113,12 @@ def _facts(manifest: AdapterManifest) -> list[tuple[str, str]]:
         *((f"its {part.replace('_', ' ')}", value) for part, value in fingerprint.items()),
         ("registry", manifest.lineage), ("sha256 of the run configuration", manifest.config),
     ]  # fmt: skip
+
+
+def _origin(manifest: AdapterManifest) -> str:
+    if manifest.strategy == IMPORTED:
+        return "trained elsewhere and imported"
+    return f"trained by {len(manifest.weights)} sites that kept their data" if manifest.round else "untrained"
 
 
 def _own(manifest: AdapterManifest) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.registry import export as adapter_export
+from server.registry.peft import export as adapter_export
 from tests.toys.registry import PIN, begun, blob, publish, v
 from tests.toys.site import BASE
 from umbel.errors import ConfigError
