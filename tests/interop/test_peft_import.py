@@ -25,6 +25,7 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "a path in full matches its own layer only": {"alpha_pattern": {"model.layers.1.self_attn.o_proj": 40}},
     "the first pattern that matches": {"alpha_pattern": {"q_proj": 2, r"layers\.0\.self_attn\.q_proj": 64}},
+    "the end of a name is not the name": {"alpha_pattern": {"proj": 64}, "rank_pattern": {"_proj": 2}},
     "query and value only": {"target_modules": ["q_proj", "v_proj"]},
     "query only": {"target_modules": ["q_proj"]},
     "up without gate": {"target_modules": ["up_proj", "o_proj"]},

@@ -51,6 +51,7 @@ def test_its_answers_are_counted_until_another_has_its_name(router: Router, inne
     inner.after = while_it_answers
     for _ in range(3):
         generate(router, "legal", user="a")
+    assert ask(router, "POST", "/umbel/aliases", headers=ADMIN).json()["served"] == {"legal": LEGAL}
     counts = ask(router, "GET", "/umbel/traffic", headers=ADMIN).json()["versions"]
     assert {label: count["requests"] for label, count in counts.items()} == {LEGAL: 3}
     TABLE.model_copy(update={"served": {"legal": NEWER}}).write(router.table_file)
