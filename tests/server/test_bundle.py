@@ -20,7 +20,7 @@ def test_flower_builds_the_exported_app_and_it_holds_no_site_file(tmp_path: Path
     subprocess.run([flwr, "build", "--app", app], cwd=tmp_path, check=True, capture_output=True)
     (bundle,) = tmp_path.glob("*.fab")
     names = set(zipfile.ZipFile(bundle).namelist())
-    assert {"server/app.py", "client/flower/app.py", "strategies/exact.py", "umbel/messages.py"} <= names
+    assert {"server/app.py", "client/flower/app.py", "strategies/exact.py", "umbel/messages/hello.py"} <= names
     assert {Path(name).parts[0] for name in names} == {
         "pyproject.toml", ".info", "server", "client", "strategies", "umbel",
     }  # fmt: skip

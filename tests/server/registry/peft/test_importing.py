@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from server.registry import diff, lineage, run_lock, views
 from server.registry.peft import export as adapter_export
@@ -71,6 +72,13 @@ def test_what_was_trained_elsewhere_is_v1_and_every_command_knows_it(tmp_path: P
     assert "trained elsewhere and imported, made by umbel" in card
     assert "directory legal" in card
     assert registry.roll_back("support", who="eva", why="worse") == v(0), "the untrained one: the base answers"
+
+
+def test_both_versions_are_signed_where_the_centre_signs(tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    registry = AdapterRegistry(tmp_path / "r", create=True, key=key)
+    imported(registry, tmp_path)
+    assert views.verify(registry, key=key.public_key()) == {"versions": 2, "damages": [], "unsigned": []}
 
 
 def test_what_an_adapter_lacks_is_filled_so_that_it_changes_nothing_and_can_be_trained(tmp_path: Path) -> None:
