@@ -16,6 +16,8 @@ from client.versions.loading import Loading
 from client.versions.served import Served
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient
+from umbel.adapter import AdapterManifest
+from umbel.messages import ShadowReport
 from umbel.peft_dir import Shapes
 from umbel.site.config import SiteConfig
 
@@ -79,7 +81,12 @@ class Tenant:
     @property
     def worth(self) -> float:
         """What the share is multiplied by now: how much the rounds of this adapter have brought beside the others'."""
-        return worths({name: brought(self._journal, name) for name in self._config.adapters})[self.name]
+        versions: dict[str, list[tuple[AdapterManifest, ShadowReport]]] = {name: [] for name in self._config.adapters}
+        for version in self._journal.versions():
+            if version.ref.name in versions:
+                versions[version.ref.name].append((version.manifest, version.report))
+        rounds = {name: brought(self._journal.rounds(name), of_adapter) for name, of_adapter in versions.items()}
+        return worths(rounds)[self.name]
 
 
 def preparation(config: SiteConfig, adapter: str, released: Path | None) -> Preparation:

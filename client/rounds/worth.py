@@ -4,11 +4,11 @@ Not every update is worth training (MACE, arXiv 2510.03283): an adapter whose la
 for each second of training gets more of the next ones. Everything comes from the journal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from client.journal import Journal
-from client.rounds.journal import lineage_of
+from client.rounds.journal import RoundJournal, lineage_of
+from umbel.adapter import AdapterManifest
 from umbel.messages import RoundReport, ShadowReport
 
 LEAST, MOST = 0.1, 10.0
@@ -45,14 +45,16 @@ def worths(rounds: Mapping[str, Sequence[Brought]]) -> dict[str, float]:
     }
 
 
-def brought(journal: Journal, adapter: str) -> list[Brought]:
-    """Return what the judged versions of an adapter brought by the rounds that this site trained for them."""
-    trained = {(lineage_of(order), order.round): report for order, report in journal.rounds(adapter).done()}
+def brought(rounds: RoundJournal, versions: Iterable[tuple[AdapterManifest, ShadowReport]]) -> list[Brought]:
+    """Return what an adapter's versions, in order, brought for the time of the rounds that this site trained for them.
+
+    Versions that were not measured are left out, and those for which nothing was trained here.
+    """
+    trained = {(lineage_of(order), order.round): report for order, report in rounds.done()}
     found = []
-    for version in journal.versions():
-        manifest, round_ = version.manifest, trained.get((version.manifest.lineage, version.manifest.round))
-        gain = _gain(version.report)
-        if manifest.name == adapter and round_ is not None and gain is not None:
+    for manifest, report in versions:
+        round_, gain = trained.get((manifest.lineage, manifest.round)), _gain(report)
+        if round_ is not None and gain is not None:
             found.append(Brought(gain, _device_seconds(round_)))
     return found
 

@@ -17,7 +17,6 @@ from client.keys import SiteKeys
 from serving.user_example import Example
 from tests.toys.deployment import BASE, SHAPES, Deployment, adapter, manifest_of
 from tests.toys.schema import answers
-from tests.toys.sites.no_rounds import NoRounds
 from umbel.errors import NotFound
 from umbel.messages import Hello, JobState, RoundReport
 
@@ -94,15 +93,9 @@ def test_what_is_the_operators_is_not_there_for_the_group(method: str, path: str
 
 def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
     site = Deployment(tmp_path)  # no engine runs: a stored version would be found, and loading one would fail
-    tenant = SimpleNamespace(deployer=site.deployer, jobs=NoRounds(), keys=SiteKeys(site.config.site))
-
-    def only_support(name: str) -> Any:
-        site.config.require_adapter(name)
-        return tenant
-
     parts: Any = SimpleNamespace(
         config=site.config,
-        tenant=only_support,
+        tenant=site.tenant,
         hello=lambda adapter: HELLO,
         bodies=AdapterBodies(1 << 20),
         status=status,

@@ -28,10 +28,12 @@ from serving.aliases import AliasTable
 from serving.scores import Scores
 from serving.supervisor import Supervisor
 from tests.toys.engine import MEASURED, ToyEngine, ToyMachine, site_config
+from tests.toys.sites.no_rounds import NoRounds
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef, Lifecycle
 from umbel.base.fingerprint import BaseFingerprint
 from umbel.errors import EngineGone, TrainingError
+from umbel.faults import Point, reach
 from umbel.messages import ShadowReport
 from umbel.site.adapter_sections import ServeSection
 from umbel.site.config import SiteConfig
@@ -98,6 +100,7 @@ class Deployment:
         """Continue after a restart, as a site does before its engine is started."""
         self.served.forget_damaged()
         self.served.sweep()
+        reach(Point.SWEPT)
         self.deployer.resume()
 
     async def __aenter__(self) -> "Deployment":
@@ -167,16 +170,17 @@ class Deployment:
             replies = [await http.post("/v1/chat/completions", json={**chat, "user": name}) for name in names]
         return [reply.headers["x-umbel-adapter"] if reply.status_code == 200 else "error" for reply in replies]
 
+    def tenant(self, name: str, jobs: Any = None) -> Any:
+        """Return what the control API asks of a tenant; raise NotFound for an adapter that this site does not train."""
+        self.config.require_adapter(name)
+        return SimpleNamespace(deployer=self.deployer, jobs=jobs or NoRounds(), keys=self.deployer._keys)
+
     def http(self, *, operator: bool = False) -> httpx.AsyncClient:
         """Return a client of the control API, on the ClientApp's socket or on the operator's."""
 
-        def tenant(name: str) -> Any:
-            self.config.require_adapter(name)
-            return SimpleNamespace(deployer=self.deployer, keys=self.deployer._keys)
-
         site: Any = SimpleNamespace(
             config=self.config,
-            tenant=tenant,
+            tenant=self.tenant,
             keys=self.deployer._keys,
             bodies=AdapterBodies(1 << 20),
             serve_only=self.serve_only,

@@ -24,7 +24,7 @@ SITE: dict[str, Ends] = {
     **dict.fromkeys((Point.REJECT_BEGUN, Point.REJECT_JOURNALLED, Point.REJECT_WRITTEN, Point.REJECT_TOLD), BACK),
     **{f"{point}{time}": ends for point in (
         Point.SUBMIT_WRITTEN, Point.SUBMIT_JOURNALLED, Point.ATTEMPT_BEGUN, Point.UPDATE_WRITTEN, Point.ROUND_DONE,
-    ) for time, ends in (("", AFTER_V1), (":2", BACK))},
+    ) for time, ends in (("", AFTER_V1), (":2", AFTER_V1), (":4", BACK))},  # of two adapters at the same time
     **{f"{point}{time}": BACK for point in (
         Point.IMPORT_WRITTEN, Point.SERVE_BEGUN, Point.SERVE_JOURNALLED, Point.SERVE_WRITTEN, Point.SERVE_TOLD,
     ) for time in ("", ":3")},

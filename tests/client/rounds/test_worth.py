@@ -66,5 +66,6 @@ def test_a_round_brought_the_gain_of_its_version_for_the_time_that_it_had_here(t
         ref = AdapterRef("support", number)
         journal.add(manifest(ref).model_copy(update={"round": number, "lineage": "test"}), report(ref))
         journal.move(ref, report(ref, Lifecycle.PROBING).model_copy(update={"probe": probe}))
-    assert brought(journal, "support") == [Brought(1.0, 10.0), Brought(-0.5, 3.0)]
-    assert brought(journal, "billing") == []
+    versions = [(version.manifest, version.report) for version in journal.versions()]
+    assert brought(journal.rounds("support"), versions) == [Brought(1.0, 10.0), Brought(-0.5, 3.0)]
+    assert brought(journal.rounds("billing"), versions) == [], "nothing was trained for them"

@@ -19,7 +19,6 @@ from tests.toys.hostile import catalogue
 from tests.toys.hostile.catalogue import ADAPTERS, MANIFESTS, Hostile
 from tests.toys.hostile.requests import CONTROL
 from tests.toys.hostile.sites import ORDERS
-from tests.toys.sites.no_rounds import NoRounds
 from umbel import peft_dir, signing
 from umbel.adapter import AdapterManifest
 
@@ -31,8 +30,7 @@ def client(site: Deployment) -> httpx.AsyncClient:
     hello = SimpleNamespace(adapter="support")
     whole: Any = SimpleNamespace(
         config=site.config,
-        deployer=site.deployer,
-        jobs=NoRounds(),
+        tenant=site.tenant,
         hello=lambda adapter: hello,
         keys=site.deployer._keys,
         bodies=AdapterBodies(1 << 25),

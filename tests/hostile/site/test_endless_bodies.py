@@ -7,6 +7,7 @@ import socket
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,7 @@ def listening(sockets: Path) -> Iterator[Path]:
     keys._trusted = KEY.public_key()
     jobs = SimpleNamespace(submit=None)  # whoever called it would be answered with a 500
     site: Any = SimpleNamespace(
-        config=made.config, deployer=made.deployer, jobs=jobs, keys=keys, bodies=AdapterBodies(MOST)
+        config=made.config, tenant=partial(made.tenant, jobs=jobs), keys=keys, bodies=AdapterBodies(MOST)
     )
     server = daemon._server(group_api(site))
     path = sockets / "site.sock"
