@@ -162,7 +162,7 @@ ORDERS = [  # → steps; the last one is the one that is answered so
             "this site's own verdict is keep"),
     Hostile("promote twice", lambda: (("POST", "/adapters/support@v1/promote"),) * 2, "200", "live"),
     Hostile("discard twice", lambda: (("POST", "/adapters/support@v2/discard"),) * 2, "200", "rejected"),
-    Hostile("roll back another adapter", lambda: (("POST", "/adapters/other/rollback"),), "404", "this site trains no adapter"),
+    Hostile("roll back another adapter", lambda: (("POST", "/adapters/other/rollback"),), "404", "trains no adapter"),
 ]  # fmt: skip
 
 
