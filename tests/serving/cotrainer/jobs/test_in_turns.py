@@ -1,7 +1,7 @@
 """Jobs that take turns come to the same bits as alone; a verdict goes next; one that fails or goes costs no other."""
 
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,9 @@ def test_jobs_share_the_trainer_by_their_shares(scheduler: ToyScheduler) -> None
     orders = [plain(scheduler, name, steps=50).model_copy(update={"share": share}) for name, share in SHARES.items()]
     for order in orders:
         scheduler.tell(order)
-    turn = 0
-    for _ in quanta(scheduler):
-        jobs = scheduler.cotrainer.jobs.open
-        turn += 1
-        if turn == 600:
-            break
+    for _ in islice(quanta(scheduler), 600):
+        pass
+    jobs = scheduler.cotrainer.jobs.open
     assert jobs.keys() == SHARES.keys()
     step = 1 + len(scheduler.trainer.layers) * (2 * 4 + 1) + 2  # two micro-batches, each with a quantum of the head
     first = 1 + len(scheduler.trainer.layers) + step
@@ -154,12 +151,9 @@ def test_a_job_that_is_cancelled_in_the_middle_of_a_swap_leaves_the_other_whole(
     wanted = {order.id: alone(scheduler, order) for order in (one, other)}
     scheduler.tell(one)
     scheduler.tell(other)
-    swaps = 0
-    for job, kind in quanta(scheduler):
-        swaps += kind == "swap"
-        if swaps == 2 * len(scheduler.trainer.layers) + 1:  # both have been parked once
-            break
-    comes, leaves = (one, other) if job == one.id else (other, one)
+    swaps = 2 * len(scheduler.trainer.layers) + 1  # both have been parked once
+    *_, coming = islice((job for job, kind in quanta(scheduler) if kind == "swap"), swaps)
+    comes, leaves = (one, other) if coming == one.id else (other, one)
     victim, stays = (leaves, comes) if gone == "the one that leaves" else (comes, leaves)
     assert scheduler.tell(CancelJob(id=victim.id)).state is JobState.CANCELLED
     assert came_to(scheduler, stays) == wanted[stays.id]
