@@ -218,7 +218,7 @@ class CoTrainer:
         self.trainer.pieces = (self.tuning.idle_pieces if idle else self.tuning.pieces) or self.trainer.pieces
 
     def status(self, job: Job | None = None, error: str = "") -> CoTrainerStatus:
-        """Return the state of the co-trainer and of a job; with `error`, the refusal of a message instead of the job."""
+        """Return the state of the co-trainer and of a job; with `error`, the refusal of a message in its place."""
         trainer = self.trainer
         common: dict[str, Any] = {
             "open_jobs": self.jobs.open,

@@ -60,8 +60,8 @@ class Tuning:
     def calibrate(self, trainer: LoraTrainer, model_path: str, lane: Lane) -> None:
         """Time the trainer's quanta, or read what an earlier start measured under the same conditions.
 
-        A step on the largest micro-batch is run either way, beside as much as other adapters' jobs may park, so that its
-        memory is there before users come. Raises TrainingError where not even the smallest one fits into memory.
+        A step on the largest micro-batch is run either way, so that its memory is there before users come, beside that
+        of jobs which wait. Raises TrainingError where not even the smallest one fits into memory.
         """
         settings = self._settings
         waiting = _room_to_park(trainer, settings.adapters - 1, lane)

@@ -85,7 +85,8 @@ class MemoryPlan:
             chosen = next((rung for rung in every if rung.bytes <= training), None)
         return cls(
             device=device, weights=weights, saved=unpacked - weights, adapters=adapters, runtime=runtime,
-            training=training, parked=parked_bytes(base, sizes), rows=chosen.rows if chosen else None, recompute=chosen is not None and chosen.recompute,
+            training=training, parked=parked_bytes(base, sizes), rows=chosen.rows if chosen else None,
+            recompute=chosen is not None and chosen.recompute,
             least=min(rung.bytes for rung in every), room=room, kv_bytes_per_token=kv_bytes_per_token(base, width),
             most_kv_tokens=given.get("max_total_tokens", CPU_TOKENS if device is None else None),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`JobsInTurns`: the jobs of the daemon's by their ids, of which one at a time has the trainer."""
+"""`JobsInTurns`: keeps the daemon's jobs by their ids, and lets one at a time have the trainer."""
 
 from serving.cotrainer.jobs.job import Job
 from serving.cotrainer.jobs.swap import Swap
@@ -79,9 +79,9 @@ class JobsInTurns:
         return job
 
     def advance(self) -> Job | None:
-        """Run the announced quantum; return its job, None for one of a swap. Raises UmbelError where a job cannot go on.
+        """Run the announced quantum; return its job, None for one of a swap. Only where `next` is not None.
 
-        Only where `next` is not None.
+        Raises UmbelError if the job cannot go on, for want of memory, too.
         """
         if self._swap is None:
             job = self._in_buffers = self.holder

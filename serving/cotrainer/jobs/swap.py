@@ -1,4 +1,4 @@
-"""`Swap`: the trainer's buffers go from one job to another, a layer per quantum. There is one set of them.
+"""`Swap`: hands the trainer's buffers from one job to another, a layer per quantum. There is one set of them.
 
 A job whose turn is over is *parked*: its factors, AdamW's moments and FedProx's parent stay on the device, in memory
 that is kept for it (`umbel.site.memory.parked_bytes`); gradients and activations are not, for there are none between

@@ -1,4 +1,4 @@
-"""`Turns`: which job has the trainer next. Pure: no torch, no clock; jobs are names, all times are seconds.
+"""`Turns`: says which job has the trainer next. Pure: no torch, no clock; jobs are names, all times are seconds.
 
 Evaluations go first, in the order in which they came, and nothing interrupts one. Training jobs share what is left by
 start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): the virtual time of a job grows by its seconds divided by

@@ -12,9 +12,9 @@ from serving.bench.processes.separate import cotrainer as separate_cotrainer
 from serving.bench.systems import (
     UseSystem,
 )
-from serving.cotrainer.jobs.job import Job
 from tests.toys.scheduler import MICRO_BATCH, Make
 from tests.toys.serving.bench_scheduler import bench_schedulers
+from umbel import wire
 from umbel.messages import JobState
 
 
@@ -33,11 +33,11 @@ def test_a_separate_process_trains_the_very_same_adapter(make: Make, tiny_llama:
     other = separate_cotrainer(scheduler.run_dir, tiny_llama)  # takes the socket over
     try:
         order = scheduler.train_job("apart")
-        assert other.trainer is not None
-        other.job = Job(order, other.trainer)
+        job = other.obey(wire.pack_model(order))
+        assert job is not None
         while other.instead_of_sleep():
             pass
-        while not other.job.state.final:
+        while not job.state.final:
             time.sleep(0.01)
     finally:
         other.commands.socket.close(0)
