@@ -4,6 +4,7 @@ import itertools
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,8 @@ LINEAGE = {"support": "one", "billing": "two", "triage": "two"}
 """Adapter → the registry of its federation."""
 SHARE = {"support": 1.0, "billing": 2.0}
 ROUND_S = 30.0
-AT_A_TIME = 3
+AT_A_TIME, PAUSE_S = 3, 0.5
+"""Users, and how long each thinks between an answer and the next question: training needs time to take many turns."""
 KEY = "lineage-1-0123456789abcdef"
 """Two adapters of one registry have the same key in their first round."""
 TABLES = """
@@ -127,6 +129,7 @@ class Users:
 
     def _ask(self, names: Iterator[str]) -> None:
         while not self._over.is_set():
+            time.sleep(PAUSE_S)
             name = next(names)
             self.asked += 1
             try:
@@ -156,7 +159,6 @@ def test_two_adapters_train_in_turns_while_a_third_is_judged_and_promoted_and_us
         later["triage"] = (str(ref), reference_text(site, second))
         assert site.promote(ref).status_code == 200
         reports = {name: site.wait_round(KEY, name) for name in SHARE}
-    print(reports, site.status()["training"])
     assert users.wrong == []
     assert users.asked >= 40
     assert answer(site, "triage") == later["triage"]
