@@ -1,7 +1,7 @@
 """Jobs that take turns come to the same bits as alone; a verdict goes next; one that fails or goes costs no other."""
 
 from collections.abc import Callable, Iterator
-from itertools import groupby, islice
+from itertools import groupby, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,35 @@ def test_an_evaluation_takes_the_next_turn(scheduler: ToyScheduler, count: int) 
     assert [job for job, _ in groupby(job for job, _ in seen)] == [order.id, *names, order.id]
     states = [scheduler.tell(StatusQuery(id=name)).state for name in names]
     assert states == [JobState.DONE] * count
+
+
+def test_an_evaluation_that_comes_in_the_middle_of_a_swap_is_the_next_and_harms_neither(
+    scheduler: ToyScheduler,
+) -> None:
+    one, other, asked = plain(scheduler), particular(scheduler), scheduler.evaluate_job()
+    wanted = alone(scheduler, one), alone(scheduler, other)
+    scheduler.tell(one)
+    scheduler.tell(other)
+    swaps = 2 * len(scheduler.trainer.layers) + 1
+    assert len([*islice((kind for _, kind in quanta(scheduler) if kind == "swap"), swaps)]) == swaps
+    scheduler.tell(asked)
+    kinds = [kind for _, kind in takewhile(lambda ran: ran[0] == asked.id or ran[1] == "swap", quanta(scheduler))]
+    assert [kind for kind in kinds if kind != "swap"][-1] == "read_back", "nothing is trained before it has ended"
+    assert (came_to(scheduler, one), came_to(scheduler, other)) == wanted
+
+
+def test_of_a_job_that_has_not_begun_nothing_is_parked(scheduler: ToyScheduler) -> None:
+    one, other, asked = plain(scheduler), particular(scheduler), scheduler.evaluate_job()
+    scheduler.tell(one)
+    scheduler.tell(other)
+    layers = len(scheduler.trainer.layers)
+    assert len([*islice((kind for _, kind in quanta(scheduler) if kind == "swap"), layers)]) == layers
+    parked = scheduler.tell(asked).parked_bytes
+    for job, kind in quanta(scheduler):
+        assert kind != "swap" or job != asked.id
+        if job == asked.id:
+            assert scheduler.tell(StatusQuery()).parked_bytes == parked
+    assert came_to(scheduler, other)
 
 
 @pytest.mark.parametrize("gone", ["the one that leaves", "the one that comes"])
