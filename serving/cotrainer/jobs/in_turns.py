@@ -91,7 +91,7 @@ class JobsInTurns:
         self._swap.advance()
         if self._swap.next is None:
             self._in_buffers, self._swap = self._swap.resumed, None
-            self._prepare()
+            self._prepare()  # the turn may have gone on meanwhile
         return None
 
     def ran(self, job: Job | None, seconds: float) -> None:
@@ -110,7 +110,7 @@ class JobsInTurns:
 
         `settled`: every quantum that was launched is counted; before that, a job that goes on keeps its turn.
         """
-        if self.runnable is not None and (self._swap is not None or not settled or not self.runnable.interruptible):
+        if self.runnable is not None and not (settled and self.runnable.interruptible):
             return
         for name in self._turns.jobs:
             if not self._jobs[name].open:
@@ -132,7 +132,7 @@ class JobsInTurns:
         self._swap = self._in_buffers = None
 
     def _prepare(self) -> None:
-        """Begin a swap if the holder needs one before its next quantum."""
+        """Put a swap before the next quantum of the holder, if there is anything to put aside or back."""
         holder, before = self.runnable, self._in_buffers
         if self._swap is not None or holder is None or holder is before:
             return

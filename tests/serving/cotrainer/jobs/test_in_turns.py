@@ -1,82 +1,22 @@
-"""Jobs that take turns come to the same bits as alone; a verdict goes next; one that fails or goes costs no other."""
+"""Jobs that take turns come to the same bits as alone, and get their shares; a verdict goes next."""
 
-from collections.abc import Callable, Iterator
-from itertools import groupby, islice
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from itertools import groupby, islice, takewhile
 
 import pytest
-import torch
 
-from serving.cotrainer.jobs import in_turns, turns
 from serving.cotrainer.lanes.device_lane import DeviceLane
 from serving.cotrainer.lanes.lagging import LaggingDevice
-from serving.cotrainer.lora import LayerFactors, ParkedLayer
-from serving.trainer_socket import CancelJob, CoTrainerStatus, QuantumStats, StatusQuery, TrainJob
-from tests.toys.scheduler import Make, ToyScheduler
+from serving.trainer_socket import QuantumStats, StatusQuery
+from tests.toys.scheduler import ToyScheduler
 from tests.toys.serving.device import ToyDevice
+from tests.toys.serving.in_turns import STEPS, alone, came_to, end, particular, plain, quanta
 from umbel.messages import JobState
 from umbel.site import memory
 
 pytestmark = pytest.mark.usefixtures("patience")
 
-STEPS = 4
 NONE = QuantumStats()
-
-
-@pytest.fixture
-def scheduler(make: Make, monkeypatch: pytest.MonkeyPatch) -> ToyScheduler:
-    """A busy engine that runs one quantum per iteration, each of which is said to take a second: a turn is a step."""
-    monkeypatch.setattr(turns, "SWAP_PART", 1e9)
-    scheduler = make()
-    scheduler.grants.per_iteration = 1
-    return scheduler
-
-
-def plain(scheduler: ToyScheduler, name: str = "plain", **changes: Any) -> TrainJob:
-    order = scheduler.train_job(name)
-    return order.model_copy(update={"plan": order.plan.model_copy(update={"steps": STEPS, "seed": 1, **changes})})
-
-
-def particular(scheduler: ToyScheduler, name: str = "particular") -> TrainJob:
-    """Return a job with state of every kind: one factor is trained, and pulled to its parent."""
-    order = plain(scheduler, name, seed=2, factors="B", proximal=0.5, weight_decay=0.1)
-    return order.model_copy(update={"share": 2.0})
-
-
-def quanta(scheduler: ToyScheduler) -> Iterator[tuple[str, str]]:
-    """Run a quantum per iteration until no job is left; yield the job that has the turn and the kind of the quantum."""
-    scheduler.load(running=1)
-    while (job := scheduler.cotrainer.runnable()) is not None:
-        if (quantum := scheduler.cotrainer.jobs.next) is None:
-            scheduler.busy()  # the device has not done the last one
-            continue
-        scheduler.busy()
-        yield job.id, quantum.kind
-
-
-def end(scheduler: ToyScheduler, job: str) -> CoTrainerStatus:
-    """Run to the end of all jobs; return what one of them has come to."""
-    for _ in quanta(scheduler):
-        pass
-    assert scheduler.cotrainer.jobs.open == {}
-    while not (status := scheduler.tell(StatusQuery(id=job))).state.final:
-        pass
-    return status
-
-
-def alone(scheduler: ToyScheduler, order: TrainJob) -> bytes:
-    """Return the update of a job that has the trainer for itself."""
-    order = order.model_copy(update={"id": f"{order.id}-alone", "output": f"{order.output}-alone"})
-    scheduler.tell(order)
-    assert end(scheduler, order.id).state is JobState.DONE
-    return Path(order.output).read_bytes()
-
-
-def came_to(scheduler: ToyScheduler, order: TrainJob) -> bytes:
-    status = end(scheduler, order.id)
-    assert (status.job, status.state, status.steps) == (order.id, JobState.DONE, STEPS), status.error
-    return Path(order.output).read_bytes()
 
 
 def test_two_jobs_in_turns_are_bit_equal_to_each_alone(scheduler: ToyScheduler) -> None:
@@ -142,81 +82,33 @@ def test_an_evaluation_takes_the_next_turn(scheduler: ToyScheduler, count: int) 
     assert states == [JobState.DONE] * count
 
 
-@pytest.mark.parametrize("gone", ["the one that leaves", "the one that comes"])
-def test_a_job_that_is_cancelled_in_the_middle_of_a_swap_leaves_the_other_whole(
-    scheduler: ToyScheduler, gone: str
+def test_an_evaluation_that_comes_in_the_middle_of_a_swap_is_the_next_and_harms_neither(
+    scheduler: ToyScheduler,
 ) -> None:
-    one, other = plain(scheduler), particular(scheduler)
-    wanted = {order.id: alone(scheduler, order) for order in (one, other)}
+    one, other, asked = plain(scheduler), particular(scheduler), scheduler.evaluate_job()
+    wanted = alone(scheduler, one), alone(scheduler, other)
     scheduler.tell(one)
     scheduler.tell(other)
-    swaps = 2 * len(scheduler.trainer.layers) + 1  # both have been parked once
-    *_, coming = islice((job for job, kind in quanta(scheduler) if kind == "swap"), swaps)
-    comes, leaves = (one, other) if coming == one.id else (other, one)
-    victim, stays = (leaves, comes) if gone == "the one that leaves" else (comes, leaves)
-    assert scheduler.tell(CancelJob(id=victim.id)).state is JobState.CANCELLED
-    assert came_to(scheduler, stays) == wanted[stays.id]
-    assert scheduler.tell(StatusQuery(id=victim.id)).state is JobState.CANCELLED
-    assert scheduler.tell(StatusQuery()).parked_bytes == 0
+    swaps = 2 * len(scheduler.trainer.layers) + 1
+    assert len([*islice((kind for _, kind in quanta(scheduler) if kind == "swap"), swaps)]) == swaps
+    scheduler.tell(asked)
+    kinds = [kind for _, kind in takewhile(lambda ran: ran[0] == asked.id or ran[1] == "swap", quanta(scheduler))]
+    assert [kind for kind in kinds if kind != "swap"][-1] == "read_back", "nothing is trained before it has ended"
+    assert (came_to(scheduler, one), came_to(scheduler, other)) == wanted
 
 
-@pytest.mark.parametrize("kind", ["optimizer", "mlp_backward", "step", "load"])
-def test_a_job_that_is_cancelled_in_the_middle_of_a_step_leaves_no_trace(scheduler: ToyScheduler, kind: str) -> None:
-    """Its gradients, its factors and what it trained of them are in the buffers to which the other one comes back."""
-    one, other = plain(scheduler), particular(scheduler)
-    wanted = alone(scheduler, one)
+def test_of_a_job_that_has_not_begun_nothing_is_parked(scheduler: ToyScheduler) -> None:
+    one, other, asked = plain(scheduler), particular(scheduler), scheduler.evaluate_job()
     scheduler.tell(one)
     scheduler.tell(other)
-    for job, ran in quanta(scheduler):
-        if (job, ran) == (other.id, kind):
-            break
-    assert scheduler.tell(CancelJob(id=other.id)).state is JobState.CANCELLED
-    assert came_to(scheduler, one) == wanted
-
-
-def test_a_job_for_which_there_is_no_room_while_it_waits_fails_and_no_other_does(
-    scheduler: ToyScheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = plain(scheduler), particular(scheduler)
-    wanted = alone(scheduler, other)
-    park = LayerFactors.park
-    last = scheduler.trainer.factors[-1]
-
-    def scarce(factors: LayerFactors) -> ParkedLayer:
-        if factors is last:
-            torch.empty(1 << 60, dtype=torch.uint8)
-        return park(factors)
-
-    scheduler.tell(one)
-    with monkeypatch.context() as patch:
-        patch.setattr(LayerFactors, "park", scarce)
-        scheduler.tell(other)
-        for _ in quanta(scheduler):
-            if one.id not in scheduler.cotrainer.jobs.open:
-                break
-    failed = scheduler.tell(StatusQuery(id=one.id))
-    assert failed.state is JobState.FAILED
-    assert "no room for what this one has learnt" in failed.error
-    assert "[training].memory_mb" in failed.error
-    assert came_to(scheduler, other) == wanted
-
-
-def test_a_bug_in_a_quantum_costs_the_job_that_has_the_turn(scheduler: ToyScheduler) -> None:
-    one, other = plain(scheduler), particular(scheduler)
-    wanted = alone(scheduler, other)
-    scheduler.tell(one)
-    scheduler.tell(other)
-    failing = True
-
-    def fail(count: int) -> None:
-        job = scheduler.cotrainer.job
-        if failing and job is not None and job.id == one.id and job.progress.steps == 2:
-            raise KeyError("a bug")
-
-    scheduler.on_quantum = fail
-    assert end(scheduler, one.id).state is JobState.FAILED
-    failing = False
-    assert came_to(scheduler, other) == wanted
+    layers = len(scheduler.trainer.layers)
+    assert len([*islice((kind for _, kind in quanta(scheduler) if kind == "swap"), layers)]) == layers
+    parked = scheduler.tell(asked).parked_bytes
+    for job, kind in quanta(scheduler):
+        assert kind != "swap" or job != asked.id
+        if job == asked.id:
+            assert scheduler.tell(StatusQuery()).parked_bytes == parked
+    assert came_to(scheduler, other)
 
 
 def test_what_waits_takes_what_the_arithmetic_says(scheduler: ToyScheduler) -> None:
@@ -230,38 +122,6 @@ def test_what_waits_takes_what_the_arithmetic_says(scheduler: ToyScheduler) -> N
     assert most == 2 * 4 * elements + moments, "factors and parent, and moments of what is trained; no gradients"
     room = scheduler.trainer.factors[0].room_to_park()
     assert sum(tensor.nbytes for tensor in room) == memory.PARKED * 4 * scheduler.trainer.factors[0].elements
-
-
-def test_a_job_is_asked_for_by_its_id(scheduler: ToyScheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_turns, "KEPT", 2)
-    orders = [plain(scheduler, name, steps=1) for name in ("first", "second", "third", "fourth")]
-    assert scheduler.tell(StatusQuery(id="first")).job is None
-    scheduler.tell(orders[0])
-    scheduler.tell(orders[1])
-    status = scheduler.tell(StatusQuery(id="second"))
-    assert (status.job, status.state, status.steps) == ("second", JobState.RUNNING, 0)
-    assert scheduler.tell(StatusQuery()).job == "first"
-    assert status.open_jobs == {"first": 0.0, "second": 0.0}
-    for order in orders:
-        scheduler.tell(order)
-        assert end(scheduler, order.id).steps == 1
-    known = {order.id: scheduler.tell(StatusQuery(id=order.id)).job for order in orders}
-    assert known == {"first": None, "second": "second", "third": "third", "fourth": "fourth"}
-    assert scheduler.tell(orders[3]).state is JobState.DONE, "it is not begun again"
-
-
-def test_too_many_open_jobs_are_refused(scheduler: ToyScheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_turns, "MOST_OPEN", 2)
-    orders = [plain(scheduler, name, steps=1) for name in "abc"]
-    for order in orders[:2]:
-        assert scheduler.tell(order).error == ""
-    refused = scheduler.tell(orders[2])
-    assert (refused.job, refused.error) == (
-        None, "2 jobs are open here already; wait until one has ended, or cancel one"
-    )  # fmt: skip
-    assert scheduler.tell(orders[1]).error == "", "it is there already"
-    scheduler.tell(CancelJob(id="a"))
-    assert scheduler.tell(orders[2]).job == "c"
 
 
 def test_the_time_of_a_round_runs_while_it_waits_for_its_first_turn(scheduler: ToyScheduler) -> None:
