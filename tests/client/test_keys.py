@@ -194,9 +194,7 @@ def test_a_hello_and_a_verdict_are_signed_for_the_question_that_was_asked(tmp_pa
             return keys.sign_verdict(manifest, report, nonce)
 
         tenant = SimpleNamespace(deployer=SimpleNamespace(report=found))
-        site: Any = SimpleNamespace(
-            keys=keys, hello=lambda adapter: HELLO, tenant=lambda name: tenant, stopping=True
-        )
+        site: Any = SimpleNamespace(keys=keys, hello=lambda adapter: HELLO, tenant=lambda name: tenant, stopping=True)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
             asks = {"adapter": "support", "nonce": NONCE}
             hello = Hello.model_validate_json((await http.get("/hello", params=asks)).content)

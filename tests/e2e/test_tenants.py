@@ -52,8 +52,43 @@ Answers = dict[str, tuple[str, str]]
 """Name that users ask for → (the version that answers, its text)."""
 
 
+DIES_IN_A_SWAP = """
+import importlib.abc, importlib.util, os, signal, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "serving.cotrainer.jobs.swap":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+        def executed(module):
+            execute(module)
+            advance = module.Swap.advance
+            def dying(swap):
+                advance(swap)
+                if swap.next is not None and os.path.exists({file!r}):
+                    os.unlink({file!r})
+                    os.kill(os.getpid(), signal.SIGKILL)
+            module.Swap.advance = dying
+        spec.loader.exec_module = executed
+        return spec
+sys.meta_path.insert(0, Finder())
+"""
+"""Each Python of the site runs it first: the engine dies between two layers of a swap, once, if a file is there."""
+
+
 @pytest.fixture(scope="module")
-def site(tiny_llama: Path) -> Iterator[SiteProcess]:
+def die(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The file at which the engine dies in its next swap."""
+    folder = tmp_path_factory.mktemp("die")
+    (folder / "sitecustomize.py").write_text(DIES_IN_A_SWAP.format(file=str(folder / "now")))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(folder), prepend=":")
+        yield folder / "now"
+
+
+@pytest.fixture(scope="module")
+def site(tiny_llama: Path, die: Path) -> Iterator[SiteProcess]:
     with tempfile.TemporaryDirectory(prefix="umbel-") as folder:
         site = SiteProcess(Path(folder), tiny_llama, extra=TABLES + LENIENT)
         for number, name in enumerate(("billing", "triage", "flags"), start=2):
@@ -202,3 +237,16 @@ def test_one_adapter_goes_back_and_the_others_stay(site: SiteProcess) -> None:
     assert site.control.post("/adapters/triage/rollback").json() == {"live": "triage@v1"}
     assert {name: site.live(name) for name in LEARNING} == {**live, "triage": "triage@v1"}
     assert answer(site, "triage")[0] == str(AdapterRef("triage", 1))
+
+
+def test_an_engine_that_dies_in_the_middle_of_a_swap_costs_time_and_nothing_else(site: SiteProcess, die: Path) -> None:
+    before = {name: answer(site, name) for name in (*LEARNING, "legal", "tiny")}
+    parent = random_adapter(site.model, seed=10, b_std=0.0)
+    die.touch()
+    for name in SHARE:
+        assert site.submit("again", parent, 2, adapter=name, steps=40, seconds=200).status_code == 200
+    site.wait_ready(starts=2)
+    assert not die.exists(), "it died of the swap"
+    reports = {name: site.wait_round("again", name) for name in SHARE}
+    assert [(report["state"], report["steps"]) for report in reports.values()] == [("done", 40), ("done", 40)]
+    assert {name: answer(site, name) for name in before} == before
