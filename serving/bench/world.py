@@ -94,7 +94,7 @@ class World:
             site=config.site.name,
             slo=targets,
             tables={
-                "engine": engine.model_dump(mode="json", include=ENGINE_KEYS),
+                "engine": engine.model_dump(mode="json", include=ENGINE_KEYS, exclude_none=True),
                 "engine.extra_args": engine.extra_args,
                 # All share one core: more threads than one would stand in each other's way.
                 "engine.env": {**engine.env, "OMP_NUM_THREADS": "1", **PLUGINS},

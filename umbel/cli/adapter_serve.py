@@ -47,5 +47,6 @@ def unload(site_file: SiteFile, name: ServedName) -> None:
 
 def register(group: typer.Typer) -> None:
     """Add the commands to `umbel adapter`."""
-    group.command("load", epilog=calls("umbel adapter load clinic-a.toml legal /srv/adapters/legal"))(load)
-    group.command("unload", epilog=calls("umbel adapter unload clinic-a.toml legal"))(unload)
+    there, away = "umbel adapter load clinic-a.toml legal /srv/adapters/legal", "umbel adapter unload clinic-a.toml legal"
+    group.command("load", epilog=calls(there, away))(load)
+    group.command("unload", epilog=calls(away, there))(unload)

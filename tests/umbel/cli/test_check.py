@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from scripts.tools.trial_site import RANK, random_adapter
 from tests.toys.command_line import refusal
 from tests.toys.sites.base_dir import write_base
 from tests.toys.sites.readable_site import ReadableSite
+from umbel import peft_dir
+from umbel.base.shapes import LINEARS
 from umbel.site.template import site_toml
 
 GUARD = {"shadow.guard": [{"name": "triage", "data": "triage.jsonl"}]}
@@ -191,6 +194,9 @@ def test_each_adapter_is_checked_on_its_own_examples(sockets: Path, model: Path)
     site.numbered(1200)
     site.numbered(600, "billing.jsonl")
     (sockets / "legal").mkdir()
+    (sockets / "legal" / peft_dir.WEIGHTS).write_bytes(random_adapter(model, seed=1))
+    settings = peft_dir.encode_settings(rank=RANK, target_modules=LINEARS, base="")
+    (sockets / "legal" / peft_dir.CONFIG).write_bytes(settings)
     told = site.umbel("check").stdout
     assert re.search(
         r"adapter support, 1,0\d\d training and 1\d\d held-out examples, "
