@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import betaincinv, stdtrit
 
 CONFIDENCE = 0.95
@@ -119,3 +120,20 @@ def mean_ratio(ratios: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     ends = (middle, middle - half, middle + half)
     value, low, high = (max(0.0, end) if plain else math.exp(end) for end in ends)
     return Interval(value, low, high)
+
+
+def resampled(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], q: float) -> Interval:
+    """Return the ratio ours / theirs of a quantile of all numbers, with an interval by bootstrap over pairs of blocks.
+
+    `ours[k]` and `theirs[k]` are the numbers of block k, measured one after the other: they share what the machine was
+    like then, which single numbers would hide. 1000 draws, always the same ones.
+    """
+    rng = np.random.default_rng(0)
+
+    def ratio(blocks: npt.NDArray[np.int64]) -> float:
+        over, under = (np.concatenate([side[block] for block in blocks]) for side in (ours, theirs))
+        return float(np.quantile(over, q) / np.quantile(under, q))
+
+    draws = [ratio(rng.integers(len(ours), size=len(ours))) for _ in range(1000)]
+    low, high = np.quantile(draws, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return Interval(ratio(np.arange(len(ours))), float(low), float(high))

@@ -15,6 +15,7 @@ COMMANDS = {
     "slack": ["scripts/bench_slack"],
     "overlap": ["scripts/bench_overlap"],
     "four-bit": ["scripts/bench_four_bit"],
+    "adapters": ["scripts/bench_adapters"],
     "aggregate": [
         "scripts/bench_aggregate",
         "--dense",

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 
 from scripts.tools import tiny_base
@@ -21,6 +20,7 @@ from scripts.tools.bench.swap_users import GOOD, Answer, Users
 from scripts.tools.processes import ENGINE_BIN, Processes, end_as_ctrl_c
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import LENIENT, TrialSite, random_adapter
+from serving.bench.intervals import resampled
 from umbel.adapter import AdapterRef
 
 CYCLE_S, CALM_S, FLIP_S, AFTER_S = 20.0, 5.0, 12.0, 5.0
@@ -152,18 +152,11 @@ def ttfts(answers: list[Answer], begin: float, end: float) -> list[float]:
 
 def ratio(before: list[list[float]], after: list[list[float]], quantile: float) -> str:
     """Describe a quantile before and after, over all cycles, and their ratio with a 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-
-    def at(samples: list[list[float]], cycles: npt.NDArray[np.int64]) -> float:
-        return float(np.quantile(np.concatenate([samples[cycle] for cycle in cycles]), quantile))
-
-    every = np.arange(len(after))
-    draws = [rng.integers(len(after), size=len(after)) for _ in range(1000)]
-    low, high = np.quantile([at(after, draw) / at(before, draw) for draw in draws], (0.025, 0.975))
-    old, new = at(before, every), at(after, every)
+    old, new = (1e3 * float(np.quantile(np.concatenate(samples), quantile)) for samples in (before, after))
+    apart = resampled(after, before, quantile)
     counts = f"{sum(map(len, before))} and {sum(map(len, after))} requests"
-    return (f"TTFT P{100 * quantile:g}: {1e3 * old:.1f} ms before, {1e3 * new:.1f} ms in the {AFTER_S:g} s after a "
-            f"flip: {new / old:.3f} × ({low:.3f} to {high:.3f}), {counts}")  # fmt: skip
+    return (f"TTFT P{100 * quantile:g}: {old:.1f} ms before, {new:.1f} ms in the {AFTER_S:g} s after a flip: "
+            f"{apart.value:.3f} × ({apart.low:.3f} to {apart.high:.3f}), {counts}")  # fmt: skip
 
 
 def growth(memory: list[tuple[float, float]]) -> str:

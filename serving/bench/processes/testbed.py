@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,10 +25,10 @@ from serving.bench.processes.core_use import Use, core_use
 from serving.bench.rounds import ADAPTER
 from serving.bench.systems import UseSystem
 from serving.bench.world import World
-from serving.engine import Engine, command_line
+from serving.engine import PASSIVE_WAITING, Engine, command_line
 from serving.run_dir import RUN_DIR_VARIABLE
 from serving.trainer_socket import CoTrainerClient, CoTrainerSettings, socket_path
-from umbel.adapter import AdapterRef
+from umbel.adapter import AdapterRef, EngineRef
 from umbel.errors import ConfigError, EngineError
 from umbel.site.config import SiteConfig
 from umbel.site.template import Tables, site_toml
@@ -122,7 +123,7 @@ async def start(folder: Path, world: World, with_stock: bool) -> Testbed:
         run_dir.mkdir(parents=True, exist_ok=True)
         CoTrainerSettings.of(config).write(run_dir)
     engine = BenchEngine(config)
-    stock = StockServer(config, world, engine.key) if with_stock else None
+    stock = StockServer(config, {INITIAL: world.initial}, engine.key) if with_stock else None
     process: asyncio.subprocess.Process | None = None
     # Started where they will run, they find one core and take one thread each.
     _pin_threads(os.getpid(), ENGINE_CORE)
@@ -183,13 +184,14 @@ class StockServer:
     It has the arguments of umbel's engine, the API key included; its client sends that key, which umbel's router adds.
     """
 
-    def __init__(self, config: SiteConfig, world: World, key: str) -> None:
+    def __init__(self, config: SiteConfig, adapters: Mapping[EngineRef, Path], key: str) -> None:
+        """`adapters`: ref → PEFT directory, loaded from the start."""
         port = _free_port()
         self.key = key
         self.url, self._log = f"http://127.0.0.1:{port}", config.site.state_dir.parent / "stock.log"
-        arguments = command_line(config, {INITIAL: world.initial})
+        arguments = command_line(config, adapters)
         arguments[arguments.index("--port") + 1] = str(port)
-        self._arguments = arguments
+        self._arguments, self._environment = arguments, config.engine.env
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -199,7 +201,8 @@ class StockServer:
 
     async def start(self) -> None:
         """Start it and wait until it answers. Raises EngineError if it ends, TimeoutError after `START_S`."""
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SGLANG_PLUGINS": "umbel_cpu"}
+        stock = {"HF_HUB_OFFLINE": "1", "SGLANG_PLUGINS": "umbel_cpu"}
+        environment = {**PASSIVE_WAITING, **os.environ, **stock, **self._environment}
         environment.pop(RUN_DIR_VARIABLE, None)
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -235,12 +238,22 @@ def pin(root: int) -> psutil.Process:
 
     Raises EngineError if there is none, or if there are several.
     """
+    family = family_of(root)
+    scheduler = scheduler_of(family)
+    for each in family:
+        _pin_threads(each.pid, ENGINE_CORE if each == scheduler else CLIENT_CORE)
+    return scheduler
+
+
+def family_of(root: int) -> list[psutil.Process]:
+    """Return a process and all its descendants."""
     process = psutil.Process(root)
-    schedulers = []
-    for each in (process, *process.children(recursive=True)):
-        is_scheduler = " ".join(each.cmdline()).startswith("sglang::scheduler")
-        schedulers += [each] if is_scheduler else []
-        _pin_threads(each.pid, ENGINE_CORE if is_scheduler else CLIENT_CORE)
+    return [process, *process.children(recursive=True)]
+
+
+def scheduler_of(family: Sequence[psutil.Process]) -> psutil.Process:
+    """Return SGLang's scheduler among processes; raise EngineError if there is none, or if there are several."""
+    schedulers = [each for each in family if " ".join(each.cmdline()).startswith("sglang::scheduler")]
     if len(schedulers) != 1:
         raise EngineError(f"the benchmark needs an engine with one scheduler process; this one has {len(schedulers)}")
     return schedulers[0]

@@ -14,6 +14,7 @@ from serving.bench.intervals import (
     mean_ratio,
     paired,
     ratio_of_shares,
+    resampled,
 )
 
 RUNS = 4000
@@ -45,6 +46,17 @@ def test_the_interval_of_a_ratio_of_shares_covers_it_with_at_least_95_percent(
     drawn = zip(rng.binomial(of, ours, RUNS), rng.binomial(of, theirs, RUNS), strict=True)
     found = [ratio_of_shares(binomial(int(a), of), binomial(int(b), of)) for a, b in drawn]
     assert np.mean([one.low <= ours / theirs <= one.high for one in found]) >= 0.95 - ERROR
+
+
+def test_the_bootstrap_over_pairs_of_blocks_holds_what_blocks_have_in_common() -> None:
+    rng = np.random.default_rng(0)
+    load = [rng.lognormal(0, 0.5) for _ in range(12)]
+    theirs = [list(one * rng.lognormal(0, 0.02, 20)) for one in load]
+    ours = [list(1.5 * one * rng.lognormal(0, 0.02, 20)) for one in load]
+    paired_, alone = resampled(ours, theirs, 0.5), resampled(ours[::-1], theirs, 0.5)
+    assert paired_.low < 1.5 < paired_.high
+    assert paired_.high - paired_.low < 0.2 * (alone.high - alone.low)
+    assert resampled([[3.0]] * 2, [[2.0]] * 2, 0.95) == Interval(1.5, 1.5, 1.5)
 
 
 def test_known_intervals() -> None:
