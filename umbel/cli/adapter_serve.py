@@ -47,6 +47,7 @@ def unload(site_file: SiteFile, name: ServedName) -> None:
 
 def register(group: typer.Typer) -> None:
     """Add the commands to `umbel adapter`."""
-    there, away = "umbel adapter load clinic-a.toml legal /srv/adapters/legal", "umbel adapter unload clinic-a.toml legal"
+    there = "umbel adapter load clinic-a.toml legal /srv/adapters/legal"
+    away = "umbel adapter unload clinic-a.toml legal"
     group.command("load", epilog=calls(there, away))(load)
     group.command("unload", epilog=calls(away, there))(unload)

@@ -76,7 +76,7 @@ def row(adapters: int, factor: float) -> Row:
 @pytest.mark.parametrize(("factor", "verdict"), [(1.01, "met"), (1.05, "missed")])
 def test_the_tables_have_each_number_of_adapters_beside_stock(factor: float, verdict: str) -> None:
     out = show([row(1, factor), row(4, factor)])
-    assert "| 4 | stock | 12 | 30.0 | 39.0 | 8.0 | 8.9 |" in out
+    assert "| 4 | stock | 12 | 30.0 | 40.0 | 8.0 | 9.0 |" in out
     ratio = f"{factor:.2f} ({factor:.2f}–{factor:.2f})"
     assert f"| 4 | training | 12 | {30 * factor:.1f}, {ratio} |" in out
     assert "| 4 | 40 | 9 | 25 | 0.25 | 8 | 0.50% |" in out

@@ -56,6 +56,7 @@ def test_base_and_adapter_cannot_share_a_name(tmp_path: Path) -> None:
 
 
 def test_the_example_in_the_readme_loads(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```toml\n(# clinic-a\.toml.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    readme = (REPOSITORY / "README.md").read_text()
+    (example,) = re.findall(r"```toml\n(# clinic-a\.toml.*?)```", readme, flags=re.DOTALL)
     config = load(tmp_path, example)
     assert (config.site.name, config.adapter[0].name, config.engine.port) == ("clinic-a", "support", 30000)

@@ -35,7 +35,8 @@ def site(model: Path, training: dict[str, Any] | None = None, **flags: Any) -> S
 
 
 def test_readmes_example_fits_on_24_gb_with_the_default_micro_batch(model: Path) -> None:
-    (example,) = re.findall(r"```toml\n(# clinic-a\.toml.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    readme = (REPOSITORY / "README.md").read_text()
+    (example,) = re.findall(r"```toml\n(# clinic-a\.toml.*?)```", readme, flags=re.DOTALL)
     file = model.parent / "site.toml"
     file.write_text(example.replace("/models/Llama-3.1-8B-Instruct", str(model)))
     config = SiteConfig.load(file)
