@@ -46,7 +46,7 @@ WARM_UP = 1_000_000
 
 @dataclass(frozen=True)
 class Load:
-    """Users of one number of adapters: `pairs` blocks of so many seconds for each system, `rate` requests per second."""
+    """Users of one number of adapters: for each system `pairs` blocks of so many seconds, `rate` requests a second."""
 
     pairs: int
     rate: float
