@@ -33,7 +33,7 @@ from serving.bench.processes.testbed import StockServer, family_of, scheduler_of
 from serving.bench.trace import Arrival
 from serving.run_dir import ADMIN_KEY
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, socket_path
-from umbel.adapter import AdapterRef
+from umbel.adapter import AdapterRef, EngineRef
 from umbel.base.shapes import LINEARS, read_config
 from umbel.site.config import SiteConfig
 from umbel.site.memory import FP32, lora_elements
@@ -101,7 +101,7 @@ async def measure(folder: Path, count: int, processes: Processes, load: Load) ->
             site.promote(site.offer(1, random_adapter(base, seed), name=name)).raise_for_status()
     config = SiteConfig.load(site.file)
     refs = [AdapterRef(name, 1) for name in names]
-    folders = {ref: site.state_dir / "adapters" / ref.engine_name for ref in refs}
+    folders: dict[EngineRef, Path] = {ref: site.state_dir / "adapters" / ref.engine_name for ref in refs}
     stock = StockServer(config, folders, (site.state_dir / ADMIN_KEY).read_text().strip())
     users = {
         "umbel": Users(site.url, names),
