@@ -194,7 +194,10 @@ def _place(name: str, shapes: peft_dir.Shapes, target_modules: tuple[str, ...]) 
         return module, factor
     linear = module.rpartition(".")[2]
     if linear in LINEARS and linear not in target_modules and _LAYER.match(module):
-        raise AdapterError(f"{module} is adapted; add {linear!r} to [engine].target_modules and start the site again")
+        raise AdapterError(
+            f"{module} is adapted; add {linear!r} to the sites' [engine].target_modules, and start them again (at an "
+            "import: to --target-modules, too)"
+        )
     raise AdapterError(f"{module[:200]} is adapted, and this base has no such linear layer; is it for another base?")
 
 

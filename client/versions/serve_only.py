@@ -57,7 +57,10 @@ class ServeOnly:
             raise ConfigError("\n".join(wrong))
         for entry in taken:
             reach(Point.IMPORT_WRITTEN)
-            self._journal.put(_since(entry, self._journal.find(entry.name)))
+            old = self._journal.find(entry.name)
+            self._journal.put(_since(entry, old))
+            instead = f" instead_of={old.ref}" if old is not None and old.ref != entry.ref else ""
+            logger.info("served.ready ref=%s path=%s%s", entry.ref, entry.path, instead)
         listed = {entry.name for entry in taken}
         for entry in self._journal.all():
             if entry.listed and entry.name not in listed:
@@ -106,7 +109,8 @@ class ServeOnly:
             entry = self._journal.find(name)
             if entry is None:
                 here = ", ".join(one.name for one in self._journal.all()) or "none"
-                raise NotFound(f"no adapter {name!r} is only served here; there is {here}")
+                why = f"; {self._taken_by(name)}, and cannot be unloaded" if self._taken_by(name) else ""
+                raise NotFound(f"no adapter {name!r} is only served here; there is {here}{why}")
             reach(faults.UNSERVE.begun)
             self._journal.remove(name)
             reach(faults.UNSERVE.journalled)

@@ -48,7 +48,7 @@ def data(
             from client.data.inspection import inspect
             from umbel.cli import data_screen
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal without UTF-8
-        adapter = adapter or _only_adapter(config)
+        adapter = _trained(config, adapter)
         path = file or config.data(adapter)
         tokenizer = ChatTokenizer.load(config.model.path)
         examples: Iterable[Inspected] = inspect(path, tokenizer, config.training.seq_len)
@@ -63,11 +63,14 @@ def data(
             raise typer.Exit(1)
 
 
-def _only_adapter(config: SiteConfig) -> str:
-    """Return the site's adapter; raise ConfigError where it has several."""
-    if len(config.adapters) > 1:
-        raise ConfigError(f"this site trains {', '.join(config.adapters)}; say whose data to show, with --adapter NAME")
-    return config.adapters[0]
+def _trained(config: SiteConfig, adapter: str | None) -> str:
+    """Return the adapter that was named, or the site's only one; raise ConfigError where that is none of them."""
+    trained = ", ".join(config.adapters)
+    if adapter is None and len(config.adapters) > 1:
+        raise ConfigError(f"this site trains {trained}; say whose data to show, with --adapter NAME")
+    if adapter is not None and adapter not in config.adapters:
+        raise ConfigError(f"{adapter!r} has no data: this site trains {trained}; name one of them")
+    return adapter or config.adapters[0]
 
 
 def _only(examples: "Iterable[Inspected]", number: int, path: Path) -> "Inspected":

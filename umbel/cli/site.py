@@ -60,7 +60,8 @@ def check(
         if found := [*ports_in_use(config), *_data_mistakes(surveyed, site_file, config)]:
             raise ConfigError("\n".join(map(str, found)))
         plan = memory_plan(config)
-        bites = [told for told in (slow_dtype(config), plan and plan.mistake(), doubt_of_origin(config)) if told]
+        doubts = (slow_dtype(config), plan and plan.mistake(), doubt_of_origin(config), _too_few_slots(config))
+        bites = [told for told in doubts if told]
         for name, survey in surveyed.items():
             summaries = {file: one.summary for file, one in survey.files.items()}
             bites += warnings(config, name, summaries, survey.sides.asked, survey.sides.withheld)
@@ -70,6 +71,17 @@ def check(
             print(*bites, sep="\n", end="\n" if bites else "", file=sys.stderr)
         else:
             say(*([plan.told()] if plan else []), *bites or [_all_is_well(config, surveyed)])
+
+
+def _too_few_slots(config: SiteConfig) -> str | None:
+    """Say that adapters will wait for each other's slots; None where all have one, the base included."""
+    needed = 1 + len(config.adapter) + len(config.serve)
+    if config.slots >= needed:
+        return None
+    return (
+        f"[engine].slots = {config.slots} are fewer than the base and {needed - 1} adapters: users of some will wait for "
+        "those of others; raise it, or leave it out"
+    )
 
 
 def _data_mistakes(surveyed: "Mapping[str, AdapterSurvey]", site_file: Path, config: SiteConfig) -> list[UmbelError]:

@@ -34,6 +34,12 @@ def show(report: Report, site_file: str, *, now: float, console: Console | None 
         console.print(grid(_versions(report, adapter, site_file)))
 
 
+def _served(report: Report) -> Text:
+    """Name the adapters that are only served, with their weights."""
+    named = ", ".join(f"{one['name']}@sha256:{one['digest'][:16]}" for one in report["served"])
+    return Text(f"{named}; never trained")
+
+
 def grid(rows: Iterator[Row]) -> Table:
     """Return rows as a table of labels and texts without lines."""
     table = Table.grid(padding=(0, 2))
@@ -54,6 +60,8 @@ def _now(report: Report) -> Iterator[Row]:
         if kept := (report["training"] or {}).get("reserved_mb"):
             tokens = report["training"]["kv_tokens_given_up"]
             yield "memory", Text(f"{kept:,} MB are kept for training, {tokens:,} tokens of KV cache")
+    if report["served"]:
+        yield "served", _served(report)
     yield "rounds", Text(f"waiting or running: {', '.join(report['open_rounds']) or 'none'}")
     if report.get("recovered"):
         yield "recovered", Text("\n".join(report["recovered"]), "yellow")

@@ -219,3 +219,10 @@ def test_a_file_of_an_adapter_that_is_missing_is_named_by_its_setting(sockets: P
     site.numbered(1200)
     missing = f"[[adapter]] billing.data: {sockets}/billing.jsonl does not exist; point it to a JSONL file"
     assert refusal("check", site.file) == missing
+
+
+def test_fewer_slots_than_adapters_will_bite(sockets: Path, model: Path) -> None:
+    site = ReadableSite(sockets, model, {**BILLING, "engine": {"dtype": "float32", "slots": 2}})
+    site.numbered(1200)
+    site.numbered(600, "billing.jsonl")
+    assert "will bite: [engine].slots = 2 are fewer than the base and 2 adapters" in site.umbel("check").stdout

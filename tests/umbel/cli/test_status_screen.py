@@ -61,6 +61,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "answering": {"support": {"since": NOW - 2 * HOUR - 60, "event": "promoted"}},
         "roll_backs": {"support": [[NOW - 30 * HOUR, "live again by roll-back", 10]]},
         "open_rounds": ["support/0123456789abcdef-14-fedcba98"],
+        "served": [],
         "in_flight": {"support@v12": 3, "base": 1},
         "training": {
             "job": "support/0123456789abcdef-14-fedcba98", "state": "running", "error": "",
@@ -181,6 +182,8 @@ def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
         ({"running_rounds": {"support": running(share=0.001)}}, "held up: the latency targets leave no room now"),
         ({"training": {**status()["training"], "latency_known": False, "slo": None},
           "running_rounds": {"support": running(share=0.001)}}, "held up: only while nobody is served"),
+        ({"served": [{"name": "legal", "digest": "0123456789abcdef" + 48 * "0", "path": "/srv/legal", "since": NOW}]},
+         "served     legal@sha256:0123456789abcdef; never trained"),
         ({"running_rounds": {"support": running(), "triage": running(key="r2", share=0.001, seconds=0.0)}},
          "r2: 17 steps, 0% of the time; 1004 quanta"),
         ({"training_shares": {"support": {"share": 3.0, "worth": 0.5}, "triage": {"share": 1.0, "worth": 1.5}}},
