@@ -63,7 +63,10 @@ def open_directory(root: Path, *, create: bool, blobs: str) -> Path:
     root = root.absolute()
     if not ((root / IDENTITY).is_file() or (root / INDEX).is_file() or _versions(root)):
         if not create:
-            raise RegistryError(f"{root}: no adapter registry here; `umbel registry init` makes one, and `flwr run` does at its setting")
+            raise RegistryError(
+                f"{root}: no adapter registry here; `umbel registry init` makes one, and so does `flwr run` at its "
+                "`registry` setting"
+            )
         if blobs:
             BlobStore(blobs)  # raises for a URL that cannot be used, before it is stored
         root.mkdir(parents=True, exist_ok=True)

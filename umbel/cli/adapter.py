@@ -163,7 +163,8 @@ def take_in(
     directory: Annotated[Path, typer.Argument(help="A LoRA adapter as peft saves it.")],
     base: Annotated[Path, typer.Option(help="The model directory that the sites serve.")],
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="dtype in the sites' table engine: versions are rounded to it there.")
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="dtype in the sites' table engine: versions are rounded to it there."),
     ] = "bfloat16",
     target_modules: Annotated[
         str, typer.Option(help="target_modules in the sites' table engine, with commas between them.")

@@ -79,8 +79,8 @@ def _too_few_slots(config: SiteConfig) -> str | None:
     if config.slots >= needed:
         return None
     return (
-        f"[engine].slots = {config.slots} are fewer than the base and {needed - 1} adapters: users of some will wait for "
-        "those of others; raise it, or leave it out"
+        f"[engine].slots = {config.slots} are fewer than the base and {needed - 1} adapters: users of some will wait "
+        "for those of others; raise it, or leave it out"
     )
 
 
