@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from client.journal import Journal
+from client.rounds.jobs import PARENT
 from client.versions.version_files import directory, verify
 from umbel.adapter import Lifecycle
 from umbel.errors import AdapterError
@@ -63,10 +64,13 @@ def sweep(config: SiteConfig, journal: Journal) -> list[str]:
 
 
 def _adopt_rounds(config: SiteConfig, journal: Journal) -> None:
-    """Move the folders of rounds to their adapter's, from where they lay while a site had one adapter."""
+    """Move the folders of rounds to their adapter's, from where they lay while a site had one adapter.
+
+    A round's folder has the parent as a file; an adapter's, which may have the same name, has folders only.
+    """
     folder = config.site.state_dir / "rounds"
     for adapter, key in journal.known_rounds():
-        if (folder / key).is_dir() and not (folder / adapter / key).exists():
+        if (folder / key / PARENT).is_file() and not (folder / adapter / key).exists():
             (folder / adapter).mkdir(exist_ok=True)
             (folder / key).rename(folder / adapter / key)
 

@@ -114,6 +114,7 @@ class Switch:
                     f"{ref} is {version.state} and cannot be discarded; `umbel rollback` changes what is live"
                 )
             if version.state is Lifecycle.REJECTED:
+                await self.publish(faults.REJECT)  # the router may have missed it the first time
                 return version.report
             reasons = version.report.verdict.reasons if version.report.verdict else ()
             verdict = Verdict(accepted=False, reasons=(reason, *reasons))

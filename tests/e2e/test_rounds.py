@@ -103,7 +103,7 @@ class PlainFederation:
 
     def change(self, name: str, round: int) -> Dense:
         """Return the change that a site learnt in a round: its update minus the parent that it had received."""
-        (folder,) = (self.folder / name / "state" / "rounds").glob(f"*-{round}-*")
+        (folder,) = (self.folder / name / "state" / "rounds" / "support").glob(f"*-{round}-*")
         before = dense((folder / "parent.safetensors").read_bytes())
         after = dense((folder / "update.safetensors").read_bytes())
         return {module: after[module] - before[module] for module in after}

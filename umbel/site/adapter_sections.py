@@ -6,7 +6,7 @@ docs/reference/configuration.md comes from the docstrings of the keys.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from umbel.adapter import AdapterName
 
@@ -39,7 +39,7 @@ class AdapterSection(Section):
     eval_data: Path | None = None
     """Its held-out examples. Default: `[training].eval_data` where it has no `data` of its own, else
     `[training].eval_fraction` of its `data`."""
-    share: PositiveFloat = 1.0
+    share: float = Field(default=1.0, ge=0.001, le=1000)
     """Its part of the training time while other adapters have rounds, too, in proportion to theirs: an adapter with
     share 2 gets twice the time of one with share 1. Alone it gets all."""
     rank: PositiveInt | None = None

@@ -80,3 +80,18 @@ def test_rounds_from_before_several_adapters_lie_in_their_adapters_folder_afterw
             assert files == ["rounds/support/r1/parent.safetensors"]
 
     run(tmp_path, machine, story)
+
+
+def test_a_round_whose_key_is_the_name_of_an_adapter_takes_no_folder_of_it(tmp_path: Path, machine: ToyMachine) -> None:
+    """A centre chooses the keys of its adapter's rounds, and another one's adapter may be called so."""
+
+    async def story(site: Deployment) -> None:
+        for adapter, key in (("support", "triage"), ("support", "support"), ("triage", "l-1-x")):
+            site.journal.rounds(adapter).add(order(key))
+        update = tmp_path / "rounds" / "triage" / "l-1-x" / "update.safetensors"
+        update.parent.mkdir(parents=True)
+        update.write_bytes(b"weights")
+        site.resume()
+        assert [path for path in (tmp_path / "rounds").rglob("*") if path.is_file()] == [update]
+
+    run(tmp_path, machine, story)

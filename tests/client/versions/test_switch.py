@@ -10,7 +10,7 @@ from client.versions.version_files import directory
 from tests.toys.deployment import Deployment, quick, run, until
 from tests.toys.engine import ALIASES, LOAD, UNLOAD, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
-from umbel.errors import Conflict, EngineError, NotFound
+from umbel.errors import Conflict, EngineError, NoRoom, NotFound
 
 V1, V2, V3 = (AdapterRef("support", version) for version in (1, 2, 3))
 
@@ -182,5 +182,26 @@ def test_a_roll_back_of_one_version_goes_back_once_however_often_it_is_asked(
             reply = await http.post("/adapters/support/rollback", params={"instead_of": "support@v1"})
             assert reply.json() == {"live": None}
         assert site.engine.answers("support") is None
+
+    run(tmp_path, machine, story)
+
+
+def test_a_discard_that_the_router_missed_is_told_by_the_next_one(
+    tmp_path: Path, machine: ToyMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(change: object) -> None:
+        raise NoRoom("aliases.json: cannot be written")
+
+    async def story(site: Deployment) -> None:
+        await site.ready()
+        await site.judged(site.push(1))
+        router = site.engine.router
+        with monkeypatch.context() as patch:
+            patch.setattr(site.loading, "publish_table", full)
+            with pytest.raises(NoRoom):
+                await site.deployer.discard(V1)
+        assert router.table.shadow("support") == V1
+        await site.deployer.discard(V1)
+        assert router.table.shadow("support") is None
 
     run(tmp_path, machine, story)
