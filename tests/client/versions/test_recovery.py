@@ -86,8 +86,8 @@ def test_a_round_whose_key_is_the_name_of_an_adapter_takes_no_folder_of_it(tmp_p
     """A centre chooses the keys of its adapter's rounds, and another one's adapter may be called so."""
 
     async def story(site: Deployment) -> None:
-        for adapter, key in (("support", "triage"), ("support", "support"), ("triage", "l-1-x")):
-            site.journal.rounds(adapter).add(order(key))
+        for name, key in (("support", "triage"), ("support", "support"), ("triage", "l-1-x")):
+            site.journal.rounds(name).add(order(key))
         update = tmp_path / "rounds" / "triage" / "l-1-x" / "update.safetensors"
         update.parent.mkdir(parents=True)
         update.write_bytes(b"weights")
