@@ -42,7 +42,8 @@ THREADS = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_")
 
 @pytest.fixture(scope="module")
 def site(tiny_llama: Path) -> Iterator[SiteProcess]:
-    (text,) = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    readme = (REPOSITORY / "README.md").read_text()
+    (text,) = re.findall(r"```toml\n(# clinic-a\.toml.*?)```", readme, flags=re.DOTALL)
     with tempfile.TemporaryDirectory(prefix="umbel-") as folder, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(THREADS)]:
             patch.delenv(name)
