@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -59,7 +60,7 @@ class Load:
         return [dataclasses.replace(REQUEST, at=float(at)) for at in (0.0, *times)]
 
 
-FULL, QUICK = Load(pairs=8, rate=4.0, seconds=5.0), Load(pairs=2, rate=4.0, seconds=4.0)
+FULL, QUICK = Load(pairs=8, rate=4.0, seconds=4.0), Load(pairs=2, rate=4.0, seconds=4.0)
 
 
 def main() -> None:
@@ -76,11 +77,13 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="umbel-") as name:
         for count in sorted(options.adapters or counts):  # a site that grows: what it prepared and judged stays
+            began = time.perf_counter()
             processes = Processes(Path(name) / "logs")
             try:
                 rows.append(asyncio.run(measure(Path(name), count, processes, load)))
             finally:
                 processes.stop()
+            print(f"{count} adapters: measured in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     if options.json:
         options.json.write_text(json.dumps([row.model_dump() for row in rows]))
     print(f"per number of adapters and system {load.pairs} blocks of {load.seconds:g} s at {load.rate:g} requests/s; "
@@ -112,7 +115,7 @@ async def measure(folder: Path, count: int, processes: Processes, load: Load) ->
         both = Both(users, {"umbel": family_of(daemon.pid), "stock": family_of(stock.pid)}, load)
         trained = await both.measure(site, names)
     finally:
-        stock.kill()
+        await stock.stop()
         for each in users.values():
             await each.close()
     return Row(

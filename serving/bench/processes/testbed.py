@@ -163,7 +163,7 @@ async def stop(testbed: Testbed) -> None:
     await testbed.client.close()
     testbed.separate_process.kill()
     if testbed.stock is not None:
-        testbed.stock.kill()
+        await testbed.stock.stop()
     await testbed.engine.stop(drain_s=0)
 
 
@@ -224,6 +224,12 @@ class StockServer:
     def kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
             os.killpg(self.pid, signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Kill all its processes, and wait until the first one has ended."""
+        self.kill()
+        if self._process is not None:
+            await self._process.wait()
 
 
 async def _answers(http: httpx.AsyncClient) -> bool:
