@@ -88,7 +88,7 @@ def _left_over(config: SiteConfig, journal: Journal) -> Iterator[Path]:
     yield from (path for path in _entries(state_dir / "served") if path.name not in served)
     yield from (state_dir / "served").glob("*/.*.tmp")
     rounds = {state_dir / "rounds" / adapter / key for adapter, key in journal.known_rounds()}
-    folders = {round_.parent for round_ in rounds}
+    folders = {round_.parent for round_ in rounds} | {state_dir / "rounds" / name for name in config.adapters}
     for folder in _entries(state_dir / "rounds"):
         if folder not in folders:
             yield folder

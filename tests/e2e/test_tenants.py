@@ -244,9 +244,9 @@ def test_an_engine_that_dies_in_the_middle_of_a_swap_costs_time_and_nothing_else
     parent = random_adapter(site.model, seed=10, b_std=0.0)
     die.touch()
     for name in SHARE:
-        assert site.submit("again", parent, 2, adapter=name, steps=40, seconds=200).status_code == 200
+        assert site.submit("again", parent, 2, adapter=name, steps=400, seconds=300).status_code == 200
     site.wait_ready(starts=2)
     assert not die.exists(), "it died of the swap"
     reports = {name: site.wait_round("again", name) for name in SHARE}
-    assert [(report["state"], report["steps"]) for report in reports.values()] == [("done", 40), ("done", 40)]
+    assert [(report["state"], report["steps"]) for report in reports.values()] == [("done", 400), ("done", 400)]
     assert {name: answer(site, name) for name in before} == before
