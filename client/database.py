@@ -4,11 +4,11 @@
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from umbel.errors import JournalError, NoRoom
+from umbel.errors import NoRoom, UmbelError
 from umbel.transaction import transaction
 
 _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -53,20 +53,19 @@ def connect(path: Path, timeout: float = 5.0) -> Database:
     return database
 
 
-def migrate(database: Database, shapes: Sequence[str]) -> None:
+def migrate(database: Database, shapes: Sequence[str], newer: Callable[[int], UmbelError]) -> None:
     """Bring the tables to the last of `shapes`: SQL scripts, each of which changes what the ones before it made.
 
     The number of scripts that were run is the file's `user_version`; a file from before that was kept has the tables
-    of the first one. All is one transaction. Raises JournalError for a file that a later release has changed.
+    that the first one takes for granted. All is one transaction, so that others who open the file wait. Raises what
+    `newer` makes of the number of a file that a later release has changed.
     """
-    found = int(database.execute("PRAGMA user_version").fetchone()[0])
-    if found > len(shapes):
-        raise JournalError(
-            f"{database.path}: a later release of umbel has changed it (shape {found}, and this one knows "
-            f"{len(shapes)}); start that release, or restore {database.path.parent} from a backup of before"
-        )
     with transaction(database):
+        found = int(database.execute("PRAGMA user_version").fetchone()[0])
+        if found > len(shapes):
+            raise newer(found)
         for script in shapes[found:]:
             for statement in filter(str.strip, script.split(";")):
                 database.execute(statement)
-        database.execute(f"PRAGMA user_version = {len(shapes)}")
+        if found < len(shapes):
+            database.execute(f"PRAGMA user_version = {len(shapes)}")

@@ -7,6 +7,7 @@ after a crash at any line the file holds the state before the change or after it
 import sqlite3
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from client import heldout_looks, rollback_windows
@@ -83,7 +84,7 @@ class Journal:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            migrate(self._db, SHAPES)
+            migrate(self._db, SHAPES, partial(_newer, path))
             self.versions()
         except sqlite3.DatabaseError as error:
             raise _damaged(path, str(error)) from error
@@ -130,9 +131,9 @@ class Journal:
             raise NotFound(f"{ref} is not known at this site; push it as a shadow first")
         return version
 
-    def versions(self, *states: Lifecycle) -> list[Version]:
-        """Return all versions, or those in one of `states`, oldest first."""
-        known = self._versions("ORDER BY adapter, version")
+    def versions(self, *states: Lifecycle, adapter: str | None = None) -> list[Version]:
+        """Return all versions, or those in one of `states` and of one `adapter`, oldest first."""
+        known = self._versions("WHERE adapter = coalesce(?, adapter) ORDER BY adapter, version", adapter)
         return [version for version in known if not states or version.state in states]
 
     def move(self, ref: AdapterRef, report: ShadowReport) -> None:
@@ -262,6 +263,13 @@ class Journal:
 
     def _note(self, ref: AdapterRef, event: str) -> None:
         self._db.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (time.time(), ref.name, event, ref.version))
+
+
+def _newer(path: Path, found: int) -> JournalError:
+    return JournalError(
+        f"{path}: a later release of umbel has changed it (shape {found}, and this one knows {len(SHAPES)}); start "
+        f"that release, or restore {path.parent} from a backup of before"
+    )
 
 
 def _damaged(path: Path, what: str) -> JournalError:

@@ -16,7 +16,7 @@ from client.data.summary import warnings
 from client.held_base import HeldBase
 from client.journal import Journal
 from client.keys import SiteKeys
-from client.tenant import Tenant, preparation
+from client.tenant import Tenant, preparation, worths_here
 from client.versions.background import Background
 from client.versions.loading import Loading
 from client.versions.serve_only import ServeOnly
@@ -127,7 +127,7 @@ class Site:
 
     def tenant(self, adapter: str) -> Tenant:
         """Return an adapter's part of the site; raise NotFound where it is not trained here."""
-        self.config.require_adapter(adapter)
+        self.config.section(adapter)
         return self._tenants[adapter]
 
     def hello(self, adapter: str) -> Hello:
@@ -157,4 +157,5 @@ class Site:
 
     async def status(self) -> dict[str, Any]:
         """Return each adapter's live version, since when and why, its rounds, and how training stands, for JSON."""
-        return await site_status.report(self.config, self.tenants, self.supervisor, self.served, self.cotrainer)
+        worths = worths_here(self.config, self.journal)
+        return await site_status.report(self.config, self.tenants, worths, self.supervisor, self.served, self.cotrainer)

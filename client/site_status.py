@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,12 @@ TIMEOUT_S = 3.0
 
 
 async def report(
-    config: SiteConfig, tenants: Iterable[Tenant], supervisor: Supervisor, served: Served, cotrainer: CoTrainerClient
+    config: SiteConfig,
+    tenants: Iterable[Tenant],
+    worths: Mapping[str, float],
+    supervisor: Supervisor,
+    served: Served,
+    cotrainer: CoTrainerClient,
 ) -> dict[str, Any]:
     """Return the status as JSON values, for `umbel status` and for the metrics; most of it by adapter."""
     engine, tenants = supervisor.engine, list(tenants)
@@ -40,7 +45,7 @@ async def report(
         **journal_view.read(journal, config.adapters),
         "in_flight": await _in_flight(supervisor),
         "training": await _training(supervisor, cotrainer),
-        "training_shares": {tenant.name: {"share": tenant.share, "worth": tenant.worth} for tenant in tenants},
+        "training_shares": {tenant.name: {"share": tenant.share, "worth": worths[tenant.name]} for tenant in tenants},
         "running_rounds": {
             tenant.name: json.loads(running.model_dump_json())  # a loss that is not a number is a string
             for tenant in tenants

@@ -16,8 +16,6 @@ from client.versions.loading import Loading
 from client.versions.served import Served
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient
-from umbel.adapter import AdapterManifest
-from umbel.messages import ShadowReport
 from umbel.peft_dir import Shapes
 from umbel.site.config import SiteConfig
 
@@ -43,7 +41,6 @@ class Tenant:
         self.name = name
         self.prepared = prepared
         self._config = config
-        self._journal = journal
         self.keys = SiteKeys(config.site, config.trusted_key(name))
         self.jobs = Jobs(
             adapter=name,
@@ -57,7 +54,7 @@ class Tenant:
             personal=partial(PersonalPart, config, name),
             directory=config.site.state_dir / "rounds" / name,
             keys=self.keys,
-            share=lambda: self.share * self.worth,
+            share=lambda: self.share * worths_here(config, journal)[name],
         )
         self.deployer = Deployer(
             name,
@@ -78,15 +75,15 @@ class Tenant:
         """The configured part of the training time, in proportion to that of the other adapters."""
         return self._config.section(self.name).share
 
-    @property
-    def worth(self) -> float:
-        """What the share is multiplied by now: how much the rounds of this adapter have brought beside the others'."""
-        versions: dict[str, list[tuple[AdapterManifest, ShadowReport]]] = {name: [] for name in self._config.adapters}
-        for version in self._journal.versions():
-            if version.ref.name in versions:
-                versions[version.ref.name].append((version.manifest, version.report))
-        rounds = {name: brought(self._journal.rounds(name), of_adapter) for name, of_adapter in versions.items()}
-        return worths(rounds)[self.name]
+
+def worths_here(config: SiteConfig, journal: Journal) -> dict[str, float]:
+    """Return the factor on each adapter's share now: how much its rounds have brought beside the others'."""
+    return worths(
+        {
+            name: brought(journal.rounds(name), [(one.manifest, one.report) for one in journal.versions(adapter=name)])
+            for name in config.adapters
+        }
+    )
 
 
 def preparation(config: SiteConfig, adapter: str, released: Path | None) -> Preparation:

@@ -114,6 +114,11 @@ class ServedRef:
         """The name under which SGLang loads these weights, and no other ones."""
         return f"{self.name}-sha256-{self.digest}"
 
+    @property
+    def folder_name(self) -> str:
+        """The name of the folder of these weights at a site, and of no other ones."""
+        return f"{self.name}-{self.digest}"
+
     def __str__(self) -> str:
         return f"{self.name}@sha256:{self.digest}"
 

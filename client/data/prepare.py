@@ -98,7 +98,6 @@ class Preparation:
     """Examples that users gave and the operator released, for training only."""
 
 
-_PREPARED_NAME = r"[0-9a-f]{64}|\.[0-9a-f]{64}\.tmp"
 _PREPARATION = TypeAdapter(Preparation)
 _PREPARED = TypeAdapter(Prepared)
 
@@ -127,7 +126,7 @@ def prepare(wanted: Preparation) -> Prepared:
 def _remove_superseded(into: Path) -> None:
     """Remove the token files of other inputs, so that private text does not pile up in forgotten copies."""
     for old in into.glob("*") if into.is_dir() else ():
-        if re.fullmatch(_PREPARED_NAME, old.name):
+        if re.fullmatch(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.tmp", old.name):
             shutil.rmtree(old)
 
 

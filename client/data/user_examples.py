@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from client.data.scrub import Scrubber
-from client.database import connect
+from client.database import connect, migrate
 from client.disk import require_room
 from serving.user_example import SETTINGS, ConsentSettings, Example
 from umbel.errors import ConfigError, Conflict, NoRoom, NotFound
@@ -37,14 +38,16 @@ DATABASE, KEY, RELEASED = "examples.sqlite3", "examples.key", "examples"
 RELEASED_OF_ALL = "examples.jsonl"
 """Name of the file in the state directory that an older umbel wrote the released examples of all adapters to."""
 RETENTION_CHECK_S = 3600.0
-SCHEMA = 1
-"""Version of the database's tables, in its `user_version`; 0 is an umbel that did not know adapters apart."""
-_TABLES = """
+SHAPES = (
+    """
 CREATE TABLE IF NOT EXISTS examples (
     id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, user TEXT NOT NULL, version TEXT NOT NULL,
-    kind TEXT NOT NULL, messages TEXT NOT NULL, released INTEGER NOT NULL DEFAULT 0)
-"""
-_ADAPTER = "ALTER TABLE examples ADD COLUMN adapter TEXT NOT NULL DEFAULT ''"
+    kind TEXT NOT NULL, messages TEXT NOT NULL, released INTEGER NOT NULL DEFAULT 0);
+ALTER TABLE examples ADD COLUMN adapter TEXT NOT NULL DEFAULT '';
+UPDATE examples SET adapter = substr(version, 1, instr(version, '@v') - 1);
+""",
+)
+"""The tables of each release that changed them, as scripts for `migrate`; before, adapters were not told apart."""
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ class ExampleStore:
         os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
         self._db = connect(file, timeout=30.0)
         self._db.execute("PRAGMA secure_delete = ON")
-        self._migrate(file)
+        migrate(self._db, SHAPES, partial(_newer, file))
         self.purge()
 
     @classmethod
@@ -92,21 +95,6 @@ class ExampleStore:
     def close(self) -> None:
         """Close the database."""
         self._db.close()
-
-    def _migrate(self, file: Path) -> None:
-        """Make the tables, or bring them to this release's shape; raise ConfigError for those of a newer one."""
-        with transaction(self._db):  # others, which open it at the same time, wait
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found > SCHEMA:
-                raise ConfigError(
-                    f"{file}: its tables have version {found}, and this umbel knows {SCHEMA}; install the newer umbel "
-                    "that wrote them"
-                )
-            if found < SCHEMA:
-                self._db.execute(_TABLES)
-                self._db.execute(_ADAPTER)
-                self._db.execute("UPDATE examples SET adapter = substr(version, 1, instr(version, '@v') - 1)")
-                self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def add(self, example: Example, scrub: Scrubber) -> int:
         """Keep an example, scrubbed, and return its number.
@@ -240,12 +228,19 @@ def prepare(config: SiteConfig) -> dict[str, Path]:
     return {name: file for name, file in released.items() if file is not None}
 
 
+def _newer(file: Path, found: int) -> ConfigError:
+    return ConfigError(
+        f"{file}: its tables have version {found}, and this umbel knows {len(SHAPES)}; install the newer umbel that "
+        "wrote them"
+    )
+
+
 def keep(config: SiteConfig, example: Example, scrub: Scrubber) -> int:
     """Call `ExampleStore.add` from any thread, with a connection of its own.
 
     Raises NotFound as well for an example of an adapter that is not trained here.
     """
-    config.require_adapter(example.adapter)
+    config.section(example.adapter)
     with closing(ExampleStore.of(config)) as store:
         return store.add(example, scrub)
 

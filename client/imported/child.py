@@ -14,16 +14,17 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from umbel import peft_dir, peft_import
+from umbel.adapter import ServedRef
 from umbel.errors import AdapterError, NoRoom, UmbelError
 
 LIMIT_S = 120.0
 """Seconds that reading and writing an adapter may take."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a system says of a disk that takes no more."""
+"""Errors of a disk that takes no more."""
 
 
 class Order(BaseModel):
-    """What to read, for which base and engine, and where to write it."""
+    """The adapter to read, the base and the engine that it is for, and the place to write it to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,7 +80,7 @@ def made(order: Order) -> Made:
     digest = peft_dir.digest(weights)
     settings = peft_dir.encode_settings(rank=found.rank, target_modules=order.target_modules, base="")
     files = {peft_dir.WEIGHTS: weights, peft_dir.CONFIG: settings}
-    folder = order.into / f"{order.name}-{digest[:16]}"
+    folder = order.into / ServedRef.of(order.name, digest).folder_name
     if not folder.exists():
         peft_dir.place(folder, files)
     for name, content in files.items():

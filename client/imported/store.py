@@ -22,11 +22,11 @@ class ImportedStore:
         self._shapes = shapes
         self.journal = journal
         self._taken: dict[ServedRef, Imported] = {}
-        """What was read since the daemon began; the journal has it once users can ask for it."""
+        """Adapters that were read since the daemon began; the journal has one once users can ask for it."""
 
     def directory(self, ref: ServedRef) -> Path:
         """Return the folder of an adapter; no other one has the same."""
-        return self._config.site.state_dir / "served" / f"{ref.name}-{ref.digest}"
+        return self._config.site.state_dir / "served" / ref.folder_name
 
     def take(self, name: str, path: Path, *, listed: bool) -> Imported:
         """Read a PEFT directory and write it as the engine loads it; the journal does not know it yet.

@@ -117,7 +117,7 @@ class Jobs:
 
     @property
     def running(self) -> RoundReport | None:
-        """How the round stands that is trained now; None where none is."""
+        """The report of the round that is trained now; None where none is."""
         return next(iter(self._progress.values()), None)
 
     def update(self, key: str) -> bytes:

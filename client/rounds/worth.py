@@ -19,7 +19,7 @@ WEIGHT = 0.5
 
 @dataclass(frozen=True)
 class Brought:
-    """What one round of training came to at this site."""
+    """The gain and the time of one round of training at this site."""
 
     gain: float
     """Held-out loss of the incumbent minus that of the version that the round led to, in nats per token."""

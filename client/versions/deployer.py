@@ -71,9 +71,9 @@ class Deployer:
 
     def resume(self) -> None:
         """Continue after a restart: judge versions without a verdict, and guard those that were promoted lately."""
-        for version in self._journal.versions(Lifecycle.CANDIDATE, Lifecycle.PROBING, Lifecycle.WATCHING):
-            if version.ref.name == self._adapter:
-                self._judge(version.ref)
+        unjudged = (Lifecycle.CANDIDATE, Lifecycle.PROBING, Lifecycle.WATCHING)
+        for version in self._journal.versions(*unjudged, adapter=self._adapter):
+            self._judge(version.ref)
         for promotion in self._journal.windows.open():
             if promotion.ref.name == self._adapter:
                 self._background.start(f"guard {promotion.ref}", self._watch.guard(promotion))

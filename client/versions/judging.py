@@ -149,9 +149,9 @@ class Judging:
 
     async def _load_and_probe(self, engine: Engine, ref: AdapterRef) -> bool:
         """Return True when the version has its verdict or is not to have one any more; False to begin again."""
-        for older in self._journal.versions():
+        for older in self._journal.versions(adapter=ref.name):
             waiting = older.state is Lifecycle.CANDIDATE or older.state.is_shadow
-            if waiting and older.ref.name == ref.name and older.ref < ref:
+            if waiting and older.ref < ref:
                 await self._supersede(older.ref, ref)
         began = time.monotonic()
         await self._loading.ensure_loaded(engine, ref)

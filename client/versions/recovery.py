@@ -84,7 +84,7 @@ def _left_over(config: SiteConfig, journal: Journal) -> Iterator[Path]:
         or version.ref == journal.alias(version.ref.name, "previous")
     }
     yield from (path for path in _entries(state_dir / "adapters") if path not in needed)
-    served = {f"{entry.ref.name}-{entry.ref.digest}" for entry in journal.imported.all()}
+    served = {entry.ref.folder_name for entry in journal.imported.all()}
     yield from (path for path in _entries(state_dir / "served") if path.name not in served)
     yield from (state_dir / "served").glob("*/.*.tmp")
     rounds = {state_dir / "rounds" / adapter / key for adapter, key in journal.known_rounds()}

@@ -109,7 +109,8 @@ class ServeOnly:
             entry = self._journal.find(name)
             if entry is None:
                 here = ", ".join(one.name for one in self._journal.all()) or "none"
-                why = f"; {self._taken_by(name)}, and cannot be unloaded" if self._taken_by(name) else ""
+                taken = self._taken_by(name)
+                why = f"; {taken}, and cannot be unloaded" if taken else ""
                 raise NotFound(f"no adapter {name!r} is only served here; there is {here}{why}")
             reach(faults.UNSERVE.begun)
             self._journal.remove(name)

@@ -75,8 +75,8 @@ def alias_table(config: SiteConfig, journal: Journal, loaded: Collection[EngineR
     watched: list[str] = []
     compared: list[str] = []
     for section in config.adapter:
-        of_adapter = [version for version in journal.versions() if version.ref.name == section.name]
-        shadow = next((version for version in reversed(of_adapter) if version.state.is_shadow), None)
+        versions = journal.versions(adapter=section.name)
+        shadow = next((version for version in reversed(versions) if version.state.is_shadow), None)
         aliases = {alias: journal.alias(section.name, alias) for alias in ("live", "previous")}
         aliases["shadow"] = shadow.ref if shadow else None
         adapters[section.name] = {alias: str(ref) if ref else None for alias, ref in aliases.items()}

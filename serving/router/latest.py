@@ -12,7 +12,7 @@ Kept = TypeVar("Kept")
 
 
 class Latest(Generic[Kept]):
-    """What is known of the latest `most` answers, by their ids; None stands for the base."""
+    """Remembers something of each of the latest `most` answers, by their ids; None stands for the base."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -52,10 +52,8 @@ KNOWN = CoTrainer(CoTrainerStatus(latency_known=True))
 
 
 async def asked(site: Deployment, cotrainer: Any, prepared: Prepared = PREPARED) -> dict[str, Any]:
-    tenant: Any = SimpleNamespace(
-        name="support", prepared=prepared, share=2.0, worth=1.5, jobs=SimpleNamespace(running=RUNNING)
-    )
-    return await site_status.report(site.config, [tenant], site.supervisor, site.served, cotrainer)
+    tenant: Any = SimpleNamespace(name="support", prepared=prepared, share=2.0, jobs=SimpleNamespace(running=RUNNING))
+    return await site_status.report(site.config, [tenant], {"support": 1.5}, site.supervisor, site.served, cotrainer)
 
 
 def test_it_says_what_answers_and_why_and_what_is_in_flight(tmp_path: Path, machine: ToyMachine) -> None:

@@ -11,6 +11,7 @@ from client import site as site_module
 from client.data.prepare import Prepared
 from client.rounds import following
 from client.site import Site
+from client.tenant import worths_here
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toys.cotrainer import PARENT, ToyCoTrainer, order
 from tests.toys.deployment import HELD_BASE, SHAPES, adapter, manifest_of, quick, scores, until
@@ -183,13 +184,13 @@ def test_an_adapter_that_is_not_trained_here_is_told_nothing_of_the_others(run: 
 
 def test_who_brings_more_gets_more_of_the_training(run: Callable[[Story], None], cotrainer: CoTrainer) -> None:
     async def story(site: Site) -> None:
-        assert [tenant.worth for tenant in site.tenants] == [1.0, 1.0]
+        assert worths_here(site.config, site.journal) == dict.fromkeys(ADAPTERS, 1.0)
         for tenant in site.tenants:
             tenant.jobs.submit(order("test-1-p"), PARENT)
             await until(lambda tenant=tenant: tenant.jobs.report("test-1-p").state.final)  # type: ignore[misc]
             await judged(site, push(site, tenant.name))
         mean = sum(GAIN.values()) / len(GAIN)
-        worth = {tenant.name: tenant.worth for tenant in site.tenants}
+        worth = worths_here(site.config, site.journal)
         assert worth == {name: pytest.approx(gain / mean) for name, gain in GAIN.items()}
         site.tenant("billing").jobs.submit(order("test-2-p", round=2), PARENT)
         await until(lambda: len(cotrainer.shares) == 3)

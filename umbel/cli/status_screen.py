@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from umbel.adapter import ServedRef
 from umbel.printable import values
 
 Report = dict[str, Any]
@@ -36,7 +37,7 @@ def show(report: Report, site_file: str, *, now: float, console: Console | None 
 
 def _served(report: Report) -> Text:
     """Name the adapters that are only served, with their weights."""
-    named = ", ".join(f"{one['name']}@sha256:{one['digest'][:16]}" for one in report["served"])
+    named = ", ".join(str(ServedRef.of(one["name"], one["digest"])) for one in report["served"])
     return Text(f"{named}; never trained")
 
 

@@ -95,10 +95,6 @@ class SiteConfig(BaseSettings):
             raise NotFound(f"this site trains no adapter {adapter!r}; its operator can add an [[adapter]]")
         return found
 
-    def require_adapter(self, name: str) -> None:
-        """Raise NotFound unless this site trains an adapter of that name."""
-        self.section(name)
-
     def data(self, adapter: str) -> Path:
         """Return the examples of an adapter."""
         found = self.section(adapter).data or self.training.data

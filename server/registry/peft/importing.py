@@ -18,7 +18,7 @@ from umbel.errors import Conflict
 LARGEST_RANK = 512
 """Largest rank that a site can be set to serve."""
 SEED = 0
-"""Of what an adapter without some modules or ranks is filled with, and of the untrained version."""
+"""Seed that fills the modules and ranks which an adapter lacks, and the untrained version."""
 
 
 def take_in(

@@ -46,7 +46,7 @@ class Job:
         self.next: Quantum | None = Quantum("open")
         """The quantum that `advance` will run; None at the end."""
         self.parked: deque[ParkedLayer] = deque()
-        """What it had in the trainer's buffers, the first layer first, while another job has them."""
+        """Its part of the trainer's buffers, the first layer first, while another job has them."""
 
     @property
     def share(self) -> float | None:

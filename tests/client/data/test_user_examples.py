@@ -237,7 +237,7 @@ def test_the_tables_of_a_newer_umbel_are_left_as_they_are(tmp_path: Path, clock:
     store(tmp_path, clock).add(example(tmp_path), scrub)
     file = tmp_path / user_examples.DATABASE
     with closing(sqlite3.connect(file)) as newer, newer:
-        newer.execute(f"PRAGMA user_version = {user_examples.SCHEMA + 1}")
+        newer.execute(f"PRAGMA user_version = {len(user_examples.SHAPES) + 1}")
     before = file.read_bytes()
     with pytest.raises(ConfigError, match=rf"{file}: its tables have version 2, and this umbel knows 1; install the"):
         store(tmp_path, clock)
