@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import peft
@@ -20,6 +19,7 @@ from scripts.tools.trial_site import PATIENCE_S, RANK, random_adapter
 from server.registry.peft import export as adapter_export
 from server.registry.pin import Pin
 from server.registry.registry import AdapterRegistry
+from tests.e2e.test_served_tokens import next_ids
 from umbel.base.fingerprint import BaseFingerprint
 from umbel.base.shapes import LINEARS, linear_shapes
 
@@ -75,9 +75,9 @@ def test_greedy_tokens_equal_the_reference(
 ) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_llama)
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
-    plain = [_reference(base, tokenizer, prompt) for prompt in PROMPTS]
+    plain = [next_ids(base, tokenizer, prompt, TOKENS) for prompt in PROMPTS]
     adapted = peft.PeftModel.from_pretrained(base, directories[name])
-    expected = [_reference(adapted, tokenizer, prompt) for prompt in PROMPTS]
+    expected = [next_ids(adapted, tokenizer, prompt, TOKENS) for prompt in PROMPTS]
     assert expected != plain
     sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
     for prompt, wanted in zip(PROMPTS, expected, strict=True):
@@ -85,16 +85,6 @@ def test_greedy_tokens_equal_the_reference(
         body = {"input_ids": ids, "sampling_params": sampling, "lora_path": name}
         reply = httpx.post(f"{engine}/generate", json=body, timeout=120).raise_for_status().json()
         assert reply["output_ids"] == wanted, prompt
-
-
-def _reference(model: Any, tokenizer: Any, text: str) -> list[int]:
-    """The next TOKENS ids, greedily; an end of sequence ends nothing."""
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
-    model.generation_config.eos_token_id = None
-    with torch.no_grad():
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
-    generated: list[int] = out[0, ids.shape[1] :].tolist()
-    return generated
 
 
 def _ready(url: str) -> bool:

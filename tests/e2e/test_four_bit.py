@@ -17,7 +17,7 @@ from tests.e2e.test_served_tokens import (
     text_of,
 )
 from tests.e2e.test_site import test_the_trainer_has_no_base_of_its_own
-from tests.toys.sites.site_process import SiteProcess
+from tests.toys.sites.site_process import SiteProcess, first_in_each_python
 
 pytestmark = pytest.mark.e2e
 
@@ -44,9 +44,7 @@ socket.getaddrinfo = noted
 def lookups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The file in which each process of the site notes the names of other machines that it looks up."""
     folder = tmp_path_factory.mktemp("lookups")
-    (folder / "sitecustomize.py").write_text(NOTES_LOOKUPS.format(file=str(folder / "found")))
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PYTHONPATH", str(folder), prepend=":")
+    with first_in_each_python(folder, NOTES_LOOKUPS.format(file=str(folder / "found"))):
         yield folder / "found"
 
 

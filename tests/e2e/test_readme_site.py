@@ -6,7 +6,6 @@ likely. The reference reads what the engine wrote, and must have chosen the same
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +19,9 @@ import torch
 import transformers
 
 from scripts.tools.gpu_check.greedy_tokens import compare
-from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import random_adapter
 from serving.engine import PASSIVE_WAITING
+from tests.toys import readme
 from tests.toys.sites.site_process import SiteProcess
 from umbel import peft_dir
 
@@ -42,8 +41,7 @@ THREADS = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_")
 
 @pytest.fixture(scope="module")
 def site(tiny_llama: Path) -> Iterator[SiteProcess]:
-    readme = (REPOSITORY / "README.md").read_text()
-    (text,) = re.findall(r"```toml\n(# clinic-a\.toml.*?)```", readme, flags=re.DOTALL)
+    text = readme.site_file()
     with tempfile.TemporaryDirectory(prefix="umbel-") as folder, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(THREADS)]:
             patch.delenv(name)

@@ -44,7 +44,7 @@ def test_greedy_tokens_equal_the_reference(site: SiteProcess, asked: str) -> Non
         chat = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
         )
-        expected = {text: _reference(model, tokenizer, text) for text in (prompt, chat)}
+        expected = {text: next_ids(model, tokenizer, text) for text in (prompt, chat)}
         for route in ROUTES:
             for stream in (False, True) if prompt in PROMPTS[:2] else (False,):
                 reply = ask(site.users, route, asked, prompt, stream=stream)
@@ -64,14 +64,14 @@ def test_an_adapter_changes_the_answer(site: SiteProcess) -> None:
     assert answers["tiny"] != answers["support"]
 
 
-def _reference(model: Any, tokenizer: Any, text: str) -> list[int]:
-    """The next TOKENS ids, greedily; an end of sequence ends nothing."""
+def next_ids(model: Any, tokenizer: Any, text: str, tokens: int = TOKENS) -> list[int]:
+    """Return the next ids, so many, greedily; an end of sequence ends nothing."""
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     model.generation_config.eos_token_id = None
     with torch.no_grad():
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
     generated: list[int] = out[0, ids.shape[1] :].tolist()
-    assert len(generated) == TOKENS
+    assert len(generated) == tokens
     return generated
 
 

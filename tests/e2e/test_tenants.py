@@ -16,8 +16,8 @@ import transformers
 
 from scripts.tools.packed_base import reference
 from scripts.tools.trial_site import LENIENT, RANK, random_adapter, wait_until
-from tests.e2e.test_served_tokens import TOKENS, ask, text_of
-from tests.toys.sites.site_process import SiteProcess
+from tests.e2e.test_served_tokens import ask, next_ids, text_of
+from tests.toys.sites.site_process import SiteProcess, first_in_each_python
 from umbel import peft_dir
 from umbel.adapter import AdapterRef
 
@@ -81,9 +81,7 @@ sys.meta_path.insert(0, Finder())
 def die(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The file at which the engine dies in its next swap."""
     folder = tmp_path_factory.mktemp("die")
-    (folder / "sitecustomize.py").write_text(DIES_IN_A_SWAP.format(file=str(folder / "now")))
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PYTHONPATH", str(folder), prepend=":")
+    with first_in_each_python(folder, DIES_IN_A_SWAP.format(file=str(folder / "now"))):
         yield folder / "now"
 
 
@@ -122,15 +120,8 @@ def answer(site: SiteProcess, model: str) -> tuple[str, str]:
 @pytest.mark.parametrize("name", [*LEARNING, "legal"])
 def test_each_adapter_answers_as_peft_does_with_it(site: SiteProcess, name: str) -> None:
     folder = site.folder / "legal" if name == "legal" else site.state_dir / "adapters" / f"{name}-v1"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(site.model)
-    model = peft.PeftModel.from_pretrained(reference(site.model, torch.float32), folder)
-    model.generation_config.eos_token_id = None
-    ids = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False).input_ids
-    with torch.no_grad():
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
-    expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     version, text = answer(site, name)
-    assert text == expected
+    assert text == text_by_peft(site, folder)
     assert version.startswith(f"{name}@")
     assert answer(site, f"tiny:{name}") == (version, text), "SGLang's users write base:adapter"
 
@@ -191,7 +182,8 @@ def test_two_adapters_train_in_turns_while_a_third_is_judged_and_promoted_and_us
         ref = site.offer(2, second, name="triage", lineage=LINEAGE["triage"])
         running = site.status()
         assert running["running_rounds"].keys() == SHARE.keys(), "the verdict waited for no round"
-        later["triage"] = (str(ref), reference_text(site, second))
+        peft_dir.write(site.folder / "second", second, site.manifest(1, second), base=str(site.model))
+        later["triage"] = (str(ref), text_by_peft(site, site.folder / "second"))
         assert site.promote(ref).status_code == 200
         reports = {name: site.wait_round(KEY, name) for name in SHARE}
     assert users.wrong == []
@@ -209,18 +201,11 @@ def test_two_adapters_train_in_turns_while_a_third_is_judged_and_promoted_and_us
     assert (training["open_jobs"], training["parked_bytes"]) == ({}, 0)
 
 
-def reference_text(site: SiteProcess, blob: bytes) -> str:
-    """Return what peft answers with an adapter in canonical form."""
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = site.manifest(1, blob)
-        peft_dir.write(Path(folder) / "adapter", blob, manifest, base=str(site.model))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(site.model)
-        model = peft.PeftModel.from_pretrained(reference(site.model, torch.float32), Path(folder) / "adapter")
-    model.generation_config.eos_token_id = None
-    ids = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False).input_ids
-    with torch.no_grad():
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+def text_by_peft(site: SiteProcess, folder: Path) -> str:
+    """Return the greedy answer of peft with the adapter in a folder."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(site.model)
+    model = peft.PeftModel.from_pretrained(reference(site.model, torch.float32), folder)
+    return str(tokenizer.decode(next_ids(model, tokenizer, PROMPT), skip_special_tokens=True))
 
 
 def test_an_update_is_of_the_adapter_that_was_asked_for(site: SiteProcess) -> None:

@@ -1,14 +1,13 @@
 """A job is followed through silences of its engine: a hang ends one attempt, and a dumb co-trainer is left."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
 from client.rounds.following import Following
 from client.rounds.jobs import MAX_ATTEMPTS, MAX_EXCUSED
 from serving.trainer_socket import REPLY_TIMEOUT_S
-from tests.toys.cotrainer import Queue, Run, ToyCoTrainer, runner
+from tests.toys.cotrainer import Queue, Run
 from tests.toys.deployment import until
 from umbel.errors import CoTrainerSilent
 from umbel.messages import JobState
@@ -16,16 +15,6 @@ from umbel.messages import JobState
 SILENCES = 5
 """Questions that a hung engine leaves unanswered before the supervisor ends it."""
 FOR_GOOD = 10**6
-
-
-@pytest.fixture
-def cotrainer() -> ToyCoTrainer:
-    return ToyCoTrainer()
-
-
-@pytest.fixture
-def run(tmp_path: Path, cotrainer: ToyCoTrainer, monkeypatch: pytest.MonkeyPatch) -> Run:
-    return runner(tmp_path, cotrainer, monkeypatch)
 
 
 @pytest.mark.parametrize("silences", [1, SILENCES])

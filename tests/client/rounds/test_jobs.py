@@ -8,21 +8,11 @@ import numpy as np
 import pytest
 
 from client.rounds.jobs import MAX_ATTEMPTS, MAX_EXCUSED
-from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
+from tests.toys.cotrainer import PARENT, Queue, Run, order
 from tests.toys.deployment import HELD_BASE, RANK, adapter, until
 from umbel import peft_dir
 from umbel.errors import AdapterError, BaseMismatch, Conflict, NotFound, TrainingError
 from umbel.messages import JobState
-
-
-@pytest.fixture
-def cotrainer() -> ToyCoTrainer:
-    return ToyCoTrainer()
-
-
-@pytest.fixture
-def run(tmp_path: Path, cotrainer: ToyCoTrainer, monkeypatch: pytest.MonkeyPatch) -> Run:
-    return runner(tmp_path, cotrainer, monkeypatch)
 
 
 def test_a_round_brings_an_update_with_its_digest_and_counts(run: Run) -> None:

@@ -5,20 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
+from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order
 from tests.toys.deployment import until
 from umbel.errors import EngineGone, NotFound, TrainingError
 from umbel.messages import JobState
-
-
-@pytest.fixture
-def cotrainer() -> ToyCoTrainer:
-    return ToyCoTrainer()
-
-
-@pytest.fixture
-def run(tmp_path: Path, cotrainer: ToyCoTrainer, monkeypatch: pytest.MonkeyPatch) -> Run:
-    return runner(tmp_path, cotrainer, monkeypatch)
 
 
 def test_a_running_round_is_cancelled_and_the_next_one_runs(run: Run) -> None:

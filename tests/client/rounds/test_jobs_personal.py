@@ -10,7 +10,7 @@ import pytest
 from client.rounds.jobs import PERSONAL, UPDATE
 from client.rounds.personal import PersonalPart, first, join
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
-from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order, runner
+from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order
 from tests.toys.deployment import RANK, adapter, until
 from tests.toys.engine import site_config
 from umbel import peft_dir
@@ -51,11 +51,6 @@ class Stepping(ToyCoTrainer):
 @pytest.fixture
 def cotrainer() -> Stepping:
     return Stepping()
-
-
-@pytest.fixture
-def run(tmp_path: Path, cotrainer: Stepping, monkeypatch: pytest.MonkeyPatch) -> Run:
-    return runner(tmp_path, cotrainer, monkeypatch)
 
 
 def plus(tensors: Tensors, steps: int) -> Tensors:

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from scripts.tools.trial_site import TrialSite, wait_until
 from umbel.adapter import AdapterRef
@@ -99,6 +101,15 @@ class SiteProcess(TrialSite):
         reply = self.promote(ref)
         assert reply.status_code == 200, reply.text
         return ref
+
+
+@contextlib.contextmanager
+def first_in_each_python(folder: Path, code: str) -> Iterator[None]:
+    """Have every Python that is started meanwhile run `code` first; `folder` keeps it."""
+    (folder / "sitecustomize.py").write_text(code)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(folder), prepend=":")
+        yield
 
 
 def kill(process: psutil.Process) -> None:

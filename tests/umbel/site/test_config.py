@@ -1,11 +1,10 @@
 """A site's settings: from the file, the environment and the defaults."""
 
-import re
 from pathlib import Path
 
 import pytest
 
-from scripts.tools.repository import REPOSITORY
+from tests.toys import readme
 from tests.toys.sites.site_file import GOOD, load, refusal
 from umbel.base.shapes import LINEARS
 
@@ -56,7 +55,6 @@ def test_base_and_adapter_cannot_share_a_name(tmp_path: Path) -> None:
 
 
 def test_the_example_in_the_readme_loads(tmp_path: Path) -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    (example,) = re.findall(r"```toml\n(# clinic-a\.toml.*?)```", readme, flags=re.DOTALL)
+    example = readme.site_file()
     config = load(tmp_path, example)
     assert (config.site.name, config.adapter[0].name, config.engine.port) == ("clinic-a", "support", 30000)

@@ -1,12 +1,12 @@
 """A site's device divided by arithmetic: README's example on a card with 24 GB, other cards, and a CPU."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.toys import readme
 from umbel.site import slow_dtype
 from umbel.site.config import SiteConfig
 from umbel.site.memory import CPU_ROOM, SHARE
@@ -35,8 +35,7 @@ def site(model: Path, training: dict[str, Any] | None = None, **flags: Any) -> S
 
 
 def test_readmes_example_fits_on_24_gb_with_the_default_micro_batch(model: Path) -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    (example,) = re.findall(r"```toml\n(# clinic-a\.toml.*?)```", readme, flags=re.DOTALL)
+    example = readme.site_file()
     file = model.parent / "site.toml"
     file.write_text(example.replace("/models/Llama-3.1-8B-Instruct", str(model)))
     config = SiteConfig.load(file)
