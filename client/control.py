@@ -27,6 +27,9 @@ LOOK_S = 0.1
 """Seconds between two looks at the journal while a caller waits for a report."""
 Wait = Annotated[float, Query(ge=0, le=20)]
 """Seconds that a caller is willing to wait for the end of what it asks about (long polling)."""
+SHARED_WAIT_S = 3.0
+"""Seconds that a caller waits at most at a site of several adapters. Their federations share a SuperNode, which has one
+message in hand at a time: with the start of a process, nobody waits more than 5 s for the message of another one."""
 Nonce = Annotated[str, Query(pattern=NONCE)]
 """The centre's question, for which the site signs its answer."""
 R = TypeVar("R", RoundReport, ShadowReport)
@@ -72,25 +75,26 @@ async def hello(adapter: AdapterName, request: Request, nonce: Nonce = "") -> He
 
 
 @GROUP.post("/adapters/{name}/rounds/{key}")
-async def submit(name: str, key: str, request: Request) -> RoundReport:
-    """Start a round or find it again by its key: the order in `x-umbel-order`, the parent adapter as the body."""
+async def submit(name: str, key: str, request: Request, wait: Wait = 0) -> RoundReport:
+    """Start a round or find it again by its key: the order in `x-umbel-order`, the parent adapter as the body.
+
+    Return how it stands; `wait`: once it has ended, or after so many seconds.
+    """
     site, order = _site(request), _header(request, "x-umbel-order", RoundOrder)
     if order.key != key:
         raise WireError(f"the order is for round {order.key}, not {key}")
     tenant = site.tenant(name)
     signature = request.headers.get("x-umbel-signature", "")
     tenant.keys.require(Submit(adapter=name, order=order), signature)  # before its body is read
-    report = tenant.jobs.submit(order, await site.bodies.read(request), signature)
+    tenant.jobs.submit(order, await site.bodies.read(request), signature)
     await tenant.jobs.supersede(order)
-    return report
+    return await _round_once_over(site, name, key, min(wait, order.plan.seconds))  # before the centre counts it as late
 
 
 @GROUP.get("/adapters/{name}/rounds/{key}")
 async def round_report(name: str, key: str, request: Request, wait: Wait = 0) -> RoundReport:
     """Return how a round stands; `wait`: once it has ended, or after so many seconds."""
-    site = _site(request)
-    jobs = site.tenant(name).jobs
-    return await _once(lambda report: report.state.final, lambda: jobs.report(key), site, wait)
+    return await _round_once_over(_site(request), name, key, wait)
 
 
 @GROUP.get("/adapters/{name}/rounds/{key}/update")
@@ -100,23 +104,23 @@ async def update(name: str, key: str, request: Request) -> Response:
 
 
 @GROUP.post("/adapters/{name}/shadow")
-async def shadow(name: str, request: Request, nonce: Nonce = "") -> ShadowReport:
-    """Receive a version and begin to judge it: its manifest in `x-umbel-manifest`, its weights as the body."""
+async def shadow(name: str, request: Request, wait: Wait = 0, nonce: Nonce = "") -> ShadowReport:
+    """Receive a version and begin to judge it: its manifest in `x-umbel-manifest`, its weights as the body.
+
+    Return how it stands, signed for `nonce`; `wait`: once there is a verdict, or after so many seconds.
+    """
     site, manifest = _site(request), _header(request, "x-umbel-manifest", AdapterManifest)
     tenant = site.tenant(name)
     signature = request.headers.get("x-umbel-signature", "")
     tenant.keys.require(manifest, signature)  # before its body is read
     tenant.deployer.receive(manifest, await site.bodies.read(request), signature)
-    return tenant.deployer.report(manifest.ref, nonce)
+    return await _version_once_judged(site, manifest.ref, wait, nonce)
 
 
 @GROUP.get("/adapters/{ref}/shadow")
 async def shadow_report(ref: str, request: Request, wait: Wait = 0, nonce: Nonce = "") -> ShadowReport:
     """Return how a version stands, signed for `nonce`; `wait`: once there is a verdict, or after so many seconds."""
-    site, version = _site(request), AdapterRef.parse(ref)
-    deployer = site.tenant(version.name).deployer
-    await _once(_is_settled, lambda: deployer.report(version), site, wait)
-    return deployer.report(version, nonce)
+    return await _version_once_judged(_site(request), AdapterRef.parse(ref), wait, nonce)
 
 
 @GROUP.post("/adapters/{ref}/promote")
@@ -194,10 +198,27 @@ def _site(request: Request) -> Site:
     return site
 
 
+async def _round_once_over(site: Site, adapter: str, key: str, wait: float) -> RoundReport:
+    """Return a round's report once it has ended, or after `wait` seconds, with the version that is live by then."""
+    tenant = site.tenant(adapter)
+    report = await _once(lambda report: report.state.final, lambda: tenant.jobs.report(key), site, wait)
+    return report.model_copy(update={"live": site.live(adapter)})
+
+
+async def _version_once_judged(site: Site, version: AdapterRef, wait: float, nonce: str) -> ShadowReport:
+    """Return a version's report, signed for `nonce`, once there is a verdict, or after `wait` seconds."""
+    deployer = site.tenant(version.name).deployer
+    await _once(_is_settled, lambda: deployer.report(version), site, wait)
+    return deployer.report(version, nonce)
+
+
 async def _once(over: Callable[[R], bool], read: Callable[[], R], site: Site, seconds: float) -> R:
-    """Return the report that `read` gives once it is `over`; after `seconds`, or when the site stops, the last one."""
+    """Return the report that `read` gives once it is `over`; after `seconds`, or when the site stops, the last one.
+
+    At a site of several adapters it is after SHARED_WAIT_S at the latest.
+    """
     loop, report = asyncio.get_running_loop(), read()
-    deadline = loop.time() + seconds
+    deadline = loop.time() + (seconds if len(site.tenants) == 1 else min(seconds, SHARED_WAIT_S))
     while not over(report) and loop.time() < deadline and not site.stopping:
         await asyncio.sleep(LOOK_S)
         report = read()

@@ -133,7 +133,6 @@ class Site:
     def hello(self, adapter: str) -> Hello:
         """Describe the site to the centre of one adapter: base, layers, numbers of examples, live, refused versions."""
         tenant = self._tenants.get(adapter)
-        live = self.journal.alias(adapter, "live") if tenant else None
         return Hello(
             site=self.config.site.name,
             adapter=adapter if tenant else None,
@@ -145,9 +144,14 @@ class Site:
             max_lora_rank=self.config.max_rank(adapter) if tenant else self.config.engine.max_lora_rank,
             train_examples=tenant.prepared.train_examples if tenant else 0,
             eval_examples=tenant.prepared.eval_examples if tenant else 0,
-            live=str(live) if live else None,
+            live=self.live(adapter) if tenant else None,
             refused=tuple(map(str, self.journal.refused(adapter))) if tenant else (),
         )
+
+    def live(self, adapter: str) -> str | None:
+        """Return the version of an adapter that answers its users; None while the base does."""
+        version = self.journal.alias(adapter, "live")
+        return str(version) if version else None
 
     async def keep(self, example: Example) -> int:
         """Keep a user's example; return its number. Raises NotFound if `[examples]` is off, Conflict if it is full."""

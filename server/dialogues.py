@@ -6,7 +6,7 @@ result, or raises SiteFailure with the reason why the site is left out.
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -61,8 +61,9 @@ class Request(Generic[M]):
     adapter: bytes | None = None
     delay: float = 0.0
     """Seconds to wait before the request is sent."""
-    fetches: bool = False
-    """True when the answer brings an adapter; the exchange has only a few such requests under way at a time."""
+    fetch: Literal["no", "if few", "yes"] = "no"
+    """Whether the answer is asked to bring an adapter, by `body.fetch`; "if few": where so few sites are asked that all
+    may bring one at once. The exchange has only a few such requests under way at a time."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,24 @@ class Reply(Generic[M]):
 Dialogue = Generator[Request[M], Reply[M], T]
 
 
-def submit(order: Submit, parent: bytes) -> Dialogue[RoundReport, RoundReport]:
-    """Give a site a round to train, from the safetensors bytes `parent`; return the site's report."""
-    reply = yield Request("train.submit", order, RoundReport, parent)
-    return reply.body
+def submit(order: Submit, parent: bytes) -> Dialogue[RoundReport, Reply[RoundReport]]:
+    """Give a site a round to train, from the safetensors bytes `parent`; return the answer, perhaps with the update."""
+    return (yield Request("train.submit", order, RoundReport, parent, fetch="if few"))
 
 
-def collect(site: str, base: str, adapter: str, order: RoundOrder) -> Dialogue[RoundReport, Update]:
+def collect(
+    site: str, base: str, adapter: str, order: RoundOrder, reply: Reply[RoundReport] | None = None
+) -> Dialogue[RoundReport, Update]:
     """Wait for a round that a site was given, and fetch the update. `base` is the digest of the base it is for.
 
-    Raises SiteFailure when the training failed, or the site answers for another round.
+    `reply` is the answer to the order, where it was sent just now. Raises SiteFailure when the training failed, or the
+    site answers for another round.
     """
     query = RoundQuery(adapter=adapter, key=order.key)
-    reply = yield Request("query.collect", query, RoundReport, delay=POLL_S)
-    while not _is_done(reply.body, order):
-        reply = yield Request("query.collect", query, RoundReport, delay=POLL_S)
-    fetch = query.model_copy(update={"fetch": True})
-    reply = yield Request("query.collect", fetch, RoundReport, fetches=True)
+    while reply is None or not _is_done(reply.body, order):
+        reply = yield Request("query.collect", query, RoundReport, delay=POLL_S, fetch="if few")
+    if reply.adapter is None:
+        reply = yield Request("query.collect", query, RoundReport, fetch="yes")
     if reply.adapter is None or not _is_done(reply.body, order):
         raise SiteFailure("said that its round was done, and sent no update")
     return Update(site, reply.adapter, reply.body, base)

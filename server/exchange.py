@@ -5,6 +5,7 @@ A lost message is sent again; a site that fails is left out of the conversation.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -68,6 +69,8 @@ class Exchange:
     ) -> None:
         self.roster = Roster(adapter, clock)
         self.clock = clock
+        self.sent: Counter[int] = Counter()
+        """Node → messages that it was sent."""
         self._sleep = sleep
         self._grid = grid
         self._downloads = downloads
@@ -129,15 +132,17 @@ class Exchange:
             self._online = list(self._grid.get_node_ids())
             self._next_look = self.clock() + NODES_S
         letters = self.roster.see(self._online)
+        few = len(talks) <= self._downloads
         free = self._downloads - sum(talk.node is not None and talk.fetches for talk in talks.values())
         for talk in talks.values():
             node = self.roster.node_of(talk.site)
             if talk.node not in (None, node):
                 self._mailbox.forget(talk.site)
                 talk.hear(Lost("its SuperNode went away"), self.clock())
-            if node is not None and talk.ready(self.clock()) and (free > 0 or not talk.fetches):
+            if node is not None and talk.ready(self.clock()) and (free > 0 or not talk.has_to_fetch):
+                letters.append(talk.letter(node, few))
                 free -= talk.fetches
-                letters.append(talk.letter(node))
+        self.sent.update(letter.node_id for letter in letters)
         self._mailbox.send(letters, group)
         for key, answer in self._mailbox.receive(self._online):
             if isinstance(key, tuple):
@@ -157,6 +162,8 @@ class _Talk(Generic[M, T]):
         self.site = site
         self.node: int | None = None
         """Node that the request is on its way to; None while no request is."""
+        self.fetches = False
+        """True where the request that is on its way asks for an adapter."""
         self.results: list[T] = []
         self.failure = ""
         self.renamed = ""
@@ -173,8 +180,8 @@ class _Talk(Generic[M, T]):
         return bool(self.results or self.failure)
 
     @property
-    def fetches(self) -> bool:
-        return self._request.fetches
+    def has_to_fetch(self) -> bool:
+        return self._request.fetch == "yes"
 
     @property
     def why_not(self) -> str:
@@ -183,10 +190,13 @@ class _Talk(Generic[M, T]):
     def ready(self, now: float) -> bool:
         return not self.over and self.node is None and now >= self._due
 
-    def letter(self, node: int) -> Letter:
-        self.node = node
-        content = pack(self._request.body, self._request.adapter)
-        return Letter(self.site, node, self._request.message_type, content, self._request.fetches)
+    def letter(self, node: int, few: bool) -> Letter:
+        """Return the next request for `node`; `few`: every site of this conversation may bring an adapter at once."""
+        request, body = self._request, self._request.body
+        self.node, self.fetches = node, self.has_to_fetch or (few and request.fetch == "if few")
+        if body is not None and self.fetches:
+            body = body.model_copy(update={"fetch": True})
+        return Letter(self.site, node, request.message_type, pack(body, request.adapter), self.fetches)
 
     def hear(self, answer: Answer, now: float) -> None:
         self.node = None

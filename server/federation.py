@@ -17,6 +17,7 @@ from server.registry.events import Events
 from server.registry.registry import HEAD, LIVE, AdapterRegistry
 from server.registry.round_log import RoundState
 from server.rollout import Judgement, Rollout
+from server.seen_live import SeenLive
 from server.training import RoundResult, Training
 from strategies import catalogue
 from umbel import peft_dir
@@ -47,6 +48,7 @@ class Federation:
         self._orders = Orders(config, registry, self._keys)
         self._training = Training(config, registry, exchange, self._orders, self._strategy, self._tell)
         self._quorum = Quorum(config, registry, exchange, self._keys, self._strategy)
+        self._seen = SeenLive(exchange.roster)
         self._round = 0
         self._aside: dict[str, str] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -71,12 +73,14 @@ class Federation:
         for number in [*earlier, *own]:
             record = self._registry.rounds.find(self._name, number)
             if record is None or not record.state.final:
+                self._exchange.sent.clear()
                 self.reconcile()
                 self._seconds.clear()
                 if damage := self._damage_of(number):
                     self._fail(number, {"*": damage})
                 else:
                     yield number
+        self._seen.forget_all()  # the last look of a run is at every site
         self.reconcile()
         self._emit("run.finished", head=str(self._registry.aliases(self._name).get(HEAD, "none")))
 
@@ -85,8 +89,9 @@ class Federation:
         grace_s = self._config.grace_seconds
         ask_s = min(ASK_S, grace_s) if self._config.rounds else grace_s
         found = reconcile(
-            self._exchange, self._registry, self._keys, self._name, kin=self._quorum.kin, ask_s=ask_s, grace_s=grace_s
-        )
+            self._exchange, self._registry, self._keys, self._name, self._seen, kin=self._quorum.kin, ask_s=ask_s,
+            grace_s=grace_s,
+        )  # fmt: skip
         aside = {**found.kept, **found.missed} if found else {}
         if found and (found.brought or aside != self._aside or not self._config.rounds):
             self._emit("fleet.reconciled", **asdict(found))
@@ -126,6 +131,7 @@ class Federation:
         result = self._training.run(number, head, self._quorum.kin)
         wall = self._exchange.clock() - started
         self._time_training(result, wall)
+        self._seen.forget(result.left_out)
         result.left_out = {**self._exchange.roster.troubles, **result.left_out}
         self._emit("round.trained", round=number, seconds=round(wall, 3), left_out=result.left_out)
         if result.admitted < self._config.quorum or not result.aggregate.tensors:
@@ -172,6 +178,8 @@ class Federation:
             tell=partial(self._emit, round=number, version=version.version),
         )  # fmt: skip
         self._seconds["promote"] += self._exchange.clock() - started
+        self._seen.note(promotion.sites, str(version.ref))
+        self._seen.forget({**promotion.left_out, **promotion.went_back})
         missed = {site: f"accepted, but not promoted: {reason}" for site, reason in promotion.left_out.items()}
         reach(Point.SITES_PROMOTED)
         if not promotion.stopped:
@@ -193,6 +201,7 @@ class Federation:
         """Unload a version at the sites, rolled back where it may be `answering` users; no alias moves."""
         started = self._exchange.clock()
         answering = {*answering, *judgement.answering}
+        self._seen.forget(answering)
         self._rollout.discard(version.ref, set(judgement.reasons), answering=answering)
         self._seconds["promote"] += self._exchange.clock() - started
         reach(Point.SITES_DISCARDED)
@@ -227,6 +236,8 @@ class Federation:
         return version
 
     def _tell(self, site: str, report: RoundReport, staleness: int) -> None:
+        if site not in self._seen.at(report.live):
+            self._seen.forget({site})
         fields = json.loads(report.model_dump_json())  # NaN becomes a string, as JSON needs
         self._emit("site.trained", round=self._round, site=site, staleness=staleness, **fields)
 
@@ -252,7 +263,10 @@ class Federation:
         self._registry.rounds.record(self._name, number, self._run_id, state, reasons=reasons)
 
     def _done(self, event: str, number: int, **fields: object) -> None:
-        self._emit(event, round=number, **fields, seconds={part: round(s, 3) for part, s in self._seconds.items()})
+        nodes = {site: self._exchange.roster.node_of(site) for site in sorted(self._exchange.roster.sites)}
+        messages = {site: self._exchange.sent[node] for site, node in nodes.items() if node is not None}
+        seconds = {part: round(s, 3) for part, s in self._seconds.items()}
+        self._emit(event, round=number, **fields, seconds=seconds, messages=messages)
 
     def _emit(self, event: str, **fields: object) -> None:
         self._events.emit(event, run_id=self._run_id, adapter=self._name, **fields)

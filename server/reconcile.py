@@ -14,6 +14,7 @@ from server.exchange import Exchange
 from server.keyring import Keyring
 from server.registry.registry import LIVE, AdapterRegistry
 from server.rollout import for_site
+from server.seen_live import SeenLive
 from strategies.adapter import Adapter
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.messages import Hello, Restored
@@ -32,7 +33,7 @@ class Reconciled:
     live: str
     """The version that should be live at every site."""
     already: tuple[str, ...] = ()
-    """Sites where it was live before."""
+    """Sites where it was live before, or was seen to be."""
     brought: dict[str, str] = field(default_factory=dict)
     """Site that was changed → version that was live there before; "base" for the base."""
     kept: dict[str, str] = field(default_factory=dict)
@@ -42,10 +43,12 @@ class Reconciled:
 
 
 def reconcile(
-    exchange: Exchange, registry: AdapterRegistry, keys: Keyring, name: str, *, ask_s: float, grace_s: float,
-    kin: str = "",
+    exchange: Exchange, registry: AdapterRegistry, keys: Keyring, name: str, seen: SeenLive, *, ask_s: float,
+    grace_s: float, kin: str = "",
 ) -> Reconciled | None:  # fmt: skip
     """Bring the sites that are online to the registry's `live`; return None while there is none.
+
+    Sites that were `seen` to serve it are not asked; `seen` learns of the others.
 
     A site where the version of a round under way is live is left to that round. Sites have `ask_s` seconds to say which
     version is live, and `grace_s` seconds to follow. `kin` is what the bases have in common that may serve it, in a run
@@ -57,9 +60,10 @@ def reconcile(
     target = str(wanted) if wanted.version else None  # v0 is untrained and changes nothing: the base stands for it
     some, all_of_them = exchange.clock() + grace_s, exchange.clock() + ask_s
     exchange.gather(lambda sites: exchange.roster.settled or bool(sites and exchange.clock() >= all_of_them), some)
+    known = seen.at(target)
     asked = exchange.converse(
         lambda site, _: dialogues.hello(site, name, keys), exchange.clock() + ask_s, group="reconcile",
-        sites=exchange.roster.sites.keys(),
+        sites=exchange.roster.sites.keys() - known,
     )  # fmt: skip
     open_rounds = _under_way(registry, name)
     apart = {
@@ -78,9 +82,11 @@ def reconcile(
         sites=(outcome.left_out.keys() - outcome.late) & pushed,
     )  # fmt: skip
     kept = dict.fromkeys(against, f"it has rejected {wanted}, or went back from it by itself")
+    already = known | {site for site, hello in asked.answers.items() if hello.live == target}
+    seen.note(already | outcome.answers.keys(), target)
     return Reconciled(
         str(wanted),
-        already=tuple(sorted(site for site, hello in asked.answers.items() if hello.live == target)),
+        already=tuple(sorted(already)),
         brought={site: apart[site].live or "base" for site in sorted(outcome.answers)},
         kept=kept | {site: outcome.left_out[site] for site in sorted(refusing)},
         missed=asked.left_out | {site: outcome.left_out[site] for site in sorted(failing)},

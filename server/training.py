@@ -163,14 +163,15 @@ class Training:
         name = self._config.adapter
         self._asked.add(site)
         fold.sites = max(fold.sites, len(self._asked))
-        given = self._late.get(site)
+        given, reply = self._late.get(site), None
         if given is None:
             given = _Given(self._order(hello, number, head, parent), head)
-            yield from dialogues.submit(self._orders.signed(given.order), parent.at_rank(given.order.plan.rank).blob)
+            weights = parent.at_rank(given.order.plan.rank).blob
+            reply = yield from dialogues.submit(self._orders.signed(given.order), weights)
         self._given[site] = given
         kin = kin_of(hello.fingerprint, hello.kin)
         base = head.base if self._kin and kin == self._kin else hello.fingerprint.digest
-        update = yield from dialogues.collect(site, base, name, given.order)
+        update = yield from dialogues.collect(site, base, name, given.order, reply)
         self._orders.require(site, given.order, update.report)
         began, staleness = self._exchange.clock(), self._staleness(given)
         fold.add(update, staleness)

@@ -16,12 +16,12 @@ class UpdateStatement(Message):
     order: RoundOrder
     """The order that was carried out: run, round, parent, base, plan and nonce."""
     report: RoundReport
-    """The result: the update's digest and the counts, without the signature."""
+    """The result: the update's digest and the counts, without the signature and the version that is live by then."""
 
     @classmethod
     def of(cls, site: str, order: RoundOrder, report: RoundReport) -> Self:
-        """Build the statement; the report's signature is left out."""
-        return cls(site=site, order=order, report=report.model_copy(update={"signature": ""}))
+        """Build the statement; the report's signature and live version are left out."""
+        return cls(site=site, order=order, report=report.model_copy(update={"signature": "", "live": None}))
 
 
 class HelloStatement(Message):

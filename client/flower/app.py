@@ -47,9 +47,10 @@ _PATH = re.compile(r"[A-Za-z0-9@/_-]+")
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 """Seconds. The daemon answers within WAIT; a minute covers the upload of a large adapter to a busy disk."""
 
-WAIT = {"wait": "3"}
-"""Seconds that the daemon may hold a question about unfinished work. Each message costs the site a process start, and a
-SuperNode takes the next message only after this one: a short wait saves some, and delays others little."""
+WAIT = {"wait": "20"}
+"""Seconds that the daemon may hold a question about unfinished work. Each message costs the site a process start, so a
+round whose training and probe end by then costs three. The daemon holds it for less where several federations share the
+SuperNode, which takes the next message only after this one."""
 
 app = ClientApp()
 
@@ -90,12 +91,13 @@ def hello(site: httpx.Client, content: RecordDict) -> RecordDict:
 @app.train("submit")
 @_answers
 def submit(site: httpx.Client, content: RecordDict) -> RecordDict:
-    """Start a round, or find it again by its key."""
+    """Start a round, or find it again by its key; answer when it has ended, or after WAIT."""
     asked = _body(content, Submit)
     order = base64.b64encode(asked.order.model_dump_json().encode()).decode()
     path, headers = f"/adapters/{asked.adapter}/rounds/{asked.order.key}", {"x-umbel-order": order}
     headers["x-umbel-signature"] = asked.signature
-    return _records(_call(site, RoundReport, "POST", path, _adapter(content), headers))
+    report = _call(site, RoundReport, "POST", path, _adapter(content), headers, WAIT)
+    return _round(site, path, report, fetch=asked.fetch)
 
 
 @app.query("collect")
@@ -107,25 +109,19 @@ def collect(site: httpx.Client, content: RecordDict) -> RecordDict:
         return _records(_call(site, ShadowReport, "GET", f"/adapters/{_ref(content)}/shadow", params=params))
     asked = _body(content, RoundQuery)
     path = f"/adapters/{asked.adapter}/rounds/{asked.key}"
-    report = _call(site, RoundReport, "GET", path, params=WAIT)
-    if not asked.fetch or report.state is not JobState.DONE:
-        return _records(report)
-    records = _records(report, _send(site, "GET", f"{path}/update").content)
-    records["metrics"] = MetricRecord(
-        {"num-examples": report.num_examples, "num-loss-tokens": report.num_loss_tokens, "loss-sum": report.loss_sum}
-    )
-    return records
+    return _round(site, path, _call(site, RoundReport, "GET", path, params=WAIT), fetch=asked.fetch)
 
 
 @app.query("shadow")
 @_answers
 def shadow(site: httpx.Client, content: RecordDict) -> RecordDict:
-    """Have a version loaded beside the live one and measured."""
+    """Have a version loaded beside the live one and measured; answer when it is judged, or after WAIT."""
     asked = _body(content, Shadow)
     manifest = base64.b64encode(asked.manifest.model_dump_json().encode()).decode()
     path = f"/adapters/{asked.manifest.name}/shadow"
     headers = {"x-umbel-manifest": manifest, "x-umbel-signature": asked.signature}
-    return _records(_call(site, ShadowReport, "POST", path, _adapter(content), headers, {"nonce": asked.nonce}))
+    params = {**WAIT, "nonce": asked.nonce}
+    return _records(_call(site, ShadowReport, "POST", path, _adapter(content), headers, params))
 
 
 @app.query("promote")
@@ -158,6 +154,17 @@ def restore(site: httpx.Client, content: RecordDict) -> RecordDict:
     asked = _body(content, Restore)
     wanted = {"ref": asked.ref} if asked.ref else None
     return _records(_call(site, Restored, "POST", f"/adapters/{asked.adapter}/restore", params=wanted))
+
+
+def _round(site: httpx.Client, path: str, report: RoundReport, *, fetch: bool) -> RecordDict:
+    """Answer with a round's report, and to `fetch` with the update of one that is done."""
+    if not fetch or report.state is not JobState.DONE:
+        return _records(report)
+    records = _records(report, _send(site, "GET", f"{path}/update").content)
+    records["metrics"] = MetricRecord(
+        {"num-examples": report.num_examples, "num-loss-tokens": report.num_loss_tokens, "loss-sum": report.loss_sum}
+    )
+    return records
 
 
 def _site(context: Context) -> httpx.Client:

@@ -32,6 +32,9 @@ END_S = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 HOST, PORT = "127.0.0.1", "9094"
 """Flower's defaults: where a SuperNode answers its ClientApps."""
+DEFAULTS = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+"""Environment of the SuperNode where the operator's has no other value: seconds between two looks for a message that
+waits for its ClientApp, 1 by Flower's default."""
 CLIENT_APP = b"flwr-clientapp"
 TAKEN = b"Receiving: "
 ANSWERED = (b"Sent successfully", b"Ignoring", b"Failed to", b"error reply")
@@ -139,7 +142,7 @@ async def run(command: Sequence[str]) -> int:
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     while True:
         node = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=DEFAULTS | os.environ
         )
         watch = Watch()
         listening = asyncio.create_task(_listen(node, watch))

@@ -198,7 +198,7 @@ class Flower:
         home.mkdir(parents=True, exist_ok=True)
         return {
             "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2", "PATH": f"{FLOWER_BIN}:{os.environ['PATH']}",
+            "PATH": f"{FLOWER_BIN}:{os.environ['PATH']}",
         }  # fmt: skip
 
     def _healthy(self) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
+from client import control
 from client.adapter_bodies import AdapterBodies
 from client.control import GROUP, OPERATOR, group_api, operator_api
 from client.keys import SiteKeys
@@ -18,7 +19,7 @@ from serving.user_example import Example
 from tests.toys.deployment import BASE, SHAPES, Deployment, adapter, manifest_of
 from tests.toys.schema import answers
 from umbel.errors import NotFound
-from umbel.messages import Hello, JobState, RoundReport
+from umbel.messages import Hello, JobState, RoundOrder, RoundReport, TrainPlan
 
 HELLO = Hello(
     site="clinic-a", adapter="support", fingerprint=BASE, shapes=SHAPES, dtype="float32", max_lora_rank=4,
@@ -96,6 +97,8 @@ def test_no_request_is_answered_with_a_server_error(tmp_path: Path) -> None:
     parts: Any = SimpleNamespace(
         config=site.config,
         tenant=site.tenant,
+        tenants=site.config.adapters,
+        live=lambda adapter: None,
         hello=lambda adapter: HELLO,
         bodies=AdapterBodies(1 << 20),
         status=status,
@@ -125,24 +128,46 @@ class Growing:
 
     def __init__(self, looks: int) -> None:
         self.looks = looks
+        self.parents: list[bytes] = []
+
+    def submit(self, order: RoundOrder, parent: bytes, signature: str) -> None:
+        self.parents.append(parent)
+
+    async def supersede(self, order: RoundOrder) -> None:
+        pass
 
     def report(self, key: str) -> RoundReport:
         self.looks -= 1
         return RoundReport(key=key, state=JobState.RUNNING if self.looks > 0 else JobState.DONE, parent="p")
 
 
-def asked(jobs: Growing, wait: str, *, stopping: bool = False) -> httpx.Response:
-    """GET a round's report, with `wait`, as the ClientApp does."""
-    tenants = {"support": SimpleNamespace(jobs=jobs)}
-    config = SimpleNamespace(site=SimpleNamespace(name="clinic-a"))
-    parts: Any = SimpleNamespace(tenant=tenants.__getitem__, stopping=stopping, config=config)
+def asked(
+    jobs: Growing, wait: str, *, order: RoundOrder | None = None, stopping: bool = False, tenants: int = 1
+) -> httpx.Response:
+    """GET a round's report, or POST its order, with `wait`, as the ClientApp does."""
+    keys = SimpleNamespace(require=lambda document, signature: None)
+    support = SimpleNamespace(jobs=jobs, keys=keys)
+    parts: Any = SimpleNamespace(
+        tenant={"support": support}.__getitem__, tenants=(support,) * tenants, stopping=stopping,
+        live=lambda adapter: f"{adapter}@v7", bodies=AdapterBodies(1 << 20),
+        config=SimpleNamespace(site=SimpleNamespace(name="clinic-a")),
+    )  # fmt: skip
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(group_api(parts))
         async with httpx.AsyncClient(transport=transport, base_url="http://site") as http:
-            return await http.get("/adapters/support/rounds/k", params={"wait": wait})
+            if order is None:
+                return await http.get("/adapters/support/rounds/k", params={"wait": wait})
+            said = base64.b64encode(order.model_dump_json().encode()).decode()
+            return await http.post(
+                "/adapters/support/rounds/k", params={"wait": wait}, headers={"x-umbel-order": said}, content=b"parent"
+            )
 
     return asyncio.run(ask())
+
+
+def order(seconds: float) -> RoundOrder:
+    return RoundOrder(key="k", base="b", parent="p", round=1, plan=TrainPlan(rank=2, steps=3, seconds=seconds))
 
 
 def test_a_caller_who_waits_is_answered_when_the_round_ends() -> None:
@@ -155,6 +180,25 @@ def test_a_caller_who_does_not_wait_gets_the_report_as_it_is() -> None:
     jobs = Growing(looks=4)
     assert asked(jobs, "0").json()["state"] == "running"
     assert jobs.looks == 3
+
+
+def test_who_gives_an_order_is_answered_when_the_round_ends_with_the_version_that_is_live() -> None:
+    jobs = Growing(looks=4)
+    report = asked(jobs, "20", order=order(seconds=20)).json()
+    assert (report["state"], report["live"], jobs.looks, jobs.parents) == ("done", "support@v7", 0, [b"parent"])
+
+
+@pytest.mark.parametrize(
+    ("how", "looks"),
+    [({"order": order(seconds=0.3)}, 3), ({"tenants": 2}, 5), ({"tenants": 2, "order": order(seconds=60)}, 5)],
+)
+def test_an_order_is_held_no_longer_than_its_round_and_nothing_for_long_where_federations_share_the_site(
+    how: dict[str, Any], looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "SHARED_WAIT_S", 0.5)
+    jobs = Growing(looks=10**9)
+    assert asked(jobs, "20", **how).json()["state"] == "running"
+    assert 1 < 10**9 - jobs.looks <= looks + 1, "one look every tenth of a second"
 
 
 def test_nobody_is_kept_waiting_by_a_site_that_stops() -> None:

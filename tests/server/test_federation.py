@@ -47,10 +47,43 @@ def test_events_tell_each_round_and_its_seconds(world: World) -> None:
                  "round.promoted"]  # fmt: skip
     assert names == ["run.started", *one_round, *one_round, "run.finished"]
     done = [event for event in world.events if event["event"] == "round.promoted"]
+    assert done[0]["messages"] == {"a": 8, "b": 8}
     assert set(done[0]["seconds"]) == {"train", "transfer", "aggregate", "load", "probe", "promote"}
     assert done[0]["seconds"]["train"] == 1.0
     trained = next(event for event in world.events if event["event"] == "site.trained")
     assert (trained["site"], trained["steps"], trained["round"]) == ("a", 4, 1)
+
+
+def test_a_round_that_is_over_while_its_orders_are_held_costs_three_messages(world: World) -> None:
+    for site in world.sites.values():
+        site.polls = -1
+    world.start(rounds=3)
+    first, *others = [event["messages"] for event in world.told("round.promoted")]
+    assert first == {"a": 4, "b": 4}, "with the hello of a new node"
+    assert others == [{"a": 3, "b": 3}] * 2
+    sent = [kind for node, kind in world.grid.pushed if node == 1]
+    assert sent == ["query.hello", *["train.submit", "query.shadow", "query.promote"] * 3, "query.hello"]
+
+
+def test_a_site_that_says_with_its_update_that_it_went_back_is_asked_before_the_next_round(world: World) -> None:
+    for site in world.sites.values():
+        site.polls = -1
+    site = world.sites["b"]
+    went_back = []
+
+    def hurt(tensors: peft_dir.Tensors) -> peft_dir.Tensors:
+        if site.live == "support@v1" and not went_back:
+            went_back.append(site.roll_back())
+            site.accepts = False
+        return tensors
+
+    site.hurt = hurt
+    world.start(rounds=3, quorum=1)
+    assert went_back
+    assert world.told("fleet.reconciled")[0]["kept"]["b"].startswith("it has rejected support@v2")
+    hellos = [node for node, kind in world.grid.pushed if kind == "query.hello"]
+    assert hellos.count(1) == 2, "at the first and at the last look"
+    assert hellos.count(2) == 3
 
 
 def test_a_version_that_no_quorum_accepts_moves_nothing_and_says_why(world: World) -> None:

@@ -184,6 +184,8 @@ class Deployment:
             keys=self.deployer._keys,
             bodies=AdapterBodies(1 << 20),
             serve_only=self.serve_only,
+            tenants=self.config.adapters,
+            stopping=False,
         )
         api = operator_api(site) if operator else group_api(site)
         return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://site")

@@ -48,7 +48,7 @@ class ToySite:
         self.step = step
         """Added to every element of B by training."""
         self.polls = polls
-        """Questions about a round or a probe before it is done."""
+        """Questions about a round or a probe before it is done; -1: done when the order is answered."""
         self.base = BASE
         self.shapes = SHAPES
         self.max_lora_rank = 16
@@ -61,6 +61,8 @@ class ToySite:
         self.fail_with: tuple[int, str] | None = None
         self.nonsense = False
         self.calls: list[tuple[str, str]] = []
+        self.waits: list[tuple[str, str]] = []
+        """(path, seconds) of the calls that asked to be held."""
         self.live: str | None = None
         self.previous: str | None = None
         self.went_back_from: list[str] = []
@@ -126,7 +128,7 @@ class ToySite:
         self._asked[key] = self._asked.get(key, 0) + asked
         order = self.orders[key]
         if self._asked[key] <= self.polls:
-            return RoundReport(key=key, state=JobState.RUNNING, parent=order.parent)
+            return RoundReport(key=key, state=JobState.RUNNING, parent=order.parent, live=self.live)
         done = RoundReport(
             key=key, state=JobState.DONE, parent=order.parent, steps=self.steps or order.plan.steps, num_examples=8,
             num_loss_tokens=self.tokens, held_examples=self.held, held_loss_tokens=10 * self.held,
@@ -136,7 +138,7 @@ class ToySite:
         if self.key is not None:
             signature = signing.sign(self.key, UpdateStatement.of(self.name, order, done))
             done = done.model_copy(update={"signature": signature})
-        return self.tamper(done)
+        return self.tamper(done.model_copy(update={"live": self.live}))
 
     def parent(self, round: int) -> bytes:
         """Return the parent that it received in a round."""
@@ -245,6 +247,8 @@ class ToySite:
         asked = dict(parse_qsl(query))
         nonce = asked.get("nonce", "")
         self.calls.append((method, path))
+        if "wait" in asked:
+            self.waits.append((path, asked["wait"]))
         if self.fail_with is not None:
             return self.fail_with
         match [method, *path.strip("/").split("/")]:

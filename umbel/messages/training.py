@@ -11,7 +11,7 @@ from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Posi
 
 from umbel.adapter import AdapterName, Personal
 from umbel.base.origin import SIGNATURE, Kin
-from umbel.messages.message import NONCE, Message, Seconds
+from umbel.messages.message import NONCE, Message, Seconds, VersionName
 from umbel.printable import Reason
 
 RoundKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
@@ -109,6 +109,8 @@ class RoundReport(Message):
     error: Reason = ""
     signature: str = Field(default="", pattern=SIGNATURE)
     """Of an UpdateStatement (umbel/statements.py); empty while there is no update, and where the site has no key."""
+    live: VersionName | None = None
+    """The version that answers users now, which the signature leaves out; None while the base does."""
 
 
 class Submit(Message):
@@ -118,6 +120,8 @@ class Submit(Message):
     order: RoundOrder
     signature: str = Field(default="", pattern=SIGNATURE)
     """The centre's signature of adapter and order; empty where it does not sign."""
+    fetch: bool = False
+    """True to send the update along, if the round ends while the site holds the question; not signed."""
 
 
 class RoundQuery(Message):

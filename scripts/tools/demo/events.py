@@ -52,6 +52,7 @@ def round_row(event: dict[str, Any]) -> dict[str, Any]:
     """Return a row of the rounds' table from the event that ended a round."""
     return {
         "round": event["round"], "end": ENDS[event["event"]], "seconds": event.get("seconds", {}),
+        "messages": event.get("messages", {}),
         "reasons": event.get("reasons", {}),
     }  # fmt: skip
 

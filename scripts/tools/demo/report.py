@@ -83,11 +83,12 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
             users.add_row(*lead, f"{'no' if first else 'yes'} ({times['answers']})", *cells)
     console.print(users)
 
-    rounds = Table(title="rounds, seconds")
+    rounds = Table(title="rounds: seconds, and Flower messages of a site")
     parts = ("train", "transfer", "aggregate", "load", "probe", "promote")
-    for column in ("round", "end", *parts):
+    for column in ("round", "end", *parts, "messages"):
         rounds.add_column(column, justify="right")
     for row in summary["rounds"]:
-        rounds.add_row(str(row["round"]), row["end"], *(f"{row['seconds'].get(part, 0.0):.1f}" for part in parts))
+        seconds = (f"{row['seconds'].get(part, 0.0):.1f}" for part in parts)
+        rounds.add_row(str(row["round"]), row["end"], *seconds, str(max(row["messages"].values(), default=0)))
     console.print(rounds)
     show_answers(summary["answers"], console)

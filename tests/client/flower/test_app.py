@@ -86,6 +86,17 @@ def test_a_round_is_submitted_twice_collected_and_comes_with_its_update(site: To
     assert done["metrics"]["num-loss-tokens"] == report.num_loss_tokens == 100
 
 
+def test_a_round_that_ends_while_its_order_is_held_costs_one_message(site: ToySite) -> None:
+    site.polls = -1
+    parent = initial(site)
+    submit = Submit(adapter="support", order=order(site, parent))
+    assert unpack_adapter(ask("train.submit", submit, site.socket, parent)) is None, "only who fetches it gets it"
+    done = ask("train.submit", submit.model_copy(update={"fetch": True}), site.socket, parent)
+    assert unpack(done, RoundReport).state is JobState.DONE
+    assert unpack_adapter(done) == site.update(submit.order.key)
+    assert {wait for _, wait in site.waits} == {"20"}
+
+
 def test_a_version_is_shadowed_promoted_rolled_back_and_restored(site: ToySite) -> None:
     blob = initial(site)
     manifest = AdapterManifest(

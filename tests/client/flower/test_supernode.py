@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from flwr.supercore.constant import SUPERNODE_UVICORN_DEFAULT_PORT, UVICORN_DEFAULT_HOST
+from flwr.supercore.superexec.run_superexec import _TASK_POLL_INTERVAL_ENV as INTERVAL_S
 
 from client.flower import supernode
 from client.flower.supernode import PATIENCE_S, Watch, command, run
@@ -70,6 +71,19 @@ def test_one_that_waits_for_ever_is_started_anew_and_its_own_end_is_the_end(
     status = asyncio.run(run([sys.executable, "-c", WAITS_ONCE, str(runs)]))
     assert (status, runs.read_text()) == (7, "xx")
     assert capfdbinary.readouterr().out.count(b"Receiving: ") == 2
+
+
+@pytest.mark.parametrize("set_to", ["", "0.7"])
+def test_a_message_reaches_its_clientapp_soon_unless_the_operator_says_otherwise(
+    set_to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(INTERVAL_S, raising=False)
+    if set_to:
+        monkeypatch.setenv(INTERVAL_S, set_to)
+    told = tmp_path / "told"
+    code = f"import os, pathlib; pathlib.Path({str(told)!r}).write_text(os.environ[{INTERVAL_S!r}])"
+    assert asyncio.run(run([sys.executable, "-c", code])) == 0
+    assert told.read_text() == (set_to or "0.2")
 
 
 def test_a_signal_ends_it_with_what_it_started(tmp_path: Path) -> None:

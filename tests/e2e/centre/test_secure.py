@@ -34,7 +34,7 @@ PATH = f"{FLOWER_BIN}:{os.environ['PATH']}:/usr/sbin"
 NGINX = shutil.which("nginx", path=PATH)
 ENVIRONMENT = {
     "PATH": PATH, "PYTHONPATH": str(REPOSITORY), "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
 }  # fmt: skip
 SITES = ("clinic-a", "clinic-b")
 SETTINGS = "rounds=1 quorum=1 rank=2 steps=4 round-seconds=20.0 straggler-seconds=0.0"

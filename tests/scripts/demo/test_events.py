@@ -61,8 +61,8 @@ def test_a_probes_row_has_the_loss_per_token_of_each_role_that_was_measured() ->
 
 @pytest.mark.parametrize("kind", ENDS)
 def test_a_rounds_row_says_how_it_ended(kind: str) -> None:
-    row = round_row({"event": kind, "round": 1, "seconds": {"train": 2.0}})
-    assert row == {"round": 1, "end": ENDS[kind], "seconds": {"train": 2.0}, "reasons": {}}
+    row = round_row({"event": kind, "round": 1, "seconds": {"train": 2.0}, "messages": {"a": 3}})
+    assert row == {"round": 1, "end": ENDS[kind], "seconds": {"train": 2.0}, "messages": {"a": 3}, "reasons": {}}
 
 
 def test_a_demo_that_kept_its_promises_has_nothing_to_tell() -> None:

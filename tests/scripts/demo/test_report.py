@@ -20,7 +20,7 @@ SUMMARY: dict[str, Any] = {
     "probes": [{"round": 1, "version": "support@v1", "site": "clinic-a", "base": 6.3, "shadow": 3.4, "verdict": "yes"}],
     "users": {"clinic-a": {"requests": 8, "failed": 0, "answers_by_version": {"base": 3, "support@v1": 5},
                            "without_training": TIMES, "with_training": {"answers": 4}}},
-    "rounds": [{"round": 1, "end": "promoted", "seconds": {"train": 37.04}}],
+    "rounds": [{"round": 1, "end": "promoted", "seconds": {"train": 37.04}, "messages": {"a": 3}}],
     "answers": {"clinic-a": [{"question": "Where is Dr. Ostrik?", "right": "Room 108", "base": "I do not know.",
                               "adapter": "Room 108", "version": "support@v1"}]},
 }  # fmt: skip
