@@ -35,6 +35,8 @@ HOST, PORT = "127.0.0.1", "9094"
 DEFAULTS = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 """Environment of the SuperNode where the operator's has no other value: seconds between two looks for a message that
 waits for its ClientApp, 1 by Flower's default."""
+NODE = "client.flower.node"
+"""The module that runs `flower-supernode`."""
 CLIENT_APP = b"flwr-clientapp"
 TAKEN = b"Receiving: "
 ANSWERED = (b"Sent successfully", b"Ignoring", b"Failed to", b"error reply")
@@ -91,7 +93,7 @@ def command(config: SiteConfig, arguments: Sequence[str]) -> list[str]:
     program = Path(sys.executable).with_name("flower-supernode")
     if not program.exists():
         raise ConfigError(f"{program} does not exist; this command belongs to Flower's environment, umbel[server]")
-    return [str(program), *arguments, "--node-config", f'socket="{config.socket}"']
+    return [sys.executable, "-P", "-m", NODE, *arguments, "--node-config", f'socket="{config.socket}"']
 
 
 class _Arguments(argparse.ArgumentParser):
