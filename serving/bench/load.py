@@ -75,7 +75,7 @@ class Client:
         return list(await asyncio.gather(*tasks))
 
     async def _send(self, arrival: Arrival, prompt: list[int], began: float, end: float) -> Outcome:
-        await asyncio.sleep(began + arrival.at - time.perf_counter())
+        await sleep_until(began + arrival.at)
         body = {
             "model": self._model, "prompt": prompt, "max_tokens": arrival.output, "temperature": 0.0,
             "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
@@ -93,6 +93,16 @@ class Client:
 
     async def close(self) -> None:
         await self._http.close()
+
+
+async def sleep_until(at: float) -> None:
+    """Sleep until `at` on the clock of `perf_counter`, and never less.
+
+    A timer of uvloop, which SGLang chooses for its processes, counts from the begin of the loop's turn and may end early.
+    """
+    await asyncio.sleep(0)
+    while (left := at - time.perf_counter()) > 0:
+        await asyncio.sleep(left)
 
 
 async def _follow(reply: aiohttp.ClientResponse, outcome: Outcome, began: float) -> Outcome:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.bench.load import Client, Outcome
+from serving.bench.load import Client, Outcome, sleep_until
 from serving.bench.metrics import Block, Request, Setting, Spent, attainment
 from serving.bench.plan import (
     SAME_SETTING,
@@ -174,7 +174,7 @@ class Run:
         load = asyncio.create_task(self.bed.client.run(arrivals, next(self.seeds), DRAIN_S, began))
         training = asyncio.create_task(rounds.run(most_steps))
         with self.bed.use() as use:
-            await asyncio.sleep(began + window - time.perf_counter())
+            await sleep_until(began + window)
         after = await self.bed.trainer.status()
         training.cancel()
         (ended,) = await asyncio.gather(training, return_exceptions=True)

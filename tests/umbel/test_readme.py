@@ -126,7 +126,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "The mean is exact": (
         "strategies/test_exact.py::test_the_mean_is_exact_to_its_certificate_in_every_order_and_gauge",
         "strategies/test_certificate.py::test_the_certificate_is_the_dense_error_of_what_is_published",
-        "server/test_memory.py::test_two_hundred_sites_take_no_more_memory_than_eight",
+        "server/test_memory.py::test_eighty_sites_take_no_more_memory_than_eight",
         "strategies/test_steps.py::test_a_site_that_is_stopped_at_half_its_steps_pulls_as_hard_as_the_other",
     ),
     "no GPU has run umbel yet": (

@@ -21,6 +21,7 @@ from scripts.tools.processes import ENGINE_BIN, Processes, end_as_ctrl_c
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import LENIENT, TrialSite, random_adapter
 from serving.bench.intervals import resampled
+from serving.bench.load import sleep_until
 from umbel.adapter import AdapterRef
 
 CYCLE_S, CALM_S, FLIP_S, AFTER_S = 20.0, 5.0, 12.0, 5.0
@@ -104,7 +105,7 @@ async def swap(site: Site, swaps: Swaps, end: float) -> None:
             loading = time.perf_counter()
             ref = await asyncio.to_thread(site.load, version)
             swaps.loads.append((loading, time.perf_counter()))
-        await asyncio.sleep(begin + FLIP_S - time.perf_counter())
+        await sleep_until(begin + FLIP_S)
         swaps.flips.append(time.perf_counter())
         if promotes:
             (await asyncio.to_thread(site.promote, ref)).raise_for_status()
@@ -112,7 +113,7 @@ async def swap(site: Site, swaps: Swaps, end: float) -> None:
         else:
             (await asyncio.to_thread(site.roll_back)).raise_for_status()
             swaps.roll_backs += 1
-        await asyncio.sleep(begin + CYCLE_S - time.perf_counter())
+        await sleep_until(begin + CYCLE_S)
 
 
 async def sample(site: Site, swaps: Swaps, end: float) -> None:

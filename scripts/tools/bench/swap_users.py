@@ -11,6 +11,8 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from serving.bench.load import sleep_until
+
 MIX = {"stream": 0.5, "long": 0.12, "several": 0.1, "abort": 0.1, "too long": 0.06, "bad json": 0.06, "no model": 0.06}
 """Kind of request → its share."""
 GOOD = ("stream", "long", "several")
@@ -60,7 +62,7 @@ class Users:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(self.url, connector=connector, timeout=timeout) as http:
             while (due := due + rng.exponential(1 / self.rate)) < until:
-                await asyncio.sleep(due - time.perf_counter())
+                await sleep_until(due)
                 kind = str(rng.choice(list(MIX), p=list(MIX.values())))
                 task = asyncio.create_task(self._send(http, kind, PROMPTS[rng.integers(len(PROMPTS))], due))
                 tasks.add(task)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from serving.bench.load import Client, Outcome
+from serving.bench.load import Client, Outcome, sleep_until
 from serving.bench.trace import Arrival
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -147,3 +147,15 @@ def test_another_seed_draws_other_prompts_of_the_same_lengths() -> None:
     asyncio.run(run())
     assert [len(prompt) for prompt in prompts] == [12, 12, 12]
     assert prompts[0] == prompts[2] != prompts[1]
+
+
+def test_no_request_is_sent_before_it_is_due_on_a_loop_whose_timers_end_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: whole(seconds / 2))  # uvloop's do, by a millisecond
+
+    async def slept() -> float:
+        due = time.perf_counter() + 0.01
+        await sleep_until(due)
+        return time.perf_counter() - due
+
+    assert asyncio.run(slept()) >= 0
