@@ -43,7 +43,7 @@ def take_in(
     shapes = linear_shapes(base, target_modules)
     found = peft_import.read(directory, shapes, LARGEST_RANK, target_modules, np.random.default_rng(SEED))
     blob = peft_dir.encode(found.tensors)
-    with run_lock.exclusive(registry.root, name, 0.0):
+    with run_lock.exclusive(registry.root, name, run_lock.POLL_S):  # `under_way` holds it for a moment
         _require_new(registry, name, peft_dir.digest(blob))
         fingerprint = BaseFingerprint.of(base)
         origin = None if fingerprint.dense else BaseOrigin.read(base, fingerprint)
