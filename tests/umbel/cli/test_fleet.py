@@ -61,8 +61,8 @@ def test_every_adapter_is_listed_with_its_own_round_and_run(root: Path) -> None:
         assert [row["under_way"] for row in json.loads("".join(said(root, "--json")))] == [True, False, False]
     assert said(root, "--adapter", "support") == [*lines[1:3], "  a: worse"]
     assert json.loads("".join(said(root, "--json", "--adapter", "triage"))) == [{
-        "adapter": "triage", "damage": None, "live": None, "head": "triage@v0", "shadow": None, "under_way": False, "round": None,
-        "state": None, "at": None, "sites": {}, "reasons": {},
+        "adapter": "triage", "damage": None, "live": None, "head": "triage@v0", "shadow": None, "under_way": False,
+        "round": None, "state": None, "at": None, "sites": {}, "reasons": {},
     }]  # fmt: skip
     publish(registry, 4)
     assert said(root)[1] == "support: support@v2 is live, support@v4 is being judged"
