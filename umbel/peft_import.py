@@ -83,7 +83,10 @@ def read(
 def look(path: Path, shapes: peft_dir.Shapes, max_rank: int, target_modules: tuple[str, ...]) -> int:
     """Check a PEFT directory by its settings and the header of its weights; return its rank. Raises as `read` does."""
     _, weights, settings = _checked(path, shapes, max_rank, target_modules)
-    return max(_ranks(_header(weights, path), settings, shapes, max_rank, target_modules).values())
+    ranks = _ranks(_header(weights, path), settings, shapes, max_rank, target_modules)
+    for module in ranks:
+        settings.scaling(module)  # its patterns have to come to an end, too
+    return max(ranks.values())
 
 
 def _checked(
