@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from umbel import peft_child, peft_dir, peft_import
 from umbel.adapter import ServedRef
+from umbel.errors import AdapterError
 
 LIMIT_S = 120.0
 """Seconds that reading and writing an adapter may take."""
@@ -40,7 +41,13 @@ def make(order: Order) -> Made:
 def made(order: Order) -> Made:
     """Read, round and write an adapter; what is there already stays. Raises AdapterError, or OSError of the disk."""
     found = peft_import.read(order.path, order.shapes, order.max_rank, order.target_modules)
-    weights = peft_dir.encode(peft_dir.rounded(found.tensors, order.dtype))
+    served = peft_dir.rounded(found.tensors, order.dtype)
+    if _changes(found.tensors) and not _changes(served):
+        raise AdapterError(
+            f"{order.path}: in {order.dtype} nothing of it is left, as B times its scaling rounds to zero; look at "
+            "lora_alpha, or set [engine].dtype to one that holds smaller numbers"
+        )
+    weights = peft_dir.encode(served)
     digest = peft_dir.digest(weights)
     settings = peft_dir.encode_settings(rank=found.rank, target_modules=order.target_modules, base="")
     files = {peft_dir.WEIGHTS: weights, peft_dir.CONFIG: settings}
@@ -51,6 +58,11 @@ def made(order: Order) -> Made:
         if not (folder / name).is_file() or (folder / name).read_bytes() != content:
             peft_dir.replace_durably(folder / name, content)
     return Made(digest=digest, source=found.source, rank=found.rank)
+
+
+def _changes(tensors: peft_dir.Tensors) -> bool:
+    """Return whether an adapter changes anything: a B is not zero."""
+    return any(b.any() for _, b in peft_dir.factors(tensors).values())
 
 
 def _made(order: Order) -> dict[str, Any]:
