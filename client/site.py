@@ -79,7 +79,7 @@ class Site:
     @classmethod
     async def prepare(cls, config: SiteConfig) -> "Site":
         """Read and check everything that can be wrong before an engine is started. Raises UmbelError."""
-        check_files(config)
+        await asyncio.to_thread(check_files, config)  # signals are answered meanwhile
         require_free_port(config.engine.host, config.engine.port)
         if slow := slow_dtype(config):
             logger.warning("engine.slow %s", slow)

@@ -90,7 +90,7 @@ class AliasTable(BaseModel):
     def plain(self, model: str) -> str:
         """Return the name that `model` means: SGLang's users write `llama:support` for `support`."""
         adapter = model.removeprefix(f"{self.base}:")
-        return model if adapter == self.base else adapter
+        return model if adapter.partition(":")[0] == self.base else adapter
 
     def resolve(self, model: str) -> EngineRef | None:
         """Return the version or served adapter that `model` in a user's request stands for; None is the base.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from umbel import secret_file
+from umbel.errors import ConfigError, EngineError
 from umbel.peft_dir import replace_durably
 
 if TYPE_CHECKING:  # SGLang's processes, which read what is here, know nothing of the site file
@@ -54,6 +56,11 @@ class RouterSettings(BaseModel):
         return cls.model_validate_json((run_dir / ROUTER).read_text())
 
     def write(self, run_dir: Path) -> None:
-        """Replace the settings."""
+        """Replace the settings; raise EngineError for a file of keys with which no router would start."""
+        for file in filter(None, (self.api_keys, *self.adapter_keys.values())):
+            try:
+                secret_file.read_keys(file)
+            except ConfigError as error:
+                raise EngineError(f"no engine is started before this file of keys can be used: {error}") from error
         replace_durably(run_dir / ROUTER, self.model_dump_json(indent=2).encode())
         (run_dir / ROUTER).chmod(0o600)

@@ -8,6 +8,7 @@ the rounding of `B · scaling`.
 Nothing is unpickled, and no more is read than such an adapter can have.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -66,7 +67,7 @@ def read(
     its column of B is zero either way. Raises AdapterError, which names the file and what to do.
     """
     config, weights, settings = _checked(path, shapes, max_rank, target_modules)
-    blob = _content(weights, path)
+    blob = _content(weights, path, _most_bytes(shapes, max_rank))
     try:
         tensors = peft_dir.decode(blob)
         entries = {name: (_named(array.dtype), array.shape) for name, array in tensors.items()}
@@ -82,14 +83,17 @@ def read(
 def look(path: Path, shapes: peft_dir.Shapes, max_rank: int, target_modules: tuple[str, ...]) -> int:
     """Check a PEFT directory by its settings and the header of its weights; return its rank. Raises as `read` does."""
     _, weights, settings = _checked(path, shapes, max_rank, target_modules)
-    return max(_ranks(_header(weights, path), settings, shapes, max_rank, target_modules).values())
+    ranks = _ranks(_header(weights, path), settings, shapes, max_rank, target_modules)
+    for module in ranks:
+        settings.scaling(module)  # its patterns have to come to an end, too
+    return max(ranks.values())
 
 
 def _checked(
     path: Path, shapes: peft_dir.Shapes, max_rank: int, target_modules: tuple[str, ...]
 ) -> tuple[bytes, Path, PeftSettings]:
     """Return the settings, as bytes and read, and the file of the weights, whose header and size are right."""
-    config = _content(_file(path, peft_dir.CONFIG, MOST_CONFIG_BYTES), path)
+    config = _content(_file(path, peft_dir.CONFIG, MOST_CONFIG_BYTES), path, MOST_CONFIG_BYTES)
     try:
         settings = PeftSettings.parse(config)
     except AdapterError as error:
@@ -104,8 +108,12 @@ def _checked(
         _ranks(_header(weights, path), settings, shapes, max_rank, target_modules)
     except AdapterError as error:
         raise AdapterError(f"{path}: {error}") from error
-    _file(path, peft_dir.WEIGHTS, peft_dir.most_bytes(shapes, max_rank) + METADATA_BYTES)
+    _file(path, peft_dir.WEIGHTS, _most_bytes(shapes, max_rank))
     return config, weights, settings
+
+
+def _most_bytes(shapes: peft_dir.Shapes, max_rank: int) -> int:
+    return peft_dir.most_bytes(shapes, max_rank) + METADATA_BYTES
 
 
 def _file(path: Path, name: str, most: int | None = None) -> Path:
@@ -113,7 +121,7 @@ def _file(path: Path, name: str, most: int | None = None) -> Path:
     try:
         file = (path / name).resolve(strict=True)
         found = file.stat()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle; a NUL in the name
         raise AdapterError(
             f"{path / name}: cannot be read ({getattr(error, 'strerror', None) or error}); a PEFT directory has "
             f"{peft_dir.CONFIG} and {peft_dir.WEIGHTS}"
@@ -127,13 +135,24 @@ def _file(path: Path, name: str, most: int | None = None) -> Path:
     return file
 
 
-def _content(file: Path, path: Path) -> bytes:
+def _content(file: Path, path: Path, most: int) -> bytes:
+    """Return the bytes of a file that `_file` has found; no part of the way to it may have become a link since."""
     try:
-        with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
-            most = os.fstat(opened.fileno()).st_size
-            return opened.read(most)
-    except OSError as error:
-        raise AdapterError(f"{path}: {file.name} cannot be read ({error.strerror})") from error
+        root = path.resolve()
+        with contextlib.ExitStack() as opened:
+            handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+            opened.callback(os.close, handle)
+            for part in file.relative_to(root).parts:
+                handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=handle)
+                opened.callback(os.close, handle)
+            with open(handle, "rb", closefd=False) as whole:
+                content = whole.read(min(os.fstat(handle).st_size, most + 1))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise AdapterError(f"{path}: {file.name} cannot be read ({why}); was it exchanged meanwhile?") from error
+    if len(content) > most:
+        raise AdapterError(f"{file}: has grown over {most:,} bytes while it was read; copy it again")
+    return content
 
 
 def _header(weights: Path, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -7,6 +7,7 @@ know and that is switched on may change something else, so it is refused by its 
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -85,7 +86,7 @@ class PeftSettings:
         parsed = cls(
             rank=_rank("r", found.get("r")),
             alpha=_number("lora_alpha", found.get("lora_alpha", 8)),
-            rslora=found.get("use_rslora") is True,
+            rslora=_flag("use_rslora", found.get("use_rslora")),
             ranks={key: _rank(f"rank_pattern of {key!r}", value) for key, value in _dict(found, "rank_pattern")},
             alphas={key: _number(f"alpha_pattern of {key!r}", one) for key, one in _dict(found, "alpha_pattern")},
             targets=_names("target_modules", found.get("target_modules")),
@@ -184,8 +185,14 @@ def _rank(key: str, value: object) -> int:
     return value
 
 
+def _flag(key: str, value: object) -> bool:
+    if value is not None and not isinstance(value, bool):  # peft would take "false" for true
+        raise AdapterError(f"{key} is {_shown(value)}; it is true or false")
+    return value is True
+
+
 def _number(key: str, value: object) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
         raise AdapterError(f"{key} is {_shown(value)}; it is a finite number")
     return float(value)  # type: ignore[arg-type]
 

@@ -50,11 +50,12 @@ def exclusive(
 
 
 def under_way(root: Path, name: str) -> bool:
-    """Return whether a run works on an adapter now."""
-    if not (folder(root, name) / "lock").exists():
-        return False
+    """Return whether a run works on an adapter now; any number of callers may look at the same time."""
     try:
-        with exclusive(root, name, 0.0):
-            return False
-    except RegistryError:
+        with (folder(root, name) / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
+    return False

@@ -45,11 +45,25 @@ def fleet(registry: AdapterRegistry, name: str | None = None) -> list[dict[str, 
     """List every adapter, or the one with that name: its pointers, its last round, and whether a run is under way.
 
     `sites` is site → share in the last round's version, `reasons` site → why it was left out, or for its verdict; "*"
-    is the round as a whole. Raises NotFound for an unknown name.
+    is the round as a whole. `damage`, in a list of all, says why nothing else is known of one. Raises NotFound for an
+    unknown name, RegistryError for a damaged one.
     """
-    if name is not None:
-        _require(registry, name)
-    return [_adapter(registry, one) for one in (registry.names() if name is None else [name])]
+    if name is None:
+        return [_told(registry, one) for one in registry.names()]
+    _require(registry, name)
+    return [_adapter(registry, name)]
+
+
+def _told(registry: AdapterRegistry, name: str) -> dict[str, Any]:
+    """Return an adapter's row; the damage of one is not the end of a list of all."""
+    try:
+        return _adapter(registry, name)
+    except (RegistryError, NotFound) as damage:
+        unknown = dict.fromkeys((LIVE, HEAD, SHADOW, "round", "state", "at"))
+        return {
+            "adapter": name, "damage": str(damage), **unknown,
+            "under_way": run_lock.under_way(registry.root, name), "sites": {}, "reasons": {},
+        }  # fmt: skip
 
 
 def _adapter(registry: AdapterRegistry, name: str) -> dict[str, Any]:
@@ -58,6 +72,7 @@ def _adapter(registry: AdapterRegistry, name: str) -> dict[str, Any]:
     version = None if last is None or last.version is None else registry.manifest(AdapterRef(name, last.version))
     return {
         "adapter": name,
+        "damage": None,
         **{alias: pointers.get(alias) for alias in (LIVE, HEAD, SHADOW)},
         "under_way": run_lock.under_way(registry.root, name),
         "round": last.round if last else None,

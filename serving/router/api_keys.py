@@ -71,6 +71,10 @@ class ApiKeys:
                 opened |= names if fits else frozenset()
         return Access(self._closed - opened) if known else None
 
+    def guard(self, adapter: str | None) -> bool:
+        """Return whether an adapter has keys of its own; None is the base, which has none."""
+        return adapter in self._closed
+
 
 def _given(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
     for name, value in headers:

@@ -24,13 +24,15 @@ class Pin:
     label: str
     """The version's name for users and counts (`support@v12`, `base`)."""
     priority: Priority
+    apart: str | None = None
+    """Keeps what the request leaves in the KV cache from others that the base answers; None: it is shared with them."""
     applied: bool = False
     """True once the tokenizer manager has taken the request with this version."""
 
     @classmethod
-    def set(cls, ref: EngineRef | None, priority: Priority) -> Self:
+    def set(cls, ref: EngineRef | None, priority: Priority, apart: str | None = None) -> Self:
         """Pin the request that this task answers, and the tasks that come from it; None is the base."""
-        pin = cls(ref.engine_name, str(ref), priority) if ref else cls(None, BASE_LABEL, priority)
+        pin = cls(ref.engine_name, str(ref), priority) if ref else cls(None, BASE_LABEL, priority, apart)
         _pin.set(pin)
         return pin
 
@@ -71,7 +73,7 @@ def apply_pin(manager: Any, obj: Any, request: Any = None, *args: Any, **kwargs:
         return
     obj.lora_path = pin.engine_name
     obj.priority = pin.priority.value
-    obj.extra_key = None  # part of the KV cache's key: a client must not choose it (sglang#24638)
+    obj.extra_key = pin.apart  # part of the KV cache's key: a client must not choose it (sglang#24638)
     pin.applied = True
 
 

@@ -5,7 +5,7 @@ most used beginnings, so that the first users after a promotion do not wait for 
 """
 
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +13,8 @@ MAX_BEGINNINGS = 256
 """Number of latest beginnings that are counted for each adapter."""
 MAX_BYTES = 256 << 10
 """Longer beginnings are not counted."""
+ROOM_BYTES = 16 << 20
+"""Bytes of all beginnings of all adapters; where it is full, the adapter that has the most forgets its oldest one."""
 INSTRUCTIONS = ("system", "developer")
 """Roles of messages that stand before the conversation."""
 RENDERED = ("tools", "chat_template_kwargs")
@@ -24,9 +26,10 @@ AFTER = {"role": "user", "content": "."}
 class Prefixes:
     """Counts beginnings of conversations, separately for each adapter."""
 
-    def __init__(self, most: int = MAX_BEGINNINGS) -> None:
-        self._most = most
+    def __init__(self, most: int = MAX_BEGINNINGS, room: int = ROOM_BYTES) -> None:
+        self._most, self._room = most, room
         self._counts: dict[str, OrderedDict[str, int]] = {}
+        self._bytes: Counter[str] = Counter()
 
     def count(self, adapter: str, request: Mapping[str, Any]) -> None:
         """Count the beginning of a chat; a request that is no chat, or has no shared beginning, is not counted."""
@@ -34,10 +37,14 @@ class Prefixes:
         if beginning is None:
             return
         counts = self._counts.setdefault(adapter, OrderedDict())
+        if beginning not in counts:
+            self._bytes[adapter] += len(beginning)
         counts[beginning] = counts.get(beginning, 0) + 1
         counts.move_to_end(beginning)
         while len(counts) > self._most:
-            counts.popitem(last=False)
+            self._forget_oldest(adapter)
+        while self._bytes.total() > self._room:
+            self._forget_oldest(max(self._bytes, key=lambda one: self._bytes[one]))
 
     def top(self, adapter: str, most: int) -> list[dict[str, Any]]:
         """Return the most used beginnings that more than one request had, as bodies of chats of one token."""
@@ -45,6 +52,10 @@ class Prefixes:
         shared.sort(key=lambda each: -each[0])
         found = [json.loads(text) for _, text in shared[:most]]
         return [{**body, "messages": [*body["messages"], AFTER], "max_tokens": 1} for body in found]
+
+    def _forget_oldest(self, adapter: str) -> None:
+        beginning, _ = self._counts[adapter].popitem(last=False)
+        self._bytes[adapter] -= len(beginning)
 
 
 def beginning_of(request: Mapping[str, Any]) -> str | None:

@@ -148,7 +148,8 @@ class Router:
         except RequestRefused as error:
             return await asgi.error(send, 400, str(error), "invalid_request_error", error.field, path=path)
         scope = asgi.with_length(asgi.forwarded(scope), len(body))
-        pin, shadow = Pin.set(ref, priority), table.shadow(model)
+        apart = adapter if self.keys.guard(adapter) else None  # a version has a cache of its own, the base is shared
+        pin, shadow = Pin.set(ref, priority, apart), table.shadow(model)
         if path == CHAT and model in table.adapters:
             self.prefixes.count(model, request)
         self.in_flight[pin.label] += 1

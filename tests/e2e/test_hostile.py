@@ -38,6 +38,7 @@ def site(tiny_llama: Path) -> Iterator[SiteProcess]:
         keys.write_text(f"# for this test\n{API_KEY}\n")
         keys.chmod(0o600)
         environment.setenv("UMBEL_SITE__ENGINE__API_KEYS", str(keys))
+        environment.setenv("UMBEL_SITE__ADAPTER", json.dumps([{"name": "support", "api_keys": str(keys)}]))
         environment.setenv("UMBEL_SITE__ENGINE__EXTRA_ARGS__ENABLE_CACHE_REPORT", "true")  # only to test it
         with SiteProcess(Path(folder) / "site", tiny_llama, data=data) as site:
             yield site
@@ -146,6 +147,13 @@ def cached(site: SiteProcess, model: str, version: str, **fields: Any) -> int:
     reply = site.users.post("/v1/completions", json=body, headers=HEADERS)
     assert (reply.status_code, reply.headers["x-umbel-adapter"]) == (200, version), reply.text
     return int(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_what_the_base_was_asked_for_an_adapter_with_keys_is_in_no_other_ones_cache(site: SiteProcess) -> None:
+    """Not for `tiny`, which other keys of a site may ask, too."""
+    asked = {"prompt": list(range(364, 428))}
+    assert [cached(site, model, "base", **asked) for model in ("support", "tiny")] == [0, 0]
+    assert [cached(site, model, "base", **asked) for model in ("support", "tiny")] == [63, 63], "each has its own"
 
 
 def test_no_version_is_answered_from_the_cache_of_another(site: SiteProcess) -> None:

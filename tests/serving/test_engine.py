@@ -123,6 +123,23 @@ def test_each_run_of_the_engine_has_a_key_of_its_own(tmp_path: Path) -> None:
     assert all(re.fullmatch("[0-9a-f]{64}", key) for key in keys), "argparse takes it for no flag"
 
 
+def test_a_file_of_keys_that_went_bad_is_named_before_an_engine_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang would load the base, go on without the router that could not read it, and be ended: minutes each time."""
+    (tmp_path / "state").mkdir()
+    keys = tmp_path / "support.keys"
+    keys.write_text("sk-support-0123456789\n")
+    keys.chmod(0o644)
+    monkeypatch.setattr(engine_module, "require_free_port", lambda host, port: None)
+    site = config(tmp_path)
+    site = site.model_copy(update={"adapter": (site.adapter[0].model_copy(update={"api_keys": keys}),)})
+    engine = Engine(site)
+    with pytest.raises(EngineError, match=f"no engine is started before .*{keys}: others can read the API keys; chmod"):
+        asyncio.run(engine.start(TABLE, {}))
+    assert engine._process is None
+
+
 def test_an_engine_that_ends_while_it_starts_says_so_with_the_end_of_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

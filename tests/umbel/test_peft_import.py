@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umbel import peft_dir
+from umbel import peft_dir, peft_import
 from umbel.errors import AdapterError
 from umbel.peft_import import look, read
 from umbel.peft_settings import PeftSettings
@@ -81,6 +81,10 @@ SETTINGS_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"r": "8"}, "r is '8'; a rank"),
     ({"lora_alpha": "16"}, "lora_alpha is '16'; it is a finite number"),
     ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+    ({"lora_alpha": 10**400}, "lora_alpha is 1000.*; it is a finite number"),
+    ({"alpha_pattern": {"q_proj": -(10**400)}}, "alpha_pattern of .q_proj. is -1000.*; it is a finite number"),
+    ({"use_rslora": 1}, "use_rslora is 1; it is true or false"),
+    ({"use_rslora": "false"}, "use_rslora is .false.; it is true or false"),
     ({"rank_pattern": [1]}, r"rank_pattern is \[1\]"),
     ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of 'q_proj' is 0"),
     ({"alpha_pattern": {"(": 1}}, "not a regular expression"),
@@ -158,6 +162,10 @@ def test_double_precision_is_refused(tmp_path: Path) -> None:
     assert "is F64; it can be one of F32, F16, BF16" in refusal(folder)
 
 
+def headed(header: str) -> bytes:
+    return len(header).to_bytes(8, "little") + header.encode()
+
+
 def damaged(folder: Path, name: str, content: bytes | None) -> Path:
     (folder / name).write_bytes(content) if content is not None else (folder / name).unlink()
     return folder
@@ -177,6 +185,11 @@ def damaged(folder: Path, name: str, content: bytes | None) -> Path:
         (peft_dir.WEIGHTS, peft_dir.encode(factors()) + b"x", "damaged"),
         (peft_dir.WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (peft_dir.WEIGHTS, b"\x08\0\0\0\0\0\0\0nothing!", "no whole safetensors file"),
+        (
+            peft_dir.WEIGHTS,
+            headed('{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e999]}}'),
+            "not a safetensors",
+        ),
     ],
 )
 def test_damaged_files(tmp_path: Path, name: str, content: bytes | None, why: str) -> None:
@@ -210,6 +223,49 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     (folder / name).unlink()
     os.mkfifo(folder / name)
     assert "not a file" in refusal(folder)
+
+
+def exchanged_after_the_look(monkeypatch: pytest.MonkeyPatch, exchange: Callable[[], object]) -> None:
+    """Exchange something between the check of a directory and its reading, as who may write there can."""
+    real = peft_import._checked
+
+    def checked(*args: Any) -> Any:
+        found = real(*args)
+        exchange()
+        return found
+
+    monkeypatch.setattr(peft_import, "_checked", checked)
+
+
+def test_a_folder_that_becomes_a_link_after_the_look_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = written(tmp_path / "others")
+    folder = written(tmp_path / "legal")
+    (folder / "inner").mkdir()
+    (folder / peft_dir.WEIGHTS).rename(folder / "inner" / peft_dir.WEIGHTS)
+    (folder / peft_dir.WEIGHTS).symlink_to(Path("inner") / peft_dir.WEIGHTS)
+
+    def exchange() -> None:
+        (folder / "inner").rename(tmp_path / "away")
+        (folder / "inner").symlink_to(others)
+
+    exchanged_after_the_look(monkeypatch, exchange)
+    assert f"{peft_dir.WEIGHTS} cannot be read (" in refusal(folder)
+    (folder / "inner").unlink()
+    (tmp_path / "away").rename(folder / "inner")
+    monkeypatch.undo()
+    assert read(folder, SHAPES, 4, MODULES).rank == 2
+
+
+def test_a_file_that_grows_after_the_look_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = written(tmp_path / "legal")
+    exchanged_after_the_look(monkeypatch, lambda: os.truncate(folder / peft_dir.WEIGHTS, 1 << 33))
+    assert "has grown over 1,0" in refusal(folder)
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    assert "cannot be read (embedded null" in refusal(Path("/srv/a\0b"))
 
 
 def test_a_header_that_is_padded_is_too_large(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def read_header(shard: Path) -> Header:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         ends = [_end(entry) for entry in header.values()]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise ConfigError(f"{shard}: not a safetensors file; copy it again") from error
     whole = 8 + length + max(ends, default=0)
     if size != whole:

@@ -35,7 +35,10 @@ def ls(
     adapter: Annotated[str, typer.Option(help="Only this one, with what was said of each site.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List every adapter: the version that is live, the last round and its sites, and whether a run is under way."""
+    """List every adapter: the version that is live, the last round and its sites, and whether a run is under way.
+
+    One that is damaged is named, and ends the command with status 1.
+    """
     with explained():
         with part_of("server"):
             from server.registry import index, views
@@ -46,6 +49,8 @@ def ls(
                 print(json.dumps(rows, indent=2))
             else:
                 say(*(line for row in rows for line in _adapter_lines(row, told=bool(adapter))))
+        if any(row["damage"] for row in rows):
+            raise typer.Exit(1)
 
 
 @fleet_app.command("rollback", epilog=calls(ROLLBACK, ROLLBACK + SIGNED))
@@ -140,6 +145,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 def _adapter_lines(row: dict[str, Any], *, told: bool) -> list[str]:
     """Format a row of `views.fleet`; with what was `told` of each site, a line each."""
+    if row["damage"]:
+        return [f"{row['adapter']}: {row['damage']}"]
     onwards = "" if row["head"] == row["live"] else f", training goes on from {row['head']}"
     judged = f", {row['shadow']} is being judged" if row["shadow"] else ""
     run = ", a run is under way" if row["under_way"] else ""

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from umbel import ports, secret_file, signing
 from umbel.base.config import config_mistakes
 from umbel.base.files import file_mistakes, tokenizer_mistakes
@@ -15,7 +17,7 @@ from umbel.base.origin import BaseOrigin
 from umbel.base.packed import MISSING, bitsandbytes_is_missing, is_served, packing_of
 from umbel.base.shapes import linear_shapes, read_config, weight_shapes
 from umbel.errors import AdapterError, ConfigError, UmbelError
-from umbel.peft_import import look
+from umbel.peft_child import Order, look_in_child
 from umbel.site import flags
 from umbel.site.adapter_sections import AdapterSection, ServeSection
 from umbel.site.config import SiteConfig
@@ -192,11 +194,15 @@ def _served_mistakes(config: SiteConfig) -> Iterator[UmbelError]:
     engine = config.engine
     try:
         shapes = linear_shapes(config.model.path, engine.target_modules) if config.serve else {}
-    except (UmbelError, KeyError, TypeError):
+        orders = [
+            Order(path=one.path, shapes=shapes, max_rank=engine.max_lora_rank, target_modules=engine.target_modules)
+            for one in config.serve
+        ]
+    except (UmbelError, KeyError, TypeError, ValidationError):
         return  # the base itself cannot be served, and is reported
-    for number, section in enumerate(config.serve):
+    for number, (section, order) in enumerate(zip(config.serve, orders, strict=True)):
         try:
-            look(section.path, shapes, engine.max_lora_rank, engine.target_modules)
+            look_in_child(order)
         except AdapterError as error:
             where = blamed(("serve", number, "path")) or "[[serve]]"
             yield ConfigError(f"{where} {section.name}: {error}")

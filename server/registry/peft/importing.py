@@ -14,6 +14,7 @@ from umbel.base.fingerprint import BaseFingerprint
 from umbel.base.origin import BaseOrigin
 from umbel.base.shapes import adaptable, linear_shapes
 from umbel.errors import Conflict
+from umbel.peft_child import Order, look_in_child
 
 LARGEST_RANK = 512
 """Largest rank that a site can be set to serve."""
@@ -41,9 +42,10 @@ def take_in(
     """
     target_modules = adaptable(target_modules)
     shapes = linear_shapes(base, target_modules)
+    look_in_child(Order(path=directory, shapes=shapes, max_rank=LARGEST_RANK, target_modules=target_modules))
     found = peft_import.read(directory, shapes, LARGEST_RANK, target_modules, np.random.default_rng(SEED))
     blob = peft_dir.encode(found.tensors)
-    with run_lock.exclusive(registry.root, name, 0.0):
+    with run_lock.exclusive(registry.root, name, run_lock.POLL_S):  # `under_way` holds it for a moment
         _require_new(registry, name, peft_dir.digest(blob))
         fingerprint = BaseFingerprint.of(base)
         origin = None if fingerprint.dense else BaseOrigin.read(base, fingerprint)

@@ -59,6 +59,17 @@ def test_a_number_that_the_engines_dtype_cannot_hold_is_refused(tmp_path: Path) 
     made(order(tmp_path, dtype="bfloat16"))
 
 
+def test_an_adapter_of_which_the_engines_dtype_leaves_nothing_is_refused(tmp_path: Path) -> None:
+    folder = peft_directory(tmp_path / "legal")
+    settings = (folder / peft_dir.CONFIG).read_text()
+    (folder / peft_dir.CONFIG).write_text(settings.replace('"lora_alpha": 8', '"lora_alpha": 2e-9'))
+    with pytest.raises(AdapterError, match="in float16 nothing of it is left, as B times its scaling rounds to zero"):
+        made(order(tmp_path, dtype="float16"))
+    made(order(tmp_path, dtype="bfloat16"))
+    (folder / peft_dir.CONFIG).write_text(settings.replace('"lora_alpha": 8', '"lora_alpha": 0'))
+    made(order(tmp_path, dtype="float16"))  # it changes nothing, and says so
+
+
 def test_what_lies_damaged_is_written_again_and_what_is_whole_stays(tmp_path: Path) -> None:
     peft_directory(tmp_path / "legal")
     folder = tmp_path / "served" / f"legal-{made(order(tmp_path)).digest[:16]}"

@@ -1,11 +1,13 @@
 """The run lock: one run at a time works on an adapter, and runs of other adapters do not wait for it."""
 
+import fcntl
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from server.registry import views
-from server.registry.run_lock import exclusive
+from server.registry.run_lock import exclusive, folder, under_way
 from tests.toys.registry import begun
 from umbel.errors import AdapterError, RegistryError
 
@@ -27,3 +29,24 @@ def test_a_name_that_is_a_path_locks_nothing(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="cannot name an adapter"):
         exclusive(tmp_path / "r", "../support", 0).__enter__()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_looks_meets_no_run_in_another_one_who_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else `umbel fleet rollback` beside a monitoring `fleet ls` leaves the sites to a run that is not there."""
+    with exclusive(tmp_path, "support", 0):
+        pass
+    (folder(tmp_path, "support") / "lock").chmod(0o400)
+    real, inner = fcntl.flock, list[bool]()
+
+    def flock(file: IO[str], operation: int) -> None:
+        real(file, operation)
+        if not inner:
+            inner.append(True)
+            inner.append(under_way(tmp_path, "support"))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert (under_way(tmp_path, "support"), inner) == (False, [True, False])
+    monkeypatch.undo()
+    with exclusive(tmp_path, "support", 0):
+        assert under_way(tmp_path, "support")
+    assert not under_way(tmp_path, "billing")

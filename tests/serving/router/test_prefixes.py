@@ -59,6 +59,21 @@ def test_only_so_many_are_remembered_the_least_used_lately_goes() -> None:
     assert [body["messages"][0]["content"] for body in counted.top("support", 8)] == ["a", "c"]
 
 
+def test_all_adapters_together_hold_so_many_bytes_and_the_one_with_the_most_forgets_first() -> None:
+    texts = {name: [f"{name}{number:03}" for number in range(size)] for name, size in (("quiet", 2), ("busy", 90))}
+    one = len(prefixes.beginning_of({"messages": [system("busy000")]}) or "")
+    counted = Prefixes(room=20 * one)
+    for name in ("quiet", "busy", "other"):
+        for text in texts.get(name, ["other"]) * 2:
+            counted.count(name, {"messages": [system(text)]})
+    assert sum(len(text) for of in counted._counts.values() for text in of) <= 20 * one
+    kept = [body["messages"][0]["content"] for body in counted.top("quiet", 8)]
+    assert kept == texts["quiet"]
+    assert counted.top("other", 8)
+    assert list(counted._counts["busy"]) == [prefixes.beginning_of({"messages": [system(text)]}) for text in
+                                             texts["busy"][-len(counted._counts["busy"]):]]  # fmt: skip
+
+
 def test_a_version_is_given_them_below_every_users_class(tmp_path: Path) -> None:
     async def main() -> None:
         site = Site(tmp_path)

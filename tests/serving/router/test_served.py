@@ -38,7 +38,16 @@ def test_a_user_of_sglangs_own_form_is_in_the_canary_as_any_other(router: Router
     assert generate(router, "legal", user="a").headers["x-umbel-adapter"] == LEGAL
 
 
-@pytest.mark.parametrize("model", ["tiny:support-v3", "tiny:support@v3", "tiny:legal-sha256-0123456789abcdef"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "tiny:tiny:support",
+        "tiny:tiny:legal",
+        "tiny:support-v3",
+        "tiny:support@v3",
+        "tiny:legal-sha256-0123456789abcdef",
+    ],
+)
 def test_names_of_the_engine_reach_nothing(router: Router, inner: Inner, model: str) -> None:
     assert generate(router, model).status_code == 404
     assert inner.paths == []

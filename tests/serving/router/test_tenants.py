@@ -134,6 +134,20 @@ def test_only_who_opens_an_adapter_rates_its_answers(router: Router, inner: Inne
             assert (said(rated, told), rated.status_code) == (said(unknown, "chatcmpl-nowhere"), 404)
 
 
+def test_an_adapter_with_keys_shares_no_cache_with_the_base_that_answers_for_it(router: Router, tmp_path: Path) -> None:
+    """Or else every key of the site could tell by the time what the users of `billing` have asked."""
+
+    def cache(model: str) -> object:
+        return send(router, BOTH, CHAT, {"model": model, "user": "eva"}).json()["extra_key"]
+
+    assert [cache(name) for name in ("tiny", "open", "support", "support@v1", "billing")] == [None] * 4 + ["billing"]
+    first = {**TENANTS.adapters, "triage": {"live": "triage@v5", "previous": None}, "open": {"live": None}}
+    table = TENANTS.model_copy(update={"adapters": first, "control": {"triage": 1.0}})
+    table.write(tmp_path / "aliases.json")
+    assert ask(router, "POST", "/umbel/aliases", headers=ADMIN).status_code == 200
+    assert [cache(name) for name in ("triage", "triage@v5", "open")] == ["triage", None, None]
+
+
 def test_the_admin_sees_all(router: Router) -> None:
     listed = ask(router, "GET", "/v1/models", headers=ADMIN).json()["data"]
     assert [card["id"] for card in listed] == TENANTS.names()

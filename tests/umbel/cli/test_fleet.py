@@ -61,12 +61,25 @@ def test_every_adapter_is_listed_with_its_own_round_and_run(root: Path) -> None:
         assert [row["under_way"] for row in json.loads("".join(said(root, "--json")))] == [True, False, False]
     assert said(root, "--adapter", "support") == [*lines[1:3], "  a: worse"]
     assert json.loads("".join(said(root, "--json", "--adapter", "triage"))) == [{
-        "adapter": "triage", "live": None, "head": "triage@v0", "shadow": None, "under_way": False, "round": None,
-        "state": None, "at": None, "sites": {}, "reasons": {},
+        "adapter": "triage", "damage": None, "live": None, "head": "triage@v0", "shadow": None, "under_way": False,
+        "round": None, "state": None, "at": None, "sites": {}, "reasons": {},
     }]  # fmt: skip
     publish(registry, 4)
     assert said(root)[1] == "support: support@v2 is live, support@v4 is being judged"
     assert "'suport' is not in" in refusal("fleet", "ls", "--registry", root, "--adapter", "suport")
+
+
+def test_the_damage_of_one_adapter_hides_no_other_one(root: Path) -> None:
+    registry = AdapterRegistry(root)
+    registry.begin("billing", PIN, seed=1)
+    (root / "billing" / "aliases.jsonl").write_text("no move\n")
+    ended = umbel("fleet", "ls", "--registry", root)
+    first, second, _ = ended.stdout.splitlines()
+    assert first.startswith(f"billing: {root}/billing/aliases.jsonl")
+    assert (second, ended.returncode) == ("support: support@v2 is live", 1)
+    as_json = umbel("fleet", "ls", "--registry", root, "--json")
+    assert [bool(row["damage"]) for row in json.loads(as_json.stdout)] == [True, False]
+    assert refusal("fleet", "ls", "--registry", root, "--adapter", "billing") == first.removeprefix("billing: ")
 
 
 @pytest.mark.parametrize("why", [[], ["--why", " "]])

@@ -7,6 +7,7 @@ import pytest
 
 from tests.toys.sites.base_dir import write_base, write_shard
 from tests.toys.sites.site_file import GOOD, GUARD, load
+from umbel import peft_child
 from umbel.errors import ConfigError, UnsupportedModel
 from umbel.site.check import check_files, mistakes
 
@@ -216,3 +217,20 @@ def test_check_files_reads_every_file_of_users_keys_and_names_the_setting(
         (tmp_path / f"{name}.keys").write_text(f"sk-{name}-0123456789\n")
         (tmp_path / f"{name}.keys").chmod(0o600)
     assert told() == []
+
+
+def test_settings_of_an_adapter_that_never_end_hold_up_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete(tmp_path)
+    monkeypatch.setattr(peft_child, "LOOK_S", 3.0)
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    (tmp_path / "legal").mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "target_modules": "(" * 3 + "[a-z0-9_.]+" + ")+" * 3 + "!"}
+    (tmp_path / "legal" / "adapter_config.json").write_text(json.dumps(settings))
+    shapes = {f"{module}.lora_A.weight": (2, 8), f"{module}.lora_B.weight": (8, 2)}
+    write_shard(tmp_path / "legal" / "adapter_model.safetensors", shapes)
+    with pytest.raises(
+        ConfigError, match=r"^\[\[serve\]\] legal: .* not read within 3 s; is a pattern of its settings"
+    ):
+        check_files(load(tmp_path, more='[[serve]]\nname = "legal"\npath = "legal"\n'))

@@ -21,7 +21,7 @@ from tests.toys.federation import World, a_world, states
 from tests.toys.peft_adapter import ALPHA, MODULES, RANK, base, factors, peft
 from tests.toys.registry import begun, v
 from tests.toys.site import SHAPES
-from umbel import peft_dir
+from umbel import peft_child, peft_dir
 from umbel.adapter import AdapterManifest
 from umbel.base.fingerprint import BaseFingerprint
 from umbel.errors import AdapterError, ConfigError, Conflict, RegistryError
@@ -109,6 +109,16 @@ def test_an_adapter_that_does_not_fit_leaves_no_trace(
         imported(registry, tmp_path, **changes)
     assert registry.names() == []
     assert registry.pin("support") is None
+
+
+def test_settings_that_never_end_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peft_child, "LOOK_S", 3.0)
+    base(tmp_path / "base")
+    peft(tmp_path / "legal", alpha_pattern={"((([a-z0-9_.]+)+)+)+!": 1})
+    registry = AdapterRegistry(tmp_path / "r", create=True)
+    with pytest.raises(AdapterError, match="legal: not read within 3 s; is a pattern of its settings one that never"):
+        imported(registry, tmp_path)
+    assert registry.names() == []
 
 
 def test_an_adapter_that_is_there_is_not_replaced(tmp_path: Path) -> None:
