@@ -52,7 +52,7 @@ class Pauses:
 def main() -> None:
     """Run `flower-supernode` with this process's arguments."""
     sys.argv[0] = "flower-supernode"
-    start_client_internal.time = Pauses()
+    vars(start_client_internal)["time"] = Pauses()
     flower_supernode()
 
 

@@ -98,7 +98,7 @@ class Client:
 async def sleep_until(at: float) -> None:
     """Sleep until `at` on the clock of `perf_counter`, and never less.
 
-    A timer of uvloop, which SGLang chooses for its processes, counts from the begin of the loop's turn and may end early.
+    A timer of uvloop, which SGLang's processes use, counts from the begin of the loop's turn and may end early.
     """
     await asyncio.sleep(0)
     while (left := at - time.perf_counter()) > 0:

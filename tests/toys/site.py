@@ -41,6 +41,8 @@ class ToySite:
     """Steps that it says it did; 0: all."""
     kin = ""
     packing: Packing = ""
+    waits: frozenset[str] = frozenset()
+    """Seconds that calls asked to be held."""
 
     def __init__(self, name: str, socket: Path, *, step: float = 0.5, polls: int = 1) -> None:
         self.name = name
@@ -61,8 +63,6 @@ class ToySite:
         self.fail_with: tuple[int, str] | None = None
         self.nonsense = False
         self.calls: list[tuple[str, str]] = []
-        self.waits: list[tuple[str, str]] = []
-        """(path, seconds) of the calls that asked to be held."""
         self.live: str | None = None
         self.previous: str | None = None
         self.went_back_from: list[str] = []
@@ -247,8 +247,7 @@ class ToySite:
         asked = dict(parse_qsl(query))
         nonce = asked.get("nonce", "")
         self.calls.append((method, path))
-        if "wait" in asked:
-            self.waits.append((path, asked["wait"]))
+        self.waits |= {asked["wait"]} if "wait" in asked else set()
         if self.fail_with is not None:
             return self.fail_with
         match [method, *path.strip("/").split("/")]:

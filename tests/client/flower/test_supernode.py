@@ -113,7 +113,8 @@ def test_what_the_operator_wrote_is_passed_on_with_the_sites_socket(
         command(config, written)
     (tmp_path / "flower-supernode").touch()
     assert command(config, written) == [
-        str(tmp_path / "python"), "-P", "-m", "client.flower.node", *written, "--node-config", f'socket="{config.socket}"',
+        str(tmp_path / "python"), "-P", "-m", "client.flower.node", *written,
+        "--node-config", f'socket="{config.socket}"',
     ]  # fmt: skip
     joined = [f"--superlink=[::1]:{port}", f"--port={port}"]
     assert command(config, joined)[4:6] == joined
