@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.data.fresh import FreshData
 from client.data.prepare import Prepared
 from client.journal import Journal
 from client.keys import SiteKeys
@@ -129,8 +130,8 @@ def toy_jobs(
     """The jobs of a site, over ten examples that nobody reads."""
     prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, guards or {}, HELD)
     return Jobs(
-        adapter=adapter, rounds=journal.rounds(adapter), supervisor=supervisor, cotrainer=cotrainer, prepared=prepared,
-        base=HELD_BASE, shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config, adapter),
+        adapter=adapter, rounds=journal.rounds(adapter), supervisor=supervisor, cotrainer=cotrainer,
+        fresh=FreshData(config, adapter, prepared), base=HELD_BASE, shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config, adapter),
         directory=state_dir / "rounds" / adapter, keys=SiteKeys(config.site), share=lambda: share,
     )  # fmt: skip
 

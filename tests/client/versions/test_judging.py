@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from client.data.prepare import Prepared
 from client.heldout_looks import Look
 from client.versions.version_files import directory
 from serving.scores import Scores
-from tests.toys.deployment import Deployment, quick, run, until
+from tests.toys.deployment import Deployment, on, quick, run, until
 from tests.toys.engine import GENERATE, LOAD, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
 
@@ -71,7 +72,7 @@ def test_verdicts_by_the_same_examples_are_counted_over_restarts(tmp_path: Path,
     async def second(site: Deployment) -> None:
         assert site.journal.looks.next("support", "heldout") == Look(3, 2)
         assert (await reasons(site, 3)).endswith("; look 3 at them")
-        site.jobs.heldout = "others"
+        site.jobs.data.adopt(on("others"))
         assert "look" not in await reasons(site, 4)
         assert site.journal.looks.next("other", "heldout") == Look()
 
@@ -129,8 +130,8 @@ def test_scores_of_single_examples_are_in_no_report_and_no_log(
         site.jobs.losses = {"base": 3.0}
         real = site.jobs.evaluate
 
-        async def evaluate(folder: Path | None, guard: str | None = None) -> Scores:
-            found: Scores = await real(folder, guard)
+        async def evaluate(data: Prepared, folder: Path | None, guard: str | None = None) -> Scores:
+            found: Scores = await real(data, folder, guard)
             found.loss[7], found.loss[8] = found.loss[7] + 0.123456789, found.loss[8] - 0.123456789
             return found
 
@@ -140,7 +141,7 @@ def test_scores_of_single_examples_are_in_no_report_and_no_log(
         assert "adapter.judged ref=support@v1 decision=promote" in caplog.text
         async with site.http() as http:
             shown = (await http.get("/adapters/support@v1/shadow")).text
-        for text in (shown, report.model_dump_json(), repr(report), repr(await evaluate(None)), caplog.text):
+        for text in (shown, report.model_dump_json(), repr(report), repr(await evaluate(on("heldout"), None)), caplog.text):
             assert "123456789" not in text
             assert "876543211" not in text
 
