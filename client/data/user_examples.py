@@ -53,6 +53,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Released:
+    """The examples of an adapter that may be trained on."""
+
+    file: Path | None = None
+    """JSONL for the preparation; None without any."""
+    numbers: frozenset[int] = frozenset()
+    """Their numbers. What a number stands for never changes, and none is given twice."""
+
+
+@dataclass(frozen=True)
 class Kept:
     """An example without its user's pseudonym."""
 

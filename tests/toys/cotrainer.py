@@ -46,6 +46,8 @@ class ToyCoTrainer:
         self.evaluated: list[str] = []
         """The data of each evaluation."""
         self.shares: list[float] = []
+        self.trained_on: list[str] = []
+        """The directory of the data of each round that was begun."""
         self._jobs: dict[str, TrainJob | EvaluateJob] = {}
         self._statuses: dict[str, CoTrainerStatus] = {}
         self._left: dict[str, int] = {}
@@ -62,6 +64,7 @@ class ToyCoTrainer:
         if job.id not in self._jobs:
             self._jobs[job.id] = job
             self.shares += [job.share] if isinstance(job, TrainJob) else []
+            self.trained_on += [Path(job.data).parent.name] if isinstance(job, TrainJob) else []
             self._statuses[job.id] = CoTrainerStatus(job=job.id, state=JobState.RUNNING, steps=1, loss_tokens=5)
             self._left[job.id] = self.polls
         return self._statuses[job.id]

@@ -64,11 +64,14 @@ class ToyJobs:
         self.gone = 0
         """Number of next evaluations that end because the engine dies."""
         self.asked: list[str] = []
+        self.measured_on: list[str] = []
+        """Digest of the held-out examples of each evaluation."""
         self.data = DataInUse(on("heldout"))
 
     async def evaluate(self, data: Prepared, folder: Path | None, guard: str | None = None) -> Scores:
         name = (folder.name if folder else "base") + (f" on {guard}" if guard else "")
         self.asked.append(name)
+        self.measured_on.append(data.heldout)
         if self.gate is not None:
             await self.gate.wait()
         if self.gone:

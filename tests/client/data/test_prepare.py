@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,52 @@ def test_token_files_of_adapters_that_are_gone_and_of_before_several_adapters_ar
     forget_others(tmp_path / "data", ("support", "billing"))
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["support"]
     forget_others(tmp_path / "none", ("support",))
+
+
+def test_what_is_in_use_stays_and_the_next_preparation_removes_what_a_crash_left(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    data, into = write_lines(tmp_path / "data.jsonl", [("a", "b"), ("c", "d")]), tmp_path / "tokens"
+    wanted = Preparation(data, None, 0.1, tiny_llama, 16, into)
+    first = prepare(wanted)
+    write_lines(data, [("a", "b"), ("c", "d"), ("e", "f")])
+    second = prepare(replace(wanted, keep=(first.folder.name,)))
+    assert {path.name for path in into.iterdir()} == {first.folder.name, second.folder.name}
+    assert prepare(wanted) == second
+    assert [path.name for path in into.iterdir()] == [second.folder.name]
+
+
+def test_tokens_of_a_file_that_changed_meanwhile_are_not_found_again_for_its_content_of_before(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, into = write_lines(tmp_path / "data.jsonl", [("a", "b"), ("c", "d")]), tmp_path / "tokens"
+    wanted, before = Preparation(data, None, 0.1, tiny_llama, 16, into), data.read_text()
+    load = ChatTokenizer.load
+
+    def changed(model: Path) -> ChatTokenizer:
+        write_lines(data, [("a", "b"), ("c", "d"), ("e", "f")])
+        return load(model)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChatTokenizer, "load", changed)
+        torn = prepare(wanted)
+    assert torn.train_examples + torn.eval_examples == 3
+    data.write_text(before)
+    again = prepare(wanted)
+    assert again.train_examples + again.eval_examples == 2
+    assert [path.name for path in into.iterdir()] == [again.folder.name]
+
+
+def test_a_preparation_that_fails_leaves_no_tokens_behind(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, into = write_lines(tmp_path / "data.jsonl", [("a", "b"), ("c", "d")]), tmp_path / "tokens"
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("umbel.token_file.write", full)
+    with pytest.raises(OSError, match="No space"):
+        prepare(Preparation(data, None, 0.1, tiny_llama, 16, into))
+    assert list(into.iterdir()) == []

@@ -123,6 +123,26 @@ def test_a_verdict_is_against_what_answers_when_the_probe_ends(tmp_path: Path, m
     run(tmp_path, machine, story)
 
 
+def test_a_probe_is_on_one_set_of_examples_and_no_verdict_compares_two(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        site.jobs.gate, begun = asyncio.Event(), len(site.jobs.asked)
+        site.push(2)
+        await until(lambda: len(site.jobs.asked) > begun)
+        site.jobs.data.adopt(on("others"))
+        site.jobs.gate.set()
+        await site.judged(V2)
+        assert set(site.jobs.measured_on) == {"heldout"}, "the probe ended with what it began with"
+        assert site.journal.looks.next("support", "heldout").number == 3
+        begun = len(site.jobs.asked)
+        await site.judged(site.push(3))
+        assert site.jobs.asked[begun:] == ["base", "support-v1", "support-v3"], "nothing of before is taken over"
+        assert set(site.jobs.measured_on[begun:]) == {"others"}
+        assert site.journal.looks.next("support", "others").number == 2
+
+    run(tmp_path, machine, story)
+
+
 def test_scores_of_single_examples_are_in_no_report_and_no_log(
     tmp_path: Path, machine: ToyMachine, caplog: pytest.LogCaptureFixture
 ) -> None:
