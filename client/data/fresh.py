@@ -100,8 +100,7 @@ class FreshData:
             elif self._refused is not None and inputs == self._refused[0]:
                 self._say(self._refused[1])
             elif urgent or self._clock() >= self._next_at:
-                if not await asyncio.to_thread(self._watched.half_written):
-                    await self._prepare(inputs)
+                await self._prepare(inputs)
 
     async def _try_to_look(self, urgent: bool = False) -> None:
         try:
@@ -123,6 +122,9 @@ class FreshData:
             return True
 
     async def _prepare(self, inputs: Inputs) -> None:
+        """Prepare the files as they are, unless one is half-written; adopt what comes of it, or say what is wrong."""
+        if await asyncio.to_thread(self._watched.half_written):
+            return
         began = self._clock()
         try:
             with self.data.all_held() as keep:
@@ -137,7 +139,7 @@ class FreshData:
             self._next_at = self._clock() + REST * (self._clock() - began)
 
     def _take(self, inputs: Inputs, prepared: Prepared, now: Inputs) -> None:
-        """Adopt prepared data, but none with an example that was deleted while it was prepared: it is prepared again."""
+        """Adopt prepared data, but none with an example that was deleted meanwhile: it is prepared again."""
         if not inputs.released <= now.released:
             self.data.drop(prepared)
             return

@@ -1,7 +1,6 @@
 """`DataInUse`: the token files that an adapter's rounds and probes use, and when those of before are removed.
 
-    adopt(new)   what begins from now on uses the new files; what is under way ends with those that it began with
-    held()       the files that are current now stay as long as the block runs
+What begins after `adopt` uses the new files; what is under way ends with those that it `held` from its beginning.
 """
 
 import logging

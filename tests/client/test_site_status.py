@@ -53,7 +53,13 @@ KNOWN = CoTrainer(CoTrainerStatus(latency_known=True))
 
 
 async def asked(site: Deployment, cotrainer: Any, prepared: Prepared = PREPARED) -> dict[str, Any]:
-    tenant: Any = SimpleNamespace(name="support", prepared=prepared, share=2.0, jobs=SimpleNamespace(running=RUNNING), fresh=SimpleNamespace(data=DataInUse(prepared)))
+    tenant: Any = SimpleNamespace(
+        name="support",
+        prepared=prepared,
+        share=2.0,
+        jobs=SimpleNamespace(running=RUNNING),
+        fresh=SimpleNamespace(data=DataInUse(prepared)),
+    )
     return await site_status.report(site.config, [tenant], {"support": 1.5}, site.supervisor, site.served, cotrainer)
 
 

@@ -64,9 +64,7 @@ def run(tmp_path: Path, cotrainer: CoTrainer, monkeypatch: pytest.MonkeyPatch) -
 
     async def main(story: Story) -> None:
         config = site_config(tmp_path, adapters=ADAPTERS)
-        fresh = {
-            name: FreshData(config, name, prepared_in(tmp_path / name)) for name in ADAPTERS
-        }
+        fresh = {name: FreshData(config, name, prepared_in(tmp_path / name)) for name in ADAPTERS}
         site = Site(config, HELD_BASE, fresh)
         site.resume()
         work = (site.supervisor.run(), *(tenant.jobs.run() for tenant in site.tenants))

@@ -1,4 +1,4 @@
-"""A real site whose data changes under its users: new lines, released examples and forgotten ones, without a restart."""
+"""A real site whose data changes under its users: new lines, released examples and forgotten ones; no restart."""
 
 import json
 import tempfile

@@ -134,7 +134,8 @@ def toy_jobs(
     prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, guards or {}, HELD)
     return Jobs(
         adapter=adapter, rounds=journal.rounds(adapter), supervisor=supervisor, cotrainer=cotrainer,
-        fresh=FreshData(config, adapter, prepared), base=HELD_BASE, shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config, adapter),
+        fresh=FreshData(config, adapter, prepared), base=HELD_BASE, shapes=SHAPES, max_rank=4,
+        personal=partial(PersonalPart, config, adapter),
         directory=state_dir / "rounds" / adapter, keys=SiteKeys(config.site), share=lambda: share,
     )  # fmt: skip
 

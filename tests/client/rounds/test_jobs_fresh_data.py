@@ -1,4 +1,4 @@
-"""Rounds of an adapter whose data changes: each is trained on what is newest when it begins, and waits for one thing."""
+"""Rounds of an adapter whose data changes: each is trained on what is newest when it begins."""
 
 import asyncio
 from dataclasses import replace

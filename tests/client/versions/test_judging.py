@@ -161,7 +161,13 @@ def test_scores_of_single_examples_are_in_no_report_and_no_log(
         assert "adapter.judged ref=support@v1 decision=promote" in caplog.text
         async with site.http() as http:
             shown = (await http.get("/adapters/support@v1/shadow")).text
-        for text in (shown, report.model_dump_json(), repr(report), repr(await evaluate(on("heldout"), None)), caplog.text):
+        for text in (
+            shown,
+            report.model_dump_json(),
+            repr(report),
+            repr(await evaluate(on("heldout"), None)),
+            caplog.text,
+        ):
             assert "123456789" not in text
             assert "876543211" not in text
 

@@ -171,7 +171,7 @@ def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
          "will bite: 99 of 100 are left out; raise it\n             will bite: 0 held-out examples"),
         ({"data": {"support": data(refused="train.jsonl:7: not JSON; expected")}},
          "refused: train.jsonl:7: not JSON; expected; the data of before stays in use"),
-        ({"data": {"support": data(rounds_wait=True)}}, "rounds wait: an example that a user had deleted is in the data"),
+        ({"data": {"support": data(rounds_wait=True)}}, "rounds wait: an example that a user had deleted"),
         ({"recovered": ["support@v12 is damaged and was forgotten"]}, "recovered  support@v12 is damaged"),
         ({"versions": {"support@v13": version("judged", "keep")}}, "judged: keep; held-out loss 1.2041"),
         ({"engine": {"ready": False, "starts": 1, "since": None, "url": None}, "training": None, "running_rounds": {}},
