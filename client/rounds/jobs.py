@@ -186,8 +186,8 @@ class Jobs:
             scores.unlink(missing_ok=True)
 
     async def _train(self, order: RoundOrder) -> None:
-        await self._fresh.settle()
         await self._supervisor.ready()
+        await self._fresh.settle()
         if not self.report(order.key).state.final:  # cancelled while it was waiting
             with self.data.held() as data:
                 await self._attempt(order, data)

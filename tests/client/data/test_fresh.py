@@ -41,6 +41,17 @@ def test_new_lines_are_in_use_without_a_restart_and_the_files_of_before_are_gone
     asyncio.run(main())
 
 
+def test_what_was_prepared_at_the_start_is_not_prepared_again(site: DataOfASite) -> None:
+    async def main() -> None:
+        site.give("the blue door")
+        fresh = await FreshData.begin(site.config, "support")
+        await fresh.look()
+        await fresh.settle()
+        assert (site.prepared, fresh.data.refused) == (["support"], "")
+
+    asyncio.run(main())
+
+
 def test_a_file_that_was_only_touched_stays_in_use(site: DataOfASite) -> None:
     async def main() -> None:
         fresh = await site.begin()

@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from client.data.chat_tokens import ChatTokenizer
 from client.data.conversation import Conversation, Turn
@@ -247,3 +251,17 @@ def test_a_preparation_that_fails_leaves_no_tokens_behind(
     with pytest.raises(OSError, match="No space"):
         prepare(Preparation(data, None, 0.1, tiny_llama, 16, into))
     assert list(into.iterdir()) == []
+
+
+def test_the_child_makes_way_for_the_engine_where_processors_or_memory_run_short(tmp_path: Path) -> None:
+    code = "import os; from client.data.prepare import main; main(); score = open('/proc/self/oom_score_adj').read()"
+    wanted = Preparation(tmp_path / "none.jsonl", None, 0.1, tmp_path, 16, tmp_path / "tokens")
+    child = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(); print(os.nice(0), score)"],
+        input=TypeAdapter(Preparation).dump_json(wanted), capture_output=True, check=True,
+    )  # fmt: skip
+    answer, made_way = child.stdout.decode().splitlines()
+    assert json.loads(answer)["error"] == "DataError"
+    nice, score = map(int, made_way.split())
+    assert nice >= min(19, os.nice(0) + 10)
+    assert score == 1000
