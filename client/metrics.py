@@ -129,8 +129,8 @@ METRICS = (
     # The data
     Metric("umbel_examples", "gauge", "Prepared examples: to train on, held out, withheld, cut at seq_len, "
            "left out.", _examples, ("adapter", "kind")),
-    Metric("umbel_examples_refused", "gauge", "1 while changed files of examples cannot be used, and the data of before "
-           "stays in use.", _refused, ("adapter",)),
+    Metric("umbel_examples_refused", "gauge", "1 while changed files of examples cannot be used, and the data of "
+           "before stays in use.", _refused, ("adapter",)),
     # The engine
     Metric("umbel_engine_up", "gauge", "1 while the engine answers users.",
            _one(lambda status: float(status["engine"]["ready"]))),

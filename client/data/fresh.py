@@ -28,6 +28,8 @@ LOOK_S = 2.0
 REST = 10.0
 """Seconds without a preparation for each second that the last one took: a file that grows all the time costs at most
 about a tenth of a core."""
+REST_OF_A_ROUND = 1.0
+"""The same while a round waits for data without deleted examples."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,8 @@ class FreshData:
         """Inputs that are not tried again as they are, and the reason."""
         self._torn = ""
         """The last reason that may be a file's that was read while it was written."""
-        self._next_at = clock()
+        self._ended_at, self._took_s = clock(), 0.0
+        """When the last preparation ended, and how long it took."""
         self._one_at_a_time = asyncio.Lock()
 
     @classmethod
@@ -91,7 +94,7 @@ class FreshData:
     async def look(self, urgent: bool = False) -> None:
         """Prepare and adopt files that are other than those in use, unless one is half-written or it is too early.
 
-        It is never too early where it is `urgent`.
+        Where it is `urgent`, because a round waits, it is too early for a shorter time.
         """
         async with self._one_at_a_time:
             inputs = await asyncio.to_thread(self._watched.now)
@@ -99,7 +102,7 @@ class FreshData:
                 self._refused, self._torn, self.data.refused = None, "", ""
             elif self._refused is not None and inputs == self._refused[0]:
                 self._say(self._refused[1])
-            elif urgent or self._clock() >= self._next_at:
+            elif self._clock() >= self._ended_at + self._took_s * (REST_OF_A_ROUND if urgent else REST):
                 await self._prepare(inputs)
 
     async def _try_to_look(self, urgent: bool = False) -> None:
@@ -136,7 +139,8 @@ class FreshData:
         except UmbelError as error:
             await self._refuse(inputs, str(error))
         finally:
-            self._next_at = self._clock() + REST * (self._clock() - began)
+            self._ended_at = self._clock()
+            self._took_s = self._ended_at - began
 
     def _take(self, inputs: Inputs, prepared: Prepared, now: Inputs) -> None:
         """Adopt prepared data, but none with an example that was deleted meanwhile: it is prepared again."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from client.data import fresh as fresh_module
-from client.data.fresh import REST, FreshData
+from client.data.fresh import REST, REST_OF_A_ROUND, FreshData
 from client.data.prepare import prepare_in_child
 from client.data.watched import HALF_WRITTEN_S, STORE_S, Watched
 from tests.toys.deployment import until
@@ -169,6 +169,23 @@ def test_a_file_that_grows_all_the_time_costs_at_most_a_tenth_of_it(site: DataOf
     asyncio.run(main())
 
 
+def test_a_round_that_waits_beside_a_file_that_grows_costs_half_a_core_at_most(site: DataOfASite) -> None:
+    async def main() -> None:
+        site.give(SECRET)
+        fresh = await site.begin()
+        site.forget()
+        site.append("{bad\n")
+        site.takes_s = 5.0
+        while site.now < 1000:
+            site.now += 2
+            site.append(line(f"at {site.now}"))
+            await fresh.look(urgent=True)
+        spent = site.takes_s * (len(site.prepared) - 1)
+        assert 0.8 * 1000 / (REST_OF_A_ROUND + 1) <= spent <= 1000 / (REST_OF_A_ROUND + 1) + site.takes_s
+
+    asyncio.run(main())
+
+
 def test_what_was_read_while_it_was_written_is_no_mistake_unless_it_stays_one(site: DataOfASite) -> None:
     async def main() -> None:
         fresh = await site.begin()
@@ -219,6 +236,9 @@ def test_a_forgotten_example_is_in_no_later_token_file_and_a_round_waits_for_tha
             site.forget()
             await fresh.look()
             assert fresh.data.current == of_the_round, "it is too early for another preparation"
+            site.now += site.takes_s
+            await fresh.look()
+            assert fresh.data.current == of_the_round, "it still is"
             await fresh.settle()
             assert fresh.data.current != of_the_round, "for a round it is not"
             assert of_the_round.train.exists(), "the round that is under way ends with it"
