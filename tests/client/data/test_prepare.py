@@ -254,10 +254,12 @@ def test_a_preparation_that_fails_leaves_no_tokens_behind(
 
 
 def test_the_child_makes_way_for_the_engine_where_processors_or_memory_run_short(tmp_path: Path) -> None:
-    code = "import os; from client.data.prepare import main; main(); score = open('/proc/self/oom_score_adj').read().strip()"
+    code = (
+        "import os; from client.data.prepare import main; main(); score = int(open('/proc/self/oom_score_adj').read())"
+    )
     wanted = Preparation(tmp_path / "none.jsonl", None, 0.1, tmp_path, 16, tmp_path / "tokens")
     child = subprocess.run(
-        [sys.executable, "-c", f"{code}; print(); print(os.nice(0), score)"],
+        [sys.executable, "-c", f"{code}; print(); print(os.nice(0), oom)"],
         input=TypeAdapter(Preparation).dump_json(wanted), capture_output=True, check=True,
     )  # fmt: skip
     answer, made_way = child.stdout.decode().splitlines()
