@@ -259,7 +259,7 @@ def test_the_child_makes_way_for_the_engine_where_processors_or_memory_run_short
     )
     wanted = Preparation(tmp_path / "none.jsonl", None, 0.1, tmp_path, 16, tmp_path / "tokens")
     child = subprocess.run(
-        [sys.executable, "-c", f"{code}; print(); print(os.nice(0), oom)"],
+        [sys.executable, "-c", f"{code}; print(); print(os.nice(0), score)"],
         input=TypeAdapter(Preparation).dump_json(wanted), capture_output=True, check=True,
     )  # fmt: skip
     answer, made_way = child.stdout.decode().splitlines()
