@@ -113,8 +113,9 @@ def test_new_lines_and_forgotten_users_reach_the_next_round_and_users_notice_not
         assert in_store(lambda store: store.forget("eva")) == 1
         blob = random_adapter(site.model, seed=9, b_std=0.0)
         assert site.submit("r3", blob, 3, steps=2).status_code == 200
-        wait_until(lambda: data()["rounds_wait"], "the round that waits")
+        wait_until(lambda: data()["refused"], "the line that is refused")
         assert f"train.jsonl:{LINES + 2}: completion: the answer is empty" in data()["refused"]
+        wait_until(lambda: data()["rounds_wait"], "the round that waits")
         lines = (site.folder / "train.jsonl").read_text().splitlines(keepends=True)
         (site.folder / "mended").write_text("".join(lines[:-1]))
         (site.folder / "mended").rename(site.folder / "train.jsonl")
