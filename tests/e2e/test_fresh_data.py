@@ -108,19 +108,8 @@ def test_new_lines_and_forgotten_users_reach_the_next_round_and_users_notice_not
         update = site.control.get("/adapters/support/rounds/r2/update").content
         ref = site.deploy(2, update)
 
-        with (site.folder / "train.jsonl").open("a") as file:
-            file.write('{"prompt": "the newest ward", "completion": ""}\n')
         assert in_store(lambda store: store.forget("eva")) == 1
-        blob = random_adapter(site.model, seed=9, b_std=0.0)
-        assert site.submit("r3", blob, 3, steps=2).status_code == 200
-        wait_until(lambda: data()["refused"], "the line that is refused")
-        assert f"train.jsonl:{LINES + 2}: completion: the answer is empty" in data()["refused"]
-        wait_until(lambda: data()["rounds_wait"], "the round that waits")
-        lines = (site.folder / "train.jsonl").read_text().splitlines(keepends=True)
-        (site.folder / "mended").write_text("".join(lines[:-1]))
-        (site.folder / "mended").rename(site.folder / "train.jsonl")
-        report = site.wait_round("r3")
-        assert (report["state"], report["held_examples"]) == ("done", LINES + 2)
+        assert trained(site, 3)["held_examples"] == LINES + 2, "it waited for the data without her"
         assert (data()["refused"], data()["rounds_wait"]) == ("", False)
         assert PRIVATE not in written(site)
         assert "the blue door" in written(site)
@@ -129,5 +118,5 @@ def test_new_lines_and_forgotten_users_reach_the_next_round_and_users_notice_not
     assert set(users.answers) == {(200, True)}
     assert (site.live(), site.engine_process().pid, site.status()["engine"]["starts"]) == (str(ref), engine, 1)
     log = site.log.read_text()
-    assert log.count("data.refused adapter=support") == 1
+    assert "data.refused" not in log
     assert PRIVATE not in log
