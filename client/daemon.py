@@ -51,6 +51,7 @@ async def serve(config: SiteConfig) -> None:
             ),
             asyncio.create_task(site.supervisor.run(), name="supervisor"),
             *(asyncio.create_task(tenant.jobs.run(), name=f"rounds of {tenant.name}") for tenant in site.tenants),
+            *(asyncio.create_task(tenant.fresh.keep_up(), name=f"data of {tenant.name}") for tenant in site.tenants),
             asyncio.create_task(engine_log.keep_bounded(config.site.state_dir / engine_log.FILE), name="engine log"),
             *(
                 [asyncio.create_task(user_examples.keep_retention(config), name="retention")]

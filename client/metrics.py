@@ -76,6 +76,10 @@ def _examples(status: Status) -> Values:
     return {(adapter, kind): data[kind] for adapter, data in status["data"].items() for kind in kinds}
 
 
+def _refused(status: Status) -> Values:
+    return {(adapter,): float(bool(data["refused"])) for adapter, data in status["data"].items()}
+
+
 def _training(status: Status) -> Mapping[str, Any]:
     """Return the co-trainer's status; empty while no engine answers."""
     return status["training"] or {}
@@ -125,6 +129,8 @@ METRICS = (
     # The data
     Metric("umbel_examples", "gauge", "Prepared examples: to train on, held out, withheld, cut at seq_len, "
            "left out.", _examples, ("adapter", "kind")),
+    Metric("umbel_examples_refused", "gauge", "1 while changed files of examples cannot be used, and the data of "
+           "before stays in use.", _refused, ("adapter",)),
     # The engine
     Metric("umbel_engine_up", "gauge", "1 while the engine answers users.",
            _one(lambda status: float(status["engine"]["ready"]))),

@@ -1,7 +1,6 @@
 """`Site`: prepare the parts of a site's daemon and put them together."""
 
 import asyncio
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +8,14 @@ from typing import Any
 from client import site_status
 from client.adapter_bodies import AdapterBodies
 from client.data import user_examples
-from client.data.prepare import Prepared, forget_others, prepare_in_child
+from client.data.fresh import FreshData
+from client.data.prepare import forget_others
 from client.data.scrub import Scrubber
 from client.data.scrub import load as load_scrubber
-from client.data.summary import warnings
 from client.held_base import HeldBase
 from client.journal import Journal
 from client.keys import SiteKeys
-from client.tenant import Tenant, preparation, worths_here
+from client.tenant import Tenant, worths_here
 from client.versions.background import Background
 from client.versions.loading import Loading
 from client.versions.serve_only import ServeOnly
@@ -41,7 +40,7 @@ class Site:
     """The parts of a running daemon: journal, engine, and a tenant for each adapter."""
 
     def __init__(
-        self, config: SiteConfig, base: HeldBase, prepared: Mapping[str, Prepared], scrub: Scrubber | None = None
+        self, config: SiteConfig, base: HeldBase, fresh: Mapping[str, FreshData], scrub: Scrubber | None = None
     ) -> None:
         state_dir = config.site.state_dir
         self.config = config
@@ -64,7 +63,7 @@ class Site:
                 config=config,
                 base=base,
                 shapes=self.shapes,
-                prepared=prepared[name],
+                fresh=fresh[name],
                 journal=self.journal,
                 supervisor=self.supervisor,
                 cotrainer=self.cotrainer,
@@ -85,27 +84,11 @@ class Site:
             logger.warning("engine.slow %s", slow)
         scrub = await asyncio.to_thread(load_scrubber) if config.examples.enabled else None
         base = await asyncio.to_thread(HeldBase.read, config.model.path, SiteKeys(config.site))
-        released = user_examples.prepare(config)
+        await asyncio.to_thread(user_examples.prepare, config)
         forget_others(config.site.state_dir / "data", config.adapters)
-        prepared = {
-            name: await prepare_in_child(preparation(config, name, released.get(name))) for name in config.adapters
-        }
+        fresh = {name: await FreshData.begin(config, name) for name in config.adapters}
         CoTrainerSettings.of(config).write(config.site.state_dir)
-        for name, data in prepared.items():
-            told = warnings(config, name, data.files, data.asked, data.withheld)
-            logger.log(
-                logging.WARNING if told else logging.INFO,
-                "data.ready adapter=%s train=%d eval=%d withheld=%d cut=%d dropped=%d untold=%d%s",
-                name,
-                data.train_examples,
-                data.eval_examples,
-                sum(data.withheld.values()),
-                data.cut,
-                data.dropped,
-                data.untold,
-                "".join(f" will_bite={json.dumps(sentence)}" for sentence in told),
-            )
-        site = cls(config, base, prepared, scrub)
+        site = cls(config, base, fresh, scrub)
         await site.serve_only.apply_site_file()
         return site
 

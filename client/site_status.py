@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from client import journal_view
+from client.data.in_use import DataInUse
 from client.data.prepare import Prepared
 from client.data.summary import warnings
 from client.tenant import Tenant
@@ -51,15 +52,16 @@ async def report(
             for tenant in tenants
             if engine and (running := tenant.jobs.running)
         },
-        "data": {tenant.name: data(config, tenant.name, tenant.prepared) for tenant in tenants},
+        "data": {tenant.name: data(config, tenant.name, tenant.fresh.data) for tenant in tenants},
         "heldout_looks": {tenant.name: looks(config, tenant.name, tenant.prepared) for tenant in tenants},
         "recovered": served.recovered,
         "traffic": await _traffic(supervisor),
     }
 
 
-def data(config: SiteConfig, adapter: str, prepared: Prepared) -> dict[str, Any]:
+def data(config: SiteConfig, adapter: str, in_use: DataInUse) -> dict[str, Any]:
     """Return the figures about an adapter's prepared examples, and what of them will bite; no text of theirs."""
+    prepared = in_use.current
     return {
         "train": prepared.train_examples,
         "held_out": prepared.eval_examples,
@@ -70,6 +72,8 @@ def data(config: SiteConfig, adapter: str, prepared: Prepared) -> dict[str, Any]
         "files": {name: asdict(summary) for name, summary in prepared.files.items()},
         "asked": {name: asdict(asked) for name, asked in prepared.asked.items()},
         "will_bite": warnings(config, adapter, prepared.files, prepared.asked, prepared.withheld),
+        "refused": in_use.refused,
+        "rounds_wait": in_use.rounds_wait,
     }
 
 

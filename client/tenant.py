@@ -1,9 +1,9 @@
 """`Tenant`: one adapter at a site, with its own data, rounds and versions. All of a site's tenants share one engine."""
 
 from functools import partial
-from pathlib import Path
 
-from client.data.prepare import Preparation, Prepared
+from client.data.fresh import FreshData
+from client.data.prepare import Prepared
 from client.held_base import HeldBase
 from client.journal import Journal
 from client.keys import SiteKeys
@@ -30,7 +30,7 @@ class Tenant:
         config: SiteConfig,
         base: HeldBase,
         shapes: Shapes,
-        prepared: Prepared,
+        fresh: FreshData,
         journal: Journal,
         supervisor: Supervisor,
         cotrainer: CoTrainerClient,
@@ -39,7 +39,7 @@ class Tenant:
         background: Background,
     ) -> None:
         self.name = name
-        self.prepared = prepared
+        self.fresh = fresh
         self._config = config
         self.keys = SiteKeys(config.site, config.trusted_key(name))
         self.jobs = Jobs(
@@ -47,7 +47,7 @@ class Tenant:
             rounds=journal.rounds(name),
             supervisor=supervisor,
             cotrainer=cotrainer,
-            prepared=prepared,
+            fresh=fresh,
             base=base,
             shapes=shapes,
             max_rank=config.max_rank(name),
@@ -71,6 +71,11 @@ class Tenant:
         )
 
     @property
+    def prepared(self) -> Prepared:
+        """The data that its next round and its next probe use."""
+        return self.fresh.data.current
+
+    @property
     def share(self) -> float:
         """The configured part of the training time, in proportion to that of the other adapters."""
         return self._config.section(self.name).share
@@ -83,18 +88,4 @@ def worths_here(config: SiteConfig, journal: Journal) -> dict[str, float]:
             name: brought(journal.rounds(name), [(one.manifest, one.report) for one in journal.versions(adapter=name)])
             for name in config.adapters
         }
-    )
-
-
-def preparation(config: SiteConfig, adapter: str, released: Path | None) -> Preparation:
-    """Return what the token files of an adapter are made from; `released`: the examples that its users gave."""
-    return Preparation(
-        data=config.data(adapter),
-        eval_data=config.eval_data(adapter),
-        eval_fraction=config.training.eval_fraction,
-        model=config.model.path,
-        seq_len=config.training.seq_len,
-        into=config.site.state_dir / "data" / adapter,
-        guards={guard.name: guard.data for guard in config.policy(adapter).guard},
-        released=released,
     )

@@ -4,6 +4,7 @@ No message of this module holds text of an example: a message names the line and
 """
 
 import gzip
+import io
 import itertools
 import json
 import zlib
@@ -64,6 +65,25 @@ def read(path: Path) -> Iterator[tuple[str, Conversation]]:
             raise line.refused
         assert line.conversation is not None
         yield f"{path}:{line.number}", line.conversation
+
+
+def half_written(path: Path) -> bool:
+    """Return whether a file of JSON Lines ends with half a line: no line break, and no JSON. An array is never one."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).removeprefix(_BOM).lstrip()
+            file.seek(max(0, file.seek(0, io.SEEK_END) - MAX_LINE))
+            _, ended, last = file.read().rpartition(b"\n")
+    except OSError:  # gone meanwhile
+        return False
+    foreign = (*_FOREIGN, _GZIP, b"[")
+    if start.startswith(foreign) or not last.strip() or (len(last) >= MAX_LINE and not ended):
+        return False
+    try:
+        json.loads(last.removeprefix(_BOM))
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def lines(path: Path) -> Iterator[Line]:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 import traceback
@@ -29,7 +30,7 @@ from client.data.sides import clusters, digest, sides
 from client.data.summary import DATA, EVAL_DATA, HELD_OUT, RELEASED, Asked, Summary, guard_name
 from client.data.survey import survey
 from umbel import errors, token_file
-from umbel.errors import DataError, TrainingError, UmbelError
+from umbel.errors import ConfigError, DataError, TrainingError, UmbelError
 
 TRAIN, EVAL, COUNTS = "train.npy", "eval.npy", "counts.json"
 FORMAT = 3
@@ -61,6 +62,13 @@ class Prepared:
     same. In a file that is not here each row is alone."""
     heldout: str = ""
     """Digest of what the held-out examples ask. Verdicts are counted by it."""
+    tokenizer: str = ""
+    """Digest of the files of the base that the tokens were made with."""
+
+    @property
+    def folder(self) -> Path:
+        """The directory of the token files, under a name that no other content has."""
+        return self.train.parent
 
     @property
     def cut(self) -> int:
@@ -96,6 +104,10 @@ class Preparation:
     """Name of a guard → its examples."""
     released: Path | None = None
     """Examples that users gave and the operator released, for training only."""
+    keep: tuple[str, ...] = ()
+    """Names of the directories of `into` that are in use, and stay."""
+    tokenizer: str = ""
+    """Digest that the base's tokenizer must have, because the engine was started with it; empty: any."""
 
 
 _PREPARATION = TypeAdapter(Preparation)
@@ -107,26 +119,39 @@ def prepare(wanted: Preparation) -> Prepared:
 
     Held out of `data` are always the same examples, also after lines were added. Data and released examples are trained
     on unless one that is held out or in a guard asks the same. One preparation at a time per `into`; the files of other
-    inputs are removed (an open file stays readable). Raises DataError naming file and line, ConfigError when the base's
-    tokenizer cannot be used.
+    inputs are removed, except those to `keep`. Raises DataError naming file and line, ConfigError when the base's
+    tokenizer cannot be used, or is not the one that is wanted.
     """
-    directory = wanted.into / _digest(wanted)
+    tokenizer = _digest_tokenizer(wanted.model)
+    if wanted.tokenizer not in ("", tokenizer):
+        raise ConfigError(
+            f"{wanted.model}: tokenizer or chat template are not those that the engine was started with; restart "
+            "`umbel serve`, or bring the old files back"
+        )
+    inputs = _digest(wanted)
+    directory = wanted.into / inputs
+    _remove_superseded(wanted.into, {inputs, *wanted.keep})
     if not directory.is_dir():
-        _remove_superseded(wanted.into)
         temporary = wanted.into / f".{directory.name}.tmp"
         temporary.mkdir(parents=True, mode=0o700)
-        prepared = _write(wanted, ChatTokenizer.load(wanted.model), temporary)
-        (temporary / COUNTS).write_bytes(_PREPARED.dump_json(prepared))
+        try:
+            prepared = _write(wanted, ChatTokenizer.load(wanted.model), temporary)
+            (temporary / COUNTS).write_bytes(_PREPARED.dump_json(prepared))
+        except BaseException:  # no half of a private text stays behind
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if _digest(wanted) != inputs:  # changed while it was read: these tokens are of no file that will be found again
+            directory = wanted.into / secrets.token_hex(32)
         os.rename(temporary, directory)
     prepared = _PREPARED.validate_json((directory / COUNTS).read_bytes())
     guards = {name: directory / file.name for name, file in prepared.guards.items()}
-    return replace(prepared, train=directory / TRAIN, eval=directory / EVAL, guards=guards)
+    return replace(prepared, train=directory / TRAIN, eval=directory / EVAL, guards=guards, tokenizer=tokenizer)
 
 
-def _remove_superseded(into: Path) -> None:
+def _remove_superseded(into: Path, keep: Collection[str]) -> None:
     """Remove the token files of other inputs, so that private text does not pile up in forgotten copies."""
     for old in into.glob("*") if into.is_dir() else ():
-        if re.fullmatch(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.tmp", old.name):
+        if old.name not in keep and re.fullmatch(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.tmp", old.name):
             shutil.rmtree(old)
 
 
@@ -142,10 +167,14 @@ def _digest(wanted: Preparation) -> str:
     parts: list[object] = [FORMAT, metadata.version("transformers"), metadata.version("sglang"), wanted.seq_len]
     parts += [(name, _digest_file(file)) for name, file in sorted(_files(wanted).items())]
     parts += [] if wanted.eval_data else [wanted.eval_fraction]
-    # The tokenizer's files under any name, without the weights.
-    for file in sorted((*wanted.model.glob("*"), *wanted.model.glob("additional_chat_templates/*"))):
-        if file.suffix in (".json", ".jinja", ".model", ".txt"):
-            parts.append((file.name, _digest_file(file)))
+    parts.append(_digest_tokenizer(wanted.model))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _digest_tokenizer(model: Path) -> str:
+    """Return the sha256 of a tokenizer's files, which may have any name, without the weights."""
+    files = sorted((*model.glob("*"), *model.glob("additional_chat_templates/*")))
+    parts = [(file.name, _digest_file(file)) for file in files if file.suffix in (".json", ".jinja", ".model", ".txt")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -245,6 +274,8 @@ def _answer(order: bytes) -> dict[str, Any]:
 def main() -> None:
     """Run the child process: read an order from stdin, write its answer to stdout."""
     os.nice(10)  # users come first
+    with contextlib.suppress(OSError):  # also where memory runs out: this ends before the engine does
+        Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.redirect_stdout(sys.stderr):
         answer = _answer(sys.stdin.buffer.read())
     json.dump(answer, sys.stdout)

@@ -1,6 +1,6 @@
 """`ExampleStore`: examples from users who agreed: scrubbed, in quarantine, released by the operator, trained on.
 
-    offered ──scrub──► quarantine ──`umbel examples release`──► released ──next start──► training data of its adapter
+    offered ──scrub──► quarantine ──`umbel examples release`──► released ──next round──► training data of its adapter
                           │ retention_days, or `umbel examples forget`: deleted, wherever it is
 
 An example trains the adapter that its user asked for, and no other.
@@ -50,6 +50,16 @@ UPDATE examples SET adapter = substr(version, 1, instr(version, '@v') - 1);
 """The tables of each release that changed them, as scripts for `migrate`; before, adapters were not told apart."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Released:
+    """The examples of an adapter that may be trained on."""
+
+    file: Path | None = None
+    """JSONL for the preparation; None without any."""
+    numbers: frozenset[int] = frozenset()
+    """Their numbers. What a number stands for never changes, and none is given twice."""
 
 
 @dataclass(frozen=True)
@@ -185,18 +195,26 @@ class ExampleStore:
         oldest = self._clock() - 86400 * self._section.retention_days
         return int(self._db.execute("DELETE FROM examples WHERE at < ?", (oldest,)).rowcount)
 
-    def export(self, adapter: str) -> Path | None:
-        """Write an adapter's released examples as JSONL for the preparation and return its path; None without any."""
+    def released(self, adapter: str) -> frozenset[int]:
+        """Return the numbers of an adapter's released examples; quick, as it reads no text."""
+        self.purge()
+        rows = self._db.execute("SELECT id, at, released FROM examples WHERE adapter = ?", (adapter,))
+        return frozenset(number for number, at, released in rows if self._state(at, bool(released)) == "released")
+
+    def export(self, adapter: str) -> Released:
+        """Write an adapter's released examples as JSONL for the preparation; leave a file alone that has them."""
         self.purge()
         into = self._state_dir / RELEASED / f"{adapter}.jsonl"
         released = [kept for kept in self.all(adapter) if kept.state == "released"]
-        into.unlink(missing_ok=True)
         if not released:
-            return None
-        into.parent.mkdir(mode=0o700, exist_ok=True)
-        replace_durably(into, "".join(_line(kept) for kept in released).encode())
-        into.chmod(0o600)
-        return into
+            into.unlink(missing_ok=True)
+            return Released()
+        content = "".join(_line(kept) for kept in released).encode()
+        if not into.is_file() or into.read_bytes() != content:
+            into.parent.mkdir(mode=0o700, exist_ok=True)
+            replace_durably(into, content)
+            into.chmod(0o600)
+        return Released(into, frozenset(kept.id for kept in released))
 
     def _state(self, at: float, released: bool) -> str:
         if self._clock() < at + 3600 * self._section.quarantine_hours:
@@ -208,8 +226,8 @@ def _line(kept: Kept) -> str:
     return json.dumps({"messages": kept.messages}, ensure_ascii=False) + "\n"
 
 
-def prepare(config: SiteConfig) -> dict[str, Path]:
-    """Write the settings that let the engine's HTTP process remember answers; return adapter → its released examples.
+def prepare(config: SiteConfig) -> None:
+    """Write the settings that let the engine's HTTP process remember answers, and remove what was written to train on.
 
     To be called before the engine starts. Where `[examples]` is off, no answer is remembered, and examples that were
     kept before are not trained on, nor are those of adapters that the site has no more.
@@ -218,14 +236,20 @@ def prepare(config: SiteConfig) -> dict[str, Path]:
     for file in (settings, state_dir / RELEASED_OF_ALL, *(state_dir / RELEASED).glob("*.jsonl")):
         file.unlink(missing_ok=True)
     if not config.examples.enabled:
-        return {}
+        return
     models = {model: name for name in config.adapters for model in (name, f"{config.model.served_name}:{name}")}
     told = ConsentSettings(key=_key(state_dir).hex(), socket=config.operator_socket, models=models)
     replace_durably(settings, told.model_dump_json().encode())
     settings.chmod(0o600)
+    ExampleStore.of(config).close()  # made where it is not there; what is over its retention goes
+
+
+def export(config: SiteConfig, adapter: str) -> Released:
+    """Call `ExampleStore.export` from any thread. Where `[examples]` is off, nothing is released."""
+    if not config.examples.enabled:
+        return Released()
     with closing(ExampleStore.of(config)) as store:
-        released = {name: store.export(name) for name in config.adapters}
-    return {name: file for name, file in released.items() if file is not None}
+        return store.export(adapter)
 
 
 def _newer(file: Path, found: int) -> ConfigError:

@@ -54,3 +54,15 @@ class Following:
                 unanswered += 1
                 if unanswered >= self.patience:
                     raise
+
+
+def counts(status: CoTrainerStatus) -> dict[str, float]:
+    """Return the fields of a `RoundReport` that a job's status tells."""
+    return {
+        "steps": status.steps,
+        "num_examples": status.examples,
+        "num_loss_tokens": status.loss_tokens,
+        "loss_sum": status.loss_sum,
+        "seconds": status.seconds,
+        "share": status.share,
+    }

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from client.data.fresh import FreshData
 from client.data.prepare import Prepared
 from client.disk import require_room
 from client.held_base import HeldBase
 from client.keys import SiteKeys
-from client.rounds.following import Following
+from client.rounds.following import Following, counts
 from client.rounds.journal import RoundJournal, lineage_of
 from client.rounds.personal import PersonalPart, split
 from serving.scores import Scores
@@ -57,7 +58,7 @@ class Jobs:
         rounds: RoundJournal,
         supervisor: Supervisor,
         cotrainer: CoTrainerClient,
-        prepared: Prepared,
+        fresh: FreshData,
         base: HeldBase,
         shapes: peft_dir.Shapes,
         max_rank: int,
@@ -70,7 +71,7 @@ class Jobs:
         self._rounds = rounds
         self._supervisor = supervisor
         self._cotrainer = cotrainer
-        self._prepared, self.heldout = prepared, prepared.heldout
+        self._fresh, self.data = fresh, fresh.data
         self._following = Following(supervisor, cotrainer)
         self._base = base
         self._shapes = shapes
@@ -163,8 +164,8 @@ class Jobs:
                 logger.error("round.delayed %s; again in %.0f s", error, NO_ROOM_S)
                 await asyncio.sleep(NO_ROOM_S)
 
-    async def evaluate(self, adapter: Path | None, guard: str | None = None) -> Scores:
-        """Score an adapter's folder (None: the base) on each held-out example, or on each example of a guard.
+    async def evaluate(self, data: Prepared, adapter: Path | None, guard: str | None = None) -> Scores:
+        """Score an adapter's folder (None: the base) on each held-out example of `data`, or on each of a guard.
 
         Raises EngineGone when the engine dies meanwhile, TrainingError when it stops for another reason.
         """
@@ -173,21 +174,25 @@ class Jobs:
         name = f"evaluate-{self._serial}"
         scores = self._directory / f"{name}.npy"
         self._directory.mkdir(parents=True, exist_ok=True)
-        data = self._prepared.guards[guard] if guard else self._prepared.eval
+        asked = data.guards[guard] if guard else data.eval
         weights = str(adapter / peft_dir.WEIGHTS) if adapter else None
-        job = EvaluateJob(id=self._id(name), adapter=weights, data=str(data), output=str(scores))
+        job = EvaluateJob(id=self._id(name), adapter=weights, data=str(asked), output=str(scores))
         try:
             status = await self._following.follow(job)
             if status.state is not JobState.DONE:
                 raise TrainingError(f"evaluation stopped: {status.error or status.state}")
-            return Scores.read(scores).grouped(self._prepared.clusters.get(data.stem))
+            return Scores.read(scores).grouped(data.clusters.get(asked.stem))
         finally:
             scores.unlink(missing_ok=True)
 
     async def _train(self, order: RoundOrder) -> None:
         await self._supervisor.ready()
-        if self.report(order.key).state.final:  # cancelled while it was waiting
-            return None
+        await self._fresh.settle()
+        if not self.report(order.key).state.final:  # cancelled while it was waiting
+            with self.data.held() as data:
+                await self._attempt(order, data)
+
+    async def _attempt(self, order: RoundOrder, data: Prepared) -> None:
         attempt = self._rounds.begin_attempt(order.key)
         reach(Point.ATTEMPT_BEGUN)
         report = RoundReport(key=order.key, state=JobState.RUNNING, parent=order.parent)
@@ -200,7 +205,7 @@ class Jobs:
             id=self._id(order.key),
             plan=plan.model_copy(update={"rank": plan.joined_rank, "personal": None}),
             parent=str(folder / (JOINED if plan.personal else PARENT)),
-            data=str(self._prepared.train),
+            data=str(data.train),
             output=str(folder / _output(plan)),
             share=self._share(),
         )
@@ -218,15 +223,15 @@ class Jobs:
             return self._submitted.set()
         if self.report(order.key).state is JobState.CANCELLED:
             return None
-        concluded = self._keys.sign_update(order, self._conclude(order, status))
+        concluded = self._keys.sign_update(order, self._conclude(order, status, data))
         reach(Point.UPDATE_WRITTEN)
         self._finish(concluded)
         reach(Point.ROUND_DONE)
         return self._keep_part(order.key)
 
-    def _conclude(self, order: RoundOrder, status: CoTrainerStatus) -> RoundReport:
+    def _conclude(self, order: RoundOrder, status: CoTrainerStatus, data: Prepared) -> RoundReport:
         report = RoundReport(key=order.key, state=status.state, parent=order.parent, error=status.error)
-        report = report.model_copy(update=_counts(status))
+        report = report.model_copy(update=counts(status))
         if status.state is not JobState.DONE:
             return report
         folder, plan = self._folder(order.key), order.plan
@@ -243,7 +248,7 @@ class Jobs:
             blob = peft_dir.encode(sent)
             peft_dir.replace_durably(folder / PERSONAL, peft_dir.encode(own))
             peft_dir.replace_durably(folder / UPDATE, blob)
-        return report.model_copy(update={"update": peft_dir.digest(blob), "rank": plan.rank, **self._prepared.held})
+        return report.model_copy(update={"update": peft_dir.digest(blob), "rank": plan.rank, **data.held})
 
     def _keep_part(self, key: str) -> None:
         """Make a round's personal part the site's own, once the journal has the round as done.
@@ -264,7 +269,7 @@ class Jobs:
     def _note_progress(self, key: str, status: CoTrainerStatus) -> None:
         known = self._progress.get(key)
         if known is not None and not known.state.final and status.job == self._id(key):
-            self._progress[key] = known.model_copy(update=_counts(status))
+            self._progress[key] = known.model_copy(update=counts(status))
 
     def _finish(self, report: RoundReport) -> None:
         self._rounds.report(report)
@@ -285,14 +290,3 @@ class Jobs:
 def _output(plan: TrainPlan) -> str:
     """Return the name of the file that the co-trainer writes."""
     return TRAINED if plan.personal else UPDATE
-
-
-def _counts(status: CoTrainerStatus) -> dict[str, float]:
-    return {
-        "steps": status.steps,
-        "num_examples": status.examples,
-        "num_loss_tokens": status.loss_tokens,
-        "loss_sum": status.loss_sum,
-        "seconds": status.seconds,
-        "share": status.share,
-    }

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import httpx
 
+from client.data.in_use import DataInUse
+from client.data.prepare import Prepared
 from client.journal import Journal
 from client.versions.loading import AGAIN_S, LONGEST_AGAIN_S, Loading
 from client.versions.served import Served
@@ -42,10 +44,9 @@ logger = logging.getLogger(__name__)
 class Evaluator(Protocol):
     """The part of `Jobs` that measures a version."""
 
-    heldout: str
-    """Digest of the held-out examples, which verdicts are counted by."""
+    data: DataInUse
 
-    async def evaluate(self, adapter: Path | None, guard: str | None = None) -> Scores:
+    async def evaluate(self, data: Prepared, adapter: Path | None, guard: str | None = None) -> Scores:
         """Return the scores of an adapter's folder (None: the base) on the held-out examples or on a guard's."""
         ...
 
@@ -61,43 +62,49 @@ class Evidence:
         self._journal = journal
         self._served = served
         self._jobs = jobs
-        self._known: dict[tuple[AdapterRef | None, str | None], Scores] = {}
+        self._known: dict[tuple[Path, AdapterRef | None, str | None], Scores] = {}
+        """Held-out token file, by which the data is known, version (None: the base), guard → scores."""
         self._damages = served.damages
 
     async def probe(self, ref: AdapterRef) -> Probe:
         """Measure base, live and shadow on the held-out examples, and the shadow and the incumbent on each guard.
 
-        Raises EngineGone, TrainingError.
+        All are measured on the data that is in use when the probe begins. Raises EngineGone, TrainingError.
         """
+        with self._jobs.data.held() as data:
+            return await self._probe(ref, data)
+
+    async def _probe(self, ref: AdapterRef, data: Prepared) -> Probe:
         live = self._journal.alias(ref.name, "live")
         subjects: dict[str, AdapterRef | None] = {"base": None, **({"live": live} if live else {}), "shadow": ref}
         rivals = {role: subjects[role] for role in ("live" if live else "base", "shadow")}
         probe = Probe(
-            {role: await self._scores(subject) for role, subject in subjects.items()},
+            {role: await self._scores(data, subject) for role, subject in subjects.items()},
             {
-                guard.name: {role: await self._scores(subject, guard.name) for role, subject in rivals.items()}
+                guard.name: {role: await self._scores(data, subject, guard.name) for role, subject in rivals.items()}
                 for guard in self._guards
             },
+            data.heldout,
         )
         if self._journal.alias(ref.name, "live") != live:  # it was measured against another incumbent
-            return await self.probe(ref)
-        self._known = {asked: scores for asked, scores in self._known.items() if asked[0] in subjects.values()}
+            return await self._probe(ref, data)
+        self._known = {
+            asked: scores
+            for asked, scores in self._known.items()
+            if asked[0] == data.eval and asked[1] in subjects.values()
+        }
         return probe
 
-    @property
-    def heldout(self) -> str:
-        """The digest of the held-out examples."""
-        return self._jobs.heldout
-
-    async def _scores(self, subject: AdapterRef | None, guard: str | None = None) -> Scores:
+    async def _scores(self, data: Prepared, subject: AdapterRef | None, guard: str | None = None) -> Scores:
         """Return known scores; measure what is not known, or was measured before a version was found damaged."""
         if self._damages != self._served.damages:
             self._damages = self._served.damages
             self._known.clear()
-        if (subject, guard) not in self._known:
+        asked = (data.eval, subject, guard)
+        if asked not in self._known:
             folder = directory(self._config, subject) if subject else None
-            self._known[subject, guard] = await self._jobs.evaluate(folder, guard)
-        return self._known[subject, guard]
+            self._known[asked] = await self._jobs.evaluate(data, folder, guard)
+        return self._known[asked]
 
 
 class Judging:
@@ -171,8 +178,7 @@ class Judging:
         else:  # probed anew: the engine went away, or something else began to answer users
             await self._note(ref, report, Lifecycle.PROBING)
         probe = await self._evidence.probe(ref)
-        heldout = self._evidence.heldout
-        look = self._journal.looks.next(ref.name, heldout)
+        look = self._journal.looks.next(ref.name, probe.asked)
         verdict = await asyncio.to_thread(judge, probe, self._policy, look)
         probed = time.monotonic()
         report = report.model_copy(update={"probe": probe.sums, "probe_s": probed - loaded})
@@ -186,7 +192,7 @@ class Judging:
             report = report.model_copy(update={"watch_s": time.monotonic() - probed})
         judged = report.model_copy(update={"verdict": verdict})
         reach(Point.JUDGE_DECIDED)
-        if await self._note(ref, judged, Lifecycle.JUDGED, f"judged: {verdict.decision}", heldout):
+        if await self._note(ref, judged, Lifecycle.JUDGED, f"judged: {verdict.decision}", probe.asked):
             reach(Point.JUDGE_JOURNALLED)
             logger.info("adapter.judged ref=%s decision=%s %s", ref, verdict.decision, "; ".join(verdict.reasons))
         return True

@@ -38,6 +38,8 @@ class Probe:
     """Role → scores."""
     guards: Mapping[str, Mapping[str, Scores]]
     """Guard → role → scores of the shadow and of the incumbent."""
+    asked: str = ""
+    """Digest of what the held-out examples ask. Verdicts are counted by it."""
 
     @property
     def incumbent(self) -> Literal["live", "base"]:

@@ -34,7 +34,10 @@ STATUS: dict[str, Any] = {
     "running_rounds": {"support": {"key": "l-5-p", "share": 0.25, "steps": 7, "num_loss_tokens": 600}},
     "training_shares": {"support": {"share": 2.0, "worth": 1.5}},
     "data": {
-        "support": {"train": 90, "held_out": 10, "withheld": 4, "cut": 3, "dropped": 2, "untold": 0, "will_bite": []},
+        "support": {
+            "train": 90, "held_out": 10, "withheld": 4, "cut": 3, "dropped": 2, "untold": 0, "will_bite": [],
+            "refused": "train.jsonl:7: not JSON", "rounds_wait": False,
+        },
     },
     "training": {
         "job": "support/l-5-p", "state": "running", "frozen_tensors": 9,
@@ -94,6 +97,7 @@ def test_the_figures_are_those_of_the_status() -> None:
         'umbel_examples{adapter="support",kind="withheld"}': 4,
         'umbel_examples{adapter="support",kind="cut"}': 3,
         'umbel_examples{adapter="support",kind="dropped"}': 2,
+        'umbel_examples_refused{adapter="support"}': 1,
         "umbel_engine_up": 1,
         "umbel_engine_starts_total": 1,
         'umbel_requests_in_flight{version="support@v2"}': 2,

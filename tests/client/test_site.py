@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from client.data.fresh import FreshData
 from client.data.prepare import Preparation, Prepared, prepare
 from client.journal import TAKEN_BACK
 from client.site import Site
@@ -23,7 +24,8 @@ from umbel.site import slow_dtype
 def site(tmp_path: Path, tiny_llama: Path) -> Site:
     config = site_config(tmp_path)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": tiny_llama})})
-    return Site(config, HELD_BASE, {"support": Prepared(tmp_path / "train.npy", tmp_path / "eval.npy", 10, 5, 50)})
+    prepared = Prepared(tmp_path / "train.npy", tmp_path / "eval.npy", 10, 5, 50)
+    return Site(config, HELD_BASE, {"support": FreshData(config, "support", prepared)})
 
 
 def test_hello_says_what_can_be_trained_here_and_what_answers(site: Site) -> None:
@@ -57,7 +59,7 @@ def prepared_here(monkeypatch: pytest.MonkeyPatch) -> None:
     async def here(wanted: Preparation) -> Prepared:
         return prepare(wanted)
 
-    monkeypatch.setattr("client.site.prepare_in_child", here)
+    monkeypatch.setattr("client.data.fresh.prepare_in_child", here)
 
 
 @pytest.mark.usefixtures("prepared_here")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from client import site_status
+from client.data.in_use import DataInUse
 from client.data.prepare import Prepared
 from client.data.summary import DATA, HELD_OUT, Asked, Summary
 from client.heldout_looks import Look
@@ -52,7 +53,13 @@ KNOWN = CoTrainer(CoTrainerStatus(latency_known=True))
 
 
 async def asked(site: Deployment, cotrainer: Any, prepared: Prepared = PREPARED) -> dict[str, Any]:
-    tenant: Any = SimpleNamespace(name="support", prepared=prepared, share=2.0, jobs=SimpleNamespace(running=RUNNING))
+    tenant: Any = SimpleNamespace(
+        name="support",
+        prepared=prepared,
+        share=2.0,
+        jobs=SimpleNamespace(running=RUNNING),
+        fresh=SimpleNamespace(data=DataInUse(prepared)),
+    )
     return await site_status.report(site.config, [tenant], {"support": 1.5}, site.supervisor, site.served, cotrainer)
 
 
@@ -107,12 +114,12 @@ def test_it_says_how_often_the_held_out_examples_were_looked_at(tmp_path: Path, 
 
         alpha = (1 - site.config.shadow.confidence) / 2
         first = {"verdicts": 0, "since_promotion": 0, "next_level": Look().level(alpha), "due": False}
-        assert await looks(site.jobs.heldout) == first
+        assert await looks(site.jobs.data.current.heldout) == first
         await site.deploy(1)
-        assert await looks(site.jobs.heldout) == {**first, "verdicts": 1}, "it promoted"
+        assert await looks(site.jobs.data.current.heldout) == {**first, "verdicts": 1}, "it promoted"
         for version in (2, 3):
             await site.judged(site.push(version))
-        assert await looks(site.jobs.heldout) == {
+        assert await looks(site.jobs.data.current.heldout) == {
             "verdicts": 3, "since_promotion": 2, "next_level": pytest.approx(first["next_level"] / 9), "due": False,
         }  # fmt: skip
         assert await looks("others") == first

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from client import site as site_module
+from client.data.fresh import FreshData
 from client.data.prepare import Prepared
 from client.rounds import following
 from client.site import Site
@@ -27,6 +28,11 @@ GAIN = {"support": 0.5, "billing": 0.25}
 """How much lower each version's is."""
 
 Story = Callable[[Site], Coroutine[Any, Any, None]]
+
+
+def prepared_in(folder: Path) -> Prepared:
+    """An adapter's data, which nobody reads."""
+    return Prepared(folder / "train.npy", folder / "eval.npy", 10, 5, 50, heldout=folder.name)
 
 
 class CoTrainer(ToyCoTrainer):
@@ -58,11 +64,8 @@ def run(tmp_path: Path, cotrainer: CoTrainer, monkeypatch: pytest.MonkeyPatch) -
 
     async def main(story: Story) -> None:
         config = site_config(tmp_path, adapters=ADAPTERS)
-        prepared = {
-            name: Prepared(tmp_path / name / "train.npy", tmp_path / name / "eval.npy", 10, 5, 50, heldout=name)
-            for name in ADAPTERS
-        }
-        site = Site(config, HELD_BASE, prepared)
+        fresh = {name: FreshData(config, name, prepared_in(tmp_path / name)) for name in ADAPTERS}
+        site = Site(config, HELD_BASE, fresh)
         site.resume()
         work = (site.supervisor.run(), *(tenant.jobs.run() for tenant in site.tenants))
         tasks = [asyncio.create_task(one) for one in work]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.data.fresh import FreshData
 from client.data.prepare import Prepared
 from client.journal import Journal
 from client.keys import SiteKeys
@@ -45,6 +46,8 @@ class ToyCoTrainer:
         self.evaluated: list[str] = []
         """The data of each evaluation."""
         self.shares: list[float] = []
+        self.trained_on: list[str] = []
+        """The directory of the data of each round that was begun."""
         self._jobs: dict[str, TrainJob | EvaluateJob] = {}
         self._statuses: dict[str, CoTrainerStatus] = {}
         self._left: dict[str, int] = {}
@@ -61,6 +64,7 @@ class ToyCoTrainer:
         if job.id not in self._jobs:
             self._jobs[job.id] = job
             self.shares += [job.share] if isinstance(job, TrainJob) else []
+            self.trained_on += [Path(job.data).parent.name] if isinstance(job, TrainJob) else []
             self._statuses[job.id] = CoTrainerStatus(job=job.id, state=JobState.RUNNING, steps=1, loss_tokens=5)
             self._left[job.id] = self.polls
         return self._statuses[job.id]
@@ -129,8 +133,9 @@ def toy_jobs(
     """The jobs of a site, over ten examples that nobody reads."""
     prepared = Prepared(state_dir / "train.npy", state_dir / "eval.npy", 10, 5, 50, guards or {}, HELD)
     return Jobs(
-        adapter=adapter, rounds=journal.rounds(adapter), supervisor=supervisor, cotrainer=cotrainer, prepared=prepared,
-        base=HELD_BASE, shapes=SHAPES, max_rank=4, personal=partial(PersonalPart, config, adapter),
+        adapter=adapter, rounds=journal.rounds(adapter), supervisor=supervisor, cotrainer=cotrainer,
+        fresh=FreshData(config, adapter, prepared), base=HELD_BASE, shapes=SHAPES, max_rank=4,
+        personal=partial(PersonalPart, config, adapter),
         directory=state_dir / "rounds" / adapter, keys=SiteKeys(config.site), share=lambda: share,
     )  # fmt: skip
 

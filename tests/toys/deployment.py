@@ -12,6 +12,8 @@ import pytest
 
 from client.adapter_bodies import AdapterBodies
 from client.control import group_api, operator_api
+from client.data.in_use import DataInUse
+from client.data.prepare import Prepared
 from client.held_base import HeldBase
 from client.imported import child
 from client.journal import Journal
@@ -46,6 +48,12 @@ BASE = BaseFingerprint(weights="w", config="c", quantization="q", tokenizer="t",
 HELD_BASE = HeldBase(BASE, kin="1" * 64)
 
 
+def on(heldout: str) -> Prepared:
+    """Data that nobody reads, with held-out examples of their own."""
+    folder = Path(heldout)
+    return Prepared(folder / "train.npy", folder / "eval.npy", 10, 5, 50, heldout=heldout)
+
+
 class ToyJobs:
     """Evaluations whose loss a test sets; the adapter's file must be there."""
 
@@ -56,11 +64,14 @@ class ToyJobs:
         self.gone = 0
         """Number of next evaluations that end because the engine dies."""
         self.asked: list[str] = []
-        self.heldout = "heldout"
+        self.measured_on: list[str] = []
+        """Digest of the held-out examples of each evaluation."""
+        self.data = DataInUse(on("heldout"))
 
-    async def evaluate(self, folder: Path | None, guard: str | None = None) -> Scores:
+    async def evaluate(self, data: Prepared, folder: Path | None, guard: str | None = None) -> Scores:
         name = (folder.name if folder else "base") + (f" on {guard}" if guard else "")
         self.asked.append(name)
+        self.measured_on.append(data.heldout)
         if self.gate is not None:
             await self.gate.wait()
         if self.gone:

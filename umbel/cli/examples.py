@@ -60,9 +60,9 @@ def release(
     numbers: Annotated[list[int] | None, typer.Argument(help="As `ls` shows them. Default: all that wait.")] = None,
     adapter: OfAdapter = None,
 ) -> None:
-    """Release examples for the training of their adapters, from the next start of `umbel serve` on."""
+    """Release examples for the training of their adapters, from the next round on."""
     with _opened(site_file) as store:
-        print(f"{len(store.release(numbers, adapter))} examples released; the next `umbel serve` trains on them")
+        print(f"{len(store.release(numbers, adapter))} examples released; the next round trains on them")
 
 
 @examples_app.command("forget", epilog=calls("umbel examples forget clinic-a.toml --user alice"))
@@ -71,10 +71,10 @@ def forget(
     user: Annotated[str, typer.Option(help="The value of `user` in their requests.")],
     adapter: OfAdapter = None,
 ) -> None:
-    """Delete all examples of a user. Those already in the training data leave it with the next start."""
+    """Delete all examples of a user. No round that begins later is trained on them."""
     with _opened(site_file) as store:
         gone = store.forget(user, adapter)
-        print(f"{gone} examples deleted; restart `umbel serve` to take them out of the training data")
+        print(f"{gone} examples deleted; no round that begins from now on is trained on them")
 
 
 @contextmanager

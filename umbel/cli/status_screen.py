@@ -197,6 +197,10 @@ def _data(data: Report) -> Text:
     text = Text(", ".join([*told, *(f"{count:,} {what}" for what, count in taken.items() if count)]))
     for sentence in data["will_bite"]:
         text.append("\nwill bite", "yellow").append(f": {sentence}")
+    if data["refused"]:
+        text.append("\nrefused", "red").append(f": {data['refused']}; the data of before stays in use")
+    if data["rounds_wait"]:
+        text.append("\nrounds wait", "yellow").append(": an example that a user had deleted is in the data of before")
     return text
 
 

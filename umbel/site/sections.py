@@ -248,7 +248,7 @@ class ExamplesSection(Section):
     auto_release: bool = False
     """Release every example after its quarantine, without `umbel examples release`."""
     retention_days: PositiveFloat = 30.0
-    """Days after which an example is deleted everywhere; from prepared data with the next start."""
+    """Days after which an example is deleted everywhere; from prepared data before the next round."""
     per_user: PositiveInt = 100
     """Maximum number of examples that are kept of one user."""
     max_mb: PositiveInt = 256

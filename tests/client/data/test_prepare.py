@@ -2,9 +2,14 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from client.data.chat_tokens import ChatTokenizer
 from client.data.conversation import Conversation, Turn
@@ -197,3 +202,68 @@ def test_token_files_of_adapters_that_are_gone_and_of_before_several_adapters_ar
     forget_others(tmp_path / "data", ("support", "billing"))
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["support"]
     forget_others(tmp_path / "none", ("support",))
+
+
+def test_what_is_in_use_stays_and_the_next_preparation_removes_what_a_crash_left(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    data, into = write_lines(tmp_path / "data.jsonl", [("a", "b"), ("c", "d")]), tmp_path / "tokens"
+    wanted = Preparation(data, None, 0.1, tiny_llama, 16, into)
+    first = prepare(wanted)
+    write_lines(data, [("a", "b"), ("c", "d"), ("e", "f")])
+    second = prepare(replace(wanted, keep=(first.folder.name,)))
+    assert {path.name for path in into.iterdir()} == {first.folder.name, second.folder.name}
+    assert prepare(wanted) == second
+    assert [path.name for path in into.iterdir()] == [second.folder.name]
+
+
+def test_tokens_of_a_file_that_changed_meanwhile_are_not_found_again_for_its_content_of_before(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, into = write_lines(tmp_path / "data.jsonl", [("a", "b"), ("c", "d")]), tmp_path / "tokens"
+    wanted, before = Preparation(data, None, 0.1, tiny_llama, 16, into), data.read_text()
+    load = ChatTokenizer.load
+
+    def changed(model: Path) -> ChatTokenizer:
+        write_lines(data, [("a", "b"), ("c", "d"), ("e", "f")])
+        return load(model)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChatTokenizer, "load", changed)
+        torn = prepare(wanted)
+    assert torn.train_examples + torn.eval_examples == 3
+    data.write_text(before)
+    again = prepare(wanted)
+    assert again.train_examples + again.eval_examples == 2
+    assert [path.name for path in into.iterdir()] == [again.folder.name]
+
+
+def test_a_preparation_that_fails_leaves_no_tokens_behind(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, into = write_lines(tmp_path / "data.jsonl", [("a", "b"), ("c", "d")]), tmp_path / "tokens"
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("umbel.token_file.write", full)
+    with pytest.raises(OSError, match="No space"):
+        prepare(Preparation(data, None, 0.1, tiny_llama, 16, into))
+    assert list(into.iterdir()) == []
+
+
+def test_the_child_makes_way_for_the_engine_where_processors_or_memory_run_short(tmp_path: Path) -> None:
+    code = (
+        "import os; from client.data.prepare import main; main(); score = int(open('/proc/self/oom_score_adj').read())"
+    )
+    wanted = Preparation(tmp_path / "none.jsonl", None, 0.1, tmp_path, 16, tmp_path / "tokens")
+    child = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(); print(os.nice(0), score)"],
+        input=TypeAdapter(Preparation).dump_json(wanted), capture_output=True, check=True,
+    )  # fmt: skip
+    answer, made_way = child.stdout.decode().splitlines()
+    assert json.loads(answer)["error"] == "DataError"
+    nice, score = map(int, made_way.split())
+    assert nice >= min(19, os.nice(0) + 10)
+    assert score == 1000

@@ -50,16 +50,16 @@ def test_it_is_scrubbed_before_it_is_written_and_only_its_user_can_read_the_file
 def test_it_is_trained_on_after_its_quarantine_and_its_release(tmp_path: Path, clock: Clock) -> None:
     kept = store(tmp_path, clock)
     kept.add(example(tmp_path), scrub)
-    assert (kept.all()[0].state, kept.release(), kept.export("support")) == ("quarantine", [], None)
+    assert (kept.all()[0].state, kept.release(), kept.export("support").file) == ("quarantine", [], None)
     with pytest.raises(Conflict, match="example 1 is in quarantine for 24 hours"):
         kept.release([1])
     clock.now += 24 * HOUR
     kept.add(example(tmp_path, text="later"), scrub)
-    assert ([one.state for one in kept.all()], kept.export("support")) == (["waiting", "quarantine"], None)
+    assert ([one.state for one in kept.all()], kept.export("support").file) == (["waiting", "quarantine"], None)
     with pytest.raises(NotFound, match="no example 7"):
         kept.release([7])
     assert kept.release() == [1]
-    file = kept.export("support")
+    file = kept.export("support").file
     assert file is not None
     assert [json.loads(line) for line in file.read_text().splitlines()] == [
         {"messages": [{"role": "user", "content": "call <PHONE_NUMBER>"}, {"role": "assistant", "content": "ward 7"}]}
@@ -78,9 +78,9 @@ def test_only_what_is_named_is_released(tmp_path: Path, clock: Clock) -> None:
 def test_auto_release_still_waits_for_the_quarantine(tmp_path: Path, clock: Clock) -> None:
     kept = store(tmp_path, clock, auto_release=True)
     kept.add(example(tmp_path), scrub)
-    assert kept.export("support") is None
+    assert kept.export("support").file is None
     clock.now += 24 * HOUR
-    assert kept.export("support") is not None
+    assert kept.export("support").file is not None
 
 
 def test_one_user_cannot_fill_it(tmp_path: Path, clock: Clock) -> None:
@@ -160,7 +160,7 @@ def test_what_is_over_its_retention_is_deleted_by_whatever_comes_next(tmp_path: 
     kept.close()
     store(tmp_path, clock).close()
     assert b"red door" not in (tmp_path / user_examples.DATABASE).read_bytes()
-    assert store(tmp_path, clock).export("support") is None
+    assert store(tmp_path, clock).export("support").file is None
     assert not (tmp_path / "examples" / "support.jsonl").exists()
 
 
@@ -174,10 +174,10 @@ def test_each_adapter_is_listed_released_forgotten_and_written_by_itself(tmp_pat
         kept.release([2, 1], "triage")
     assert kept.release(adapter="triage") == [2, 3]
     assert [one.state for one in kept.all()] == ["waiting", "released", "released", "waiting"]
-    file = kept.export("triage")
+    file = kept.export("triage").file
     assert file == tmp_path / "examples" / "triage.jsonl"
     said = [json.loads(line)["messages"][0]["content"] for line in file.read_text().splitlines()]
-    assert (said, kept.export("support")) == (["eva of triage", "ada of triage"], None)
+    assert (said, kept.export("support").file) == (["eva of triage", "ada of triage"], None)
     assert kept.forget("eva", "triage") == 1
     assert [one.id for one in kept.all()] == [1, 3, 4]
     assert kept.forget("ada") == 2, "everywhere"
@@ -214,7 +214,7 @@ def test_examples_of_an_umbel_that_did_not_know_adapters_apart_are_of_the_one_th
     kept = store(tmp_path, clock, quarantine_hours=0)
     assert kept.add(example(tmp_path), scrub) == 5, "no number is given twice"
     for adapter, texts in (("support", ["support@v3"]), ("triage-b", ["triage-b@v12"])):
-        file = kept.export(adapter)
+        file = kept.export(adapter).file
         assert file is not None
         assert [json.loads(line)["messages"][0]["content"] for line in file.read_text().splitlines()] == texts
     assert kept.forget("eva", "support") == 3
@@ -254,7 +254,7 @@ def site_file(sockets: Path) -> Path:
 def test_the_engine_is_told_only_where_it_is_enabled(site_file: Path) -> None:
     config = SiteConfig.load(site_file)
     state = config.site.state_dir
-    assert user_examples.prepare(config) == {}
+    user_examples.prepare(config)
     told = ConsentSettings.model_validate_json((state / SETTINGS).read_text())
     assert told.models == {"support": "support", "base:support": "support"}
     assert pseudonym(state, "eva") == example(state).user
@@ -266,13 +266,15 @@ def test_the_engine_is_told_only_where_it_is_enabled(site_file: Path) -> None:
     ExampleStore.of(config).release()
     (state / "examples.jsonl").write_text("of all adapters, as an older umbel wrote it")
     file = state / "examples" / "support.jsonl"
-    assert user_examples.prepare(config) == {"support": file}
+    user_examples.prepare(config)
+    assert user_examples.export(config, "support").file == file
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert not (state / "examples.jsonl").exists()
     (state / "examples" / "gone.jsonl").write_text("of an adapter that the site has no more")
-    assert user_examples.prepare(config) == {"support": file}
-    assert list((state / "examples").iterdir()) == [file]
+    user_examples.prepare(config)
+    assert list((state / "examples").iterdir()) == [], "each adapter's is written when it is prepared"
     off = config.model_copy(update={"examples": ExamplesSection()})
-    assert user_examples.prepare(off) == {}
+    user_examples.prepare(off)
+    assert user_examples.export(off, "support") == user_examples.Released()
     assert not (state / SETTINGS).exists()
     assert list((state / "examples").iterdir()) == [], "nobody trains on it any more"

@@ -58,7 +58,7 @@ def test_a_cotrainer_that_is_silent_in_an_engine_that_lives_costs_the_round_an_a
         assert FOR_GOOD - queue.cotrainer.silent == MAX_ATTEMPTS * patience
         assert patience * REPLY_TIMEOUT_S >= queue.supervisor.longest_hang_s, "a hang is found before"
         with pytest.raises(CoTrainerSilent):
-            await queue.jobs.evaluate(None)
+            await queue.jobs.evaluate(queue.jobs.data.current, None)
         queue.cotrainer.silent = 0
         queue.submit("r2")
         assert (await queue.ended("r2")).state is JobState.DONE, "the next round is not held up"

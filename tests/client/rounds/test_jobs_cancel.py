@@ -102,7 +102,7 @@ def test_an_evaluation_is_the_cotrainers_and_leaves_nothing_behind(
     run: Run, tmp_path: Path, adapter: Path | None, loss: float, guard: str | None, data: str
 ) -> None:
     async def story(queue: Queue) -> None:
-        found = await queue.jobs.evaluate(adapter, guard)
+        found = await queue.jobs.evaluate(queue.jobs.data.current, adapter, guard)
         assert (found.sums.loss, len(found)) == (loss, 40)
         assert queue.cotrainer.evaluated == [data]
         assert list((tmp_path / "rounds" / "support").iterdir()) == []
@@ -115,7 +115,7 @@ def test_an_evaluation_that_stops_says_why(run: Run, cotrainer: ToyCoTrainer) ->
         for reason in ("no such file", "out of memory"):
             cotrainer.fails_with = reason
             with pytest.raises(TrainingError, match=f"evaluation stopped: {reason}"):
-                await queue.jobs.evaluate(None)
+                await queue.jobs.evaluate(queue.jobs.data.current, None)
 
     run(story)
 
@@ -123,7 +123,7 @@ def test_an_evaluation_that_stops_says_why(run: Run, cotrainer: ToyCoTrainer) ->
 def test_an_evaluation_whose_engine_dies_says_so(run: Run, cotrainer: ToyCoTrainer) -> None:
     async def story(queue: Queue) -> None:
         cotrainer.hold = asyncio.Event()
-        evaluation = asyncio.create_task(queue.jobs.evaluate(None))
+        evaluation = asyncio.create_task(queue.jobs.evaluate(queue.jobs.data.current, None))
         await until(lambda: cotrainer.started == ["evaluate-1"])
         await queue.restart_engine()
         with pytest.raises(EngineGone):
@@ -139,7 +139,7 @@ def test_a_verdict_waits_for_no_round(run: Run, cotrainer: ToyCoTrainer) -> None
             queue.submit(key)
         await until(lambda: cotrainer.started == ["r1"])
         cotrainer.polls = 5
-        evaluations = await asyncio.gather(*(queue.jobs.evaluate(None) for _ in range(3)))
+        evaluations = await asyncio.gather(*(queue.jobs.evaluate(queue.jobs.data.current, None) for _ in range(3)))
         assert len(evaluations) == 3
         assert queue.jobs.report("r1").state is JobState.RUNNING
         assert queue.jobs.report("r2").state is JobState.QUEUED, "an adapter's own rounds come one after the other"

@@ -163,7 +163,8 @@ def test_a_round_begun_again_after_a_kill_trains_from_the_same_join(
         key = submit(queue, 2, personal)
         await until(lambda: cotrainer.started[-1] == key)
         joins.append(start_of(cotrainer.orders[-1]))
-        queue.jobs._conclude(queue.journal.rounds("support").get(key)[0], cotrainer.ended(cotrainer.orders[-1]))
+        order, status = queue.journal.rounds("support").get(key)[0], cotrainer.ended(cotrainer.orders[-1])
+        queue.jobs._conclude(order, status, queue.jobs.data.current)
         assert (tmp_path / "rounds" / "support" / key / PERSONAL).exists()
 
     async def next_daemon(queue: Queue) -> None:
@@ -200,7 +201,8 @@ def test_a_round_cancelled_after_a_kill_leaves_nothing_behind(run: Run, tmp_path
         cotrainer.hold = asyncio.Event()
         key = submit(queue, 1, OWN)
         await until(lambda: cotrainer.started[-1:] == [key])
-        queue.jobs._conclude(queue.journal.rounds("support").get(key)[0], cotrainer.ended(cotrainer.orders[-1]))
+        order, status = queue.journal.rounds("support").get(key)[0], cotrainer.ended(cotrainer.orders[-1])
+        queue.jobs._conclude(order, status, queue.jobs.data.current)
 
     async def cancelling(queue: Queue) -> None:
         cotrainer.forget()

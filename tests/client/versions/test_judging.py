@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from client.data.prepare import Prepared
 from client.heldout_looks import Look
 from client.versions.version_files import directory
 from serving.scores import Scores
-from tests.toys.deployment import Deployment, quick, run, until
+from tests.toys.deployment import Deployment, on, quick, run, until
 from tests.toys.engine import GENERATE, LOAD, ToyMachine
 from umbel.adapter import AdapterRef, Lifecycle
 
@@ -71,7 +72,7 @@ def test_verdicts_by_the_same_examples_are_counted_over_restarts(tmp_path: Path,
     async def second(site: Deployment) -> None:
         assert site.journal.looks.next("support", "heldout") == Look(3, 2)
         assert (await reasons(site, 3)).endswith("; look 3 at them")
-        site.jobs.heldout = "others"
+        site.jobs.data.adopt(on("others"))
         assert "look" not in await reasons(site, 4)
         assert site.journal.looks.next("other", "heldout") == Look()
 
@@ -122,6 +123,26 @@ def test_a_verdict_is_against_what_answers_when_the_probe_ends(tmp_path: Path, m
     run(tmp_path, machine, story)
 
 
+def test_a_probe_is_on_one_set_of_examples_and_no_verdict_compares_two(tmp_path: Path, machine: ToyMachine) -> None:
+    async def story(site: Deployment) -> None:
+        await site.deploy(1)
+        site.jobs.gate, begun = asyncio.Event(), len(site.jobs.asked)
+        site.push(2)
+        await until(lambda: len(site.jobs.asked) > begun)
+        site.jobs.data.adopt(on("others"))
+        site.jobs.gate.set()
+        await site.judged(V2)
+        assert set(site.jobs.measured_on) == {"heldout"}, "the probe ended with what it began with"
+        assert site.journal.looks.next("support", "heldout").number == 3
+        begun = len(site.jobs.asked)
+        await site.judged(site.push(3))
+        assert site.jobs.asked[begun:] == ["base", "support-v1", "support-v3"], "nothing of before is taken over"
+        assert set(site.jobs.measured_on[begun:]) == {"others"}
+        assert site.journal.looks.next("support", "others").number == 2
+
+    run(tmp_path, machine, story)
+
+
 def test_scores_of_single_examples_are_in_no_report_and_no_log(
     tmp_path: Path, machine: ToyMachine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -129,8 +150,8 @@ def test_scores_of_single_examples_are_in_no_report_and_no_log(
         site.jobs.losses = {"base": 3.0}
         real = site.jobs.evaluate
 
-        async def evaluate(folder: Path | None, guard: str | None = None) -> Scores:
-            found: Scores = await real(folder, guard)
+        async def evaluate(data: Prepared, folder: Path | None, guard: str | None = None) -> Scores:
+            found: Scores = await real(data, folder, guard)
             found.loss[7], found.loss[8] = found.loss[7] + 0.123456789, found.loss[8] - 0.123456789
             return found
 
@@ -140,7 +161,13 @@ def test_scores_of_single_examples_are_in_no_report_and_no_log(
         assert "adapter.judged ref=support@v1 decision=promote" in caplog.text
         async with site.http() as http:
             shown = (await http.get("/adapters/support@v1/shadow")).text
-        for text in (shown, report.model_dump_json(), repr(report), repr(await evaluate(None)), caplog.text):
+        for text in (
+            shown,
+            report.model_dump_json(),
+            repr(report),
+            repr(await evaluate(on("heldout"), None)),
+            caplog.text,
+        ):
             assert "123456789" not in text
             assert "876543211" not in text
 

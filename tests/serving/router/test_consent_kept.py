@@ -84,9 +84,9 @@ def test_from_the_answer_to_the_training_data(config: SiteConfig) -> None:
     assert kept.messages == [
         {"role": "user", "content": "WHERE"}, {"role": "assistant", "content": "WHERE: WARD 7"},
     ]  # fmt: skip
-    assert user_examples.prepare(config) == {}
+    assert user_examples.export(config, "support").file is None
     ExampleStore.of(config).release()
-    assert user_examples.prepare(config) == {"support": config.site.state_dir / "examples" / "support.jsonl"}
+    assert user_examples.export(config, "support").file == config.site.state_dir / "examples" / "support.jsonl"
 
 
 def test_what_the_base_said_before_a_first_version_trains_the_adapter_that_was_asked(config: SiteConfig) -> None:
@@ -105,7 +105,9 @@ def test_what_the_base_said_before_a_first_version_trains_the_adapter_that_was_a
     (kept,) = ExampleStore.of(config).all()
     assert (kept.adapter, kept.version) == ("support", "base")
     ExampleStore.of(config).release()
-    assert "WARD 7" in user_examples.prepare(config)["support"].read_text()
+    file = user_examples.export(config, "support").file
+    assert file is not None
+    assert "WARD 7" in file.read_text()
 
 
 def test_what_users_of_one_adapter_gave_never_trains_another(config: SiteConfig) -> None:
@@ -130,14 +132,14 @@ def test_what_users_of_one_adapter_gave_never_trains_another(config: SiteConfig)
         ("support", "support@v2"), ("triage", "triage@v5"),
     ]  # fmt: skip
     ExampleStore.of(config).release()
-    files = user_examples.prepare(config)
-    assert files.keys() == {"support", "triage"}
-    for name, file in files.items():
+    for name in ("support", "triage"):
+        file = user_examples.export(config, name).file
+        assert file is not None
         assert [json.loads(line)["messages"][-1]["content"] for line in file.read_text().splitlines()] == [
             f"ONLY OF {name.upper()}"
         ]
     alone = config.model_copy(update={"adapter": both[:1]})
-    assert user_examples.prepare(alone).keys() == {"support"}
+    user_examples.prepare(alone)
     written = [file for file in config.site.state_dir.rglob("*.jsonl") if "TRIAGE" in file.read_text()]
     assert written == [], "nothing of an adapter that the site has no more"
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from client import daemon, site
+from client.data import fresh
 from client.data.prepare import Prepared
 from client.rounds import jobs
 from serving.scores import Scores
@@ -109,9 +110,10 @@ async def no_data(*_: object) -> Prepared:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("site", type=Path)
-    instead = {"Supervisor": NoSupervisor, "CoTrainerClient": NoCoTrainer, "prepare_in_child": no_data}
+    instead = {"Supervisor": NoSupervisor, "CoTrainerClient": NoCoTrainer}
     for name, replacement in instead.items():
         setattr(site, name, replacement)
+    fresh.prepare_in_child = no_data
     jobs.Following = NoFollowing
     asyncio.run(daemon.serve(SiteConfig.load(parser.parse_args().site)))
 

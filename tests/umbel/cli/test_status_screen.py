@@ -42,7 +42,7 @@ def running(**changes: Any) -> dict[str, Any]:
 def data(**changes: Any) -> dict[str, Any]:
     """The figures about an adapter's examples."""
     return {"train": 1200, "held_out": 133, "withheld": 0, "cut": 3, "dropped": 1, "untold": 0, "files": {},
-            "asked": {}, "will_bite": [], **changes}  # fmt: skip
+            "asked": {}, "will_bite": [], "refused": "", "rounds_wait": False, **changes}  # fmt: skip
 
 
 def status(**changes: Any) -> dict[str, Any]:
@@ -169,6 +169,9 @@ def test_a_site_on_its_first_day_has_nothing_to_go_back_to() -> None:
         ({"versions": {"support@v11": {**version("retired", "promote"), "taken_back": "x"}}}, "support --force"),
         ({"data": {"support": data(will_bite=["99 of 100 are left out; raise it", "0 held-out examples"])}},
          "will bite: 99 of 100 are left out; raise it\n             will bite: 0 held-out examples"),
+        ({"data": {"support": data(refused="train.jsonl:7: not JSON; expected")}},
+         "refused: train.jsonl:7: not JSON; expected; the data of before stays in use"),
+        ({"data": {"support": data(rounds_wait=True)}}, "rounds wait: an example that a user had deleted"),
         ({"recovered": ["support@v12 is damaged and was forgotten"]}, "recovered  support@v12 is damaged"),
         ({"versions": {"support@v13": version("judged", "keep")}}, "judged: keep; held-out loss 1.2041"),
         ({"engine": {"ready": False, "starts": 1, "since": None, "url": None}, "training": None, "running_rounds": {}},
