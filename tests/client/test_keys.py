@@ -137,8 +137,9 @@ def test_the_control_api_passes_the_signature_on(run: Run, tmp_path: Path) -> No
     async def story(queue: Queue) -> None:
         tenants = {"support": SimpleNamespace(jobs=queue.jobs, keys=queue.jobs._keys)}
         site: Any = SimpleNamespace(
-            config=site_config(tmp_path), tenant=tenants.__getitem__, bodies=AdapterBodies(1 << 20)
-        )
+            config=site_config(tmp_path), tenant=tenants.__getitem__, tenants=tenants, live=lambda adapter: None,
+            bodies=AdapterBodies(1 << 20),
+        )  # fmt: skip
         async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
             post = partial(http.post, "/adapters/support/rounds/r1", content=PARENT)
             headers = {"x-umbel-order": base64.b64encode(order("r1").model_dump_json().encode()).decode()}
@@ -194,7 +195,9 @@ def test_a_hello_and_a_verdict_are_signed_for_the_question_that_was_asked(tmp_pa
             return keys.sign_verdict(manifest, report, nonce)
 
         tenant = SimpleNamespace(deployer=SimpleNamespace(report=found))
-        site: Any = SimpleNamespace(keys=keys, hello=lambda adapter: HELLO, tenant=lambda name: tenant, stopping=True)
+        site: Any = SimpleNamespace(
+            keys=keys, hello=lambda adapter: HELLO, tenant=lambda name: tenant, tenants=(tenant,), stopping=True
+        )
         async with httpx.AsyncClient(transport=httpx.ASGITransport(group_api(site)), base_url="http://site") as http:
             asks = {"adapter": "support", "nonce": NONCE}
             hello = Hello.model_validate_json((await http.get("/hello", params=asks)).content)

@@ -31,6 +31,8 @@ def client(site: Deployment) -> httpx.AsyncClient:
     whole: Any = SimpleNamespace(
         config=site.config,
         tenant=site.tenant,
+        tenants=site.config.adapters,
+        live=lambda adapter: None,
         hello=lambda adapter: hello,
         keys=site.deployer._keys,
         bodies=AdapterBodies(1 << 25),
