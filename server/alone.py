@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from server.config import RunConfig
+from server.config import ALONE, RunConfig
 from server.dialogues import Dialogue, NameChanged, Outcome, Reply, Request, SiteFailure
 from server.federation import Federation
 from server.keyring import Keyring
@@ -30,10 +30,6 @@ from umbel.site.calls import Refused, SiteCalls
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
-STRATEGY = "alone"
-"""`strategy` of the versions that a site makes alone."""
-ENDLESS = 1_000_000_000
-"""`rounds` of a run that goes on until it is stopped."""
 RETRY_S = 3.0
 """Seconds before a daemon that did not answer, or was not ready, is asked again."""
 PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
@@ -43,7 +39,7 @@ PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 class OwnUpdate(Rule):
     """The rule of a site alone: its update is the next version, to the last bit."""
 
-    name = STRATEGY
+    name = ALONE
 
     def mean(self, parent: Adapter) -> Mean:
         return _Own()

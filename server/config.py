@@ -25,6 +25,11 @@ from umbel.adapter import AdapterName
 from umbel.errors import ConfigError
 from umbel.messages import TrainPlan
 
+ALONE = "alone"
+"""`strategy` of the versions that a site makes alone (server/alone.py)."""
+ENDLESS = 1_000_000_000
+"""`rounds` of a site alone that goes on until it is stopped."""
+
 
 class RunConfig(StrategyConfig):
     """The settings of one run. Keys are written with hyphens: `round-seconds` is `round_seconds` here.

@@ -89,13 +89,12 @@ def _run_config(
 ) -> "RunConfig":
     """Return the configuration of the run; raise ConfigError with one line per mistake."""
     with part_of("site"):
-        from server.alone import ENDLESS, STRATEGY
-        from server.config import RunConfig, defaults
+        from server.config import ALONE, ENDLESS, RunConfig, defaults
     most = config.max_rank(adapter)
     known = defaults()
     known |= {
         "registry": str((registry or config.site.state_dir / REGISTRY).absolute()), "adapter": adapter,
-        "rounds": rounds or ENDLESS, "strategy": STRATEGY, "quorum": 1, "rank": min(most, known["rank"]),
+        "rounds": rounds or ENDLESS, "strategy": ALONE, "quorum": 1, "rank": min(most, known["rank"]),
     }  # fmt: skip
     run = RunConfig.of({**known, **given})
     if run.rank > most:
@@ -140,7 +139,6 @@ def _federations() -> set[str]:
 
 def _run(config: SiteConfig, site_file: Path, adapter: str, run: "RunConfig", *, same_rank: bool) -> bool:
     """Run the rounds; return False where all of them failed. `same_rank`: at the rank of the registry's versions."""
-    from server.alone import Alone, Direct
     from server.registry import run_lock
     from server.registry.index import explained as readable
     from server.registry.registry import HEAD, AdapterRegistry
@@ -156,6 +154,8 @@ def _run(config: SiteConfig, site_file: Path, adapter: str, run: "RunConfig", *,
         OwnDaemon(config, site_file, _tell) as daemon,
         SiteCalls(config.socket) as calls,
     ):
+        from server.alone import Alone, Direct  # takes seconds, in which the daemon starts
+
         for lost in registry.lost:
             _tell(f"registry: {lost}")
         if same_rank and (pin := registry.pin(adapter)) is not None:
