@@ -90,10 +90,12 @@ def _run_config(
     """Return the configuration of the run; raise ConfigError with one line per mistake."""
     with part_of("site"):
         from server.config import ALONE, ENDLESS, RunConfig, defaults
+        from server.registry.identity import absolute
+    root = absolute(registry or config.site.state_dir / REGISTRY)
     most = config.max_rank(adapter)
     known = defaults()
     known |= {
-        "registry": str((registry or config.site.state_dir / REGISTRY).absolute()), "adapter": adapter,
+        "registry": str(root.resolve()), "adapter": adapter,
         "rounds": rounds or ENDLESS, "strategy": ALONE, "quorum": 1, "rank": min(most, known["rank"]),
     }  # fmt: skip
     run = RunConfig.of({**known, **given})

@@ -76,7 +76,7 @@ class OwnDaemon:
         self._command = [sys.executable, "-P", "-m", "umbel.cli", "serve", str(site_file)]
         self._tell = tell
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = config.site.state_dir / LOG
+        self._log = config.site.state_dir.resolve() / LOG
 
     def __enter__(self) -> Self:
         if is_served(self._config):

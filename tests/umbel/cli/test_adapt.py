@@ -128,6 +128,7 @@ def live(site_file: Path) -> str | None:
         (["--set", "quorum=2"], "quorum is for a federation, and means nothing to one site alone"),
         (["--set", 'waves="0.5,1"'], "waves is for a federation"),
         (["--set", "rounds=3"], "--set rounds=3: say it with --rounds"),
+        (["--registry", "s3://bucket/umbel"], "s3:/bucket/umbel: a registry is a directory on this machine"),
         (["--adapter", "triage"], "'triage' is not trained here: this site trains support; name one of them"),
     ],
 )
