@@ -134,7 +134,8 @@ class Direct:
             if self.clock() >= deadline:
                 return False
             self._look()
-            if not self._is_there() and not enough(self.roster.sites):
+            self._greet()
+            if not enough(self.roster.sites):
                 self.sleep(RETRY_S)
         return True
 
@@ -176,7 +177,8 @@ class Direct:
     def _ask(self, request: Request[M], site: str, deadline: float) -> Reply[M]:
         while self.clock() < deadline:
             self._look()
-            if self._is_there() and site in self.roster.sites:
+            self._greet()
+            if site in self.roster.sites:
                 try:
                     return Reply(*self._call(request))
                 except Refused as refused:
@@ -188,16 +190,16 @@ class Direct:
             self.sleep(RETRY_S)
         raise _Late(self._why("no answer by the deadline"))
 
-    def _is_there(self) -> bool:
-        """Return whether the site takes part; ask it where that is not known."""
-        if not self.roster.sites:
-            try:
-                self.roster.hear(self._site.hello(HelloQuery(adapter=self._adapter)))
-            except Refused as refused:
-                self.roster.lose(refused.failure.error)
-            except UmbelError as nonsense:
-                self.roster.lose(str(nonsense))
-        return bool(self.roster.sites)
+    def _greet(self) -> None:
+        """Ask the site who it is, where it does not take part yet."""
+        if self.roster.sites:
+            return
+        try:
+            self.roster.hear(self._site.hello(HelloQuery(adapter=self._adapter)))
+        except Refused as refused:
+            self.roster.lose(refused.failure.error)
+        except UmbelError as nonsense:
+            self.roster.lose(str(nonsense))
 
     def _call(self, request: Request[M]) -> tuple[Any, bytes | None]:
         """Make one call; an update comes with the report of a finished round, as there is only one site."""

@@ -186,6 +186,24 @@ def test_a_base_that_changes_meanwhile_fails_the_round_by_name_and_may_come_back
     assert "weights differ" in str(records[0].reasons)
 
 
+def test_a_site_that_is_called_otherwise_meanwhile_fails_the_round_and_is_asked_under_its_new_name(
+    alone: AloneAt, site: ToySite
+) -> None:
+    hello, waits = site.hello(), []
+
+    def renamed() -> None:
+        waits.append(alone.clock.now)
+        site.fail_with = (503, "EngineError") if len(waits) == 1 else None
+        site.name = "b"
+
+    alone.clock.woken = renamed
+    records = alone.start(rounds=2)
+    assert hello.site == "a"
+    assert [record.state for record in records] == [RoundState.FAILED, RoundState.PROMOTED]
+    assert len(waits) < 200, "it waits between two looks"
+    assert alone.told("round.promoted")[0]["sites"] == ["b"]
+
+
 def test_a_daemon_that_does_not_train_the_adapter_is_said_to_be_older_than_its_file(
     alone: AloneAt, site: ToySite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from umbel.signing import read_private
 from umbel.site.calls import SiteCalls
 from umbel.site.check import check_files
 from umbel.site.config import SiteConfig
+from umbel.site.slow_dtype import slow_dtype
 
 if TYPE_CHECKING:  # the command imports them when it needs them
     from server.config import RunConfig
@@ -117,7 +118,7 @@ def _given(settings: list[str]) -> dict[str, object]:
     given: dict[str, object] = {}
     mistakes = []
     for setting in settings:
-        key, equals, text = setting.partition("=")
+        key, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
             mistakes.append(f"--set {setting}: write KEY=VALUE, such as steps=80")
         elif key in OPTIONS:
@@ -162,7 +163,12 @@ def _run(config: SiteConfig, site_file: Path, adapter: str, run: "RunConfig", *,
             _tell(f"registry: {lost}")
         if same_rank and (pin := registry.pin(adapter)) is not None:
             run = run.model_copy(update={"rank": pin.rank})
-        url = daemon.wait_ready()
+        status = daemon.wait_ready()
+        data = status["data"].get(adapter)  # a daemon that is older than the site file may not train it
+        for told in (slow_dtype(config), *(data["will_bite"] if data else ())):
+            if told:
+                _tell(f"will bite: {told}")
+        url = status["engine"]["url"]
 
         def head() -> str:
             version = registry.aliases(adapter)[HEAD].version
@@ -175,7 +181,7 @@ def _run(config: SiteConfig, site_file: Path, adapter: str, run: "RunConfig", *,
         ends = []
         for record in alone.rounds():
             ends.append(record.state)
-            if alone.pause_s:
+            if alone.pause_s and len(ends) < run.rounds:
                 _tell(f"the next round begins in {alone.pause_s:.0f} s")
     return not ends or any(state is not RoundState.FAILED for state in ends)
 

@@ -104,15 +104,15 @@ class OwnDaemon:
                 "\n".join([*said, f"so `umbel serve` ended with status {status}; its log is {self._log}"])
             )
 
-    def wait_ready(self) -> str:
-        """Wait until the site's engine answers; return its URL. Raises ConfigError if the daemon ends instead."""
+    def wait_ready(self) -> dict[str, Any]:
+        """Wait until the site's engine answers; return the site's status. Raises ConfigError if the daemon ends."""
         began = told = time.monotonic()
         while True:
             self.require_alive()
             try:
-                engine = ask(self._config, "GET", "/status")["engine"]
-                if engine["ready"]:
-                    return str(engine["url"])
+                status = ask(self._config, "GET", "/status")
+                if status["engine"]["ready"]:
+                    return status
             except NoDaemon:
                 if self._process is None and not is_served(self._config):  # the one that ran was about to end
                     self._start()

@@ -221,6 +221,15 @@ def test_a_daemon_that_runs_already_is_used_and_left_alone(site_file: Path) -> N
 
 
 @needs_a_site
+def test_a_daemon_that_is_older_than_the_site_file_is_said_to_be(site_file: Path) -> None:
+    with served(site_file):
+        site_file.write_text(site_file.read_text().replace('"support"', '"triage"'))
+        with adapting(site_file, daemon_stays=True) as running:
+            assert running.process.wait(60) == 1
+        assert "umbel: the daemon of clinic-a does not train 'triage', which its site file names" in running.said
+
+
+@needs_a_site
 def test_a_second_one_on_the_same_site_is_refused_by_name(site_file: Path) -> None:
     with adapting(site_file) as running:
         running.wait_for("v1 answers users")
