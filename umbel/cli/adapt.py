@@ -18,7 +18,6 @@ from umbel.cli.daemon import OwnDaemon, is_served
 from umbel.errors import ConfigError
 from umbel.printable import one_line
 from umbel.signing import read_private
-from umbel.site.calls import SiteCalls
 from umbel.site.check import check_files
 from umbel.site.config import SiteConfig
 from umbel.site.slow_dtype import slow_dtype
@@ -146,6 +145,7 @@ def _run(config: SiteConfig, site_file: Path, adapter: str, run: "RunConfig", *,
     from server.registry.index import explained as readable
     from server.registry.registry import HEAD, AdapterRegistry
     from server.registry.round_log import RoundState
+    from umbel.site.calls import SiteCalls
 
     logging.getLogger("umbel").addHandler(logging.NullHandler())  # what matters of its log is told in words
     config.site.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
