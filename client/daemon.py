@@ -26,7 +26,7 @@ from client.site import Site
 from serving import engine_log
 from umbel.errors import Conflict
 from umbel.site.check import require_sockets
-from umbel.site.config import SiteConfig
+from umbel.site.config import LOCK, SiteConfig
 
 MAX_HEADER_BYTES = 1 << 20  # a manifest travels in a header, and lists every module
 
@@ -122,7 +122,7 @@ def _only_daemon(config: SiteConfig) -> Iterator[None]:
     state_dir.mkdir(parents=True, exist_ok=True)
     state_dir.chmod(0o700)
     require_sockets(config)
-    with (state_dir / "lock").open("w") as lock:
+    with (state_dir / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -8,10 +8,12 @@ from flwr.serverapp import Grid, ServerApp
 from server.config import RunConfig
 from server.exchange import Exchange
 from server.federation import Federation
+from server.loop import run
 from server.registry import run_lock
 from server.registry.events import EVENTS, Events, show_log
 from server.registry.index import explained
 from server.registry.registry import AdapterRegistry
+from strategies import catalogue
 from umbel.signing import read_private
 
 app = ServerApp()
@@ -26,21 +28,9 @@ def main(grid: Grid, context: Context) -> None:
     key = read_private(config.signing_key) if config.signing_key else None
     registry = AdapterRegistry(config.registry, create=True, key=key)
     with explained(registry.root), run_lock.exclusive(registry.root, config.adapter, config.grace_seconds):
-        events = Events(config.registry / EVENTS)
-        run(Federation(config, registry, Exchange(grid, config.adapter), events, str(context.run_id)))
-
-
-def run(federation: Federation) -> None:
-    """Train, publish, shadow, and let a quorum of sites decide; every round ends for a recorded reason."""
-    for number in federation.rounds():
-        version = federation.version_of(number) or federation.train(number)
-        if version is None:
-            continue
-        judgement = federation.judge(number, version)
-        if judgement.accepted:
-            federation.promote(number, version, judgement)
-        else:
-            federation.discard(number, version, judgement)
+        events, exchange = Events(config.registry / EVENTS), Exchange(grid, config.adapter)
+        strategy = catalogue.find(config.strategy)(**config.options)
+        run(Federation(config, registry, exchange, events, str(context.run_id), strategy))
 
 
 M_MMAP_THRESHOLD = -3

@@ -1,10 +1,11 @@
-"""`RunConfig`: `[tool.flwr.app.config]` and `flwr run --run-config`, parsed once and frozen."""
+"""`RunConfig`, `defaults`: `[tool.flwr.app.config]` and `flwr run --run-config`, parsed once and frozen."""
 
 import difflib
 import hashlib
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     ConfigDict,
@@ -23,6 +24,11 @@ from strategies.options import StrategyConfig
 from umbel.adapter import AdapterName
 from umbel.errors import ConfigError
 from umbel.messages import TrainPlan
+
+ALONE = "alone"
+"""`strategy` of the versions that a site makes alone (server/alone.py)."""
+ENDLESS = 1_000_000_000
+"""`rounds` of a site alone that goes on until it is stopped."""
 
 
 class RunConfig(StrategyConfig):
@@ -129,6 +135,18 @@ class RunConfig(StrategyConfig):
         """Keywords for the strategy: `catalogue.find(config.strategy)(**config.options)`."""
         named = {key: getattr(self, key) for key in StrategyConfig.model_fields}
         return {"max_examples": self.steps * self.batch_size, "max_steps": self.steps, **named}
+
+
+def defaults() -> dict[str, Any]:
+    """Return the default of every key, as pyproject.toml says it; raise ConfigError where that file is not there."""
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    try:
+        found: dict[str, Any] = tomllib.loads(project.read_text())["tool"]["flwr"]["app"]["config"]
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{project} does not exist; install umbel from its checkout, with `pip install -e`"
+        ) from error
+    return found
 
 
 def _explain(key: str, kind: str, message: str) -> str:

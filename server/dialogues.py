@@ -1,12 +1,13 @@
-"""Dialogues with one site, as generators: each yields a `Request` and is sent the `Reply`.
+"""Dialogues with one site, as generators: each yields a `Request` and is sent the `Reply`. `Sites` holds them.
 
 The exchange sends lost messages again, so dialogues are written as if nothing were ever lost. A dialogue returns its
 result, or raises SiteFailure with the reason why the site is left out.
 """
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -75,6 +76,65 @@ class Reply(Generic[M]):
 
 
 Dialogue = Generator[Request[M], Reply[M], T]
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """The result of a conversation."""
+
+    answers: dict[str, T] = field(default_factory=dict)
+    """Site → result."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Site → reason why it has no result."""
+    late: frozenset[str] = frozenset()
+    """Sites in `left_out` that did not fail: they had not answered by the end."""
+
+
+class Roster(Protocol):
+    """The sites that are there: `server.roster.Roster` for Flower's nodes, `server.alone.OnlySite` for one site."""
+
+    @property
+    def sites(self) -> dict[str, Hello]:
+        """The sites that are online and admitted."""
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Site → reason why it does not take part."""
+
+    @property
+    def settled(self) -> bool:
+        """True when every one that is online has answered something."""
+
+    def node_of(self, site: str) -> int | None:
+        """Return a number that changes when a site connects anew; None while the site is away or refused."""
+
+    def require(self, admit: Callable[[Hello], None], keys: Keyring | None = None) -> None:
+        """Check every site with `admit`, which raises UmbelError to refuse one, and hellos that come with `keys`."""
+
+
+class Sites(Protocol):
+    """Holds dialogues with sites: `server.exchange.Exchange` over Flower, `server.alone.Direct` over a socket."""
+
+    @property
+    def roster(self) -> Roster: ...
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds; deadlines are points on it."""
+
+    @property
+    def sent(self) -> Counter[int]:
+        """Node → messages that it was sent."""
+
+    def gather(self, enough: Callable[[dict[str, Hello]], bool], deadline: float) -> bool:
+        """Wait until the admitted sites are `enough`; return False if they are not by the deadline."""
+
+    def converse(
+        self, begin: Callable[[str, Hello], Dialogue[M, T]], deadline: float, *, group: str,
+        sites: Collection[str] | None = None, enough: Callable[[Mapping[str, T]], bool] = ...,
+        open: Callable[[], bool] = ...,
+    ) -> Outcome[T]:  # fmt: skip
+        """Hold one dialogue with each site until all are over, the answers are `enough`, or the deadline passes."""
 
 
 def submit(order: Submit, parent: bytes) -> Dialogue[RoundReport, Reply[RoundReport]]:

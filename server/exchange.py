@@ -7,13 +7,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from flwr.serverapp import Grid
 from pydantic import BaseModel
 
-from server.dialogues import Dialogue, NameChanged, Reply, Request, SiteFailure
+from server.dialogues import Dialogue, NameChanged, Outcome, Reply, Request, SiteFailure
 from server.mailbox import TTL_S, Answer, Broken, Letter, Lost, Mailbox
 from server.roster import Roster
 from strategies.records import pack, unpack, unpack_adapter
@@ -33,18 +32,6 @@ RETRY_S = 3.0
 """Seconds before a site that answered that it is not ready is asked again; a lost message is resent at once."""
 DOWNLOADS = 8
 """Most adapters on their way from the sites at a time; the SuperLink holds each until it is pulled."""
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[T]):
-    """The result of a conversation."""
-
-    answers: dict[str, T] = field(default_factory=dict)
-    """Site → result."""
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Site → reason why it has no result."""
-    late: frozenset[str] = frozenset()
-    """Sites in `left_out` that did not fail: they had not answered by the end."""
 
 
 class Exchange:

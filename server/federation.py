@@ -1,6 +1,7 @@
-"""`Federation`: the steps of a round, each recorded before the next begins; server/app.py puts them in order."""
+"""`Federation`: the steps of a round, each recorded before the next begins; server/loop.py puts them in order."""
 
 import importlib.metadata
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator
@@ -8,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 
 from server.config import RunConfig
-from server.exchange import Exchange
+from server.dialogues import Sites
 from server.keyring import Keyring
 from server.orders import Orders
 from server.quorum import Quorum
@@ -19,7 +20,7 @@ from server.registry.round_log import RoundState
 from server.rollout import Judgement, Rollout
 from server.seen_live import SeenLive
 from server.training import RoundResult, Training
-from strategies import catalogue
+from strategies.rule import Rule
 from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import Conflict, NotFound, RegistryError
@@ -31,7 +32,7 @@ class Federation:
     """One run over the sites of one adapter. Raises ConfigError for a run that the registry cannot go on with."""
 
     def __init__(
-        self, config: RunConfig, registry: AdapterRegistry, exchange: Exchange, events: Events, run_id: str
+        self, config: RunConfig, registry: AdapterRegistry, exchange: Sites, events: Events, run_id: str, strategy: Rule
     ) -> None:
         self._config = config
         self._name = config.adapter
@@ -44,7 +45,7 @@ class Federation:
             exchange, quorum=config.quorum, straggler_s=config.straggler_seconds, grace_s=config.grace_seconds,
             sign=registry.sign, keys=self._keys, waves=config.rollout,
         )  # fmt: skip
-        self._strategy = catalogue.find(config.strategy)(**config.options)
+        self._strategy = strategy
         self._orders = Orders(config, registry, self._keys)
         self._training = Training(config, registry, exchange, self._orders, self._strategy, self._tell)
         self._quorum = Quorum(config, registry, exchange, self._keys, self._strategy)
@@ -70,7 +71,7 @@ class Federation:
         own = range(first, first + self._config.rounds)
         self._emit("run.started", first_round=first, rounds=len(own), strategy=self._config.strategy)
         earlier = [record.round for record in self._registry.rounds.all(self._name) if record.round < first]
-        for number in [*earlier, *own]:
+        for number in itertools.chain(earlier, own):
             record = self._registry.rounds.find(self._name, number)
             if record is None or not record.state.final:
                 self._exchange.sent.clear()

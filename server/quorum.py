@@ -1,11 +1,11 @@
 """`Quorum`: waits for enough sites that agree on the base, and holds every site to what the registry pinned."""
 
 from server.config import RunConfig
-from server.exchange import Exchange
+from server.dialogues import Sites
 from server.keyring import Keyring
 from server.registry.pin import Pin
 from server.registry.registry import HEAD, AdapterRegistry
-from strategies.strategy import LoraStrategy
+from strategies.rule import Rule
 from umbel.base.origin import kin_of
 from umbel.errors import ConfigError, NotFound, UmbelError
 from umbel.messages import Hello
@@ -18,7 +18,7 @@ class Quorum:
     """
 
     def __init__(
-        self, config: RunConfig, registry: AdapterRegistry, exchange: Exchange, keys: Keyring, strategy: LoraStrategy
+        self, config: RunConfig, registry: AdapterRegistry, exchange: Sites, keys: Keyring, strategy: Rule
     ) -> None:
         self._config = config
         self._name = config.adapter

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server import dialogues
-from server.exchange import Exchange
+from server.dialogues import Sites
 from server.keyring import Keyring
 from server.registry.registry import LIVE, AdapterRegistry
 from server.rollout import for_site
@@ -43,7 +43,7 @@ class Reconciled:
 
 
 def reconcile(
-    exchange: Exchange, registry: AdapterRegistry, keys: Keyring, name: str, seen: SeenLive, *, ask_s: float,
+    exchange: Sites, registry: AdapterRegistry, keys: Keyring, name: str, seen: SeenLive, *, ask_s: float,
     grace_s: float, kin: str = "",
 ) -> Reconciled | None:  # fmt: skip
     """Bring the sites that are online to the registry's `live`; return None while there is none.

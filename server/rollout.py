@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server import dialogues
-from server.exchange import Exchange
+from server.dialogues import Sites
 from server.keyring import Keyring
 from server.waves import Waves, went_back
 from strategies.adapter import Adapter
@@ -59,7 +59,7 @@ class Rollout:
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: Sites,
         *,
         quorum: int,
         straggler_s: float,

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from server.roster import Roster
+from server.dialogues import Roster
 
 
 class SeenLive:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from server import dialogues
 from server.config import RunConfig
-from server.dialogues import Dialogue
-from server.exchange import Exchange
+from server.dialogues import Dialogue, Sites
 from server.orders import Orders
 from server.registry import run_lock
 from server.registry.registry import AdapterRegistry
 from strategies.adapter import Adapter, Aggregate
-from strategies.strategy import MAX_EARLIER_PARENTS, Fold, LoraStrategy
+from strategies.rule import MAX_EARLIER_PARENTS, Fold, Rule
 from umbel.adapter import AdapterManifest
 from umbel.base.origin import kin_of
 from umbel.messages import Hello, RoundOrder, RoundReport
@@ -75,9 +74,9 @@ class Training:
         self,
         config: RunConfig,
         registry: AdapterRegistry,
-        exchange: Exchange,
+        exchange: Sites,
         orders: Orders,
-        strategy: LoraStrategy,
+        strategy: Rule,
         on_update: OnUpdate,
     ) -> None:
         self._config = config

@@ -58,7 +58,7 @@ class _Entry:
 
 
 class RoundFold:
-    """The `strategies.strategy.Fold` of every strategy; `admit` raises UmbelError with the reason for a refusal."""
+    """The `strategies.rule.Fold` of every strategy; `admit` raises UmbelError with the reason for a refusal."""
 
     sites: int
     """Number of sites that may answer. It may grow until the first update is there, and decides what can be long."""

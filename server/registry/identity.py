@@ -50,17 +50,25 @@ class Identity(BaseModel):
     """fsspec URL of the weights; empty for `blobs/` in the registry's directory."""
 
 
-def open_directory(root: Path, *, create: bool, blobs: str) -> Path:
-    """Return the absolute path of a registry's directory, made if there is none and `create` says so.
+def absolute(root: Path) -> Path:
+    """Return the absolute path of a registry's directory.
 
-    Raises RegistryError for a missing registry, and for a URL: as a path it would be a directory called `s3:` here.
+    Raises RegistryError for a URL: as a path it would be a directory called `s3:` here.
     """
     if re.fullmatch(r"[a-z][a-z0-9+.-]+:", next(iter(root.parts), "")):
         raise RegistryError(
             f"{root}: a registry is a directory on this machine; its weights may lie elsewhere: "
             "`umbel registry init --registry DIR --blobs s3://bucket/prefix`"
         )
-    root = root.absolute()
+    return root.absolute()
+
+
+def open_directory(root: Path, *, create: bool, blobs: str) -> Path:
+    """Return the absolute path of a registry's directory, made if there is none and `create` says so.
+
+    Raises RegistryError for a missing registry, and for a URL.
+    """
+    root = absolute(root)
     if not ((root / IDENTITY).is_file() or (root / INDEX).is_file() or _versions(root)):
         if not create:
             raise RegistryError(

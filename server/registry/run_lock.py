@@ -43,7 +43,8 @@ def exclusive(
             except BlockingIOError as error:
                 if clock() >= deadline:
                     raise RegistryError(
-                        f"{root}: another run works on {name}; wait for it, or stop it with `flwr stop`"
+                        f"{root}: another run works on {name}; wait for it, or stop it with `flwr stop`, or with "
+                        "Ctrl-C where `umbel adapt` is the run"
                     ) from error
                 sleep(POLL_S)
         yield

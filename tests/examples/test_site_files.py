@@ -25,7 +25,7 @@ NOT_THE_DEFAULT = {"shadow.watch_s", "shadow.canary_share", "shadow.mirror_share
 def test_every_site_file_loads_without_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UMBEL_SITE__ENGINE__PORT", raising=False)
     files = sorted(EXAMPLES.glob("site-*.toml"))
-    assert [file.name for file in files] == ["site-full.toml", "site-minimal.toml"]
+    assert [file.name for file in files] == ["site-alone.toml", "site-full.toml", "site-minimal.toml"]
     for file in files:
         config = SiteConfig.load(file)
         assert (config.site.name, config.adapters) == ("clinic-a", ("support",))

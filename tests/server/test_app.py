@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server import app
+from server import app, loop
 from server.rollout import Judgement
 
 
@@ -40,7 +40,7 @@ class Steps:
 
 def steps(ends: str, **facts: Any) -> list[str]:
     federation: Any = Steps(ends, **facts)
-    app.run(federation)
+    loop.run(federation)
     return federation.calls
 
 

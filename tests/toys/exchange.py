@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from server import dialogues
-from server.exchange import Exchange, Outcome
+from server.dialogues import Outcome
+from server.exchange import Exchange
 from strategies.adapter import Update
 from tests.toys.grid import Clock, ToyGrid
 from tests.toys.site import BASE, ToySite

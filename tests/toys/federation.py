@@ -11,13 +11,14 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from scripts.tools.repository import REPOSITORY
-from server.app import run
 from server.config import RunConfig
 from server.exchange import Exchange
 from server.federation import Federation
+from server.loop import run
 from server.registry.events import EVENTS, EventReader, Events
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
+from strategies import catalogue
 from tests.toys.grid import Clock, ToyGrid
 from tests.toys.site import ToySite
 from umbel import peft_dir
@@ -49,7 +50,8 @@ class World:
         key = read_private(config.signing_key) if config.signing_key else None
         registry = AdapterRegistry(self.root, create=True, key=key)
         exchange = Exchange(self.grid, config.adapter, clock=self.clock, sleep=self.clock.sleep)
-        run(Federation(config, registry, exchange, Events(self.root / EVENTS, clock=self.clock), run_id))
+        events, strategy = Events(self.root / EVENTS, clock=self.clock), catalogue.find(config.strategy)
+        run(Federation(config, registry, exchange, events, run_id, strategy(**config.options)))
         return registry
 
     def join_c(self) -> ToySite:

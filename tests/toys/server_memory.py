@@ -18,12 +18,14 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.app import return_large_blocks, run
+from server.app import return_large_blocks
 from server.config import RunConfig
 from server.exchange import Exchange
 from server.federation import Federation
+from server.loop import run
 from server.registry.events import EVENTS, Events
 from server.registry.registry import AdapterRegistry
+from strategies import catalogue
 from strategies.records import pack, unpack, unpack_adapter
 from tests.toys.federation import SETTINGS
 from tests.toys.grid import Clock, ToyGrid
@@ -156,7 +158,8 @@ def main() -> None:
         registry = AdapterRegistry(config.registry, create=True)
         exchange = Exchange(grid, "support", clock=clock, sleep=clock.sleep)
         before = reset_peak()
-        run(Federation(config, registry, exchange, Events(config.registry / EVENTS, clock=clock), "one"))
+        strategy = catalogue.find(config.strategy)(**config.options)
+        run(Federation(config, registry, exchange, Events(config.registry / EVENTS, clock=clock), "one", strategy))
         peak = peak_bytes() - before
         head = registry.resolve("support@live")
         blob, manifest = registry.read(head)

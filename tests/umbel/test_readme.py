@@ -24,6 +24,17 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "serving/test_plugin.py::test_without_a_run_directory_sglang_stays_as_it_is",
         "serving/test_plugin.py::test_an_engine_without_a_hooks_target_does_not_start",
     ),
+    "runs at one site alone, and needs no Flower": (
+        "e2e/test_adapt.py::test_the_readmes_commands_reach_a_promoted_version_that_answers",
+    ),
+    "the same command goes on from there": (
+        "umbel/cli/test_adapt.py::test_a_signal_ends_it_and_its_daemon_and_the_next_one_goes_on",
+        "umbel/cli/test_adapt.py::test_killed_in_the_middle_its_daemon_ends_and_the_next_one_takes_the_round_up",
+    ),
+    "after some of them it says what would help": (
+        "umbel/cli/test_adapt.py::test_versions_that_are_worse_go_and_it_says_what_would_help",
+    ),
+    "`flwr run` goes on from there": ("server/test_alone.py::test_a_federation_goes_on_from_its_registry",),
     "It runs as a real federation does, with TLS, keys and signatures": (
         "scripts/demo/test_main.py::test_it_is_secure_unless_it_is_told_not_to_be",
         "e2e/centre/test_secure.py::test_a_round_goes_over_all_of_it_and_its_version_is_signed",

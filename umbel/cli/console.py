@@ -14,6 +14,7 @@ import typer
 
 from umbel.errors import ConfigError, UmbelError
 from umbel.printable import escaped, one_line
+from umbel.site.config import SiteConfig
 
 ENVIRONMENTS = {"site": ".venv-engine", "server": ".venv"}
 
@@ -68,6 +69,16 @@ def say(*lines: object) -> None:
     """Print lines that may hold what others wrote: each is one line, and drives no terminal."""
     for line in lines:
         print(one_line(str(line)))
+
+
+def adapter_of(config: SiteConfig, adapter: str | None) -> str:
+    """Return the adapter that was named, or the site's only one; raise ConfigError where that is none of them."""
+    names = ", ".join(config.adapters)
+    if adapter is None and len(config.adapters) > 1:
+        raise ConfigError(f"this site trains {names}; say which one, with --adapter NAME")
+    if adapter is not None and adapter not in config.adapters:
+        raise ConfigError(f"{adapter!r} is not trained here: this site trains {names}; name one of them")
+    return adapter or config.adapters[0]
 
 
 def who() -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umbel.cli.console import SiteFile, calls, explained, part_of, require_transformers
-from umbel.errors import ConfigError, NotFound
+from umbel.cli.console import SiteFile, adapter_of, calls, explained, part_of, require_transformers
+from umbel.errors import NotFound
 from umbel.site.config import SiteConfig
 
 if TYPE_CHECKING:  # the command imports them when it needs them
@@ -48,7 +48,7 @@ def data(
             from client.data.inspection import inspect
             from umbel.cli import data_screen
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal without UTF-8
-        adapter = _trained(config, adapter)
+        adapter = adapter_of(config, adapter)
         path = file or config.data(adapter)
         tokenizer = ChatTokenizer.load(config.model.path)
         examples: Iterable[Inspected] = inspect(path, tokenizer, config.training.seq_len)
@@ -61,16 +61,6 @@ def data(
             refused = data_screen.show(examples, tokenizer, path, config, adapter)
         if refused:
             raise typer.Exit(1)
-
-
-def _trained(config: SiteConfig, adapter: str | None) -> str:
-    """Return the adapter that was named, or the site's only one; raise ConfigError where that is none of them."""
-    trained = ", ".join(config.adapters)
-    if adapter is None and len(config.adapters) > 1:
-        raise ConfigError(f"this site trains {trained}; say whose data to show, with --adapter NAME")
-    if adapter is not None and adapter not in config.adapters:
-        raise ConfigError(f"{adapter!r} has no data: this site trains {trained}; name one of them")
-    return adapter or config.adapters[0]
 
 
 def _only(examples: "Iterable[Inspected]", number: int, path: Path) -> "Inspected":

@@ -1,13 +1,13 @@
 """`umbel …`: the command line, put together from one file per kind of command.
 
-Commands of a site (`umbel.cli.site`, `adapter_serve`, `base`, `data`, `examples`, `bench`) run in the engine's
-environment, those of the centre and of Flower (`umbel.cli.centre`, `adapter`, `registry`, `fleet`) in Flower's. Heavy
-imports wait until a command needs them.
+Commands of a site (`umbel.cli.site`, `adapt`, `adapter_serve`, `base`, `data`, `examples`, `bench`) run in the
+engine's environment, those of the centre and of Flower (`umbel.cli.centre`, `adapter`, `registry`, `fleet`) in
+Flower's. Heavy imports wait until a command needs them.
 """
 
 import typer
 
-from umbel.cli import adapter_serve, centre, data, site
+from umbel.cli import adapt, adapter_serve, centre, data, site
 from umbel.cli.adapter import adapter_app
 from umbel.cli.base import base_app
 from umbel.cli.bench import bench_app
@@ -24,6 +24,7 @@ app = typer.Typer(
 for command in (site.check, site.serve, site.status, site.rollback, site.promote, centre.bundle):
     app.command(epilog={**site.EPILOGS, **centre.EPILOGS}[command.__name__])(command)
 app.command(epilog=data.EPILOG)(data.data)
+app.command(epilog=adapt.EPILOG)(adapt.adapt)
 app.command(
     epilog=centre.EPILOGS["supernode"], context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(centre.supernode)

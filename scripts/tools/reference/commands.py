@@ -10,9 +10,9 @@ from scripts.tools.reference.page import code, head, table
 from umbel.cli.main import app
 
 INTRODUCTION = """
-`umbel check`, `data`, `serve`, `status`, `rollback`, `promote`, `adapter load`, `adapter unload`, `examples …` and
-`bench …` run in the site's environment (`.venv-engine`), all others in Flower's (`.venv`). A command that fails names
-each mistake on a line of its own and exits with 1. Every command has `--help`.
+`umbel check`, `data`, `serve`, `adapt`, `status`, `rollback`, `promote`, `adapter load`, `adapter unload`, `examples …`
+and `bench …` run in the site's environment (`.venv-engine`), all others in Flower's (`.venv`). A command that fails
+names each mistake on a line of its own and exits with 1. Every command has `--help`.
 """
 
 

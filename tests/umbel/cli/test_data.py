@@ -117,8 +117,8 @@ def test_of_several_adapters_it_must_be_said_whose_data_to_show(tmp_path: Path, 
     site = ReadableSite(tmp_path, tiny_llama, {"adapter": adapters})
     site.write([WARD])
     site.numbered(3, "billing.jsonl")
-    assert "this site trains support, billing; say whose data to show" in site.umbel("data").stderr
+    assert "this site trains support, billing; say which one" in site.umbel("data").stderr
     assert len(site.lines("data", "--adapter", "billing", "--json")) == 3
     assert len(site.lines("data", "--adapter", "support", "--json")) == 1
     unknown = site.umbel("data", "--adapter", "triage").stderr
-    assert "'triage' has no data: this site trains support, billing; name one of them" in unknown
+    assert "'triage' is not trained here: this site trains support, billing; name one of them" in unknown
