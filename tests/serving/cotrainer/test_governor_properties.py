@@ -21,7 +21,7 @@ from serving.cotrainer.governor import Load, SloGovernor
 from serving.cotrainer.predictor import Batch, Predictor, PredictorState
 from serving.cotrainer.slo import MARGIN, Slo
 
-PATTERNS = 100_000
+PATTERNS = 40_000
 CLOSE = 1e-9
 """Seconds by which sums of floats may differ."""
 

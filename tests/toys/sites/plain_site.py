@@ -22,6 +22,7 @@ import zmq
 from transformers import AutoModelForCausalLM
 
 from client import daemon, site, tenant
+from client.data.prepare import Prepared
 from client.rounds.jobs import Jobs
 from serving.cotrainer.cotrainer import CoTrainer
 from serving.cotrainer.quantum import Pieces
@@ -103,8 +104,8 @@ def faulty(faults: dict[int, str]) -> type[Jobs]:
                 os.kill(os.getpid(), signal.SIGKILL)
             await super()._train(order)
 
-        def _conclude(self, order: RoundOrder, status: CoTrainerStatus) -> RoundReport:
-            report, fault = super()._conclude(order, status), faults.get(order.round)
+        def _conclude(self, order: RoundOrder, status: CoTrainerStatus, data: Prepared) -> RoundReport:
+            report, fault = super()._conclude(order, status, data), faults.get(order.round)
             if report.state is not JobState.DONE or fault not in ("nan", "flip"):
                 return report
             file = self._folder(order.key) / "update.safetensors"

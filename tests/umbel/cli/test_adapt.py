@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from scripts.tools.processes import free_port
 from scripts.tools.repository import REPOSITORY
 from scripts.tools.trial_site import wait_until
 from server.registry.events import EVENTS, EventReader
@@ -28,6 +29,7 @@ from umbel.site.config import SiteConfig
 from umbel.site.template import site_toml
 
 SITES = REPOSITORY / "tests" / "toys" / "sites"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 needs_a_site = pytest.mark.skipif(not importlib.util.find_spec("sglang"), reason="needs the engine's environment")
 
 
@@ -36,7 +38,7 @@ def site_file(sockets: Path) -> Path:
     """A site file in a folder with a short path; every version of it is better than the one before."""
     write_base(sockets / "base")
     (sockets / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    (sockets / "site.toml").write_text(site_toml({"engine": {"dtype": "float32", "drain_s": 1}}))
+    (sockets / "site.toml").write_text(site_toml({"engine": {"dtype": "float32", "drain_s": 1}}, port=free_port()))
     return sockets / "site.toml"
 
 
@@ -58,7 +60,7 @@ class Adapting:
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, str(SITES / "quick_adapt.py"), str(site_file), *options],
-                stdout=out, stderr=out, cwd=REPOSITORY, env={**os.environ, **environment},
+                stdout=out, stderr=out, cwd=REPOSITORY, env={**ENVIRONMENT, **environment},
             )  # fmt: skip
 
     @property
@@ -95,10 +97,16 @@ def served(site_file: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a daemon that is not `umbel adapt`'s."""
     with site_file.with_name("serve.log").open("wb") as log:
         daemon = subprocess.Popen(
-            [sys.executable, str(SITES / "quick_site.py"), str(site_file)], stdout=log, stderr=log, cwd=REPOSITORY
-        )
+            [sys.executable, str(SITES / "quick_site.py"), str(site_file)],
+            stdout=log, stderr=log, cwd=REPOSITORY, env=ENVIRONMENT,
+        )  # fmt: skip
+
+    def started() -> bool:
+        assert daemon.poll() is None, site_file.with_name("serve.log").read_text()
+        return (site_file.parent / "state" / "operator.sock").exists()
+
     try:
-        wait_until(lambda: (site_file.parent / "state" / "operator.sock").exists(), "the daemon's start")
+        wait_until(started, "the daemon's start")
         yield daemon
     finally:
         daemon.terminate()
