@@ -153,6 +153,9 @@ def test_every_round_completes_with_the_honest_mean_and_names_who_is_not_in_it(f
     assert third.parents == (second.digest, first.digest)
     require_near(federation, third, late=("largest",))
 
+    (end,) = (event for event in federation.events() if event["event"] == "round.promoted" and event["round"] == 3)
+    assert 3 <= end["messages"]["honest"] <= 4, "an order, a version, a promotion; and once more where training is slow"
+
     for manifest in (first, second, third):
         shown = federation.show(manifest.version)
         assert all(name in shown and reason in shown for name, reason in manifest.left_out.items())
