@@ -26,7 +26,8 @@ from client.site import Site
 from serving import engine_log
 from umbel.errors import Conflict
 from umbel.site.check import require_sockets
-from umbel.site.config import LOCK, SiteConfig
+from umbel.site.config import SiteConfig
+from umbel.site.daemon_lock import LOCK
 
 MAX_HEADER_BYTES = 1 << 20  # a manifest travels in a header, and lists every module
 

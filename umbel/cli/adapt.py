@@ -14,12 +14,13 @@ import typer
 
 from umbel.cli.adapt_screen import AdaptScreen
 from umbel.cli.console import SiteFile, adapter_of, calls, explained, part_of
-from umbel.cli.daemon import OwnDaemon, is_served
+from umbel.cli.daemon import OwnDaemon
 from umbel.errors import ConfigError
 from umbel.printable import one_line
 from umbel.signing import read_private
 from umbel.site.check import check_files
 from umbel.site.config import SiteConfig
+from umbel.site.daemon_lock import daemon_runs
 from umbel.site.slow_dtype import slow_dtype
 
 if TYPE_CHECKING:  # the command imports them when it needs them
@@ -65,7 +66,7 @@ def adapt(
     with explained(), _until_stopped():
         config = SiteConfig.load(site_file)
         name = adapter_of(config, adapter)
-        if not is_served(config):
+        if not daemon_runs(config.site.state_dir):
             check_files(config)
         given = _given(settings or [])
         run = _run_config(config, name, rounds, registry, given)

@@ -1,7 +1,6 @@
 """`ask`: call a site's daemon on the operator's socket; `OwnDaemon`: one that a command starts and ends."""
 
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
@@ -13,7 +12,8 @@ from typing import Any, Self
 
 from umbel import secret_file
 from umbel.errors import ConfigError
-from umbel.site.config import LOCK, SiteConfig
+from umbel.site.config import SiteConfig
+from umbel.site.daemon_lock import daemon_runs
 
 ANSWER_S = 60
 """Seconds that the daemon may take for an answer."""
@@ -52,19 +52,6 @@ def ask(config: SiteConfig, method: str, path: str, seconds: float = ANSWER_S) -
     return body
 
 
-def is_served(config: SiteConfig) -> bool:
-    """Return whether a daemon of this site runs, or starts: it holds the lock of its state directory."""
-    lock = config.site.state_dir / LOCK
-    if not lock.exists():
-        return False
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 class OwnDaemon:
     """`umbel serve` as a child of this process, as a context manager; a daemon that runs already is left alone.
 
@@ -79,7 +66,7 @@ class OwnDaemon:
         self._log = config.site.state_dir.resolve() / LOG
 
     def __enter__(self) -> Self:
-        if is_served(self._config):
+        if daemon_runs(self._config.site.state_dir):
             self._tell(f"{self._config.site.name}: its daemon runs already, and goes on running afterwards")
         else:
             self._start()
@@ -114,8 +101,8 @@ class OwnDaemon:
                 if status["engine"]["ready"]:
                     return status
             except NoDaemon:
-                if self._process is None and not is_served(self._config):  # the one that ran was about to end
-                    self._start()
+                if self._process is None and not daemon_runs(self._config.site.state_dir):
+                    self._start()  # the one that ran was about to end
             if time.monotonic() - told > TELL_S:
                 told = time.monotonic()
                 self._tell(f"the engine is not ready after {told - began:.0f} s; a large base takes minutes to load")

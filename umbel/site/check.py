@@ -3,7 +3,6 @@
 `ports_in_use`: report the ports that another program has.
 """
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from umbel.peft_child import Order, look_in_child
 from umbel.site import flags
 from umbel.site.adapter_sections import AdapterSection, ServeSection
 from umbel.site.config import SiteConfig
+from umbel.site.daemon_lock import daemon_runs
 from umbel.site.slow_dtype import on_cpu
 from umbel.site.variables import blamed, name_of
 
@@ -141,19 +141,7 @@ def ports_in_use(config: SiteConfig) -> list[ConfigError]:
         for key, (host, port) in wanted.items()
         if (why := ports.refusal(host, port))
     ]
-    return found if found and not _daemon_runs(config.site.state_dir) else []
-
-
-def _daemon_runs(state_dir: Path) -> bool:
-    """Return whether a daemon holds the lock of its state directory."""
-    try:
-        with (state_dir / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # no daemon has been here, or one of another user whose directory cannot be read
-    return False
+    return found if found and not daemon_runs(config.site.state_dir) else []
 
 
 def _one_port_for_two(config: SiteConfig) -> Iterator[UmbelError]:

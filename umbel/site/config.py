@@ -23,8 +23,6 @@ from umbel.site.sections import (
 
 OPERATOR_SOCKET = "operator.sock"
 """Name of the operator's socket in state_dir, which only the daemon's own user can open."""
-LOCK = "lock"
-"""Name of the file in state_dir that the site's daemon locks while it runs."""
 
 
 class SiteConfig(BaseSettings):

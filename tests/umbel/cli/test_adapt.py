@@ -23,9 +23,10 @@ from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
 from tests.toys.command_line import refusal
 from tests.toys.sites.base_dir import write_base
-from umbel.cli.daemon import ask, is_served
+from umbel.cli.daemon import ask
 from umbel.faults import VARIABLE, Point
 from umbel.site.config import SiteConfig
+from umbel.site.daemon_lock import daemon_runs
 from umbel.site.template import site_toml
 
 SITES = REPOSITORY / "tests" / "toys" / "sites"
@@ -89,7 +90,7 @@ def adapting(site_file: Path, *options: str, daemon_stays: bool = False, **envir
         if running.process.poll() is None:
             running.process.kill()
             running.process.wait()
-        wait_until(lambda: daemon_stays or not is_served(SiteConfig.load(site_file)), "the end of what it started")
+        wait_until(lambda: daemon_stays or not daemon_runs(site_file.parent / "state"), "the end of what it started")
 
 
 @contextmanager
@@ -197,7 +198,7 @@ def test_it_starts_the_site_runs_its_rounds_and_ends_what_it_started(site_file: 
     assert "`umbel serve` starts and loads the base" in running.said
     assert running.said.index("round 1: v1 answers users") < running.said.index("round 2: v2 answers users")
     assert rounds(site_file.parent / "state" / "registry") == [(1, RoundState.PROMOTED), (2, RoundState.PROMOTED)]
-    assert not is_served(SiteConfig.load(site_file))
+    assert not daemon_runs(site_file.parent / "state")
 
 
 @needs_a_site
