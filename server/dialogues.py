@@ -63,8 +63,8 @@ class Request(Generic[M]):
     delay: float = 0.0
     """Seconds to wait before the request is sent."""
     fetch: Literal["no", "if few", "yes"] = "no"
-    """Whether the answer is asked to bring an adapter, by `body.fetch`; "if few": where so few sites are asked that all
-    may bring one at once. The exchange has only a few such requests under way at a time."""
+    """Sets `body.fetch`, by which an answer brings an adapter; "if few": where so few sites are asked that all may
+    bring one at once. The exchange has only a few such requests under way at a time."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class DataInUse:
         self._left: dict[str, Prepared] = {}
         """Name of a directory → token files of before, which go when nothing holds them."""
         self.rounds_wait = False
-        """Whether a round waits until an example that was deleted is no longer in the data."""
+        """True while a round waits until an example that was deleted is no longer in the data."""
 
     def adopt(self, prepared: Prepared) -> None:
         """Let everything that begins from now on use these files."""

@@ -128,7 +128,7 @@ def prepare(wanted: Preparation) -> Prepared:
             f"{wanted.model}: tokenizer or chat template are not those that the engine was started with; restart "
             "`umbel serve`, or bring the old files back"
         )
-    inputs = _digest(wanted)
+    inputs = _digest(wanted, tokenizer)
     directory = wanted.into / inputs
     _remove_superseded(wanted.into, {inputs, *wanted.keep})
     if not directory.is_dir():
@@ -140,7 +140,8 @@ def prepare(wanted: Preparation) -> Prepared:
         except BaseException:  # no half of a private text stays behind
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if _digest(wanted) != inputs:  # changed while it was read: these tokens are of no file that will be found again
+        if _digest(wanted, _digest_tokenizer(wanted.model)) != inputs:
+            # Changed while it was read: these tokens are of no file that will be found again.
             directory = wanted.into / secrets.token_hex(32)
         os.rename(temporary, directory)
     prepared = _PREPARED.validate_json((directory / COUNTS).read_bytes())
@@ -162,12 +163,12 @@ def forget_others(data: Path, adapters: Collection[str]) -> None:
             shutil.rmtree(old)
 
 
-def _digest(wanted: Preparation) -> str:
-    """Return the sha256 of everything that decides the content of the token files."""
+def _digest(wanted: Preparation, tokenizer: str) -> str:
+    """Return the sha256 of all that decides the content of the token files; `tokenizer` is that of its files."""
     parts: list[object] = [FORMAT, metadata.version("transformers"), metadata.version("sglang"), wanted.seq_len]
     parts += [(name, _digest_file(file)) for name, file in sorted(_files(wanted).items())]
     parts += [] if wanted.eval_data else [wanted.eval_fraction]
-    parts.append(_digest_tokenizer(wanted.model))
+    parts.append(tokenizer)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -241,7 +241,7 @@ def prepare(config: SiteConfig) -> None:
     told = ConsentSettings(key=_key(state_dir).hex(), socket=config.operator_socket, models=models)
     replace_durably(settings, told.model_dump_json().encode())
     settings.chmod(0o600)
-    ExampleStore.of(config).close()  # made where it is not there; what is over its retention goes
+    _purge(config)
 
 
 def export(config: SiteConfig, adapter: str) -> Released:
@@ -280,7 +280,7 @@ async def keep_retention(config: SiteConfig) -> None:
 
 
 def _purge(config: SiteConfig) -> None:
-    ExampleStore.of(config).close()  # opening it purges
+    ExampleStore.of(config).close()  # made where it is not there; opening it purges
 
 
 def pseudonym(state_dir: Path, user: str) -> str:
