@@ -62,6 +62,7 @@ class OnlySite:
     """The `Roster` of one site: what it last said, and why it does not take part."""
 
     def __init__(self) -> None:
+        self.hellos = 0
         self._hello: Hello | None = None
         self._trouble = ""
         self._connection = 0
@@ -79,6 +80,9 @@ class OnlySite:
     def settled(self) -> bool:
         return self._hello is not None or self._trouble != ""
 
+    def heard_since(self, hellos: int) -> dict[str, Hello]:
+        return self.sites if self.hellos > hellos else {}
+
     def node_of(self, site: str) -> int | None:
         return self._connection if site in self.sites else None
 
@@ -86,20 +90,24 @@ class OnlySite:
         """Check the site with `admit`; nothing has to be signed: who may open the socket is who the site trusts."""
         self._admit = admit
         if self._hello is not None:
-            self.hear(self._hello)
+            self._trouble = self._refusal(self._hello)
 
     def hear(self, hello: Hello) -> None:
         """Take note of what the site says of itself."""
-        self._hello, self._trouble = hello, ""
-        try:
-            self._admit(hello)
-        except UmbelError as refusal:
-            self._trouble = str(refusal)
+        self.hellos += 1
+        self._hello, self._trouble = hello, self._refusal(hello)
 
     def lose(self, reason: str) -> None:
         """Take note that the daemon does not answer: it may be another one when it does again."""
         self._hello, self._trouble = None, reason
         self._connection += 1
+
+    def _refusal(self, hello: Hello) -> str:
+        try:
+            self._admit(hello)
+        except UmbelError as refusal:
+            return str(refusal)
+        return ""
 
 
 class Direct:

@@ -93,6 +93,9 @@ class Outcome(Generic[T]):
 class Roster(Protocol):
     """The sites that are there: `server.roster.Roster` for Flower's nodes, `server.alone.OnlySite` for one site."""
 
+    hellos: int
+    """Hellos that were heard, of all sites."""
+
     @property
     def sites(self) -> dict[str, Hello]:
         """The sites that are online and admitted."""
@@ -104,6 +107,9 @@ class Roster(Protocol):
     @property
     def settled(self) -> bool:
         """True when every one that is online has answered something."""
+
+    def heard_since(self, hellos: int) -> dict[str, Hello]:
+        """Return the admitted sites whose hello came after the first so many `hellos`."""
 
     def node_of(self, site: str) -> int | None:
         """Return a number that changes when a site connects anew; None while the site is away or refused."""

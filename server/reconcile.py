@@ -48,7 +48,7 @@ def reconcile(
 ) -> Reconciled | None:  # fmt: skip
     """Bring the sites that are online to the registry's `live`; return None while there is none.
 
-    Sites that were `seen` to serve it are not asked; `seen` learns of the others.
+    Sites that were `seen` to serve it are not asked, nor those that say hello meanwhile; `seen` learns of them all.
 
     A site where the version of a round under way is live is left to that round. Sites have `ask_s` seconds to say which
     version is live, and `grace_s` seconds to follow. `kin` is what the bases have in common that may serve it, in a run
@@ -58,17 +58,17 @@ def reconcile(
     if wanted is None:
         return None
     target = str(wanted) if wanted.version else None  # v0 is untrained and changes nothing: the base stands for it
+    before = exchange.roster.hellos
     some, all_of_them = exchange.clock() + grace_s, exchange.clock() + ask_s
     exchange.gather(lambda sites: exchange.roster.settled or bool(sites and exchange.clock() >= all_of_them), some)
-    known = seen.at(target)
+    known, heard = seen.at(target), exchange.roster.heard_since(before)
     asked = exchange.converse(
         lambda site, _: dialogues.hello(site, name, keys), exchange.clock() + ask_s, group="reconcile",
-        sites=exchange.roster.sites.keys() - known,
+        sites=exchange.roster.sites.keys() - known - heard.keys(),
     )  # fmt: skip
+    said = heard | asked.answers
     open_rounds = _under_way(registry, name)
-    apart = {
-        site: hello for site, hello in asked.answers.items() if hello.live != target and hello.live not in open_rounds
-    }
+    apart = {site: hello for site, hello in said.items() if hello.live != target and hello.live not in open_rounds}
     against = {site: hello for site, hello in apart.items() if target in hello.refused}
     pushed: set[str] = set()
     outcome = exchange.converse(
@@ -82,7 +82,7 @@ def reconcile(
         sites=(outcome.left_out.keys() - outcome.late) & pushed,
     )  # fmt: skip
     kept = dict.fromkeys(against, f"it has rejected {wanted}, or went back from it by itself")
-    already = known | {site for site, hello in asked.answers.items() if hello.live == target}
+    already = known | {site for site, hello in said.items() if hello.live == target}
     seen.note(already | outcome.answers.keys(), target)
     return Reconciled(
         str(wanted),

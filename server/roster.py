@@ -37,6 +37,8 @@ class _Node:
     pause: float = _FIRST_PAUSE_S
     hello: Hello | None = None
     """Last hello of its site, in that name and signed where keys are required."""
+    number: int = 0
+    """Number of that hello."""
     trouble: str = ""
     """Reason why the node's site is not known yet, or may not take part."""
     barred: bool = False
@@ -57,6 +59,7 @@ class Roster:
         self._holders: dict[str, int] = {}
         self._admit: Callable[[Hello], None] = lambda hello: None
         self._keys = Keyring(None)
+        self.hellos = 0
 
     def require(self, admit: Callable[[Hello], None], keys: Keyring | None = None) -> None:
         """Check every site, also those already known, with `admit`, which raises UmbelError to refuse one.
@@ -80,6 +83,10 @@ class Roster:
             assert hello.site == site, "a name belongs to a node whose hello says it"
             sites[site] = hello
         return sites
+
+    def heard_since(self, hellos: int) -> dict[str, Hello]:
+        """Return the admitted sites whose hello came after the first so many `hellos`."""
+        return {site: hello for site, hello in self.sites.items() if self._nodes[self._holders[site]].number > hellos}
 
     @property
     def troubles(self) -> dict[str, str]:
@@ -155,7 +162,8 @@ class Roster:
         except UmbelError as unproven:
             node.hello = None
             return str(unproven)
-        node.hello = heard
+        self.hellos += 1
+        node.hello, node.number = heard, self.hellos
         return self._refusal(heard)
 
     def _bar(self, node: _Node, said: str) -> str:
