@@ -1,14 +1,18 @@
 """`python -m serving.launch …`: run `sglang.launch_server` so that it ends with its parent, and on a CPU if need be.
 
 The kernel kills the engine when the daemon dies. Without an accelerator, the engine gets the flags that
-`serving.cpu_platform` needs. Both happen in the engine's own process, so that the daemon never imports torch.
+`serving.cpu_platform` needs, and leaves out an import that takes seconds. All of it happens in the engine's own
+process, so that the daemon never imports torch.
 """
 
 import ctypes
+import itertools
 import os
 import runpy
 import signal
 import sys
+from types import ModuleType
+from typing import cast
 
 from serving.run_dir import PARENT_VARIABLE
 from umbel.site.memory import CPU_TOKENS
@@ -25,6 +29,9 @@ CPU_FLAGS: dict[str, str | None] = {
     "--disable-overlap-schedule": None,
 }
 """SGLang's flags for `serving.cpu_platform`, None for one without a value; the site file's own take precedence."""
+NO_USE_ON_A_CPU = ("flashinfer", "cutlass", "quack")
+"""Packages of CUDA kernels. To import them takes seconds and 150 MB in each of SGLang's processes, which do without
+where they are not installed."""
 NOT = "--no-"
 """Prefix of the words that stand for a flag without a value that the site file sets to false; SGLang has none such."""
 
@@ -55,9 +62,19 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
+def spare_imports(arguments: list[str]) -> None:
+    """Let this process find none of `NO_USE_ON_A_CPU` where the arguments say that the engine runs on a CPU."""
+    if ("--device", "cpu") in itertools.pairwise(arguments):
+        for package in NO_USE_ON_A_CPU:
+            sys.modules[package] = cast(ModuleType, None)  # an import fails, as where it is not installed
+
+
 if __name__ == "__main__":
     die_with_parent()
     if not has_accelerator():
         sys.argv[1:] = with_cpu_flags(sys.argv[1:])
     sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith(NOT)]
-    runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
+    spare_imports(sys.argv)
+    runpy.run_module("sglang.launch_server", run_name="__main__")  # __main__ stays this module, for the processes below
+elif __name__ == "__mp_main__":  # in each process that SGLang starts, before it imports anything else
+    spare_imports(sys.argv)

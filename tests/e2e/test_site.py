@@ -90,6 +90,13 @@ def test_the_trainer_has_no_base_of_its_own(site: SiteProcess) -> None:
     assert training["shared_tensors"] == training["frozen_tensors"]
 
 
+def test_no_process_on_a_cpu_loads_kernels_of_an_accelerator(site: SiteProcess) -> None:
+    engine = [process for process in site.family() if "python" in process.name() or "sglang" in process.name()]
+    mapped = {Path(part.path).name for process in engine for part in process.memory_maps()}
+    assert {"libtorch_cpu.so"} <= mapped, "these are the engine's processes"
+    assert not [name for name in mapped if "cute_dsl" in name], "flashinfer's"
+
+
 def test_training_while_serving_runs_one_quantum_at_a_time(site: SiteProcess) -> None:
     parent = random_adapter(site.model, seed=7, b_std=0.0)
     with ThreadPoolExecutor(4) as pool:

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from serving.launch import CPU_FLAGS, with_cpu_flags
+from serving.launch import CPU_FLAGS, NO_USE_ON_A_CPU, with_cpu_flags
 from serving.run_dir import PARENT_VARIABLE
 from tests.toys.serving.engine_flags import words
 
@@ -64,6 +64,18 @@ def test_an_engine_whose_daemon_died_before_it_looked_does_not_start() -> None:
 def test_an_engine_looks_for_its_daemon_before_it_imports_anything_large() -> None:
     script = "import sys, serving.launch; print([name for name in ('torch', 'sglang') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("device", "left_out"), [("cpu", True), ("cuda", False)])
+def test_a_process_of_an_engine_on_a_cpu_finds_no_packages_of_kernels(device: str, left_out: bool) -> None:
+    script = textwrap.dedent(f"""
+        import importlib.util, sys
+        from serving.launch import NO_USE_ON_A_CPU, spare_imports
+        spare_imports(["--dtype", "float32", "--device", {device!r}])
+        print([importlib.util.find_spec(name) is None for name in NO_USE_ON_A_CPU])
+    """)
+    ended = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert ended.stdout == f"{[left_out] * len(NO_USE_ON_A_CPU)}\n"
 
 
 def test_an_engine_whose_parent_is_dead_already_does_not_start() -> None:
