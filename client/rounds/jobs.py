@@ -12,6 +12,7 @@ from client.data.prepare import Prepared
 from client.disk import require_room
 from client.held_base import HeldBase
 from client.keys import SiteKeys
+from client.rounds.attempts import MAX_ATTEMPTS, Attempts
 from client.rounds.folder import CHECKPOINTS, JOINED, PARENT, RoundFolder
 from client.rounds.following import Following, counts
 from client.rounds.journal import RoundJournal, lineage_of
@@ -29,11 +30,6 @@ KEPT_ROUNDS = 3
 """Number of finished rounds whose files stay; the centre has long fetched older ones."""
 NO_ROOM_S = 60.0
 """Seconds before a round goes on that met a full disk."""
-MAX_ATTEMPTS = 5
-"""Attempts at a round that count; an engine that dies in all of them probably dies of the round."""
-MAX_EXCUSED = 20
-"""Attempts that do not count, because users may have ended the engine, or the round has got further. Bounded for the
-users' sake: a round that itself ends each engine may look the same."""
 
 PersonalParts = Callable[[str, Personal], PersonalPart]
 """Makes the adapter's personal part, by its lineage and kind."""
@@ -194,16 +190,16 @@ class Jobs:
                 await self._attempt(order, data)
 
     async def _attempt(self, order: RoundOrder, data: Prepared) -> None:
-        attempt = self._rounds.begin_attempt(order.key)
+        folder, plan, attempts = self._folder(order.key), order.plan, Attempts(self._rounds, order.key)
+        step = folder.goes_on(data)
+        attempt = attempts.begin(step)
         reach(Point.ATTEMPT_BEGUN)
         report = RoundReport(key=order.key, state=JobState.RUNNING, parent=order.parent)
         if attempt > MAX_ATTEMPTS:
-            error = f"given up after {self._rounds.begun(order.key) - 1} attempts; the site's log says what ended each"
+            error = f"given up after {attempts.begun - 1} attempts; the site's log says what ended each"
             self._finish(report.model_copy(update={"state": JobState.FAILED, "error": error}))
             return self._settle(order.key)
         self._progress[order.key] = report
-        folder, plan = self._folder(order.key), order.plan
-        steps = folder.goes_on(data)
         job = TrainJob(
             id=self._id(order.key),
             plan=plan.model_copy(update={"rank": plan.joined_rank, "personal": None}),
@@ -216,18 +212,17 @@ class Jobs:
         )
         logger.info(
             "round.start adapter=%s key=%s attempt=%d share=%.3g step=%d",
-            self.adapter, order.key, attempt, job.share, steps,
+            self.adapter, order.key, attempt, job.share, step,
         )  # fmt: skip
         deaths = self._supervisor.deaths_under_users
         try:
             status = await self._following.follow(job, note=partial(self._note_progress, order.key))
         except (EngineGone, TrainingError) as error:  # the round stays open and goes on
-            users, reached = self._supervisor.deaths_under_users > deaths, folder.steps()
-            excused = (users or reached > steps) and self._rounds.excuse_attempt(order.key, MAX_EXCUSED)
-            counted = "not counted" if excused else "counted"
+            step = folder.steps()
+            counted = attempts.cut_off(step, under_users=self._supervisor.deaths_under_users > deaths)
             logger.warning(
                 "round.interrupted adapter=%s key=%s attempt=%s step=%d: %s",
-                self.adapter, order.key, counted, reached, error,
+                self.adapter, order.key, "counted" if counted else "not counted", step, error,
             )  # fmt: skip
             return self._submitted.set()
         if self.report(order.key).state is JobState.CANCELLED:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from client.rounds import jobs
-from client.rounds.jobs import MAX_ATTEMPTS, MAX_EXCUSED
+from client.rounds.attempts import MAX_ATTEMPTS, MAX_EXCUSED
 from serving.checkpoint import CheckpointHeader
 from tests.client.rounds.test_jobs_fresh_data import newer
 from tests.toys.cotrainer import Queue, Run, Story, ToyCoTrainer
@@ -167,6 +167,25 @@ def test_attempts_that_got_further_do_not_count_up_to_a_bound(run: Run, cotraine
         assert f"given up after {MAX_EXCUSED + MAX_ATTEMPTS} attempts" in report.error
 
     run(story)
+
+
+@pytest.mark.parametrize("further", [True, False])
+def test_daemons_that_die_count_only_where_the_round_got_no_further(
+    run: Run, cotrainer: ToyCoTrainer, checkpoint: Path, further: bool
+) -> None:
+    async def first(queue: Queue) -> None:
+        await begun(queue)
+
+    async def next_one(queue: Queue) -> None:
+        cotrainer.forget()
+        cotrainer.reaches = len(cotrainer.found) + 10 if further else 3
+        before = len(cotrainer.found)
+        await until(lambda: len(cotrainer.found) > before or queue.jobs.report("r1").state.final)
+
+    run(first)
+    for _ in range(MAX_ATTEMPTS + 2):
+        run(next_one)
+    assert len(cotrainer.found) == (MAX_ATTEMPTS + 3 if further else 1 + MAX_ATTEMPTS)
 
 
 def test_an_engine_that_dies_at_the_same_step_each_time_probably_dies_of_the_round(
