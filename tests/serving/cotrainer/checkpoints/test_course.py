@@ -16,8 +16,8 @@ import torch
 import transformers
 
 from serving.checkpoint import CheckpointHeader, FileMark, Origin
-from serving.cotrainer.checkpoints.course import Course, Kept, read_rows
-from serving.cotrainer.checkpoints.writer import CheckpointWriter
+from serving.cotrainer.checkpoints.course import Course, Kept, copy_state, read_rows
+from serving.cotrainer.checkpoints.writer import CheckpointWriter, Layer, checksum
 from serving.cotrainer.lora import Factors
 from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import BOUNDARIES, Pieces
@@ -162,6 +162,20 @@ def test_between_the_layers_of_a_checkpoint_no_other_job_gets_the_buffers(
     first = kinds.index("checkpoint")
     assert kinds[first - 1 : first + 4] == ["step", "checkpoint", "checkpoint", "read_back", "attention"]
     assert not {"checkpoint", "restore", "read_back"} & BOUNDARIES
+
+
+def test_what_was_copied_stays_as_it_is_while_training_goes_on(
+    training: Callable[..., Round], engine: Callable[[], LoraTrainer]
+) -> None:
+    """It may be written much later."""
+    round_, trainer, layers = training(), engine(), list[Layer]()
+    round_.finish(trainer, None, until=1)
+    for _ in copy_state(trainer.factors, layers):
+        pass
+    assert [layer.keys() for layer in layers] == 2 * [trainer.factors[0].kept().keys()]
+    sums = [checksum(layer) for layer in layers]
+    round_.finish(trainer, None, until=2)
+    assert [checksum(layer) for layer in layers] == sums
 
 
 @pytest.mark.parametrize("changes", PLANS.values(), ids=PLANS.keys())

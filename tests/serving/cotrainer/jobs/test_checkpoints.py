@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,15 @@ def steps_of(order: TrainJob) -> int:
     return CheckpointHeader.read(path).steps if path.exists() else 0
 
 
-def settled(scheduler: ToyScheduler) -> None:
-    while scheduler.cotrainer.jobs._writer.busy:
+def wait(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
         time.sleep(1e-3)
+
+
+def settled(scheduler: ToyScheduler) -> None:
+    wait(lambda: not scheduler.cotrainer.jobs._writer.busy)
 
 
 def run(scheduler: ToyScheduler, count: int) -> None:
@@ -111,8 +118,8 @@ def test_after_its_job_has_ended_no_checkpoint_appears(
     assert job is not None
     assert job._course is not None
     assert job._course._writing is not None
-    while not job._course._writing._stopped:
-        time.sleep(1e-3)
+    writing = job._course._writing
+    wait(lambda: writing._stopped)
     go.set()
     settled(scheduler)
     assert end(scheduler, order.id).state.value == ends
