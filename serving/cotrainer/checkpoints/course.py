@@ -58,8 +58,8 @@ class Course:
         self._rows = rows if isinstance(rows, int) else len(rows)
         self._digest = "" if self._listed is None else hashlib.sha256(self._listed.tobytes()).hexdigest()
         self._go_to(0)
-        self._saved_s, self._saved_steps = 0.0, 0
-        """Seconds and steps of the job at its last checkpoint, or at its beginning."""
+        self._saved_s, self._saved_steps, self._resumed = 0.0, 0, 0
+        """Seconds and steps at the last checkpoint, which may not be on disk yet; steps from which the job went on."""
         self._writing: Writing | None = None
         self._last: Snapshot | None = None
 
@@ -96,7 +96,7 @@ class Course:
                 return False
             factors.restore(kept)
         progress.go_on_from(header.progress)
-        self._saved_s, self._saved_steps = progress.before_s, progress.steps
+        self._saved_s, self._saved_steps, self._resumed = progress.before_s, progress.steps, progress.steps
         self._go_to(header.drawn if header.rows == self._digest else 0)
         logger.info("training goes on at step %d, from %s", progress.steps, file_of(self._kept))
         return True
@@ -113,7 +113,7 @@ class Course:
 
     def save_last(self, layers: Sequence[LayerFactors], progress: Progress, seconds: float) -> Quanta:
         """Copy the state for `write_last`, if another job is to go on behind this one."""
-        if self._kept is not None and self._until is not None and progress.steps != self._saved_steps:
+        if self._kept is not None and self._until is not None and progress.steps != self._resumed:
             self.close()
             self._last = yield from self._copy(self._kept, layers, progress, seconds)
 

@@ -17,7 +17,7 @@ import transformers
 
 from serving.checkpoint import CheckpointHeader, FileMark, Origin
 from serving.cotrainer.checkpoints.course import Course, Kept, copy_state, read_rows
-from serving.cotrainer.checkpoints.writer import CheckpointWriter, Layer, checksum
+from serving.cotrainer.checkpoints.writer import CheckpointWriter, Layer, Snapshot, Writing, checksum
 from serving.cotrainer.lora import Factors
 from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import BOUNDARIES, Pieces
@@ -194,12 +194,21 @@ def test_bursts_come_to_the_bits_of_one_run(
     assert counted(progress) == counted(counts)
 
 
+class Slow(CheckpointWriter):
+    """A disk on which nothing has arrived that a thread began to write."""
+
+    def begin(self, path: Path, snapshot: Snapshot) -> Writing:
+        return Writing(path)
+
+
+@pytest.mark.parametrize("every_s", [0.0, 1.0])
 def test_a_burst_whose_time_is_over_leaves_its_state_too(
-    training: Callable[..., Round], engine: Callable[[], LoraTrainer]
+    training: Callable[..., Round], engine: Callable[[], LoraTrainer], every_s: float
 ) -> None:
+    """Also where a checkpoint of the same step is on its way already."""
     round_ = training(seconds=3.0)
     for until in (5, 6):
-        progress = round_.finish(engine(), round_.kept(every_s=0.0), until=until)[1]
+        progress = round_.finish(engine(), round_.kept(every_s)._replace(writer=Slow()), until=until)[1]
         assert (progress.steps, round_.steps()) == (3, 3)
 
 
