@@ -16,7 +16,7 @@ from client.versions.loading import Loading
 from client.versions.served import Served
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient
-from umbel.peft_dir import Shapes
+from umbel.peft_dir import Shapes, most_bytes
 from umbel.site.config import SiteConfig
 
 
@@ -55,6 +55,8 @@ class Tenant:
             directory=config.site.state_dir / "rounds" / name,
             keys=self.keys,
             share=lambda: self.share * worths_here(config, journal)[name],
+            checkpoint_s=config.training.checkpoint_s,
+            checkpoint_bytes=3 * most_bytes(shapes, config.engine.max_lora_rank),  # and AdamW's two moments
         )
         self.deployer = Deployer(
             name,

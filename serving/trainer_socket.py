@@ -16,8 +16,8 @@ from umbel.site.config import SiteConfig
 
 REPLY_TIMEOUT_S = 30.0
 """The co-trainer answers between two scheduler iterations; only a stuck or dead engine needs longer."""
-DAEMON_KEYS = {"data", "eval_data", "eval_fraction"}
-"""Keys of [training] that the daemon uses itself, to prepare the data. The co-trainer gets every other key."""
+DAEMON_KEYS = {"data", "eval_data", "eval_fraction", "checkpoint_s"}
+"""Keys of [training] that the daemon uses itself, for the data and the jobs. The co-trainer gets every other key."""
 
 
 class _Body(BaseModel):
@@ -81,7 +81,8 @@ def socket_path(run_dir: Path) -> Path:
 class TrainJob(_Body):
     """Continue from `parent` (the weights file of a PEFT directory) on `data`; write the trained adapter to `output`.
 
-    `data` is a token file (`umbel.token_file`); all paths are absolute.
+    `data` is a token file (`umbel.token_file`); all paths are absolute. A job that left its state in a `checkpoint` is
+    gone on with by another one, with any id: the same plan, parent and data, and a higher `until` or none.
     """
 
     id: str
@@ -91,6 +92,17 @@ class TrainJob(_Body):
     output: str
     share: PositiveFloat = Field(default=1.0, allow_inf_nan=False)
     """Its part of the training time while other jobs train, too, in proportion to theirs."""
+    checkpoint: str | None = None
+    """File of its state (`serving.checkpoint`). Training goes on from it if it is of this job; one that is damaged, or
+    of another plan, parent or data, is not used, and the log says so. None: there is none."""
+    checkpoint_s: NonNegativeFloat = 0.0
+    """Seconds of the job between two times that the file is replaced; 0: only at `until`."""
+    until: PositiveInt | None = None
+    """Optimizer steps in all at which it ends before its plan does, those of before the checkpoint included; what it
+    has come to is in `output`, and its state in `checkpoint`."""
+    rows: str | None = None
+    """.npy of int32, the numbers of the rows of `data` to draw from; None: all. The order begins anew where they are
+    other ones than the checkpoint's."""
 
 
 class EvaluateJob(_Body):

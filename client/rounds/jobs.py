@@ -12,9 +12,11 @@ from client.data.prepare import Prepared
 from client.disk import require_room
 from client.held_base import HeldBase
 from client.keys import SiteKeys
+from client.rounds.attempts import MAX_ATTEMPTS, Attempts
+from client.rounds.folder import CHECKPOINTS, JOINED, PARENT, RoundFolder
 from client.rounds.following import Following, counts
 from client.rounds.journal import RoundJournal, lineage_of
-from client.rounds.personal import PersonalPart, split
+from client.rounds.personal import PersonalPart
 from serving.scores import Scores
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
@@ -22,21 +24,12 @@ from umbel import peft_dir
 from umbel.adapter import Personal
 from umbel.errors import AdapterError, EngineGone, NoRoom, NotFound, TrainingError
 from umbel.faults import Point, reach
-from umbel.messages import JobState, RoundOrder, RoundReport, Submit, TrainPlan
+from umbel.messages import JobState, RoundOrder, RoundReport, Submit
 
 KEPT_ROUNDS = 3
 """Number of finished rounds whose files stay; the centre has long fetched older ones."""
-PARENT, UPDATE = "parent.safetensors", "update.safetensors"
-"""Files in a round's folder: the adapter that was received, and the one that is sent."""
-JOINED, TRAINED, PERSONAL = "joined.safetensors", "trained.safetensors", "personal.safetensors"
-"""Files of a round with a personal part: the joined input, the trained output, the part that stays at the site."""
 NO_ROOM_S = 60.0
 """Seconds before a round goes on that met a full disk."""
-MAX_ATTEMPTS = 5
-"""Attempts at a round that count; an engine that dies in all of them probably dies of the round."""
-MAX_EXCUSED = 20
-"""Attempts that do not count, because users may have ended the engine. Bounded for the users' sake: at a busy site a
-round that itself ends each engine looks the same."""
 
 PersonalParts = Callable[[str, Personal], PersonalPart]
 """Makes the adapter's personal part, by its lineage and kind."""
@@ -66,6 +59,8 @@ class Jobs:
         directory: Path,
         keys: SiteKeys,
         share: Callable[[], float],
+        checkpoint_s: float,
+        checkpoint_bytes: int,
     ) -> None:
         self.adapter = adapter
         self._rounds = rounds
@@ -80,6 +75,7 @@ class Jobs:
         self._directory = directory
         self._keys = keys
         self._share = share
+        self._checkpoint_s, self._checkpoint_bytes = checkpoint_s, checkpoint_bytes
         self._submitted = asyncio.Event()
         self._progress: dict[str, RoundReport] = {}
         self._serial = 0
@@ -95,20 +91,18 @@ class Jobs:
         known = self._rounds.find(order)
         if known is not None:
             return self._progress.get(order.key, known)
-        require_room(self._directory.parent.parent, 5 * len(parent), f"round {order.key}")  # all of its files
+        room = 5 * len(parent) + CHECKPOINTS * self._checkpoint_bytes  # all of its files
+        require_room(self._directory.parent.parent, room, f"round {order.key}")
         files = {PARENT: parent}
         if order.plan.personal is not None:
             part = self._personal(lineage_of(order), order.plan.personal)
             files[JOINED] = peft_dir.encode(part.begin(tensors, order.plan.seed))
-        folder = self._folder(order.key)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            peft_dir.replace_durably(folder / name, content)
+        self._folder(order.key).begin(files)
         reach(Point.SUBMIT_WRITTEN)
         report = self._rounds.add(order)
         reach(Point.SUBMIT_JOURNALLED)
         for old in self._rounds.finished()[KEPT_ROUNDS:]:
-            shutil.rmtree(self._folder(old), ignore_errors=True)
+            shutil.rmtree(self._folder(old).path, ignore_errors=True)
         self._submitted.set()
         return report
 
@@ -129,7 +123,7 @@ class Jobs:
         report = self.report(key)
         if report.state is not JobState.DONE:
             raise TrainingError(f"round {key} is {report.state}{': ' + report.error if report.error else ''}")
-        file = self._folder(key) / UPDATE
+        file = self._folder(key).update
         if not file.exists():
             raise NotFound(f"the update of round {key} is not kept any more; submit the round again under a new key")
         return file.read_bytes()
@@ -146,14 +140,17 @@ class Jobs:
         if not report.state.final:
             report = report.model_copy(update={"state": JobState.CANCELLED, "error": reason})
             self._finish(report)
-            if self._supervisor.engine is not None:
-                await self._cotrainer.cancel(self._id(key))
+            try:
+                if self._supervisor.engine is not None:
+                    await self._cotrainer.cancel(self._id(key))
+            finally:
+                self._folder(key).forget_checkpoint()
         return report
 
     async def run(self) -> None:
-        """Work through the queue until cancelled; a round that a crash cut off is begun again."""
+        """Work through the queue until cancelled; a round that a crash cut off goes on."""
         for key in self._rounds.finished():
-            self._keep_part(key)
+            self._settle(key)
         while True:
             self._submitted.clear()
             try:
@@ -193,41 +190,48 @@ class Jobs:
                 await self._attempt(order, data)
 
     async def _attempt(self, order: RoundOrder, data: Prepared) -> None:
-        attempt = self._rounds.begin_attempt(order.key)
+        folder, plan, attempts = self._folder(order.key), order.plan, Attempts(self._rounds, order.key)
+        step = folder.goes_on(data)
+        attempt = attempts.begin(step)
         reach(Point.ATTEMPT_BEGUN)
         report = RoundReport(key=order.key, state=JobState.RUNNING, parent=order.parent)
         if attempt > MAX_ATTEMPTS:
-            error = f"given up after {self._rounds.begun(order.key) - 1} attempts; the site's log says what ended each"
-            return self._finish(report.model_copy(update={"state": JobState.FAILED, "error": error}))
+            error = f"given up after {attempts.begun - 1} attempts; the site's log says what ended each"
+            self._finish(report.model_copy(update={"state": JobState.FAILED, "error": error}))
+            return self._settle(order.key)
         self._progress[order.key] = report
-        folder, plan = self._folder(order.key), order.plan
         job = TrainJob(
             id=self._id(order.key),
             plan=plan.model_copy(update={"rank": plan.joined_rank, "personal": None}),
-            parent=str(folder / (JOINED if plan.personal else PARENT)),
+            parent=str(folder.start(plan)),
             data=str(data.train),
-            output=str(folder / _output(plan)),
+            output=str(folder.output(plan)),
             share=self._share(),
+            checkpoint=str(folder.checkpoint),
+            checkpoint_s=self._checkpoint_s,
         )
-        logger.info("round.start adapter=%s key=%s attempt=%d share=%.3g", self.adapter, order.key, attempt, job.share)
+        logger.info(
+            "round.start adapter=%s key=%s attempt=%d share=%.3g step=%d",
+            self.adapter, order.key, attempt, job.share, step,
+        )  # fmt: skip
         deaths = self._supervisor.deaths_under_users
         try:
             status = await self._following.follow(job, note=partial(self._note_progress, order.key))
-        except (EngineGone, TrainingError) as error:  # the round stays open and is begun again
-            users = self._supervisor.deaths_under_users > deaths
-            excused = users and self._rounds.excuse_attempt(order.key, MAX_EXCUSED)
-            counted = "not counted" if excused else "counted"
+        except (EngineGone, TrainingError) as error:  # the round stays open and goes on
+            step = folder.steps()
+            counted = attempts.cut_off(step, under_users=self._supervisor.deaths_under_users > deaths)
             logger.warning(
-                "round.interrupted adapter=%s key=%s attempt=%s: %s", self.adapter, order.key, counted, error
-            )
+                "round.interrupted adapter=%s key=%s attempt=%s step=%d: %s",
+                self.adapter, order.key, "counted" if counted else "not counted", step, error,
+            )  # fmt: skip
             return self._submitted.set()
         if self.report(order.key).state is JobState.CANCELLED:
-            return None
+            return folder.forget_checkpoint()
         concluded = self._keys.sign_update(order, self._conclude(order, status, data))
         reach(Point.UPDATE_WRITTEN)
         self._finish(concluded)
         reach(Point.ROUND_DONE)
-        return self._keep_part(order.key)
+        return self._settle(order.key)
 
     def _conclude(self, order: RoundOrder, status: CoTrainerStatus, data: Prepared) -> RoundReport:
         report = RoundReport(key=order.key, state=status.state, parent=order.parent, error=status.error)
@@ -235,7 +239,7 @@ class Jobs:
         if status.state is not JobState.DONE:
             return report
         folder, plan = self._folder(order.key), order.plan
-        blob = (folder / _output(plan)).read_bytes()
+        blob = folder.output(plan).read_bytes()
         try:
             trained = peft_dir.decode(blob)
             peft_dir.validate(trained, self._shapes, rank=plan.joined_rank, max_rank=self._max_rank)
@@ -243,28 +247,25 @@ class Jobs:
             return report.model_copy(
                 update={"state": JobState.FAILED, "error": f"what was trained is unusable: {error}"}
             )
-        if plan.personal is not None:
-            sent, own = split(trained, peft_dir.decode((folder / PARENT).read_bytes()), plan.personal)
-            blob = peft_dir.encode(sent)
-            peft_dir.replace_durably(folder / PERSONAL, peft_dir.encode(own))
-            peft_dir.replace_durably(folder / UPDATE, blob)
+        blob = folder.part(trained, blob, plan)
         return report.model_copy(update={"update": peft_dir.digest(blob), "rank": plan.rank, **data.held})
 
-    def _keep_part(self, key: str) -> None:
-        """Make a round's personal part the site's own, once the journal has the round as done.
+    def _settle(self, key: str) -> None:
+        """Remove the checkpoint of a round that the journal has as ended, and make its personal part the site's own.
 
-        So a round that is begun again, fails or is cancelled does not change the site's part. After a crash in here
-        the next start does it.
+        So a round that goes on, fails or is cancelled does not change the site's part. After a crash in here the next
+        start does it.
         """
-        waiting = self._folder(key) / PERSONAL
-        if not waiting.exists():
+        folder = self._folder(key)
+        folder.forget_checkpoint()
+        if not folder.personal.exists():
             return
         order, report = self._rounds.get(key)
         if report.state is JobState.DONE and order.plan.personal is not None:
             part = self._personal(lineage_of(order), order.plan.personal)
-            part.keep(peft_dir.decode((self._folder(key) / PARENT).read_bytes()), waiting.read_bytes())
+            part.keep(peft_dir.decode(folder.parent.read_bytes()), folder.personal.read_bytes())
             reach(Point.PART_KEPT)
-        waiting.unlink()
+        folder.personal.unlink()
 
     def _note_progress(self, key: str, status: CoTrainerStatus) -> None:
         known = self._progress.get(key)
@@ -279,14 +280,9 @@ class Jobs:
             report.state, self.adapter, report.key, report.steps, report.error,
         )  # fmt: skip
 
-    def _folder(self, key: str) -> Path:
-        return self._directory / key
+    def _folder(self, key: str) -> RoundFolder:
+        return RoundFolder(self._directory / key)
 
     def _id(self, name: str) -> str:
         """Return the co-trainer's name of a round or an evaluation, which no other adapter has."""
         return f"{self.adapter}/{name}"
-
-
-def _output(plan: TrainPlan) -> str:
-    """Return the name of the file that the co-trainer writes."""
-    return TRAINED if plan.personal else UPDATE

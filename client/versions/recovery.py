@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from client.journal import Journal
-from client.rounds.jobs import PARENT
+from client.rounds.folder import PARENT
 from client.versions.version_files import directory, verify
 from umbel.adapter import Lifecycle
 from umbel.errors import AdapterError

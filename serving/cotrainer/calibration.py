@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from serving.cotrainer.checkpoints.course import copy_state
 from serving.cotrainer.jobs.swap import rehearse_swap
 from serving.cotrainer.lanes.lane import CpuLane, Lane
 from serving.cotrainer.memory import PeakBytes, out_of_memory
@@ -33,7 +34,7 @@ from umbel.base.shapes import read_config
 from umbel.errors import TrainingError
 from umbel.peft_dir import replace_durably
 
-PIECES = 2
+PIECES = 3
 """Version of the quanta. Raise it when the work of one changes, so that every machine measures anew."""
 SMALLEST = 16
 """Tokens of the smallest size that is timed; a smaller piece is all overhead."""
@@ -243,7 +244,9 @@ def _peak_bytes(trainer: LoraTrainer, rows: int, tokens: int, lane: Lane) -> int
 
 def _time_the_rest(trainer: LoraTrainer, lane: Lane, seconds: dict[str, dict[int, float]]) -> None:
     """Add the quanta that no training step has; those of an evaluation take at most as long as in a training step."""
-    for quanta in (rehearse_swap(trainer.factors), trainer.copy_out(1, {}), trainer.load(None)):
+    for quanta in (
+        rehearse_swap(trainer.factors), copy_state(trainer.factors, []), trainer.copy_out(1, {}), trainer.load(None),
+    ):  # fmt: skip
         _keep_longest(quanta, lane, seconds)
     for kind in ("attention", "mlp", "head"):
         seconds[f"evaluate_{kind}"] = dict(seconds[kind])

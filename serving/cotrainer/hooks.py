@@ -120,7 +120,9 @@ def reserve_memory(available_bytes: int, settings: CoTrainerSettings | None, cac
     rung = None
     mb = settings.memory_mb
     if mb is None:
-        training = Training(rank, modules, itemsize, settings.micro_batch, settings.seq_len, settings.adapters)
+        training = Training(
+            rank, modules, itemsize, settings.micro_batch, settings.seq_len, settings.adapters, cache.device == "cpu"
+        )
         rung = choose_rung(base, training, room)
         mb = 0 if rung is None else -(-rung.bytes >> 20)
     left = max(0, room - (mb << 20))

@@ -6,7 +6,7 @@ that they are in. Shapes as in `serving.cotrainer.pieces`.
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -195,6 +195,29 @@ class LayerFactors:
                 kept = parked.moments[factor].get(name)
                 moment.zero_() if kept is None else moment.copy_(kept)
         self._parents = parked.parents
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """Return what the next step depends on but FedProx's parent: the tensors themselves, such as `B.exp_avg`."""
+        kept = {str(factor): flat.detach() for factor, flat in self._flat.items()}
+        for factor in self._trained:
+            state = self.optimizer.state.get(self._flat[factor], {})
+            kept |= {f"{factor}.{name}": moment for name, moment in state.items()}
+        return kept
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def restore(self, kept: Mapping[str, torch.Tensor]) -> None:
+        """Put copies of what `kept` returned into buffers that were just loaded, also in another process."""
+        for name, tensor in kept.items():
+            factor, _, moment = name.partition(".")
+            flat = self._flat["A" if factor == "A" else "B"]
+            new = sent(tensor, flat.device)
+            if not moment:
+                flat.copy_(new)
+            elif (state := self.optimizer.state[flat]).get(moment) is None:
+                state[moment] = new.clone()  # before its first step an optimizer has none
+            else:
+                state[moment].copy_(new)
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()

@@ -5,7 +5,9 @@ Shapes as in `serving.cotrainer.pieces`; T is the length of the longest row, or 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from umbel.token_file import NO_LOSS, TokenFile
@@ -65,6 +67,12 @@ class MicroBatch:
         return hidden.view(-1, hidden.shape[-1]) if block == "mlp" else hidden.view(*self.ids.shape, -1)
 
 
+def made_up(rows: int, tokens: int) -> TokenFile:
+    """Return `rows` × `tokens` tokens that all have a loss."""
+    ids = np.zeros((rows, tokens), np.int32)
+    return TokenFile(Path("rehearsal"), ids, ids, np.full(rows, tokens, np.int32))
+
+
 def row_lengths(seq_len: int) -> tuple[int, ...]:
     """Return the lengths that rows are padded to on a GPU, four to a doubling: 16, 20, 24, 28, 32, 40, … seq_len.
 
@@ -85,9 +93,12 @@ def groups(rows: list[int], size: int) -> list[list[int]]:
     return found
 
 
-def epochs(rows: int, seed: int) -> Iterator[int]:
-    """Yield row numbers without end, each epoch in a new order, from a generator of its own."""
+def epochs(rows: int, seed: int, drawn: int = 0) -> Iterator[int]:
+    """Yield row numbers without end, each epoch in a new order, from a generator of its own, behind `drawn` of them."""
     generator = torch.Generator().manual_seed(seed)
+    for _ in range(drawn // rows):
+        torch.randperm(rows, generator=generator)
+    yield from torch.randperm(rows, generator=generator).tolist()[drawn % rows :]
     while True:
         yield from torch.randperm(rows, generator=generator).tolist()
 

@@ -1,6 +1,8 @@
 """`Progress`: work of a training job so far; `Applied`: an optimizer step whose loss is on its way to the host."""
 
 import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from serving.cotrainer.lanes.readback import Readback
@@ -19,6 +21,21 @@ class Progress:
     """Tokens in them that carry a loss."""
     loss_sum: float = 0.0
     """Sum of the losses of those, in nats."""
+    busy_s: float = 0.0
+    """Seconds of its quanta."""
+    before_s: float = 0.0
+    """Seconds that the job had taken at the checkpoint from which it went on; 0 without one."""
+
+    def stopwatch(self) -> Callable[[], float]:
+        """Return a function that tells the seconds since now, and those of before."""
+        began = time.monotonic()
+        return lambda: self.before_s + time.monotonic() - began
+
+    def go_on_from(self, earlier: Mapping[str, int | float]) -> None:
+        """Count on from the fields of an earlier one; the quanta of this job so far stay counted."""
+        busy_s = self.busy_s
+        vars(self).update(earlier)
+        self.busy_s += busy_s
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from umbel.site.memory import HEAD_TOKENS
 
 Kind = Literal[
     "open", "load", "step", "attention", "mlp", "head", "mlp_backward", "attention_backward", "optimizer", "copy_out",
-    "evaluate_attention", "evaluate_mlp", "evaluate_head", "read_back", "swap",
+    "evaluate_attention", "evaluate_mlp", "evaluate_head", "read_back", "swap", "checkpoint", "restore",
 ]  # fmt: skip
 BOUNDARIES = frozenset[Kind]({"open", "step"})
 """Kinds before which nothing of a job is half done: it has not begun, or is between two optimizer steps."""

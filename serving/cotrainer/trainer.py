@@ -7,19 +7,18 @@ generator. No quantum waits for a device: what one has computed is read by the h
 """
 
 import logging
-import time
 from collections.abc import Callable, Generator
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from serving.cotrainer.base_view import frozen_tensors
+from serving.cotrainer.checkpoints.course import Course
 from serving.cotrainer.lanes.readback import Readback
 from serving.cotrainer.lora import Factor, Factors, KeptLinear, LayerFactors, ReadFactors, clip_scale, learning_rate
 from serving.cotrainer.memory import OUT_OF_MEMORY, out_of_memory, rehearse_shortage
-from serving.cotrainer.microbatch import MicroBatch, epochs, groups, row_lengths
+from serving.cotrainer.microbatch import MicroBatch, groups, made_up, row_lengths
 from serving.cotrainer.pieces import SubBlock, evaluate_head, head, sub_blocks
 from serving.cotrainer.progress import Applied, Progress
 from serving.cotrainer.quantum import Pieces, Quanta, Quantum
@@ -67,8 +66,9 @@ class LoraTrainer:
         self.model, self.seq_len = model, seq_len
         self._pieces = pieces
         self._fits: Pieces | None = None  # the largest for which memory has sufficed, once it has not
-        width = model.dtype.itemsize
-        self._sizes = memory.Training(max_rank, target_modules, width, pieces.micro_batch, seq_len, adapters)
+        self.device: torch.device = model.model.embed_tokens.weight.device
+        width, on_cpu = model.dtype.itemsize, self.device.type == "cpu"
+        self._sizes = memory.Training(max_rank, target_modules, width, pieces.micro_batch, seq_len, adapters, on_cpu)
         self.parked_bytes = memory.parked_bytes(model.config.to_dict(), self._sizes)
         """Bytes of the jobs that wait while another one trains."""
         window = (
@@ -80,7 +80,6 @@ class LoraTrainer:
         KeptLinear.put_into(model, target_modules, max_rank)
         self.layers: list[torch.nn.Module] = list(model.model.layers)
         self.factors = [LayerFactors(layer, f"model.layers.{number}") for number, layer in enumerate(self.layers)]
-        self.device: torch.device = model.model.embed_tokens.weight.device
         self.lengths: tuple[int, ...] = row_lengths(seq_len) if self.device.type == "cuda" else ()
         """Lengths that rows are padded to; empty: a micro-batch is as long as its longest row."""
 
@@ -116,11 +115,9 @@ class LoraTrainer:
 
     def rehearse(self, rows: int, tokens: int) -> Quanta:
         """Take one optimizer step on `rows` × `tokens` made-up tokens, all with a loss. It changes the factors."""
-        ids = np.zeros((rows, tokens), np.int32)
-        data = TokenFile(Path("rehearsal"), ids, ids, np.full(rows, tokens, np.int32))
         plan = TrainPlan(rank=1, steps=1, seconds=1.0, batch_size=rows)
         yield Quantum("step")
-        loss, _ = yield from self._accumulate(data, list(range(rows)))
+        loss, _ = yield from self._accumulate(made_up(rows, tokens), list(range(rows)))
         yield from self._apply(plan, 0, 0.0, loss)
 
     def train(
@@ -130,32 +127,36 @@ class LoraTrainer:
         data: TokenFile,
         progress: Progress,
         elapsed: Callable[[], float] | None = None,
+        course: Course | None = None,
     ) -> Quanta:
         """Continue from `parent` (None: zeros, through which no gradient flows) for `plan.steps` or `plan.seconds`.
 
-        Rows are drawn without replacement, epoch after epoch, in the order that `plan.seed` gives. Before each `step`
-        another job may have the buffers. `elapsed` returns the seconds so far; None: those since the first quantum.
-        Raises TrainingError if the loss of a step is not finite.
+        Rows are drawn without replacement, epoch after epoch, in the order that `plan.seed` gives; `course` may know of
+        others, of an earlier end, and of a checkpoint to go on from. Before each `step` another job may have the
+        buffers. `elapsed` returns the seconds so far; None: those since the first quantum. Raises TrainingError if the
+        loss of a step is not finite.
         """
-        began = time.monotonic()
-        elapsed = elapsed or (lambda: time.monotonic() - began)
+        elapsed = elapsed or progress.stopwatch()
+        course = course or Course(plan, len(data))
         for factors in self.factors:
             factors.train_only(plan.factors)
         yield from self.load(parent, remember=plan.proximal > 0)
-        order = epochs(len(data), plan.seed)
+        if not (yield from course.resume(self.factors, progress)):
+            yield from self.load(parent, remember=plan.proximal > 0)
         applied: list[Applied] = []
-        for step in range(plan.steps):
+        for step in range(progress.steps, course.steps):
             yield Quantum("step")
             while applied:  # the step before
                 applied.pop().book(progress)
+            yield from course.save_if_due(self.factors, progress, elapsed())
             spent = elapsed() / plan.seconds
             if spent >= 1:
                 break
-            rows = [next(order) for _ in range(plan.batch_size)]
-            yield from self._step(plan, step, spent, data, rows, applied)
+            yield from self._step(plan, step, spent, data, course.draw(plan.batch_size), applied)
         yield Quantum("read_back")
         for last in applied:
             last.book(progress)
+        yield from course.save_last(self.factors, progress, elapsed())
 
     def load(self, source: ReadFactors | None, *, remember: bool = False) -> Quanta:
         """Fill the buffers with an adapter (None: zeros), gradients and moments with zero, a layer per quantum.

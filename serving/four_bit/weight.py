@@ -42,7 +42,7 @@ class FourBitWeight:
     def shard(cls, parameter: torch.Tensor, number: int) -> Self:
         """Return a part of a parameter of SGLang's, which has the bytes of fused layers one after the other."""
         offsets = getattr(parameter, OFFSETS)
-        # By number, never in the order of the states: they come in the order of the checkpoint's file (k, q, v).
+        # By number, never in the order of the states: they come in the order of the base's file (k, q, v).
         packed = parameter.detach()[int(offsets[number]) : int(offsets[number + 1])]
         return cls(packed, getattr(parameter, STATES)[number])
 

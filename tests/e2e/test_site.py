@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
+from client.rounds.folder import RoundFolder
 from scripts.tools.processes import free_port
-from scripts.tools.trial_site import RANK, random_adapter
+from scripts.tools.trial_site import RANK, random_adapter, wait_until
 from serving.engine import require_free_port
 from tests.toys.exposition import counters, lint, samples
 from tests.toys.sites.site_process import SiteProcess, kill
@@ -28,14 +29,22 @@ pytestmark = pytest.mark.e2e
 
 REQUESTS, AT_A_TIME = 500, 16
 METRICS_PORT = free_port()
+EXTRA = f"""
+checkpoint_s = 0.05
+[slo]
+ttft_ms = 60000
+tpot_ms = 60000
+[metrics]
+port = {METRICS_PORT}
+"""
+"""Checkpoints every few steps, and targets under which pieces always have their largest size: bits can be compared."""
 
 
 @pytest.fixture(scope="module")
 def site(tiny_llama: Path) -> Iterator[SiteProcess]:
-    metrics = f"[metrics]\nport = {METRICS_PORT}"
     with (
         tempfile.TemporaryDirectory(prefix="umbel-") as folder,
-        SiteProcess(Path(folder), tiny_llama, extra=metrics) as site,
+        SiteProcess(Path(folder), tiny_llama, extra=EXTRA) as site,
     ):
         yield site
 
@@ -223,9 +232,11 @@ def test_a_second_site_on_the_same_port_or_state_is_told_so(site: SiteProcess) -
     assert "Traceback" not in second.stderr
 
 
-def test_killed_engine_and_killed_daemon_come_back_with_the_live_version(site: SiteProcess) -> None:
-    parent = random_adapter(site.model, seed=7, b_std=0.0)
-    assert site.submit("train-2", parent, steps=40).status_code == 200
+def test_killed_engine_and_killed_daemon_come_back_with_the_live_version_and_the_round(site: SiteProcess) -> None:
+    parent, steps = random_adapter(site.model, seed=7, b_std=0.0), 400
+    assert site.submit("train-2", parent, steps=steps).status_code == 200
+    checkpoint = RoundFolder(site.state_dir / "rounds" / "support" / "train-2")
+    reached = wait_until(checkpoint.steps, "a checkpoint of the round")
     before = counters(scrape())
     kill(site.engine_process())
     site.wait_ready(starts=2)
@@ -238,7 +249,12 @@ def test_killed_engine_and_killed_daemon_come_back_with_the_live_version(site: S
     site.start()
     assert stream(site.url, "support", 4)["version"] == "support@v3"
     assert stream(site.url, "support@previous", 4)["version"] == "support@v2"
-    assert site.wait_round("train-2")["state"] == "done", "a round that was cut off is begun again"
+    report = site.wait_round("train-2")
+    assert (report["state"], report["steps"]) == ("done", steps), "a round that was cut off goes on"
+    assert site.status()["training"]["quanta"].get("step", {"count": 0})["count"] <= steps - reached
+    assert not checkpoint.checkpoint.exists()
+    assert site.submit("train-3", parent, steps=steps).status_code == 200
+    assert site.wait_round("train-3")["update"] == report["update"], "to the bytes of one that was not cut off"
     ref = site.deploy(60, random_adapter(site.model, seed=60))
     assert ref == AdapterRef("support", 60)
     assert stream(site.url, "support", 4)["version"] == "support@v60"

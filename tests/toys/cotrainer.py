@@ -17,6 +17,8 @@ from client.rounds import following
 from client.rounds.jobs import Jobs
 from client.rounds.personal import PersonalPart
 from serving.aliases import AliasTable
+from serving.checkpoint import CheckpointHeader, FileMark, Origin
+from serving.cotrainer.checkpoints.writer import CheckpointWriter, Snapshot
 from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toys.deployment import BASE, HELD_BASE, RANK, SHAPES, adapter, quick, scores, until
@@ -36,6 +38,10 @@ class ToyCoTrainer:
         self.fails_with = ""
         self.silent = 0
         """Number of next calls that are not answered."""
+        self.reaches: int | None = None
+        """Step at which each round that is begun leaves a checkpoint at once; None: it leaves none."""
+        self.found: list[int] = []
+        """Step of the checkpoint that each round found when it was begun, 0 without one."""
         self.value: float | None = None
         """Value of one tensor of the update; None: the parent's."""
         self.hold: asyncio.Event | None = None
@@ -65,6 +71,8 @@ class ToyCoTrainer:
             self._jobs[job.id] = job
             self.shares += [job.share] if isinstance(job, TrainJob) else []
             self.trained_on += [Path(job.data).parent.name] if isinstance(job, TrainJob) else []
+            if isinstance(job, TrainJob):
+                self._go_on(job)
             self._statuses[job.id] = CoTrainerStatus(job=job.id, state=JobState.RUNNING, steps=1, loss_tokens=5)
             self._left[job.id] = self.polls
         return self._statuses[job.id]
@@ -87,6 +95,13 @@ class ToyCoTrainer:
             status = status.model_copy(update={"state": JobState.CANCELLED, "error": "cancelled"})
             self._statuses[job_id] = status
         return status
+
+    def _go_on(self, job: TrainJob) -> None:
+        assert job.checkpoint is not None
+        file = Path(job.checkpoint)
+        self.found.append(CheckpointHeader.read(file).steps if file.exists() else 0)
+        if self.reaches is not None:
+            write_checkpoint(job, self.reaches)
 
     def _answer(self) -> None:
         if self.silent:
@@ -115,6 +130,14 @@ class ToyCoTrainer:
 PARENT = adapter(1)
 
 
+def write_checkpoint(job: TrainJob, steps: int) -> None:
+    """Write a checkpoint of a job as the co-trainer does, but without what was learnt."""
+    mark = FileMark(path=job.data, bytes=1, changed_ns=0)
+    origin = Origin(plan=job.plan, parent=FileMark.of(job.parent), data=mark)
+    header = CheckpointHeader(origin=origin, rows="", drawn=0, progress={"steps": steps})
+    CheckpointWriter().write(Path(str(job.checkpoint)), Snapshot(header, []))
+
+
 class OnlyTheBase:
     """Stands for `Served` at a site that never got a version."""
 
@@ -137,6 +160,7 @@ def toy_jobs(
         fresh=FreshData(config, adapter, prepared), base=HELD_BASE, shapes=SHAPES, max_rank=4,
         personal=partial(PersonalPart, config, adapter),
         directory=state_dir / "rounds" / adapter, keys=SiteKeys(config.site), share=lambda: share,
+        checkpoint_s=30.0, checkpoint_bytes=1,
     )  # fmt: skip
 
 

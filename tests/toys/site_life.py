@@ -10,7 +10,7 @@ import pytest
 
 from client.journal import Journal
 from client.rounds import following
-from client.rounds import jobs as jobs_module
+from client.rounds.folder import PERSONAL
 from client.versions.background import Background
 from client.versions.loading import Loading
 from client.versions.serve_only import ServeOnly
@@ -31,7 +31,11 @@ OWN = Personal(part="adapter", rank=1)
 
 
 class BetterEachTime(ToyCoTrainer):
-    """Every version is better than the one before, so that each is in favour."""
+    """Every version is better than the one before, so that each is in favour. Each round leaves a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reaches = 1
 
     def _ended(self, status: CoTrainerStatus, job: TrainJob | EvaluateJob) -> CoTrainerStatus:
         ended = super()._ended(status, job)
@@ -105,7 +109,7 @@ class Life(Deployment):
         for jobs in (self.jobs, self.billing):
             await until(lambda jobs=jobs: jobs.report(key).state.final)  # type: ignore[misc]
             assert jobs.report(key).state is JobState.DONE
-        await until(lambda: not list(rounds.glob(f"*/{key}/{jobs_module.PERSONAL}")))
+        await until(lambda: not list(rounds.glob(f"*/{key}/{PERSONAL}")))
 
     async def serve(self, name: str, seed: int) -> None:
         """Load an adapter that is only served, as an operator who asks again when the engine dies."""

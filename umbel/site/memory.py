@@ -30,6 +30,8 @@ PARKED = COPIES - 1
 """Those that a job keeps while another one has the turn: all but the gradient, which is zero between two steps."""
 ASIDE = PARKED - 1
 """Those by which there are more of them while an evaluation has interrupted a job: it needs no parent."""
+COPIED = PARKED - 1
+"""Those in a checkpoint, which are copied to the host and written from there; the parent has a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Training:
     seq_len: int
     adapters: int = 1
     """Adapters whose jobs take turns; those of all but one wait."""
+    on_cpu: bool = False
+    """The host is the device, so that the copy of a checkpoint is in the memory that training shares with the cache."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def training_bytes(base: Mapping[str, Any], training: Training, rows: int, recom
     widest = max(base["hidden_size"], base["intermediate_size"], _heads(base)[0])
     working = tokens * widest * (2 * FP32 + 3 * width) + _unpacked_bytes(base, width)
     head = min(tokens, HEAD_TOKENS) * base["vocab_size"] * (3 * FP32 + width)
-    state = state_bytes(base, training) + parked_bytes(base, training)
+    state = state_bytes(base, training) + parked_bytes(base, training) + checkpoint_bytes(base, training)
     aside = ASIDE * FP32 * lora_elements(base, training.rank, training.target_modules)
     return int(state + max(tokens * kept, aside) + tokens * 2 * inputs + max(working, head))
 
@@ -126,6 +130,11 @@ def parked_bytes(base: Mapping[str, Any], training: Training) -> int:
     """Return the bytes of the jobs that wait while another one trains, at most one for each other adapter."""
     waiting = training.adapters - 1
     return waiting * PARKED * FP32 * lora_elements(base, training.rank, training.target_modules)
+
+
+def checkpoint_bytes(base: Mapping[str, Any], training: Training) -> int:
+    """Return the bytes of the device in which a checkpoint waits to be written, one at a time: none but on a CPU."""
+    return training.on_cpu * COPIED * FP32 * lora_elements(base, training.rank, training.target_modules)
 
 
 def lora_elements(base: Mapping[str, Any], rank: int, target_modules: Collection[str]) -> int:

@@ -75,8 +75,9 @@ class MemoryPlan:
         runtime = 0 if device is None else CONTEXT + _runtime(device - CONTEXT, device, given)
         room = CPU_ROOM if device is None else device - runtime - weights - adapters
         sizes = Training(
-            engine.max_lora_rank, engine.target_modules, width, asked.micro_batch, asked.seq_len, len(config.adapter)
-        )
+            engine.max_lora_rank, engine.target_modules, width, asked.micro_batch, asked.seq_len, len(config.adapter),
+            on_cpu=device is None,
+        )  # fmt: skip
         every = rungs(base, sizes)
         chosen = choose_rung(base, sizes, room)
         training = 0 if chosen is None else chosen.bytes

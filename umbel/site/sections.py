@@ -138,6 +138,9 @@ class TrainingSection(Section):
     memory_mb: PositiveInt | None = None
     """MiB for activations and optimizer state, taken from the KV cache. Default: what `micro_batch` needs, or fewer
     examples, or recomputed activations, so that it is at most 60 % of what both share; `umbel check` tells it."""
+    checkpoint_s: NonNegativeFloat = 30.0
+    """Seconds of a round between two checkpoints, from which it goes on after a death of the engine or the daemon; 0
+    means that none are written, and a round that is cut off begins again."""
     share_floor: float = Field(default=0.0, ge=0, lt=1)
     """Share of the time that training gets even where that breaks the latency targets; the cost is reported."""
     share_cap: float = Field(default=1.0, gt=0, le=1)

@@ -1,5 +1,6 @@
 """`JobsInTurns`: keeps the daemon's jobs by their ids, and lets one at a time have the trainer."""
 
+from serving.cotrainer.checkpoints.writer import CheckpointWriter
 from serving.cotrainer.jobs.job import Job
 from serving.cotrainer.jobs.swap import Swap
 from serving.cotrainer.jobs.turns import Turns
@@ -34,6 +35,7 @@ class JobsInTurns:
         self._swap_s = 0.0
         """Seconds of the present swap, or of the last one."""
         self._trainer: LoraTrainer | None = None
+        self._writer = CheckpointWriter()
 
     def find(self, job: str) -> Job | None:
         """Return a job by its id; None for one that never came, or ended long ago."""
@@ -47,7 +49,7 @@ class JobsInTurns:
     @property
     def open(self) -> dict[str, float]:
         """Return for each job with quanta to run the seconds of those that ran."""
-        return {job.id: job.busy_s for job in self._jobs.values() if job.open}
+        return {job.id: job.progress.busy_s for job in self._jobs.values() if job.open}
 
     @property
     def parked_bytes(self) -> int:
@@ -73,7 +75,7 @@ class JobsInTurns:
         ended = [job.id for job in self._jobs.values() if job.state.final and job is not self.holder]
         for name in ended[: max(0, len(ended) - KEPT + 1)]:
             del self._jobs[name]
-        job = self._jobs[order.id] = Job(order, trainer)
+        job = self._jobs[order.id] = Job(order, trainer, self._writer)
         self._turns.join(job.id, job.share)
         self._trainer = trainer
         return job
@@ -100,7 +102,7 @@ class JobsInTurns:
             self._swap_s += seconds
             self._turns.swapped(self._swap_s)
             return
-        job.busy_s += seconds
+        job.progress.busy_s += seconds
         self._turns.ran(job.id, seconds)
         if job.next is None and job.open:
             job.end()

@@ -11,6 +11,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from serving.cotrainer.checkpoints.course import Course
+from serving.cotrainer.checkpoints.writer import CheckpointWriter
 from serving.cotrainer.lora import Factors, ParkedLayer, ReadFactors
 from serving.cotrainer.memory import OUT_OF_MEMORY, out_of_memory
 from serving.cotrainer.progress import Progress
@@ -29,15 +31,16 @@ logger = logging.getLogger(__name__)
 class Job:
     """A generator of quanta for an order of the daemon's, and its results."""
 
-    def __init__(self, order: TrainJob | EvaluateJob, trainer: LoraTrainer) -> None:
+    def __init__(self, order: TrainJob | EvaluateJob, trainer: LoraTrainer, writer: CheckpointWriter) -> None:
         self.id = order.id
         self.order = order
         self.state, self.error = JobState.RUNNING, ""
         self.progress = Progress()
         self.evaluations: list[Scores] = []
         self.trained: Factors = {}
-        self.busy_s = 0.0
-        """Seconds of its quanta so far."""
+        self._writer = writer
+        self._course: Course | None = None
+        """That of a training job, once its files are open."""
         self._began, self._ended = time.monotonic(), 0.0
         self.quanta: Quanta | None = (
             self._evaluate(order, trainer) if isinstance(order, EvaluateJob) else self._train(order, trainer)
@@ -65,8 +68,11 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        """Return the time since the job began; once it has ended, the time that it took."""
-        return (self._ended or time.monotonic()) - self._began
+        """Return the time since the job began; once it has ended, the time that it took.
+
+        The time until the checkpoint from which it went on counts, too.
+        """
+        return self.progress.before_s + (self._ended or time.monotonic()) - self._began
 
     def figures(self) -> dict[str, Any]:
         """Return the job's part of a CoTrainerStatus."""
@@ -79,7 +85,7 @@ class Job:
             "loss_tokens": self.progress.loss_tokens,
             "loss_sum": self.progress.loss_sum,
             "seconds": self.seconds,
-            "share": min(1.0, self.busy_s / self.seconds) if self.seconds else 0.0,
+            "share": min(1.0, self.progress.busy_s / self.seconds) if self.seconds else 0.0,
             "evaluation": self.evaluations[0].sums if self.evaluations else None,
         }
 
@@ -100,6 +106,8 @@ class Job:
             self.quanta, self._ended = None, time.monotonic()
             self.parked.clear()
             self.trained.clear()
+            if self._course is not None:
+                self._course.close()
         if not self.state.final:
             self.error, self.state = error, state
 
@@ -112,13 +120,9 @@ class Job:
 
     def _train(self, order: TrainJob, trainer: LoraTrainer) -> Quanta:
         # Files are opened by the first quantum, "open": a missing one fails the job, not the message that started it.
-        yield from trainer.train(
-            order.plan,
-            read_factors(Path(order.parent)),
-            TokenFile.open(Path(order.data)),
-            self.progress,
-            lambda: self.seconds,
-        )
+        parent, data = read_factors(Path(order.parent)), TokenFile.open(Path(order.data))
+        self._course = Course.of(order, data, self._writer)
+        yield from trainer.train(order.plan, parent, data, self.progress, lambda: self.seconds, self._course)
         yield from trainer.copy_out(order.plan.rank, self.trained)
 
     def _evaluate(self, order: EvaluateJob, trainer: LoraTrainer) -> Quanta:
@@ -126,11 +130,15 @@ class Job:
         yield from trainer.evaluate(source, TokenFile.open(Path(order.data)), self.evaluations)
 
     def _write(self, path: Path) -> None:
+        if self._course is not None:
+            self._course.close()  # whoever gave the job may remove its checkpoint once it is done
         try:
             if self.evaluations:
                 self.evaluations[0].write(path)
             else:
                 self._write_adapter(path)
+                if self._course is not None:
+                    self._course.write_last()
         except Exception as error:  # nobody catches what a thread raises
             logger.exception("what job %s brought could not be written to %s", self.id, path)
             self.finish(JobState.FAILED, f"{path}: {error}")

@@ -1,4 +1,4 @@
-"""`Readback`: a copy of a tensor to the host, started now and read later. A tensor of the CPU is not copied."""
+"""`Readback`: a copy of a tensor to the host, started now and read later. A tensor of the CPU is not copied unasked."""
 
 import torch
 
@@ -9,9 +9,10 @@ class Readback:
     Started in one quantum and read in the next one, it is never waited for: a lane runs one at a time.
     """
 
-    def __init__(self, values: torch.Tensor) -> None:
+    def __init__(self, values: torch.Tensor, *, own: bool = False) -> None:
+        """Start the copy. `own`: copy a tensor of the CPU, too, because it goes on changing."""
         self._event: torch.cuda.Event | None = None
-        self._host = values.detach()
+        self._host = values.detach().clone() if own and not values.is_cuda else values.detach()
         if values.is_cuda:
             self._host = torch.empty_like(self._host, device="cpu", pin_memory=True)
             self._host.copy_(values.detach(), non_blocking=True)

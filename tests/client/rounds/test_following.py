@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from client.rounds.attempts import MAX_ATTEMPTS, MAX_EXCUSED
 from client.rounds.following import Following
-from client.rounds.jobs import MAX_ATTEMPTS, MAX_EXCUSED
 from serving.trainer_socket import REPLY_TIMEOUT_S
 from tests.toys.cotrainer import Queue, Run
 from tests.toys.deployment import until

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.rounds.jobs import MAX_ATTEMPTS, MAX_EXCUSED
+from client.rounds.attempts import MAX_ATTEMPTS, MAX_EXCUSED
 from tests.toys.cotrainer import PARENT, Queue, Run, order
 from tests.toys.deployment import HELD_BASE, RANK, adapter, until
 from umbel import peft_dir

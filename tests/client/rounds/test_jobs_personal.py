@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.rounds.jobs import PERSONAL, UPDATE
+from client.rounds.folder import PERSONAL, UPDATE
 from client.rounds.personal import PersonalPart, first, join
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order
@@ -184,7 +184,7 @@ def test_a_part_is_kept_at_the_next_start_if_a_kill_came_between(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def killed(queue: Queue) -> None:
-        monkeypatch.setattr(queue.jobs, "_keep_part", lambda key: None)
+        monkeypatch.setattr(queue.jobs, "_settle", lambda key: None)
         assert (await queue.ended(submit(queue, 1, OWN))).state is JobState.DONE
         assert kept(tmp_path, OWN) is None
 

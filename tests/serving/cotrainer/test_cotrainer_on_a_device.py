@@ -155,10 +155,10 @@ def test_a_job_that_was_cancelled_gets_the_time_of_its_last_quantum(scheduler: T
     job = scheduler.cotrainer.job
     assert job is not None
     assert len(scheduler.busy()) == 1
-    before = job.busy_s
+    before = job.progress.busy_s
     assert scheduler.tell(CancelJob(id="job")).state is JobState.CANCELLED
     scheduler.tell(scheduler.train_job("next"))
     assert scheduler.busy() == [], "what is outstanding has the lane, whoever's it is"
     device.finish()
     scheduler.busy()
-    assert job.busy_s == before + QUANTUM_S
+    assert job.progress.busy_s == before + QUANTUM_S

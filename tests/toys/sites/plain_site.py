@@ -108,7 +108,7 @@ def faulty(faults: dict[int, str]) -> type[Jobs]:
             report, fault = super()._conclude(order, status, data), faults.get(order.round)
             if report.state is not JobState.DONE or fault not in ("nan", "flip"):
                 return report
-            file = self._folder(order.key) / "update.safetensors"
+            file = self._folder(order.key).update
             spoiled = peft_dir.encode(spoil(peft_dir.decode(file.read_bytes()), fault))
             file.write_bytes(spoiled)
             return report.model_copy(update={"update": peft_dir.digest(spoiled)})

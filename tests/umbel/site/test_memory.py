@@ -63,6 +63,17 @@ def test_each_other_adapter_takes_what_its_job_keeps_while_it_waits(recompute: b
     assert more == parked_bytes(LLAMA_8B, three)
 
 
+def test_on_a_cpu_the_copy_of_a_checkpoint_is_in_the_memory_that_is_shared() -> None:
+    """Factors and two moments, in fp32, whatever the number of adapters; FedProx's parent has a file of its own."""
+    for adapters in (1, 3):
+        gpu = replace(DEFAULTS, adapters=adapters)
+        more = [
+            training_bytes(LLAMA_8B, replace(gpu, on_cpu=True), 4, again) - training_bytes(LLAMA_8B, gpu, 4, again)
+            for again in (True, False)
+        ]
+        assert more == 2 * [3 * 4 * 41_943_040]
+
+
 def test_an_evaluation_has_room_beside_the_job_that_it_interrupts() -> None:
     """One row of few tokens, computed again, keeps less than that job's factors and moments are."""
     short = replace(DEFAULTS, seq_len=64)

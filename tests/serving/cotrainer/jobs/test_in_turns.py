@@ -161,7 +161,9 @@ def test_on_a_device_that_lags_each_quantum_is_booked_on_its_own_job(scheduler: 
     assert end(scheduler, asked.id).state is JobState.DONE
     if lane is told:  # each quantum takes a second, and "open" has no label
         found = {order.id: scheduler.cotrainer.jobs.find(order.id) for order in (one, other, asked)}
-        assert {name: job.busy_s for name, job in found.items() if job} == {n: k + 1 for n, k in trained.items()}
+        assert {name: job.progress.busy_s for name, job in found.items() if job} == {
+            n: k + 1 for n, k in trained.items()
+        }
         after = scheduler.tell(StatusQuery()).quanta
         counted = sum(stats.count - before.get(kind, NONE).count for kind, stats in after.items() if kind != "swap")
         assert counted == sum(trained.values()) + len(trained)
