@@ -63,11 +63,11 @@ class RoundResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Loss per token (nats) and tokens of the sites in the aggregate, for its manifest."""
+        """Mean loss (nats), by token or by pair, and tokens of the sites in the aggregate, for its manifest."""
         reports = [self.reports[site] for site in self.sites]
         tokens = sum(report.num_loss_tokens for report in reports)
-        loss = sum(report.loss_sum for report in reports)
-        return {"train-loss": loss / tokens, "num-loss-tokens": tokens} if tokens else {}
+        loss = sum(report.loss_sum for report in reports) / max(1, sum(report.losses for report in reports))
+        return {"train-loss": loss, "num-loss-tokens": tokens} if tokens else {}
 
     @property
     def site_metrics(self) -> dict[str, dict[str, float]]:
@@ -230,7 +230,7 @@ class Training:
 
 def _measured(report: RoundReport, staleness: int) -> dict[str, float]:
     return {
-        "train-loss": report.loss_sum / report.num_loss_tokens,
+        "train-loss": report.loss_sum / report.losses,
         "seconds": report.seconds,
         "staleness": staleness,
         "rank": report.rank or 0,

@@ -3,11 +3,14 @@
 A fault is blamed on the file that has it. An id that the embedding has no row for would end the engine on a GPU.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import serving.tokenizer
 from client.data.chat_template import ChatTemplate
+from client.data.examples import file_digest
 from umbel.base.files import embedding_rows, json_object
 from umbel.base.shapes import read_config
 from umbel.errors import ConfigError
@@ -33,6 +36,13 @@ def load(model: Path) -> Any:
     _require_whole(tokenizer, model)
     _require_rows(tokenizer, model)
     return tokenizer
+
+
+def digest(model: Path) -> str:
+    """Return the sha256 of a tokenizer's files, which may have any name, without the weights. Raises DataError."""
+    files = sorted((*model.glob("*"), *model.glob("additional_chat_templates/*")))
+    parts = [(file.name, file_digest(file)) for file in files if file.suffix in (".json", ".jinja", ".model", ".txt")]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _require_whole(tokenizer: Any, model: Path) -> None:

@@ -4,6 +4,7 @@ No message of this module holds text of an example: a message names the line and
 """
 
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -65,6 +66,15 @@ def read(path: Path) -> Iterator[tuple[str, Conversation]]:
             raise line.refused
         assert line.conversation is not None
         yield f"{path}:{line.number}", line.conversation
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file as hexadecimal digits. Raises DataError for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); see the site file") from error
 
 
 def half_written(path: Path) -> bool:

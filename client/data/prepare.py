@@ -25,13 +25,16 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from client.data import base_tokenizer
 from client.data.chat_tokens import ChatTokenizer
+from client.data.examples import file_digest
 from client.data.sides import clusters, digest, sides
 from client.data.summary import DATA, EVAL_DATA, HELD_OUT, RELEASED, Asked, Summary, guard_name
-from client.data.survey import survey
+from client.data.survey import Survey, kind_of, survey
 from client.worth.row_keys import KEYS
 from umbel import errors, token_file
-from umbel.errors import ConfigError, DataError, TrainingError, UmbelError
+from umbel.errors import ConfigError, TrainingError, UmbelError
+from umbel.messages import Objective
 
 TRAIN, EVAL, COUNTS = "train.npy", "eval.npy", "counts.json"
 FORMAT = 4
@@ -59,8 +62,10 @@ class Prepared:
     """Name of a file in sentences → its examples that are not trained on, because what they ask is held out or in a
     guard."""
     clusters: dict[str, list[int]] = field(default_factory=dict)
-    """Stem of a token file, such as `eval` → for each of its rows the number of its group: those of a group ask the
-    same. In a file that is not here each row is alone."""
+    """Stem of a token file, such as `eval` → for each of its rows, or pairs of rows, the number of its group: those of
+    a group ask the same. In a file that is not here each is alone."""
+    pairs: list[str] = field(default_factory=list)
+    """Stems of the token files whose examples are pairs: rows 2n (the chosen answer) and 2n + 1 (the rejected one)."""
     heldout: str = ""
     """Digest of what the held-out examples ask. Verdicts are counted by it."""
     tokenizer: str = ""
@@ -77,6 +82,11 @@ class Prepared:
     def keys(self) -> Path:
         """The keys of the training rows (`client.worth.row_keys`)."""
         return self.train.with_name(KEYS)
+
+    @property
+    def objective(self) -> Objective:
+        """The objective of rounds that can train on them."""
+        return "dpo" if self.train.stem in self.pairs else "sft"
 
     @property
     def cut(self) -> int:
@@ -130,7 +140,7 @@ def prepare(wanted: Preparation) -> Prepared:
     inputs are removed, except those to `keep`. Raises DataError naming file and line, ConfigError when the base's
     tokenizer cannot be used, or is not the one that is wanted.
     """
-    tokenizer = _digest_tokenizer(wanted.model)
+    tokenizer = base_tokenizer.digest(wanted.model)
     if wanted.tokenizer not in ("", tokenizer):
         raise ConfigError(
             f"{wanted.model}: tokenizer or chat template are not those that the engine was started with; restart "
@@ -148,7 +158,7 @@ def prepare(wanted: Preparation) -> Prepared:
         except BaseException:  # no half of a private text stays behind
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if _digest(wanted, _digest_tokenizer(wanted.model)) != inputs:
+        if _digest(wanted, base_tokenizer.digest(wanted.model)) != inputs:
             # Changed while it was read: these tokens are of no file that will be found again.
             directory = wanted.into / secrets.token_hex(32)
         os.rename(temporary, directory)
@@ -174,16 +184,9 @@ def forget_others(data: Path, adapters: Collection[str]) -> None:
 def _digest(wanted: Preparation, tokenizer: str) -> str:
     """Return the sha256 of all that decides the content of the token files; `tokenizer` is that of its files."""
     parts: list[object] = [FORMAT, metadata.version("transformers"), metadata.version("sglang"), wanted.seq_len]
-    parts += [(name, _digest_file(file)) for name, file in sorted(_files(wanted).items())]
+    parts += [(name, file_digest(file)) for name, file in sorted(_files(wanted).items())]
     parts += [] if wanted.eval_data else [wanted.eval_fraction]
     parts.append(tokenizer)
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _digest_tokenizer(model: Path) -> str:
-    """Return the sha256 of a tokenizer's files, which may have any name, without the weights."""
-    files = sorted((*model.glob("*"), *model.glob("additional_chat_templates/*")))
-    parts = [(file.name, _digest_file(file)) for file in files if file.suffix in (".json", ".jinja", ".model", ".txt")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -194,17 +197,11 @@ def _files(wanted: Preparation) -> dict[str, Path]:
     return files | ({RELEASED: wanted.released} if wanted.released else {})
 
 
-def _digest_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); see the site file") from error
-
-
 def _write(wanted: Preparation, tokenizer: ChatTokenizer, into: Path) -> Prepared:
     """Write all token files into a directory; return what is there."""
-    surveys = {name: survey(file, tokenizer, wanted.seq_len) for name, file in _files(wanted).items()}
+    surveys: dict[str, Survey] = {}
+    for name, path in _files(wanted).items():
+        surveys[name] = survey(path, tokenizer, wanted.seq_len, kind_of(name, surveys))
     for name, surveyed in surveys.items():
         # What a user gave stops no site: some chat templates have no form for it, such as two turns of the same role.
         for mistake in surveyed.mistakes() if name != RELEASED else ():
@@ -220,7 +217,8 @@ def _write(wanted: Preparation, tokenizer: ChatTokenizer, into: Path) -> Prepare
     distinct = {example.content: example.loss_tokens for example in split.train}
     asking = {EVAL: split.asking[HELD_OUT]}
     asking |= {f"guard-{name}.npy": split.asking[guard_name(name)] for name in wanted.guards}
-    for file, examples in {TRAIN: split.train, **asking}.items():
+    written = {TRAIN: split.train, **asking}
+    for file, examples in written.items():
         rows = [row for example in examples for row in example.rows]
         token_file.write(into / file, rows, seq_len=wanted.seq_len, pad_id=tokenizer.pad_id)
     keys, domains = split.keys()
@@ -237,6 +235,7 @@ def _write(wanted: Preparation, tokenizer: ChatTokenizer, into: Path) -> Prepare
         asked=split.asked,
         withheld=split.withheld,
         clusters={Path(file).stem: clusters(examples) for file, examples in asking.items()},
+        pairs=[Path(name).stem for name, examples in written.items() if any(example.pair for example in examples)],
         heldout=digest(split.asking[HELD_OUT]),
         domains=domains,
     )

@@ -61,7 +61,7 @@ class Measured:
         """
         known, content = memory.read(self._folder)
         look = None
-        if not self._everything:
+        if not self._everything and data.objective == "sft":
             try:
                 look = await asyncio.to_thread(lambda: Look.at(RowKeys.read(data.keys), data.domains, content))
             except DataError as error:
@@ -99,11 +99,14 @@ class Measured:
             self._running = ""
 
     def _tell_everything(self, data: Prepared, look: Look | None) -> None:
-        if look is None:
+        if self._everything:
             return
-        told = (
-            f"every example is trained: of {data.train_examples}, fewer than {LEAST} could be set aside to measure it"
-        )
+        told = "every pair of answers is trained: only what examples with one answer bring is measured"
+        if look is not None:
+            told = (
+                f"every example is trained: of {data.train_examples}, fewer than {LEAST} could be set aside to measure "
+                "it"
+            )
         if told != self.told:
             logger.info("worth.unknown adapter=%s %s", self._adapter, told)
         self.told = told

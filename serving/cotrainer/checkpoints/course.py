@@ -43,14 +43,14 @@ class Kept(NamedTuple):
 
 
 class Course:
-    """The way of one job through its data.
+    """The way of one job through its data. An example is a row of the token file, or a pair of rows.
 
-    >>> course = Course(plan, len(data))           # every row, all steps, no checkpoint
-    >>> course = Course.of(job, data, writer)      # as a TrainJob says
+    >>> course = Course(plan, examples_of(plan, data))   # every example, all steps, no checkpoint
+    >>> course = Course.of(job, data, writer)            # as a TrainJob says
     """
 
     def __init__(self, plan: TrainPlan, rows: int | Ints, until: int | None = None, kept: Kept | None = None) -> None:
-        """Draw from so many rows, or from those with the numbers `rows` [N], up to step `until` (None: the plan's)."""
+        """Draw from so many examples, or from rows with the numbers `rows` [N], up to step `until` (None: all)."""
         self.steps = plan.steps if until is None else min(until, plan.steps)
         """Optimizer steps at which it ends, those of before a break included."""
         self._seed, self._until, self._kept = plan.seed, until, kept
@@ -65,15 +65,17 @@ class Course:
 
     @classmethod
     def of(cls, job: TrainJob, data: TokenFile, writer: CheckpointWriter) -> "Course":
-        """Read what a job names. Raises DataError for row numbers that `data` does not have."""
-        rows = len(data) if job.rows is None else read_rows(Path(job.rows), data)
+        """Read what a job names. Raises DataError for row numbers that `data` does not have, or of rows of pairs."""
+        if job.rows is not None and job.plan.objective == "dpo":
+            raise DataError(f"{job.rows}: rows were chosen, and they are halves of pairs; leave `rows` out")
+        rows = examples_of(job.plan, data) if job.rows is None else read_rows(Path(job.rows), data)
         if job.checkpoint is None:
             return cls(job.plan, rows, job.until)
         origin = Origin(plan=job.plan, parent=FileMark.of(job.parent), data=FileMark.of(job.data))
         return cls(job.plan, rows, job.until, Kept(Path(job.checkpoint), origin, job.checkpoint_s, writer))
 
     def draw(self, count: int) -> list[int]:
-        """Return the numbers of the next rows."""
+        """Return the numbers of the next examples."""
         self._drawn += count
         drawn = [next(self._order) for _ in range(count)]
         return drawn if self._listed is None else [int(self._listed[row]) for row in drawn]
@@ -177,6 +179,11 @@ def copy_state(layers: Sequence[LayerFactors], into: list[Layer]) -> Quanta:
         started = {name: Readback(tensor, own=True) for name, tensor in factors.kept().items()}
     yield Quantum("read_back")
     into.append({name: copy.read().numpy() for name, copy in started.items()})
+
+
+def examples_of(plan: TrainPlan, data: TokenFile) -> int:
+    """Count the examples of a token file: its rows, or the pairs of them where the objective is of pairs."""
+    return len(data) // 2 if plan.objective == "dpo" else len(data)
 
 
 def read_rows(path: Path, data: TokenFile) -> Ints:

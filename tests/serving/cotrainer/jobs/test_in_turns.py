@@ -19,8 +19,9 @@ pytestmark = pytest.mark.usefixtures("patience")
 NONE = QuantumStats()
 
 
-def test_two_jobs_in_turns_are_bit_equal_to_each_alone(scheduler: ToyScheduler) -> None:
-    one, other, asked = plain(scheduler), particular(scheduler), scheduler.evaluate_job()
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_two_jobs_in_turns_are_bit_equal_to_each_alone(scheduler: ToyScheduler, objective: str) -> None:
+    one, other, asked = plain(scheduler, objective=objective), particular(scheduler), scheduler.evaluate_job()
     wanted = alone(scheduler, one), alone(scheduler, other)
     scheduler.tell(asked.model_copy(update={"id": "alone"}))
     scores = end(scheduler, "alone").evaluation
