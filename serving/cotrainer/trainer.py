@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedModel
 
 from serving.cotrainer.base_view import frozen_tensors
-from serving.cotrainer.checkpoints.course import Course, examples_of
+from serving.cotrainer.checkpoints.course import Course
 from serving.cotrainer.lanes.readback import Readback
 from serving.cotrainer.lora import Factor, Factors, KeptLinear, LayerFactors, ReadFactors, clip_scale, learning_rate
 from serving.cotrainer.memory import Room, rehearse_shortage
 from serving.cotrainer.microbatch import MicroBatch, groups, made_up, row_lengths
-from serving.cotrainer.objectives.objective import Objective, even_weights, loss_tokens
+from serving.cotrainer.objectives.objective import Objective, even_weights, examples_in, loss_tokens
 from serving.cotrainer.objectives.preference import Preference
 from serving.cotrainer.pieces import SubBlock, Whole, evaluate_head, head, sub_blocks
 from serving.cotrainer.progress import Applied, Progress
@@ -116,9 +116,8 @@ class LoraTrainer:
         """Take one optimizer step on `rows` × `tokens` made-up tokens, all with a loss. It changes the factors."""
         plan = TrainPlan(rank=1, steps=1, seconds=1.0, batch_size=rows)
         yield Quantum("step")
-        loss = yield from self._accumulate(
-            made_up(rows, tokens), list(range(rows)), even_weights(rows, rows * tokens, self.device)
-        )
+        even = even_weights(rows, rows * tokens, self.device)
+        loss = yield from self._accumulate(made_up(rows, tokens), list(range(rows)), even)
         yield from self._apply(plan, 0, 0.0, loss)
 
     def train(
@@ -132,21 +131,21 @@ class LoraTrainer:
     ) -> Quanta:
         """Continue from `parent` (None: zeros, through which no gradient flows) for `plan.steps` or `plan.seconds`.
 
-        Examples are drawn as `plan.objective` has it (`serving.cotrainer.objectives`), without replacement, epoch after
-        epoch, in the order that `plan.seed` gives; `course` may know of an earlier end, and of a checkpoint to go on
-        from. Before each `step` another job may have the buffers. `elapsed` returns the seconds so far; None: those
-        since the first quantum. Raises TrainingError if the loss of a step is not finite, or `data` holds no pairs for
-        an objective of pairs.
+        Examples are drawn without replacement, epoch after epoch, in the order that `plan.seed` gives; `course` may
+        know of others, of an earlier end, and of a checkpoint to go on from. Before each `step` another job may have
+        the buffers. `elapsed` returns the seconds so far; None: those since the first quantum. Raises TrainingError if
+        the loss of a step is not finite, or `data` has no pairs for an objective of pairs.
         """
         elapsed = elapsed or progress.stopwatch()
-        course = course or Course(plan, examples_of(plan, data))
+        objective = (Preference if plan.objective == "dpo" else Objective)(plan, data)
+        course = course or Course(plan, examples_in(plan, data))
         for factors in self.factors:
             factors.train_only(plan.factors)
-        yield from self.load(parent, remember=plan.proximal > 0)
-        objective = (Preference if plan.objective == "dpo" else Objective)(plan, data, course.draw)
-        yield from objective.prepare(partial(self._scores, data), lambda: elapsed() / plan.seconds)
-        if not (yield from course.resume(self.factors, progress)):
+        score, ahead, begun = partial(self._scores, data), partial(course.ahead, self.factors), False
+        while not begun:  # again, if the checkpoint turns out to be damaged
             yield from self.load(parent, remember=plan.proximal > 0)
+            yield from objective.prepare(ahead, score, lambda: elapsed() / plan.seconds)
+            begun = yield from course.resume(self.factors, progress)
         applied: list[Applied] = []
         for step in range(progress.steps, course.steps):
             yield Quantum("step")
@@ -156,7 +155,8 @@ class LoraTrainer:
             spent = elapsed() / plan.seconds
             if spent >= 1:
                 break
-            yield from self._step(plan, step, spent, data, objective, applied)
+            rows = objective.rows(course.draw(plan.batch_size, objective.knows))
+            yield from self._step(plan, step, spent, data, rows, objective, applied)
         yield Quantum("read_back")
         for last in applied:
             last.book(progress)
@@ -222,13 +222,13 @@ class LoraTrainer:
         yield from evaluate_head(self.model, hidden_nh, batch.answers, pieces.head_tokens, scores_b3)
 
     def _step(
-        self, plan: TrainPlan, step: int, spent: float, data: TokenFile, objective: Objective, applied: list[Applied]
-    ) -> Quanta:
+        self, plan: TrainPlan, step: int, spent: float, data: TokenFile, rows: list[int], objective: Objective,
+        applied: list[Applied],
+    ) -> Quanta:  # fmt: skip
         """Take an optimizer step; where memory does not suffice, begin it again with smaller micro-batches.
 
         `spent`: the share of `plan.seconds` that is over.
         """
-        rows = objective.draw()
         weight_e, loss = yield from objective.weigh(rows, partial(self._scores, data), self.device)
         while True:
             try:

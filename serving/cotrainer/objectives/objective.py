@@ -9,14 +9,13 @@ import numpy as np
 import torch
 
 from serving.cotrainer.quantum import Quanta, Quantum
+from umbel.errors import TrainingError
 from umbel.messages import TrainPlan
 from umbel.token_file import NO_LOSS, TokenFile
 
 Score = Callable[[Sequence[int]], Generator[Quantum, None, torch.Tensor]]
 """Runs the quanta that score rows of the token file with the adapter in the buffers. Returns [E, 3], float64: the sum
 of the losses of a row's answer tokens (nats), the number of wrong ones among them, and their number."""
-Draw = Callable[[int], list[int]]
-"""Returns the numbers of so many examples that come next (`serving.cotrainer.checkpoints.course`)."""
 Weighed = Generator[Quantum, None, tuple[torch.Tensor, torch.Tensor | None]]
 """Quanta that return at their end the weight of each row's summed loss in the gradient, [E] in fp32, and the loss of
 the step, 0-d; None where that is the sum of the losses of its answer tokens."""
@@ -25,29 +24,41 @@ the step, 0-d; None where that is the sum of the losses of its answer tokens."""
 class Objective:
     """The mean loss of the answer tokens of a step: supervised fine-tuning. An example is one row.
 
-    >>> objective = Objective(plan, data, course.draw)
-    >>> rows = objective.draw()
+    >>> objective = Objective(plan, data)
+    >>> rows = objective.rows(course.draw(plan.batch_size, objective.knows))
     """
 
-    def __init__(self, plan: TrainPlan, data: TokenFile, draw: Draw) -> None:
+    def __init__(self, plan: TrainPlan, data: TokenFile) -> None:
         self._plan, self._data = plan, data
-        self._draw = draw
 
-    def prepare(self, score: Score, spent: Callable[[], float]) -> Quanta:
-        """Compute what the parent says of the rows that will be drawn, while it is in the buffers.
+    def prepare(self, ahead: Callable[[], list[int]], score: Score, spent: Callable[[], float]) -> Quanta:
+        """Compute what the parent says of the examples that will be drawn, which `ahead` returns.
 
-        `spent` returns the share of the plan's seconds that is over.
+        The parent is in the buffers. `spent` returns the share of the plan's seconds that is over.
         """
         yield from ()
 
-    def draw(self) -> list[int]:
-        """Return the rows of the next step."""
-        return self._draw(self._plan.batch_size)
+    def knows(self, example: int) -> bool:
+        """Return whether an example may be drawn."""
+        return True
+
+    def rows(self, examples: list[int]) -> list[int]:
+        """Return the rows of some examples in the token file."""
+        return examples
 
     def weigh(self, rows: list[int], score: Score, device: torch.device) -> Weighed:
         """Say how much each of the rows of a step counts."""
         yield from ()
         return even_weights(len(rows), loss_tokens(self._data, rows), device), None
+
+
+def examples_in(plan: TrainPlan, data: TokenFile) -> int:
+    """Return the number of a token file's examples; raise TrainingError if an objective of pairs has no pairs there."""
+    if plan.objective == "sft":
+        return len(data)
+    if len(data) % 2:
+        raise TrainingError(f"{data.path}: {len(data)} rows are no pairs; prepare the data again")
+    return len(data) // 2
 
 
 def loss_tokens(data: TokenFile, rows: list[int]) -> int:

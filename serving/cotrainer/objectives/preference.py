@@ -7,20 +7,18 @@ arXiv 2305.18290, equation 7). The reference is the round's parent.
 The gradient of a pair's loss is that of the two rows' summed losses, times βσ(−β […]) and its negative. So a step first
 scores its rows, in a forward pass that keeps nothing; then each row is trained by itself with a known weight, and
 micro-batches of any size give the same gradient. A step so costs another forward pass, about a third more; the
-reference takes one forward pass for each pair, once in a round.
+reference takes one forward pass for each pair, once in a round and again where a round goes on from a checkpoint.
 """
 
 from collections.abc import Callable
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
 
 from serving.cotrainer.lanes.readback import Readback
-from serving.cotrainer.microbatch import epochs, sent
-from serving.cotrainer.objectives.objective import Draw, Objective, Score, Weighed
+from serving.cotrainer.microbatch import sent
+from serving.cotrainer.objectives.objective import Objective, Score, Weighed
 from serving.cotrainer.quantum import Quanta, Quantum
-from umbel.errors import TrainingError
 from umbel.messages import TrainPlan
 from umbel.token_file import TokenFile
 
@@ -32,39 +30,37 @@ long as the reference of its pairs, so what is scored by then is trained on once
 class Preference(Objective):
     """DPO. An example is a pair: rows 2n (chosen) and 2n + 1 (rejected) of the token file."""
 
-    def __init__(self, plan: TrainPlan, data: TokenFile, draw: Draw) -> None:
-        """Raise TrainingError for a token file that cannot be of pairs."""
-        if len(data) % 2:
-            raise TrainingError(f"{data.path}: {len(data)} rows are no pairs; prepare the data again")
-        super().__init__(plan, data, draw)
+    def __init__(self, plan: TrainPlan, data: TokenFile) -> None:
+        super().__init__(plan, data)
         self._reference: dict[int, float] = {}
         """Pair → log π_ref(chosen) − log π_ref(rejected) in nats, of those that may be drawn."""
 
-    def prepare(self, score: Score, spent: Callable[[], float]) -> Quanta:
-        """Score the pairs that will be drawn under the parent, those of a step at a time.
+    def prepare(self, ahead: Callable[[], list[int]], score: Score, spent: Callable[[], float]) -> Quanta:
+        """Score the pairs that will be drawn under the parent, each by itself.
 
-        Before each of them another job may have the buffers. Pairs for which there was no time are not drawn.
+        So a pair's reference is the same to the bit, whatever else is drawn: a job that goes on from a checkpoint
+        computes it again. Before each pair another job may have the buffers. Pairs for which there was no time, once
+        there are enough for a step, are not drawn.
         """
-        plan, pairs = self._plan, len(self._data) // 2
-        drawn = list(dict.fromkeys(islice(epochs(pairs, plan.seed), min(plan.steps * plan.batch_size, pairs))))
-        scored: list[tuple[list[int], Readback]] = []
-        for at in range(0, len(drawn), plan.batch_size):
+        self._reference.clear()
+        scored: list[tuple[int, Readback]] = []
+        for number, pair in enumerate(ahead()):
             yield Quantum("step")
             self._keep(scored)
-            if at and spent() >= REFERENCE_SHARE:
+            if number >= self._plan.batch_size and spent() >= REFERENCE_SHARE:
                 break
-            some = drawn[at : at + plan.batch_size]
-            margins_p = _margins(-(yield from score(_rows(some)))[:, 0])
-            scored.append((some, Readback(margins_p)))
+            scores_e3 = yield from score(self.rows([pair]))
+            scored.append((pair, Readback(_margins(-scores_e3[:, 0]))))
         yield Quantum("read_back")
         self._keep(scored)
 
-    def draw(self) -> list[int]:
-        """Return the rows of the next pairs, chosen and rejected in turn."""
-        pairs: list[int] = []
-        while len(pairs) < self._plan.batch_size:
-            pairs += [pair for pair in self._draw(1) if pair in self._reference]
-        return _rows(pairs)
+    def knows(self, example: int) -> bool:
+        """Return whether a pair has been scored under the parent."""
+        return example in self._reference
+
+    def rows(self, examples: list[int]) -> list[int]:
+        """Return the rows of some pairs, chosen and rejected in turn."""
+        return [row for pair in examples for row in (2 * pair, 2 * pair + 1)]
 
     def weigh(self, rows: list[int], score: Score, device: torch.device) -> Weighed:
         """Score the rows of a step with the adapter as it is, and weigh each by what its pair is still lacking."""
@@ -78,14 +74,10 @@ class Preference(Objective):
             loss = -F.logsigmoid(logits_p).sum()
             return torch.stack((weight_p, -weight_p), dim=1).flatten().float(), loss
 
-    def _keep(self, scored: list[tuple[list[int], Readback]]) -> None:
+    def _keep(self, scored: list[tuple[int, Readback]]) -> None:
         while scored:
-            pairs, margins = scored.pop()
-            self._reference |= zip(pairs, margins.read().tolist(), strict=True)
-
-
-def _rows(pairs: list[int]) -> list[int]:
-    return [row for pair in pairs for row in (2 * pair, 2 * pair + 1)]
+            pair, margin = scored.pop()
+            self._reference[pair] = float(margin.read())
 
 
 @torch.inference_mode(mode=False)
