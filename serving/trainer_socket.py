@@ -101,8 +101,8 @@ class TrainJob(_Body):
     """Optimizer steps in all at which it ends before its plan does, those of before the checkpoint included; what it
     has come to is in `output`, and its state in `checkpoint`."""
     rows: str | None = None
-    """.npy of int32, the numbers of the rows of `data` to draw from; None: all. The order begins anew where they are
-    other ones than the checkpoint's."""
+    """.npy of int32, the numbers of the rows of `data`, or of its pairs, to draw from; None: all. The order begins anew
+    where they are other ones than the checkpoint's."""
 
 
 class EvaluateJob(_Body):

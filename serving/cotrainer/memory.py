@@ -5,6 +5,7 @@ pieces, the job with its end, and the engine never hears of it. `Footprint` says
 """
 
 import ctypes
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from serving.cotrainer.quantum import Pieces
+from umbel.errors import TrainingError
 
 SCARCE = "UMBEL_SCARCE_MEMORY"
 """Variable that names a file with a number of rows. While the file is there, a larger micro-batch asks torch for more
@@ -24,6 +28,8 @@ OUT_OF_MEMORY = (
     "memory does not suffice for training; raise [training].memory_mb, or lower [training].seq_len or "
     "[engine].max_lora_rank"
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,6 +76,32 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_FAILURES)
+
+
+class Room:
+    """The sizes of pieces for which memory suffices: those that were assigned, until an allocation has failed."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.assigned = pieces
+        self._fits: Pieces | None = None  # the largest for which memory has sufficed, once it has not
+
+    @property
+    def pieces(self) -> Pieces:
+        """Return the sizes that were assigned, or what memory has sufficed for."""
+        return self.assigned if self._fits is None else self.assigned.within(self._fits)
+
+    def shrink(self, error: Exception) -> None:
+        """Go one rung down for want of memory, for good; raise any other error, and TrainingError below the last rung.
+
+        Its caller lets go of the error, and so of what the failed quantum held, before it goes on.
+        """
+        if not out_of_memory(error):
+            raise error
+        failed, self._fits = self.pieces, self.pieces.smaller()
+        logger.warning("memory did not suffice for %s; from now on %s: %s", failed, self._fits or "none", error)
+        if self._fits is None:
+            self._fits = failed
+            raise TrainingError(f"{OUT_OF_MEMORY} (one row, activations computed again)") from None
 
 
 def rehearse_shortage(rows: int, device: torch.device) -> None:

@@ -6,7 +6,7 @@ and the gradients of the parts add up to those of the whole. Each piece runs for
 differentiated alone; the gradient is handed from piece to piece.
 
 Notation of this folder: the suffix of a tensor's name gives its shape, a letter per dimension (`hidden_bth` is
-[B, T, H], `scores_b2` is [B, 2]). B micro-batch rows, T tokens of a row, N = B · T, H hidden, V vocabulary, M answer
+[B, T, H], `scores_b3` is [B, 3]). B micro-batch rows, T tokens of a row, N = B · T, H hidden, V vocabulary, M answer
 tokens, E examples of an evaluation, R rank, I inputs and O outputs of a linear layer. A name without a suffix may have
 any shape.
 """
@@ -137,12 +137,13 @@ def head(
     hidden_nh: torch.Tensor,
     answers: Answers,
     size: int,
-    scale: torch.Tensor,
+    weight_b: torch.Tensor,
     loss_sum: torch.Tensor,
 ) -> Whole:
     """Compute final norm, logits and loss of the answer tokens, `size` at a time, forward and backward in one piece.
 
-    Adds their losses to `loss_sum` in place; returns the gradient of `scale` times that sum, [N, H].
+    Adds their losses to `loss_sum` in place; returns the gradient of that sum with each row's losses times its weight,
+    [N, H].
     """
     gradient_nh = hidden_nh
     for at in range(0, answers.count, size):
@@ -150,19 +151,19 @@ def head(
         yield Quantum("head", part.count)
         with torch.inference_mode(False), torch.enable_grad():
             inner_mh = hidden_nh.index_select(0, part.index).requires_grad_()
-            summed = F.cross_entropy(_logits(model, inner_mh), part.targets, reduction="sum")
-            torch.autograd.backward(summed, scale)
+            loss_m = F.cross_entropy(_logits(model, inner_mh), part.targets, reduction="none")
+            torch.autograd.backward(loss_m, weight_b.index_select(0, part.rows))
             assert inner_mh.grad is not None
             gradient_nh = torch.zeros_like(hidden_nh) if at == 0 else gradient_nh
             gradient_nh.index_copy_(0, part.index, inner_mh.grad)
-            loss_sum += summed.detach()
+            loss_sum += loss_m.detach().sum()
     return gradient_nh
 
 
 def evaluate_head(
-    model: PreTrainedModel, hidden_nh: torch.Tensor, answers: Answers, size: int, scores_b2: torch.Tensor
+    model: PreTrainedModel, hidden_nh: torch.Tensor, answers: Answers, size: int, scores_b3: torch.Tensor
 ) -> Quanta:
-    """Add each row's loss and number of wrong answer tokens to `scores_b2` in place, `size` tokens at a time."""
+    """Add each row's loss and numbers of wrong and of all answer tokens to `scores_b3` in place, `size` at a time."""
     for at in range(0, answers.count, size):
         part = answers.part(at, size)
         yield Quantum("evaluate_head", part.count)
@@ -170,7 +171,8 @@ def evaluate_head(
             logits_mv = _logits(model, hidden_nh.index_select(0, part.index))
             loss_m = F.cross_entropy(logits_mv, part.targets, reduction="none")
             wrong_m = logits_mv.argmax(-1) != part.targets
-            scores_b2.index_add_(0, part.rows, torch.stack((loss_m.double(), wrong_m.double()), dim=1))
+            scores_m3 = torch.stack((loss_m.double(), wrong_m.double(), torch.ones_like(loss_m).double()), dim=1)
+            scores_b3.index_add_(0, part.rows, scores_m3)
 
 
 def _logits(model: PreTrainedModel, hidden_mh: torch.Tensor) -> torch.Tensor:

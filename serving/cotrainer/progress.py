@@ -15,12 +15,13 @@ class Progress:
 
     steps: int = 0
     examples: int = 0
+    """Rows, or pairs of rows where the objective is of pairs."""
     tokens: int = 0
     """Tokens in the rows of those steps, without padding."""
     loss_tokens: int = 0
     """Tokens in them that carry a loss."""
     loss_sum: float = 0.0
-    """Sum of the losses of those, in nats."""
+    """Sum of the losses of those, in nats; where the objective is of pairs, sum of the losses of the pairs."""
     busy_s: float = 0.0
     """Seconds of its quanta."""
     before_s: float = 0.0

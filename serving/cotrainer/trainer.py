@@ -6,8 +6,8 @@ notation of shapes). At every yield grad mode is as it was, and no random number
 generator. No quantum waits for a device: what one has computed is read by the host in the next one.
 """
 
-import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,18 +17,18 @@ from serving.cotrainer.base_view import frozen_tensors
 from serving.cotrainer.checkpoints.course import Course
 from serving.cotrainer.lanes.readback import Readback
 from serving.cotrainer.lora import Factor, Factors, KeptLinear, LayerFactors, ReadFactors, clip_scale, learning_rate
-from serving.cotrainer.memory import OUT_OF_MEMORY, out_of_memory, rehearse_shortage
+from serving.cotrainer.memory import Room, rehearse_shortage
 from serving.cotrainer.microbatch import MicroBatch, groups, made_up, row_lengths
-from serving.cotrainer.pieces import SubBlock, evaluate_head, head, sub_blocks
+from serving.cotrainer.objectives.objective import Objective, even_weights, examples_in, loss_tokens
+from serving.cotrainer.objectives.preference import Preference
+from serving.cotrainer.pieces import SubBlock, Whole, evaluate_head, head, sub_blocks
 from serving.cotrainer.progress import Applied, Progress
 from serving.cotrainer.quantum import Pieces, Quanta, Quantum
 from serving.scores import Scores
 from umbel.errors import TrainingError
 from umbel.messages import TrainPlan
 from umbel.site import memory
-from umbel.token_file import NO_LOSS, TokenFile
-
-logger = logging.getLogger(__name__)
+from umbel.token_file import TokenFile
 
 
 class LoraTrainer:
@@ -64,8 +64,7 @@ class LoraTrainer:
     ) -> None:
         """Put LoRA layers into `model` and freeze the rest. Raises TrainingError if `seq_len` exceeds its window."""
         self.model, self.seq_len = model, seq_len
-        self._pieces = pieces
-        self._fits: Pieces | None = None  # the largest for which memory has sufficed, once it has not
+        self._room = Room(pieces)
         self.device: torch.device = model.model.embed_tokens.weight.device
         width, on_cpu = model.dtype.itemsize, self.device.type == "cpu"
         self._sizes = memory.Training(max_rank, target_modules, width, pieces.micro_batch, seq_len, adapters, on_cpu)
@@ -86,11 +85,11 @@ class LoraTrainer:
     @property
     def pieces(self) -> Pieces:
         """Return the sizes that were assigned, or what memory has sufficed for."""
-        return self._pieces if self._fits is None else self._pieces.within(self._fits)
+        return self._room.pieces
 
     @pieces.setter
     def pieces(self, pieces: Pieces) -> None:
-        self._pieces = pieces
+        self._room.assigned = pieces
 
     @property
     def state_bytes(self) -> int:
@@ -117,7 +116,8 @@ class LoraTrainer:
         """Take one optimizer step on `rows` × `tokens` made-up tokens, all with a loss. It changes the factors."""
         plan = TrainPlan(rank=1, steps=1, seconds=1.0, batch_size=rows)
         yield Quantum("step")
-        loss, _ = yield from self._accumulate(made_up(rows, tokens), list(range(rows)))
+        even = even_weights(rows, rows * tokens, self.device)
+        loss = yield from self._accumulate(made_up(rows, tokens), list(range(rows)), even)
         yield from self._apply(plan, 0, 0.0, loss)
 
     def train(
@@ -131,18 +131,21 @@ class LoraTrainer:
     ) -> Quanta:
         """Continue from `parent` (None: zeros, through which no gradient flows) for `plan.steps` or `plan.seconds`.
 
-        Rows are drawn without replacement, epoch after epoch, in the order that `plan.seed` gives; `course` may know of
-        others, of an earlier end, and of a checkpoint to go on from. Before each `step` another job may have the
-        buffers. `elapsed` returns the seconds so far; None: those since the first quantum. Raises TrainingError if the
-        loss of a step is not finite.
+        Examples are drawn without replacement, epoch after epoch, in the order that `plan.seed` gives; `course` may
+        know of others, of an earlier end, and of a checkpoint to go on from. Before each `step` another job may have
+        the buffers. `elapsed` returns the seconds so far; None: those since the first quantum. Raises TrainingError if
+        the loss of a step is not finite, or `data` has no pairs for an objective of pairs.
         """
         elapsed = elapsed or progress.stopwatch()
-        course = course or Course(plan, len(data))
+        objective = (Preference if plan.objective == "dpo" else Objective)(plan, data)
+        course = course or Course(plan, examples_in(plan, data))
         for factors in self.factors:
             factors.train_only(plan.factors)
-        yield from self.load(parent, remember=plan.proximal > 0)
-        if not (yield from course.resume(self.factors, progress)):
+        score, ahead, begun = partial(self._scores, data), partial(course.ahead, self.factors), False
+        while not begun:  # again, if the checkpoint turns out to be damaged
             yield from self.load(parent, remember=plan.proximal > 0)
+            yield from objective.prepare(ahead, score, lambda: elapsed() / plan.seconds)
+            begun = yield from course.resume(self.factors, progress)
         applied: list[Applied] = []
         for step in range(progress.steps, course.steps):
             yield Quantum("step")
@@ -152,7 +155,8 @@ class LoraTrainer:
             spent = elapsed() / plan.seconds
             if spent >= 1:
                 break
-            yield from self._step(plan, step, spent, data, course.draw(plan.batch_size), applied)
+            rows = objective.rows(course.draw(plan.batch_size, objective.knows))
+            yield from self._step(plan, step, spent, data, rows, objective, applied)
         yield Quantum("read_back")
         for last in applied:
             last.book(progress)
@@ -182,30 +186,32 @@ class LoraTrainer:
     def evaluate(self, source: ReadFactors | None, data: TokenFile, results: list[Scores]) -> Quanta:
         """Append to `results` the scores of an adapter (None: the base) on each example of `data`, teacher-forced."""
         yield from self.load(source)
-        with torch.inference_mode(False):
-            scores_e2 = torch.zeros(len(data), 2, dtype=torch.float64, device=self.device)
-        tokens_e = np.zeros(len(data), np.int32)
-        at = 0
-        while at < len(data):
-            size = self.pieces.micro_batch
-            rows = groups(list(range(at, min(at + size, len(data)))), size)[0]
-            with torch.inference_mode(False):
-                scores_b2 = scores_e2[at : at + len(rows)]
-            try:
-                yield from self._evaluate_rows(data, rows, scores_b2)
-            except (RuntimeError, MemoryError) as error:
-                self._shrink(error)
-                scores_b2.zero_()
-                continue
-            tokens_e[rows] = np.count_nonzero(data.labels[rows, 1:] != NO_LOSS, axis=1)
-            at += len(rows)
-        scores = Readback(scores_e2)
+        scores = Readback((yield from self._scores(data, range(len(data)))))
         yield Quantum("read_back")
-        loss_e, wrong_e = scores.read().numpy().T
-        results.append(Scores(loss_e, tokens_e, wrong_e == 0))
+        loss_e, wrong_e, tokens_e = scores.read().numpy().T
+        results.append(Scores(loss_e, tokens_e.astype(np.int32), wrong_e == 0))
 
-    def _evaluate_rows(self, data: TokenFile, rows: list[int], scores_b2: torch.Tensor) -> Quanta:
-        """Add the scores of some rows to `scores_b2`, in place."""
+    def _scores(self, data: TokenFile, rows: Sequence[int]) -> Whole:
+        """Return the scores [E, 3] of some rows, as in `evaluate_head`, with the adapter that is in the buffers."""
+        with torch.inference_mode(False):
+            scores_e3 = torch.zeros(len(rows), 3, dtype=torch.float64, device=self.device)
+        at = 0
+        while at < len(rows):
+            size = self.pieces.micro_batch
+            some = groups(list(rows[at : at + size]), size)[0]
+            with torch.inference_mode(False):
+                scores_b3 = scores_e3[at : at + len(some)]
+            try:
+                yield from self._evaluate_rows(data, some, scores_b3)
+            except (RuntimeError, MemoryError) as error:
+                self._room.shrink(error)
+                scores_b3.zero_()
+                continue
+            at += len(some)
+        return scores_e3
+
+    def _evaluate_rows(self, data: TokenFile, rows: list[int], scores_b3: torch.Tensor) -> Quanta:
+        """Add the scores of some rows to `scores_b3`, in place."""
         pieces = self.pieces
         rehearse_shortage(len(rows), self.device)
         batch = MicroBatch.of(data, rows, self.device, self.lengths)
@@ -213,55 +219,44 @@ class LoraTrainer:
         for block in blocks:
             hidden = yield from block.evaluate(batch.shaped(hidden, block.kind))
         hidden_nh = hidden.view(-1, hidden.shape[-1])
-        yield from evaluate_head(self.model, hidden_nh, batch.answers, pieces.head_tokens, scores_b2)
+        yield from evaluate_head(self.model, hidden_nh, batch.answers, pieces.head_tokens, scores_b3)
 
     def _step(
-        self, plan: TrainPlan, step: int, spent: float, data: TokenFile, rows: list[int], applied: list[Applied]
-    ) -> Quanta:
+        self, plan: TrainPlan, step: int, spent: float, data: TokenFile, rows: list[int], objective: Objective,
+        applied: list[Applied],
+    ) -> Quanta:  # fmt: skip
         """Take an optimizer step; where memory does not suffice, begin it again with smaller micro-batches.
 
         `spent`: the share of `plan.seconds` that is over.
         """
+        weight_e, loss = yield from objective.weigh(rows, partial(self._scores, data), self.device)
         while True:
             try:
-                loss, loss_tokens = yield from self._accumulate(data, rows)
+                summed = yield from self._accumulate(data, rows, weight_e)
                 break
             except (RuntimeError, MemoryError) as error:
-                self._shrink(error)
+                self._room.shrink(error)
             for factors in self.factors:  # nothing of the step has been applied
                 factors.forget_gradients()
+        loss = summed if loss is None else loss
         yield from self._apply(plan, step, spent, loss)
         tokens = int(data.lengths[rows].sum())
-        applied.append(Applied(step, len(rows), tokens, loss_tokens, Readback(loss)))
+        applied.append(Applied(step, plan.batch_size, tokens, loss_tokens(data, rows), Readback(loss)))
 
-    def _shrink(self, error: Exception) -> None:
-        """Go one rung down for want of memory, for good; raise any other error, and TrainingError below the last rung.
+    def _accumulate(self, data: TokenFile, rows: list[int], weight_e: torch.Tensor) -> Whole:
+        """Add up the gradients of the rows' losses times their weights, a micro-batch after the other.
 
-        Its caller lets go of the error, and so of what the failed quantum held, before it goes on.
-        """
-        if not out_of_memory(error):
-            raise error
-        failed, self._fits = self.pieces, self.pieces.smaller()
-        logger.warning("memory did not suffice for %s; from now on %s: %s", failed, self._fits or "none", error)
-        if self._fits is None:
-            self._fits = failed
-            raise TrainingError(f"{OUT_OF_MEMORY} (one row, activations computed again)") from None
-
-    def _accumulate(self, data: TokenFile, rows: list[int]) -> Generator[Quantum, None, tuple[torch.Tensor, int]]:
-        """Add up the gradients of some rows' mean loss, a micro-batch after the other.
-
-        Return the sum of the losses of their answer tokens, 0-d, and the number of these.
+        Return the sum of the losses of their answer tokens, 0-d.
         """
         size = self.pieces.micro_batch
         micro_batches = [MicroBatch.of(data, some, self.device, self.lengths) for some in groups(rows, size)]
-        loss_tokens = sum(batch.answers.count for batch in micro_batches)
         with torch.inference_mode(False):
             loss = torch.zeros((), device=self.device)
-            scale = torch.full((), 1 / max(1, loss_tokens), device=self.device)
-        for batch in micro_batches:
+            weights = torch.split(weight_e, [len(batch.ids) for batch in micro_batches])
+        for batch, weight_b in zip(micro_batches, weights, strict=True):
             if batch.answers.count:
-                yield from self._differentiate(batch, scale, loss)
-        return loss, loss_tokens
+                yield from self._differentiate(batch, weight_b, loss)
+        return loss
 
     def _apply(self, plan: TrainPlan, step: int, spent: float, loss: torch.Tensor) -> Quanta:
         """Clip the gradients by their global norm and run AdamW, a layer per quantum. It takes no memory of its own."""
@@ -273,10 +268,10 @@ class LoraTrainer:
                     clip = clip_scale([each.norm(plan.proximal) for each in self.factors], plan.clip_norm)
                 factors.step(clip, rate, plan.weight_decay)
 
-    def _differentiate(self, batch: MicroBatch, scale: torch.Tensor, loss: torch.Tensor) -> Quanta:
-        """Run forward and backward on one micro-batch; its loss is the sum over answer tokens times `scale`, 0-d.
+    def _differentiate(self, batch: MicroBatch, weight_b: torch.Tensor, loss: torch.Tensor) -> Quanta:
+        """Run forward and backward on one micro-batch; its loss is the sum of its rows' losses times their weights.
 
-        The unscaled sum is added to `loss`, 0-d, in place.
+        The sum without weights is added to `loss`, 0-d, in place.
         """
         pieces = self.pieces
         rehearse_shortage(len(batch.ids), self.device)
@@ -284,7 +279,7 @@ class LoraTrainer:
         for block in blocks:
             hidden = yield from block.forward(batch.shaped(hidden, block.kind))
         hidden_nh = hidden.view(-1, hidden.shape[-1])
-        gradient = yield from head(self.model, hidden_nh, batch.answers, pieces.head_tokens, scale, loss)
+        gradient = yield from head(self.model, hidden_nh, batch.answers, pieces.head_tokens, weight_b, loss)
         while blocks:
             block = blocks.pop()
             if block.differentiated:

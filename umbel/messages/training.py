@@ -29,8 +29,13 @@ class TrainPlan(Message):
     """Optimizer steps."""
     seconds: PositiveFloat
     """Wall-clock budget at the site; the update consists of the steps that were applied by then."""
+    objective: Literal["sft", "dpo"] = "sft"
+    """sft: supervised fine-tuning on answers. dpo: direct preference optimisation on pairs of a chosen and a rejected
+    answer (arXiv 2305.18290), with the round's parent as reference."""
+    beta: PositiveFloat = 0.1
+    """DPO's β: the smaller, the further the adapter may go from its parent."""
     batch_size: PositiveInt = 8
-    """Examples per optimizer step; the site cuts them into its own micro-batches."""
+    """Examples, or pairs, per optimizer step; the site cuts them into its own micro-batches."""
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: NonNegativeInt = 0
@@ -92,10 +97,10 @@ class RoundReport(Message):
     parent: str
     steps: NonNegativeInt = 0
     num_examples: NonNegativeInt = 0
-    """Examples trained on in this round, repetitions counted."""
+    """Examples, or pairs, trained on in this round, repetitions counted."""
     num_loss_tokens: NonNegativeInt = 0
     loss_sum: float = 0.0
-    """Sum of the training loss over those tokens (nats)."""
+    """Sum of the training loss (nats): over those tokens, or with `objective = "dpo"` over the pairs."""
     held_examples: NonNegativeInt = 0
     """Distinct examples to train on here; the centre weighs by them, or by their `held_loss_tokens`."""
     held_loss_tokens: NonNegativeInt = 0

@@ -1,7 +1,7 @@
-"""`Course`: the rows of a training job in their order, the step at which it ends, and its checkpoint.
+"""`Course`: the examples of a training job in their order, the step at which it ends, and its checkpoint.
 
 A checkpoint has all that the next step depends on: factors and AdamW's moments, the counts, the seconds so far, and the
-place in the order of the rows; FedProx's parent is read again, and no other random number is drawn. So what goes on
+place in the order of the examples; FedProx's parent is read again, and no other random number is drawn. So what goes on
 from one is, to the bit, what would have come without the break, if the steps are cut into pieces of the same sizes: in
 others sums are rounded otherwise. An engine without users always takes the same sizes; users change them, with a break
 or without.
@@ -9,8 +9,9 @@ or without.
 
 import hashlib
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from serving.cotrainer.checkpoints.writer import CheckpointWriter, Layer, Snapsh
 from serving.cotrainer.lanes.readback import Readback
 from serving.cotrainer.lora import LayerFactors
 from serving.cotrainer.microbatch import epochs
+from serving.cotrainer.objectives.objective import examples_in
 from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import Quanta, Quantum
 from serving.trainer_socket import TrainJob
@@ -45,38 +47,61 @@ class Kept(NamedTuple):
 class Course:
     """The way of one job through its data.
 
-    >>> course = Course(plan, len(data))           # every row, all steps, no checkpoint
-    >>> course = Course.of(job, data, writer)      # as a TrainJob says
+    >>> course = Course(plan, examples_in(plan, data))      # all of them, all steps, no checkpoint
+    >>> course = Course.of(job, data, writer)               # as a TrainJob says
     """
 
-    def __init__(self, plan: TrainPlan, rows: int | Ints, until: int | None = None, kept: Kept | None = None) -> None:
-        """Draw from so many rows, or from those with the numbers `rows` [N], up to step `until` (None: the plan's)."""
+    def __init__(
+        self, plan: TrainPlan, examples: int | Ints, until: int | None = None, kept: Kept | None = None
+    ) -> None:
+        """Draw from so many examples, or from those with the numbers `examples` [N].
+
+        It ends at step `until` (None: the plan's). An example is a row of the token file, or a pair of rows.
+        """
         self.steps = plan.steps if until is None else min(until, plan.steps)
         """Optimizer steps at which it ends, those of before a break included."""
-        self._seed, self._until, self._kept = plan.seed, until, kept
-        self._listed = None if isinstance(rows, int) else rows
-        self._rows = rows if isinstance(rows, int) else len(rows)
+        self._plan, self._until, self._kept = plan, until, kept
+        self._listed = None if isinstance(examples, int) else examples
+        self._examples = examples if isinstance(examples, int) else len(examples)
         self._digest = "" if self._listed is None else hashlib.sha256(self._listed.tobytes()).hexdigest()
         self._go_to(0)
         self._saved_s, self._saved_steps, self._resumed = 0.0, 0, 0
         """Seconds and steps at the last checkpoint, which may not be on disk yet; steps from which the job went on."""
         self._writing: Writing | None = None
         self._last: Snapshot | None = None
+        self._looked = False
+        self._found: tuple[CheckpointHeader, Any] | None = None
+        """The checkpoint to go on from, once it was looked at."""
 
     @classmethod
     def of(cls, job: TrainJob, data: TokenFile, writer: CheckpointWriter) -> "Course":
-        """Read what a job names. Raises DataError for row numbers that `data` does not have."""
-        rows = len(data) if job.rows is None else read_rows(Path(job.rows), data)
+        """Read what a job names. Raises DataError for numbers of examples that `data` does not have."""
+        examples: int | Ints = examples_in(job.plan, data)
+        if job.rows is not None:
+            examples = read_rows(Path(job.rows), data, examples_in(job.plan, data))
         if job.checkpoint is None:
-            return cls(job.plan, rows, job.until)
+            return cls(job.plan, examples, job.until)
         origin = Origin(plan=job.plan, parent=FileMark.of(job.parent), data=FileMark.of(job.data))
-        return cls(job.plan, rows, job.until, Kept(Path(job.checkpoint), origin, job.checkpoint_s, writer))
+        return cls(job.plan, examples, job.until, Kept(Path(job.checkpoint), origin, job.checkpoint_s, writer))
 
-    def draw(self, count: int) -> list[int]:
-        """Return the numbers of the next rows."""
-        self._drawn += count
-        drawn = [next(self._order) for _ in range(count)]
-        return drawn if self._listed is None else [int(self._listed[row]) for row in drawn]
+    def draw(self, count: int, may: Callable[[int], bool] = lambda example: True) -> list[int]:
+        """Return the numbers of the next examples, without those that may not be drawn."""
+        drawn: list[int] = []
+        while len(drawn) < count:
+            self._drawn += 1
+            example = self._number(next(self._order))
+            drawn += [example] if may(example) else []
+        return drawn
+
+    def ahead(self, layers: Sequence[LayerFactors]) -> list[int]:
+        """Return the numbers of the examples that `draw` will return up to the end, each once.
+
+        Where there is a checkpoint, they are those behind it.
+        """
+        header = found[0] if (found := self._open(layers)) is not None else None
+        steps, drawn = (header.steps, self._place(header)) if header is not None else (0, 0)
+        draws = min((self.steps - steps) * self._plan.batch_size, 2 * self._examples)  # in two epochs each comes up
+        return list(dict.fromkeys(map(self._number, islice(epochs(self._examples, self._plan.seed, drawn), draws))))
 
     def resume(self, layers: Sequence[LayerFactors], progress: Progress) -> Generator[Quantum, None, bool]:
         """Go on from the checkpoint, if there is one of this job, a layer per quantum.
@@ -93,11 +118,13 @@ class Course:
             kept = {name.partition(".")[2]: file.get_tensor(name) for name in names}
             if checksum({name: tensor.numpy() for name, tensor in kept.items()}) != crc:
                 self._refused("damaged")
+                self._found = None
                 return False
             factors.restore(kept)
         progress.go_on_from(header.progress)
         self._saved_s, self._saved_steps, self._resumed = progress.before_s, progress.steps, progress.steps
-        self._go_to(header.drawn if header.rows == self._digest else 0)
+        self._go_to(self._place(header))
+        self._found = None
         logger.info("training goes on at step %d, from %s", progress.steps, file_of(self._kept))
         return True
 
@@ -130,9 +157,21 @@ class Course:
 
     def _go_to(self, drawn: int) -> None:
         self._drawn = drawn
-        self._order = epochs(self._rows, self._seed, drawn)
+        self._order = epochs(self._examples, self._plan.seed, drawn)
+
+    def _place(self, header: CheckpointHeader) -> int:
+        """Return the place in the order behind a checkpoint: with other examples it is the beginning."""
+        return header.drawn if header.rows == self._digest else 0
+
+    def _number(self, place: int) -> int:
+        return place if self._listed is None else int(self._listed[place])
 
     def _open(self, layers: Sequence[LayerFactors]) -> tuple[CheckpointHeader, Any] | None:
+        if not self._looked:
+            self._looked, self._found = True, self._look(layers)
+        return self._found
+
+    def _look(self, layers: Sequence[LayerFactors]) -> tuple[CheckpointHeader, Any] | None:
         if self._kept is None or not self._kept.path.exists():
             return None
         try:
@@ -179,8 +218,8 @@ def copy_state(layers: Sequence[LayerFactors], into: list[Layer]) -> Quanta:
     into.append({name: copy.read().numpy() for name, copy in started.items()})
 
 
-def read_rows(path: Path, data: TokenFile) -> Ints:
-    """Read the numbers [N] of the rows of `data` that are drawn from; raise DataError for any other file."""
+def read_rows(path: Path, data: TokenFile, examples: int) -> Ints:
+    """Read the numbers [N] of those of `data`'s examples that are drawn from; raise DataError for any other file."""
     try:
         rows: Ints = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python, and lets any error of that parser through
@@ -189,8 +228,8 @@ def read_rows(path: Path, data: TokenFile) -> Ints:
         raise DataError(
             f"{path}: row numbers are one dimension of int32, at least one; here are {rows.dtype} {list(rows.shape)}"
         )
-    if rows.min() < 0 or rows.max() >= len(data):
-        raise DataError(f"{path}: rows {rows.min()} to {rows.max()}; {data.path} has 0 to {len(data) - 1}")
+    if rows.min() < 0 or rows.max() >= examples:
+        raise DataError(f"{path}: rows {rows.min()} to {rows.max()}; {data.path} has 0 to {examples - 1}")
     return rows
 
 

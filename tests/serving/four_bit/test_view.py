@@ -52,8 +52,8 @@ def test_linears_and_their_scales_take_at_most_030_of_what_they_take_in_bf16(pac
     assert 0.25 < taken / dense < 0.30
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_five_steps_equal_a_plain_qlora_loop(packed: Path, cut: str) -> None:
+@pytest.mark.parametrize(("cut", "objective"), [*((cut, "sft") for cut in CUTS), ("cut", "dpo")])
+def test_five_steps_equal_a_plain_qlora_loop(packed: Path, cut: str, objective: str) -> None:
     """fp32, as tests/serving/cotrainer/test_trainer.py says it of a dense base; and no byte of the base changes."""
     served = fused(packed)
     before = {name: weight.clone() for name, weight in served.named_parameters()}
@@ -63,7 +63,7 @@ def test_five_steps_equal_a_plain_qlora_loop(packed: Path, cut: str) -> None:
     )  # fmt: skip
     for _ in trainer.warm_up():
         pass
-    assert_equal_to_peft(packed, trainer, plan(), ragged_rows())
+    assert_equal_to_peft(packed, trainer, plan(objective=objective), ragged_rows())
     assert all(torch.equal(weight, before[name]) for name, weight in served.named_parameters())
 
 

@@ -96,15 +96,16 @@ def assert_equal_to_peft(
     weights = [weight for name, weight in wrapped.named_parameters() if weight.requires_grad and frozen not in name]
     parents = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.AdamW(weights, lr=order.learning_rate, weight_decay=order.weight_decay)
+    with torch.no_grad():
+        reference_logs = log_probabilities(wrapped, data, list(range(len(data))))
     for step, rows in enumerate(batches):
-        ids, labels = torch.tensor(data.ids[rows]).long(), torch.tensor(data.labels[rows]).long()
-        tokens = int((labels[:, 1:] != NO_LOSS).sum())
-        for part in (slice(0, MICRO_BATCH), slice(MICRO_BATCH, None)):
-            logits = wrapped(input_ids=ids[part]).logits[:, :-1]
-            loss = F.cross_entropy(
-                logits.flatten(0, 1), labels[part, 1:].flatten(), ignore_index=NO_LOSS, reduction="sum"
-            )
-            (loss / tokens).backward()
+        if order.objective == "dpo":
+            ratios = log_probabilities(wrapped, data, rows) - reference_logs[rows]
+            (-F.logsigmoid(order.beta * (ratios[0::2] - ratios[1::2]))).mean().backward()  # TRL's `sigmoid`
+        else:
+            tokens = int((data.labels[rows, 1:] != NO_LOSS).sum())
+            for part in (slice(0, MICRO_BATCH), slice(MICRO_BATCH, None)):
+                (-log_probabilities(wrapped, data, rows[part]).sum() / tokens).backward()
         if order.proximal:
             pairs = zip(weights, parents, strict=True)
             (order.proximal / 2 * sum(((weight - parent) ** 2).sum() for weight, parent in pairs)).backward()
@@ -118,6 +119,13 @@ def assert_equal_to_peft(
     assert distance(trained, expected) < tolerance
     assert distance(expected, start) > 1e-3, "it has learned something"
     return trained
+
+
+def log_probabilities(wrapped: Any, data: TokenFile, rows: list[int]) -> torch.Tensor:
+    """Return the log-probability of the answer in each of some rows, [rows]."""
+    ids, labels = torch.tensor(data.ids[rows]).long(), torch.tensor(data.labels[rows]).long()
+    logits = wrapped(input_ids=ids).logits[:, :-1]
+    return -F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=NO_LOSS, reduction="none").sum(1)
 
 
 def distance(one: Factors, other: Factors) -> float:
@@ -141,16 +149,18 @@ def drive(trainer: LoraTrainer, order: TrainPlan, start: Factors, data: TokenFil
     """Train; return the rows of each step in the trainer's order."""
     for _ in trainer.train(order, start.__getitem__, data, Progress()):
         pass
-    rows = epochs(order.seed, order.steps * order.batch_size)
-    return [rows[at : at + order.batch_size] for at in range(0, len(rows), order.batch_size)]
+    if order.objective == "dpo":
+        return [[row for pair in batch for row in (2 * pair, 2 * pair + 1)] for batch in epochs(order)]
+    return epochs(order)
 
 
-def epochs(seed: int, count: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    rows: list[int] = []
-    while len(rows) < count:
-        rows += torch.randperm(ROWS, generator=generator).tolist()
-    return rows[:count]
+def epochs(order: TrainPlan) -> list[list[int]]:
+    """Return the numbers of the examples, rows or pairs, of each step."""
+    examples, count = ROWS // 2 if order.objective == "dpo" else ROWS, order.steps * order.batch_size
+    generator, drawn = torch.Generator().manual_seed(order.seed), list[int]()
+    while len(drawn) < count:
+        drawn += torch.randperm(examples, generator=generator).tolist()
+    return [drawn[at : at + order.batch_size] for at in range(0, count, order.batch_size)]
 
 
 def rate(order: TrainPlan, step: int) -> float:

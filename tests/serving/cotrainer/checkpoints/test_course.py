@@ -19,6 +19,7 @@ from serving.checkpoint import CheckpointHeader, FileMark, Origin
 from serving.cotrainer.checkpoints.course import Course, Kept, copy_state, read_rows
 from serving.cotrainer.checkpoints.writer import CheckpointWriter, Layer, Snapshot, Writing, checksum
 from serving.cotrainer.lora import Factors
+from serving.cotrainer.objectives.objective import examples_in
 from serving.cotrainer.progress import Progress
 from serving.cotrainer.quantum import BOUNDARIES, Pieces
 from serving.cotrainer.trainer import LoraTrainer
@@ -44,6 +45,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "both factors, with decay": {"weight_decay": 0.1},
     "one factor, pulled to the parent": {"factors": "B", "proximal": 0.5},
     "the other factor": {"factors": "A"},
+    "pairs, for more than two epochs": {"objective": "dpo", "beta": 0.5, "batch_size": 3},
     "warm-up and cosine": {"schedule": "cosine", "warmup_steps": 2, "seconds": 8.0},
 }
 
@@ -90,10 +92,10 @@ class Round:
         return Kept(self.path, origin, every_s, CheckpointWriter())
 
     def train(
-        self, trainer: LoraTrainer, progress: Progress, kept: Kept | None, until: int | None = None, rows: Any = ROWS
+        self, trainer: LoraTrainer, progress: Progress, kept: Kept | None, until: int | None = None, rows: Any = None
     ) -> Iterator[str]:
         """Run a job; yield the kind of each quantum before it runs, when what was written is on disk."""
-        course = Course(self.plan, rows, until, kept)
+        course = Course(self.plan, examples_in(self.plan, self.data) if rows is None else rows, until, kept)
         source = self.parent.__getitem__
         for quantum in trainer.train(self.plan, source, self.data, progress, lambda: float(progress.steps), course):
             settled(kept)
@@ -233,14 +235,16 @@ def junk(content: bytes) -> bytes:
     return b"junk" * 1000
 
 
+@pytest.mark.parametrize("changes", [{"proximal": 0.5}, {"objective": "dpo", "batch_size": 3}], ids=["sft", "dpo"])
 @pytest.mark.parametrize("harm", [truncate, empty, flip_a_number, flip_a_count, junk], ids=lambda harm: harm.__name__)
 def test_a_damaged_checkpoint_is_not_used_and_training_begins_at_the_parent(
     training: Callable[..., Round],
     engine: Callable[[], LoraTrainer],
     caplog: pytest.LogCaptureFixture,
     harm: Callable[[bytes], bytes],
+    changes: dict[str, Any],
 ) -> None:
-    round_ = training(proximal=0.5)
+    round_ = training(**changes)
     wanted, counts = round_.finish(engine(), None)
     round_.finish(engine(), round_.kept(), until=3)
     content = round_.path.read_bytes()
@@ -294,8 +298,8 @@ class Watched(Course):
         super().__init__(*args)
         self.drawn: list[int] = []
 
-    def draw(self, count: int) -> list[int]:
-        rows = super().draw(count)
+    def draw(self, count: int, *may: Any) -> list[int]:
+        rows = super().draw(count, *may)
         self.drawn += rows
         return rows
 
@@ -341,7 +345,7 @@ def test_row_numbers_that_cannot_be_drawn_from_are_refused(
 ) -> None:
     np.save(tmp_path / "rows.npy", rows)
     with pytest.raises(DataError) as raised:
-        read_rows(tmp_path / "rows.npy", data)
+        read_rows(tmp_path / "rows.npy", data, ROWS)
     assert reason in str(raised.value)
 
 
