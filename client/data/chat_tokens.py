@@ -27,7 +27,7 @@ class Encoded:
     rows: tuple[LabelledTokens, ...]
     """(ids, labels), equally long: a prompt and its answer. A token of an answer, or of its end, has its id as label;
     any other token has NO_LOSS. Mostly one row holds all answers; an answer that would stand in another context than
-    the engine's has a row of its own, before the others."""
+    the engine's has a row of its own, before the others. Of a pair, the chosen and the rejected answer."""
     untold: int
     """Answers without a loss, because nothing comes before them that a user could send: a greeting."""
 
@@ -66,9 +66,15 @@ class ChatTokenizer:
     def encode(self, conversation: Conversation, where: str) -> Encoded:
         """Return the tokens of a conversation with a loss on every answer and its end.
 
-        Raises DataError, naming `where`, when the template refuses the turns, leaves one out, or does not show where
-        an answer begins.
+        Of a pair, the first row is the chosen answer behind the prompt, and the second one the rejected answer. Raises
+        DataError, naming `where`, when the template refuses the turns, leaves one out, or does not show where an answer
+        begins, and for a pair of which both sides are rendered the same.
         """
+        if conversation.rejected is not None:
+            chosen, rejected = (self.encode(side, where).rows for side in conversation.sides)
+            if chosen == rejected:
+                raise DataError(f"{where}: both answers of the pair are rendered the same; remove the line")
+            return Encoded((*chosen, *rejected), 0)
         told = [index for index in conversation.answers if index > 0 or self.template is None]
         rows: list[tuple[Ids, Ids]] = []
         for index in reversed([index for index in told if conversation.turns[index].trained]):

@@ -51,6 +51,16 @@ class Conversation:
     """Tools that the prompt offers, each `{"type": "function", "function": {...}, "defer_loading": None}`."""
     group: str | None = None
     """Name that whoever wrote the data gave to what the example is about; it is no part of any text."""
+    rejected: Turn | None = None
+    """In a pair: an answer that is worse than the last turn."""
+
+    @property
+    def sides(self) -> "tuple[Conversation, ...]":
+        """The conversations of a pair, each with one of its answers, the chosen one first; else this one alone."""
+        if self.rejected is None:
+            return (self,)
+        turns = (self.turns, (*self.turns[:-1], self.rejected))
+        return tuple(Conversation(one, self.tools, self.group) for one in turns)
 
     @property
     def answers(self) -> list[int]:
@@ -61,7 +71,7 @@ class Conversation:
 def content_of(conversation: Conversation) -> str:
     """Return the sha256 of every text in a conversation, as hexadecimal digits: the same for repeated examples."""
     parts: list[Any] = []
-    for turn in conversation.turns:
+    for turn in (*conversation.turns, *([conversation.rejected] if conversation.rejected else [])):
         more = {key: value for key, value in turn.message().items() if key not in ("role", "content")}
         more |= {} if turn.trained else {"weight": 0}
         parts.append([turn.role, turn.content, *([more] if more else [])])

@@ -9,12 +9,23 @@ Only `umbel data` shows the texts; they are private.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from client.data.chat_tokens import ChatTokenizer
 from client.data.conversation import content_of, group_of
 from client.data.examples import lines
 from umbel.errors import DataError
 from umbel.token_file import NO_LOSS, LabelledTokens
+
+Kind = Literal["answers", "pairs", "answers or chosen"] | None
+"""Examples of a file: with answers to learn; pairs of answers; of either kind, a pair then standing for its chosen
+answer. None: whatever the first one is."""
+_OTHER_KIND = {
+    "answers": "a pair of answers among examples with one answer; leave the rejected one out, or move pairs to other "
+    'files, for runs with objective = "dpo"',
+    "pairs": 'one answer among pairs of answers; write "chosen" and "rejected", or move it to other files, for runs '
+    'with objective = "sft"',
+}
 
 
 @dataclass(frozen=True)
@@ -34,12 +45,23 @@ class Inspected:
     untold: int
     """Answers without a loss, because nothing comes before them."""
     seq_len: int
+    pair: bool = False
+    """True for a pair of answers: its rows are the chosen and the rejected one."""
 
     @property
     def rows(self) -> list[LabelledTokens]:
-        """The rows that are trained on: cut at seq_len, and those without a loss left out."""
+        """The rows that are trained on: cut at seq_len, and those without a loss left out.
+
+        Of a pair both are left out where one is, or where they differ only behind seq_len.
+        """
         cut = [(ids[: self.seq_len], labels[: self.seq_len]) for ids, labels in self.whole]
-        return [row for row in cut if loss_tokens(row)]
+        rows = [row for row in cut if loss_tokens(row)]
+        return [] if self.pair and (len(rows) < 2 or rows[0] == rows[1]) else rows
+
+    @property
+    def scores(self) -> int:
+        """Count its scores in an evaluation: one for each row, and one for a pair."""
+        return 1 if self.pair else len(self.rows)
 
     @property
     def tokens(self) -> int:
@@ -66,21 +88,27 @@ class Inspected:
         return str(self.refused).removeprefix(f"{path}:{self.number}: ") if self.refused else None
 
 
-def inspect(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> Iterator[Inspected]:
-    """Yield every example of a file, refused ones included.
+def inspect(path: Path, tokenizer: ChatTokenizer, seq_len: int, kind: Kind = None) -> Iterator[Inspected]:
+    """Yield every example of a file, refused ones included; all must be of the `kind` of the first one, or of that.
 
     Raises DataError where the file as a whole cannot be read.
     """
     for line in lines(path):
-        refused = line.refused
+        refused, where = line.refused, f"{path}:{line.number}"
         if line.conversation is not None:
+            conversation, pair = line.conversation, line.conversation.rejected is not None
+            kind = kind or ("pairs" if pair else "answers")
             try:
-                encoded = tokenizer.encode(line.conversation, f"{path}:{line.number}")
+                if kind == "answers or chosen":
+                    conversation, pair = conversation.sides[0], False
+                elif pair != (kind == "pairs"):
+                    raise DataError(f"{where}: {_OTHER_KIND[kind]}")
+                encoded = tokenizer.encode(conversation, where)
             except DataError as error:
                 refused = error
             else:
-                content, group = content_of(line.conversation), group_of(line.conversation)
-                yield Inspected(line.number, None, content, group, tuple(encoded.rows), encoded.untold, seq_len)
+                content, group = content_of(conversation), group_of(conversation)
+                yield Inspected(line.number, None, content, group, tuple(encoded.rows), encoded.untold, seq_len, pair)
                 continue
         yield Inspected(line.number, refused, "", "", (), 0, seq_len)
 

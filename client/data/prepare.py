@@ -28,9 +28,10 @@ from pydantic import TypeAdapter
 from client.data.chat_tokens import ChatTokenizer
 from client.data.sides import clusters, digest, sides
 from client.data.summary import DATA, EVAL_DATA, HELD_OUT, RELEASED, Asked, Summary, guard_name
-from client.data.survey import survey
+from client.data.survey import Survey, kind_of, survey
 from umbel import errors, token_file
 from umbel.errors import ConfigError, DataError, TrainingError, UmbelError
+from umbel.messages import Objective
 
 TRAIN, EVAL, COUNTS = "train.npy", "eval.npy", "counts.json"
 FORMAT = 3
@@ -58,8 +59,10 @@ class Prepared:
     """Name of a file in sentences → its examples that are not trained on, because what they ask is held out or in a
     guard."""
     clusters: dict[str, list[int]] = field(default_factory=dict)
-    """Stem of a token file, such as `eval` → for each of its rows the number of its group: those of a group ask the
-    same. In a file that is not here each row is alone."""
+    """Stem of a token file, such as `eval` → for each of its rows, or pairs of rows, the number of its group: those of
+    a group ask the same. In a file that is not here each is alone."""
+    pairs: list[str] = field(default_factory=list)
+    """Stems of the token files whose examples are pairs: rows 2n (the chosen answer) and 2n + 1 (the rejected one)."""
     heldout: str = ""
     """Digest of what the held-out examples ask. Verdicts are counted by it."""
     tokenizer: str = ""
@@ -69,6 +72,11 @@ class Prepared:
     def folder(self) -> Path:
         """The directory of the token files, under a name that no other content has."""
         return self.train.parent
+
+    @property
+    def objective(self) -> Objective:
+        """The objective of rounds that can train on them."""
+        return "dpo" if self.train.stem in self.pairs else "sft"
 
     @property
     def cut(self) -> int:
@@ -196,7 +204,9 @@ def _digest_file(path: Path) -> str:
 
 def _write(wanted: Preparation, tokenizer: ChatTokenizer, into: Path) -> Prepared:
     """Write all token files into a directory; return what is there."""
-    surveys = {name: survey(file, tokenizer, wanted.seq_len) for name, file in _files(wanted).items()}
+    surveys: dict[str, Survey] = {}
+    for name, path in _files(wanted).items():
+        surveys[name] = survey(path, tokenizer, wanted.seq_len, kind_of(name, surveys))
     for name, surveyed in surveys.items():
         # What a user gave stops no site: some chat templates have no form for it, such as two turns of the same role.
         for mistake in surveyed.mistakes() if name != RELEASED else ():
@@ -212,7 +222,8 @@ def _write(wanted: Preparation, tokenizer: ChatTokenizer, into: Path) -> Prepare
     distinct = {example.content: example.loss_tokens for example in split.train}
     asking = {EVAL: split.asking[HELD_OUT]}
     asking |= {f"guard-{name}.npy": split.asking[guard_name(name)] for name in wanted.guards}
-    for file, examples in {TRAIN: split.train, **asking}.items():
+    written = {TRAIN: split.train, **asking}
+    for file, examples in written.items():
         rows = [row for example in examples for row in example.rows]
         token_file.write(into / file, rows, seq_len=wanted.seq_len, pad_id=tokenizer.pad_id)
     return Prepared(
@@ -227,6 +238,7 @@ def _write(wanted: Preparation, tokenizer: ChatTokenizer, into: Path) -> Prepare
         asked=split.asked,
         withheld=split.withheld,
         clusters={Path(file).stem: clusters(examples) for file, examples in asking.items()},
+        pairs=[Path(name).stem for name, examples in written.items() if any(example.pair for example in examples)],
         heldout=digest(split.asking[HELD_OUT]),
     )
 

@@ -4,41 +4,36 @@ Nothing that was written vanishes: each field is used, is known to have no part 
 message of this module holds text of an example.
 """
 
-import difflib
 import itertools
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from client.data.conversation import Conversation, Turn
-from client.data.tool_fields import tool_calls_of, tools_of
+from client.data.message_fields import Labelled, kind_of, near, refuse_unknown, text_of, turns_of
+from client.data.tool_fields import tools_of
 from umbel.errors import DataError
 
 EXPECTED = (
     'expected a JSON object with "messages" (a list of {"role", "content"}), with "conversations" (a list of {"from", '
-    '"value"}), with "prompt" and "completion", or with "instruction", "output" and perhaps "input"'
+    '"value"}), with "prompt" and "completion", with "instruction", "output" and perhaps "input", or, for a pair of '
+    'answers, with "prompt", "chosen" and "rejected"'
 )
-ROLES = ("system", "user", "assistant", "tool")
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-"""ShareGPT's `from` → role."""
 SHAPES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("messages",): ("system", "tools"),
     ("conversations",): ("system", "tools"),
     ("prompt", "completion"): ("system", "history"),
     ("instruction", "output"): ("input", "system", "history"),
+    ("prompt", "chosen", "rejected"): ("system", "tools"),
+    ("messages", "chosen", "rejected"): ("system", "tools"),
+    ("conversations", "chosen", "rejected"): ("system", "tools"),
+    ("chosen", "rejected"): ("system", "tools"),
+    ("input", "preferred_output", "non_preferred_output"): (),
 }
-"""Fields that make a shape → the further fields that it may have."""
+"""Fields that make a shape → the further fields that it may have. Those of pairs end with the worse answer."""
+WORSE = ("rejected", "non_preferred_output")
 GROUP = "group"
 """Field of any shape that names what the example is about; see `client.data.conversation.group_of`."""
-NEUTRAL = frozenset([
-    "_id", "id", "uid", "uuid", "idx", "index", "hash", "source", "src", "dataset", "origin", "category", "topic",
-    "subject", "domain", "task", "task_type", "type", "tag", "tags", "lang", "language", "split", "date", "time",
-    "timestamp", "created", "created_at", "updated", "updated_at", "author", "user_id", "url", "link", "license",
-    "licence", "version", "model", "score", "rating", "quality", "difficulty", "comment", "comments", "note",
-    "notes", "meta", "metadata", "info", "conversation_id", "thread_id", "session_id", "request_id", "file",
-    "filename", "path", "page", "row", "line", "number",
-])  # fmt: skip
-"""Fields without a part in training, of an example or of a message."""
 
 
 def conversation_of(example: Mapping[str, Any], where: str) -> Conversation:
@@ -49,54 +44,34 @@ def conversation_of(example: Mapping[str, Any], where: str) -> Conversation:
     """
     shape = _shape_of(example, where)
     known = (*shape, *SHAPES[shape], GROUP)
-    given = {field: value for field, value in example.items() if value is not None or field in shape}
-    _refuse_unknown(given, known, where)
-    if shape in (("messages",), ("conversations",)):
-        turns = _turns(given[shape[0]], shape[0], where)
+    given: Mapping[str, Any] = {field: value for field, value in example.items() if value is not None or field in shape}
+    refuse_unknown(given, known, where)
+    rejected: list[Labelled] = []
+    if shape[-1] in WORSE:
+        given, turns, rejected = _pair_of_answers(given, shape, where)
+    elif shape in (("messages",), ("conversations",)):
+        turns = turns_of(given[shape[0]], shape[0], where)
     else:
         turns = [*_history(given.get("history"), where), *_pair(given, shape, where)]
     turns = [*_system(given.get("system"), turns, where), *turns]
-    for label, turn in turns:
+    for label, turn in (*turns, *rejected):
         _require_written(turn, f"{where}: {label}")
     _require_order(turns, where)
     tools, group = tools_of(given.get("tools"), where), _group(given.get(GROUP), where)
-    return Conversation(tuple(turn for _, turn in turns), tools, group)
-
-
-_Labelled = tuple[str, Turn]
-"""(place in the example, as `messages[2]`; the turn)."""
+    worse = next((turn for _, turn in rejected), None)
+    return Conversation(tuple(turn for _, turn in turns), tools, group, worse)
 
 
 def _shape_of(example: Mapping[str, Any], where: str) -> tuple[str, ...]:
     found = [shape for shape in SHAPES if all(field in example for field in shape)]
-    if len(found) == 1:
-        return found[0]
+    largest = [shape for shape in found if not any({*shape} < {*other} for other in found)]
+    if len(largest) == 1:
+        return largest[0]
     if found:
         raise DataError(f"{where}: more than one kind of example; {EXPECTED}")
     fields = {field for shape in SHAPES for field in shape}
-    hints = [f'did you mean "{near}" by "{name}"?' for name in example if (near := _near(name, fields - {*example}))]
+    hints = [f'did you mean "{meant}" by "{name}"?' for name in example if (meant := near(name, fields - {*example}))]
     raise DataError(f"{where}: no kind of example; {' '.join((*hints, ''))}{EXPECTED}")
-
-
-def _near(name: str, known: Collection[str]) -> str | None:
-    """Return the known name that a name is a misspelling of, if any."""
-    plain = name.casefold().strip()
-    if name not in known and plain in known:
-        return plain
-    return next(iter(difflib.get_close_matches(plain, known, n=1, cutoff=0.75)), None)
-
-
-def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Raise DataError for a field that is neither known nor without a part in training."""
-    for field, value in given.items():
-        if field in known or field in NEUTRAL:
-            continue
-        near = _near(field, known)
-        if near or isinstance(value, bool | int | float) or value not in ("", [], {}):
-            remedy = (
-                f'did you mean "{near}"?' if near else f"it would have no effect; remove it, or use {', '.join(known)}"
-            )
-            raise DataError(f'{where}: "{field}" is no known field; {remedy} (id, source and the like may stay)')
 
 
 def _group(group: object, where: str) -> str | None:
@@ -106,31 +81,72 @@ def _group(group: object, where: str) -> str | None:
     if isinstance(group, float) and group.is_integer():  # a table with gaps writes whole numbers so
         group = int(group)
     if isinstance(group, bool) or not isinstance(group, str | int):
-        kind = "a number with a fraction" if isinstance(group, float) else _kind(group)
+        kind = "a number with a fraction" if isinstance(group, float) else kind_of(group)
         raise DataError(f'{where}: "{GROUP}" is {kind}; name the group by a text or a whole number')
     return str(group)
 
 
-def _text(holder: Mapping[str, Any], field: str, where: str) -> str:
-    if not isinstance(holder.get(field), str):
-        raise DataError(f'{where}: "{field}" is {_kind(holder.get(field))}; expected a string')
-    return str(holder[field])
-
-
-def _kind(value: object) -> str:
-    if value is None or value in ([], ""):
-        return "empty"
-    return {dict: "an object", list: "a list", bool: "a boolean", str: "a string"}.get(type(value), "a number")
-
-
-def _pair(given: Mapping[str, Any], shape: tuple[str, ...], where: str) -> list[_Labelled]:
-    question, answer = (_text(given, field, where) for field in shape)
+def _pair(given: Mapping[str, Any], shape: tuple[str, ...], where: str) -> list[Labelled]:
+    question, answer = (text_of(given, field, where) for field in shape)
     if "input" in given:
-        question = "\n\n".join(filter(None, (question, _text(given, "input", where))))
+        question = "\n\n".join(filter(None, (question, text_of(given, "input", where))))
     return [(shape[0], Turn("user", question)), (shape[1], Turn("assistant", answer))]
 
 
-def _history(history: object, where: str) -> list[_Labelled]:
+def _pair_of_answers(
+    given: Mapping[str, Any], shape: tuple[str, ...], where: str
+) -> tuple[Mapping[str, Any], list[Labelled], list[Labelled]]:
+    """Return the fields beside a pair, the turns of its prompt with the chosen answer, and the rejected answer.
+
+    Only the two answers carry a loss.
+    """
+    *prompt, better, worse = shape
+    if shape[0] == "input":  # OpenAI's shape: what is beside the messages is in here, too
+        given = _input(given, where)
+    if prompt:
+        field = "messages" if shape[0] == "input" else prompt[0]
+        asked = given[field]
+        before = [(field, Turn("user", asked))] if isinstance(asked, str) else turns_of(asked, field, where)
+        chosen, rejected = (_answer(given[field], field, where) for field in (better, worse))
+    else:  # each side is a whole conversation
+        (*before, chosen), (*others, rejected) = (turns_of(given[field], field, where) for field in (better, worse))
+        if [turn for _, turn in before] != [turn for _, turn in others]:
+            raise DataError(
+                f'{where}: "{better}" and "{worse}" differ before their last turns; a pair has two answers to one '
+                'prompt, best written as "prompt"'
+            )
+        _require_answer(chosen, where), _require_answer(rejected, where)
+    read = [(label, replace(turn, trained=turn.role != "assistant" and turn.trained)) for label, turn in before]
+    return given, [*read, chosen], [rejected]
+
+
+def _input(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    asked = given["input"]
+    if not isinstance(asked, dict) or "messages" not in asked:
+        raise DataError(f'{where}: "input" is {kind_of(asked)}; expected {{"messages": […]}}')
+    refuse_unknown(asked, ("messages", "tools", "parallel_tool_calls"), f"{where}: input")
+    return {**given, "messages": asked["messages"], "tools": asked.get("tools")}
+
+
+def _answer(answer: object, field: str, where: str) -> Labelled:
+    """Return one answer of a pair: a text, a message, or a list with one message."""
+    if isinstance(answer, str):
+        return field, Turn("assistant", answer)
+    turns = turns_of([answer] if isinstance(answer, dict) else answer, field, where)
+    if len(turns) > 1:
+        raise DataError(f'{where}: "{field}" has {len(turns)} turns; write what is before the answer as the prompt')
+    return _require_answer(turns[0], where)
+
+
+def _require_answer(labelled: Labelled, where: str) -> Labelled:
+    label, turn = labelled
+    if turn.role != "assistant" or not turn.trained:
+        what = f'has the role "{turn.role}"' if turn.role != "assistant" else 'has "weight": 0'
+        raise DataError(f"{where}: {label} {what}; both sides of a pair end with an answer that is learnt from")
+    return labelled
+
+
+def _history(history: object, where: str) -> list[Labelled]:
     """Return the earlier turns of Alpaca's `history`: a list of [question, answer]."""
     if history in (None, [], ""):
         return []
@@ -143,78 +159,14 @@ def _history(history: object, where: str) -> list[_Labelled]:
     return turns
 
 
-def _system(system: object, turns: list[_Labelled], where: str) -> list[_Labelled]:
+def _system(system: object, turns: list[Labelled], where: str) -> list[Labelled]:
     if system in (None, ""):
         return []
     if not isinstance(system, str):
-        raise DataError(f'{where}: "system" is {_kind(system)}; expected a string')
+        raise DataError(f'{where}: "system" is {kind_of(system)}; expected a string')
     if turns and turns[0][1].role == "system":
         raise DataError(f'{where}: "system" stands beside a system turn in {turns[0][0]}; keep one of them')
     return [("system", Turn("system", system))]
-
-
-def _turns(messages: object, field: str, where: str) -> list[_Labelled]:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f'{where}: "{field}" is {_kind(messages)}; expected a list, {EXPECTED}')
-    turns = []
-    for index, message in enumerate(messages):
-        label = f"{field}[{index}]"
-        if not isinstance(message, dict):
-            raise DataError(f"{where}: {label}: expected an object, not {_kind(message)}")
-        spoken = field == "conversations" and "role" not in message
-        turns.append((label, (_spoken if spoken else _message)(message, f"{where}: {label}")))
-    return turns
-
-
-def _spoken(message: Mapping[str, Any], where: str) -> Turn:
-    """Return a turn in ShareGPT's form: `from` and `value`."""
-    given = {field: value for field, value in message.items() if value is not None}
-    _refuse_unknown(given, ("from", "value", "weight"), where)
-    speaker = _text(given, "from", where)
-    if speaker not in SPEAKERS:
-        raise DataError(
-            f"{where}: {_quoted(speaker)} is no known speaker; known: {', '.join(SPEAKERS)}; write calls of tools and "
-            'their results as "messages"'
-        )
-    return Turn(SPEAKERS[speaker], _text(given, "value", where), trained=_weight(given, where))
-
-
-def _message(message: Mapping[str, Any], where: str) -> Turn:
-    """Return a turn in OpenAI's form: `role` and `content`, with calls of tools."""
-    given = {field: value for field, value in message.items() if value not in (None, [])}
-    role = _text(given, "role", where)
-    if role not in ROLES:
-        meant = SPEAKERS.get(role.casefold()) or {"developer": "system", "function": "tool"}.get(role)
-        remedy = f'write "{meant}"' if meant else f"known: {', '.join(ROLES)}"
-        raise DataError(f"{where}: the role {_quoted(role)} is not known to chat templates; {remedy}")
-    of_role = {
-        "assistant": ("tool_calls", "reasoning_content", "weight"),
-        "tool": ("tool_call_id", "name"),
-    }.get(role, ())
-    _refuse_unknown(given, ("role", "content", *of_role), where)
-    calls = tool_calls_of(given.get("tool_calls"), where)
-    return Turn(
-        role,
-        _text(given, "content", where) if "content" in given or not calls else "",
-        tool_calls=calls,
-        tool_call_id=_text(given, "tool_call_id", where) if "tool_call_id" in given else None,
-        name=_text(given, "name", where) if "name" in given and role == "tool" else None,
-        reasoning_content=_text(given, "reasoning_content", where) if "reasoning_content" in given else None,
-        trained=_weight(given, where),
-    )
-
-
-def _weight(given: Mapping[str, Any], where: str) -> bool:
-    """Return whether a message carries a loss, by OpenAI's `weight`: 0 or 1."""
-    weight = given.get("weight", 1)
-    if weight not in (0, 1):
-        raise DataError(f'{where}: "weight" is {_kind(weight)} other than 0 and 1; an answer is trained or it is not')
-    return bool(weight)
-
-
-def _quoted(name: str) -> str:
-    """Quote a short name from a file as JSON; anything longer may be text of an example, and is not repeated."""
-    return json.dumps(name) if len(name) <= 20 and name.isprintable() and " " not in name else "that is written there"
 
 
 def _require_written(turn: Turn, where: str) -> None:
@@ -222,7 +174,7 @@ def _require_written(turn: Turn, where: str) -> None:
         raise DataError(f"{where}: the answer is empty; write one or remove the line")
 
 
-def _require_order(turns: list[_Labelled], where: str) -> None:
+def _require_order(turns: list[Labelled], where: str) -> None:
     """Raise DataError for turns that no request could have, or that would teach nothing."""
     answers = [turn for _, turn in turns if turn.role == "assistant"]
     if not answers:

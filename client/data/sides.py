@@ -85,17 +85,20 @@ def _once(examples: Sequence[Inspected]) -> list[Inspected]:
 
 
 def clusters(examples: Sequence[Inspected]) -> list[int]:
-    """Return for each row of a token file of these examples the number of its group."""
+    """Return for each row of a token file of these examples, or each pair of rows, the number of its group."""
     numbers: dict[str, int] = {}
-    return [numbers.setdefault(example.group, len(numbers)) for example in examples for _ in example.rows]
+    return [numbers.setdefault(example.group, len(numbers)) for example in examples for _ in range(example.scores)]
 
 
 def counts_as(examples: Sequence[Inspected]) -> float:
-    """Return how many independent examples of equal length tell as much about a loss per token."""
-    tokens: Counter[str] = Counter()
+    """Return how many independent examples of equal length tell as much about a loss per token.
+
+    Of pairs it is about their share in which an answer is preferred, whatever their length.
+    """
+    weights: Counter[str] = Counter()
     for example in examples:
-        tokens[example.group] += example.loss_tokens
-    return effective_size(list(tokens.values()))
+        weights[example.group] += 1 if example.pair else example.loss_tokens
+    return effective_size(list(weights.values()))
 
 
 def digest(examples: Sequence[Inspected]) -> str:

@@ -4,14 +4,15 @@
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.data.chat_tokens import ChatTokenizer
-from client.data.inspection import Inspected, inspect, loss_tokens
+from client.data.inspection import Inspected, Kind, inspect, loss_tokens
 from client.data.shapes import EXPECTED
 from client.data.sides import Sides, sides
-from client.data.summary import DATA, Summary, files_of, quantile
+from client.data.summary import DATA, EVAL_DATA, RELEASED, Summary, files_of, quantile
 from umbel.errors import DataError
 from umbel.site.config import SiteConfig
 from umbel.token_file import NO_LOSS
@@ -91,6 +92,11 @@ class Survey:
     """The reasons of the first `SHOWN_REFUSALS` examples that are refused."""
     summary: Summary
 
+    @property
+    def pairs(self) -> bool:
+        """Say whether its examples are pairs of answers."""
+        return any(example.pair for example in self.examples)
+
     def mistakes(self) -> list[DataError]:
         """Return what keeps the file from being used: examples that are refused, or nothing to train on."""
         summary = self.summary
@@ -109,12 +115,24 @@ class Survey:
         ]
 
 
-def survey(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> Survey:
+def kind_of(name: str, read: Mapping[str, Survey]) -> Kind:
+    """Say of which kind the examples of a file must be, by its name in sentences, once others are read.
+
+    Held-out examples are those of the data. A pair that a user gave also tells which answer to learn. Guards are of
+    their own kind.
+    """
+    data = read.get(DATA)
+    if data is None or not data.examples or name not in (EVAL_DATA, RELEASED):
+        return None
+    return "pairs" if data.pairs else "answers" if name == EVAL_DATA else "answers or chosen"
+
+
+def survey(path: Path, tokenizer: ChatTokenizer, seq_len: int, kind: Kind = None) -> Survey:
     """Inspect a whole file. Raises DataError where the file as a whole cannot be read."""
     tally = Tally(tokenizer)
     usable: list[Inspected] = []
     refused: list[DataError] = []
-    for example in inspect(path, tokenizer, seq_len):
+    for example in inspect(path, tokenizer, seq_len, kind):
         tally.add(example)
         if example.refused is None and not example.dropped:
             usable.append(example)
@@ -141,7 +159,7 @@ def survey_adapter(config: SiteConfig, adapter: str, tokenizer: ChatTokenizer) -
     mistakes: dict[str, list[DataError]] = {}
     for name, path in files_of(config, adapter).items():
         try:
-            files[name] = survey(path, tokenizer, config.training.seq_len)
+            files[name] = survey(path, tokenizer, config.training.seq_len, kind_of(name, files))
             found = files[name].mistakes()
         except DataError as error:
             found = [error]

@@ -82,6 +82,7 @@ def _print_json(examples: "Iterable[Inspected]", tokenizer: "ChatTokenizer", pat
             "line": example.number,
             "prompt": prompt(example, tokenizer),
             "trained": trained(example, tokenizer),
+            "pair": example.pair,
             "tokens": example.tokens,
             "cut": example.cut,
             "dropped": example.dropped,

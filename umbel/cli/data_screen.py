@@ -168,7 +168,8 @@ def _show(console: Console, example: Inspected, tokenizer: ChatTokenizer, long: 
     """Print an example's rows as text, with marks around what carries a loss."""
     parts = [f"{example.tokens:,} tokens", f"{example.loss_tokens:,} with a loss"]
     parts += [f"{_answers(example.untold)} without one: nothing comes before"] if example.untold else []
-    parts += [f"{len(example.whole)} rows"] if len(example.whole) > 1 else []
+    parts += [f"{len(example.whole)} rows"] if len(example.whole) > 1 and not example.pair else []
+    parts += ["the chosen answer, then the rejected one"] if example.pair else []
     parts += ["left out"] if example.dropped else ["cut"] if example.cut else []
     console.print(Text.assemble((f"line {example.number}", "bold"), f": {', '.join(parts)}"))
     for row in example.whole:

@@ -23,7 +23,7 @@ def test_for_programs_each_example_is_one_object(site: ReadableSite) -> None:
     site.write([WARD, "", TYPO, greets, {"prompt": "a", "completion": "long " * 200}])
     first, refused, greeting, long = site.lines("data", "--json")
     assert first == {
-        "line": 1, "prompt": "<|user|>knee?<|end|><|assistant|>", "trained": ["Ward 7.<|end|>"],
+        "line": 1, "prompt": "<|user|>knee?<|end|><|assistant|>", "trained": ["Ward 7.<|end|>"], "pair": False,
         "tokens": first["tokens"], "cut": False, "dropped": False, "untold": 0, "refused": None,
     }  # fmt: skip
     assert 8 < first["tokens"] < 24
