@@ -23,7 +23,7 @@ from server.waves import Waves
 from strategies.options import StrategyConfig
 from umbel.adapter import AdapterName
 from umbel.errors import ConfigError
-from umbel.messages import TrainPlan
+from umbel.messages import Objective, TrainPlan
 
 ALONE = "alone"
 """`strategy` of the versions that a site makes alone (server/alone.py)."""
@@ -58,6 +58,8 @@ class RunConfig(StrategyConfig):
     wave_failures: float = Field(ge=0.0, le=1.0)
     rank: PositiveInt
     steps: PositiveInt
+    objective: Objective
+    dpo_beta: PositiveFloat
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     schedule: Literal["constant", "cosine"]
@@ -116,6 +118,7 @@ class RunConfig(StrategyConfig):
         """The training that a site does in one round."""
         return TrainPlan(
             rank=self.rank, steps=self.steps, seconds=self.round_seconds, batch_size=self.batch_size,
+            objective=self.objective, beta=self.dpo_beta,
             learning_rate=self.learning_rate, schedule=self.schedule, warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay, clip_norm=self.clip_norm, proximal=self.proximal, seed=self.seed,
         )  # fmt: skip

@@ -214,7 +214,7 @@ class Federation:
         aggregate = result.aggregate
         reports = {site: result.reports[site] for site in result.sites}
         tokens = sum(report.num_loss_tokens for report in reports.values())
-        loss = sum(report.loss_sum for report in reports.values())
+        loss = sum(report.loss_sum for report in reports.values()) / max(1, sum(one.losses for one in reports.values()))
         version = self._registry.publish(
             self._name, peft_dir.encode(aggregate.tensors), round=number, run_id=self._run_id, parent=parent.digest,
             parents=result.parents, personal=self._strategy.personal, strategy=self._config.strategy,
@@ -222,7 +222,7 @@ class Federation:
             kin=self._quorum.kin, bases=result.bases if self._config.mixed_bases else {},
             weights=aggregate.weights, left_out=result.left_out, certificate=aggregate.certificate,
             change_certificate=aggregate.change_certificate,
-            metrics={"train-loss": loss / tokens, "num-loss-tokens": tokens} if tokens else {},
+            metrics={"train-loss": loss, "num-loss-tokens": tokens} if tokens else {},
             site_metrics={site: _measured(report, result.staleness[site]) for site, report in reports.items()},
             counts={site: _counted(report) for site, report in reports.items()},
             code=_code(), config=self._config.digest,
@@ -283,7 +283,7 @@ def _code() -> str:
 
 def _measured(report: RoundReport, staleness: int) -> dict[str, float]:
     return {
-        "train-loss": report.loss_sum / report.num_loss_tokens,
+        "train-loss": report.loss_sum / report.losses,
         "seconds": report.seconds,
         "staleness": staleness,
         "rank": report.rank or 0,

@@ -25,12 +25,14 @@ class Scores:
     """One entry for each example, in the order of the set; `repr` does not show them."""
 
     loss: npt.NDArray[np.float64] = field(repr=False)
-    """[examples], loss summed over the tokens of the answer, in nats."""
+    """[examples], loss summed over the tokens of the answer, in nats; of a pair, as in `paired`."""
     tokens: npt.NDArray[np.int32] = field(repr=False)
-    """[examples], number of tokens of the answer."""
+    """[examples], number of tokens of the answer; 1 for a pair."""
     exact: npt.NDArray[np.bool_] = field(repr=False)
-    """[examples], true if every token of the answer is the arg max, as greedy decoding would give it."""
-
+    """[examples], true if every token of the answer is the arg max, as greedy decoding would give it; or if the chosen
+    answer of a pair is more likely than the rejected one."""
+    pairs: bool = field(default=False, repr=False)
+    """True if the examples are pairs of answers. Not in a file of scores."""
     clusters: Clusters | None = field(default=None, repr=False)
     """[examples], number of the group of examples that ask the same; None: each is alone. Not in a file of scores."""
 
@@ -40,6 +42,18 @@ class Scores:
     def grouped(self, clusters: Sequence[int] | None) -> Self:
         """Return the same scores in clusters: for each example the number of its own; None: each is alone."""
         return replace(self, clusters=None if clusters is None else np.asarray(clusters, np.int32))
+
+    def paired(self) -> Self:
+        """Return the scores [examples / 2] of pairs of answers, from those of the chosen and the rejected ones in turn.
+
+        With the margin m = log π(chosen) − log π(rejected), summed over the tokens of the answers, the loss of a pair
+        is −log σ(m): Bradley and Terry's (Biometrika 39, 1952), and DPO's (arXiv 2305.18290) without a reference.
+        """
+        margin = self.loss[1::2] - self.loss[0::2]
+        ones = np.ones(len(margin), np.int32)
+        with np.errstate(invalid="ignore"):  # a loss that is no number stays one
+            loss = np.logaddexp(0.0, -margin)
+        return replace(self, loss=loss, tokens=ones, exact=margin > 0, pairs=True)
 
     def by_cluster(self, *columns: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return [columns, clusters]: columns [examples] summed over the examples of each cluster.
@@ -57,6 +71,7 @@ class Scores:
             loss_tokens=int(self.tokens.sum()),
             exact=int(self.exact.sum()),
             examples=len(self),
+            pairs=self.pairs,
         )
 
     def write(self, path: Path) -> None:

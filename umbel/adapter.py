@@ -226,7 +226,7 @@ class AdapterManifest(BaseModel):
     """Module → the same error, relative to the exact change of this round; 0 where it changed nothing."""
     metrics: dict[str, float] = Field(default_factory=dict)
     site_metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Site → `train-loss` (nats per token), `seconds`, `staleness` (rounds), `rank`."""
+    """Site → `train-loss` (nats per token, or pair), `seconds`, `staleness` (rounds), `rank`."""
     counts: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Site → `num-examples`, `num-loss-tokens`, `steps` of its training, `held-examples`, `held-loss-tokens`."""
     run_id: str = ""

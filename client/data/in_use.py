@@ -9,10 +9,32 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from client.data.prepare import Prepared
+from serving.scores import Scores
+from umbel.messages import Objective
 
 logger = logging.getLogger(__name__)
+
+
+def other_kind(data: Prepared, objective: Objective) -> str:
+    """Say why a round with that objective cannot train on these files; empty where it can."""
+    if data.objective == objective:
+        return ""
+    held = {"dpo": "pairs of answers", "sft": "examples with one answer"}
+    return (
+        f'the run has objective = "{objective}", and this site\'s data is {held[data.objective]}; run with objective = '
+        f'"{data.objective}", or give the site {held[objective]}'
+    )
+
+
+def scores_of(data: Prepared, examples: Path, file: Path) -> Scores:
+    """Read a file of scores of a token file's rows; return those of its examples, one for each pair, in clusters."""
+    scores = Scores.read(file)
+    if examples.stem in data.pairs:
+        scores = scores.paired()
+    return scores.grouped(data.clusters.get(examples.stem))
 
 
 class DataInUse:

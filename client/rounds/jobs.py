@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from client.data.fresh import FreshData
+from client.data.in_use import other_kind, scores_of
 from client.data.prepare import Prepared
 from client.disk import require_room
 from client.held_base import HeldBase
@@ -22,7 +23,7 @@ from serving.supervisor import Supervisor
 from serving.trainer_socket import CoTrainerClient, CoTrainerStatus, EvaluateJob, TrainJob
 from umbel import peft_dir
 from umbel.adapter import Personal
-from umbel.errors import AdapterError, EngineGone, NoRoom, NotFound, TrainingError
+from umbel.errors import AdapterError, DataError, EngineGone, NoRoom, NotFound, TrainingError
 from umbel.faults import Point, reach
 from umbel.messages import JobState, RoundOrder, RoundReport, Submit
 
@@ -81,7 +82,7 @@ class Jobs:
         self._serial = 0
 
     def submit(self, order: RoundOrder, parent: bytes, signature: str = "") -> RoundReport:
-        """Queue a round, or find it again; return its report. Raises AdapterError, BaseMismatch, Conflict, NoRoom."""
+        """Queue a round, or find it again; return its report. Raises `UmbelError` where it cannot be trained here."""
         self._keys.require(Submit(adapter=self.adapter, order=order), signature)
         self._base.require(f"round {order.key} is for", order.base, order.kin)
         if peft_dir.digest(parent) != order.parent:
@@ -91,6 +92,8 @@ class Jobs:
         known = self._rounds.find(order)
         if known is not None:
             return self._progress.get(order.key, known)
+        if mistake := other_kind(self.data.current, order.plan.objective):
+            raise DataError(f"round {order.key}: {mistake}")
         room = 5 * len(parent) + CHECKPOINTS * self._checkpoint_bytes  # all of its files
         require_room(self._directory.parent.parent, room, f"round {order.key}")
         files = {PARENT: parent}
@@ -178,7 +181,7 @@ class Jobs:
             status = await self._following.follow(job)
             if status.state is not JobState.DONE:
                 raise TrainingError(f"evaluation stopped: {status.error or status.state}")
-            return Scores.read(scores).grouped(data.clusters.get(asked.stem))
+            return scores_of(data, asked, scores)
         finally:
             scores.unlink(missing_ok=True)
 
@@ -195,8 +198,10 @@ class Jobs:
         attempt = attempts.begin(step)
         reach(Point.ATTEMPT_BEGUN)
         report = RoundReport(key=order.key, state=JobState.RUNNING, parent=order.parent)
+        error = other_kind(data, order.plan.objective)  # it may have changed since the order came
         if attempt > MAX_ATTEMPTS:
             error = f"given up after {attempts.begun - 1} attempts; the site's log says what ended each"
+        if error:
             self._finish(report.model_copy(update={"state": JobState.FAILED, "error": error}))
             return self._settle(order.key)
         self._progress[order.key] = report
@@ -235,7 +240,7 @@ class Jobs:
 
     def _conclude(self, order: RoundOrder, status: CoTrainerStatus, data: Prepared) -> RoundReport:
         report = RoundReport(key=order.key, state=status.state, parent=order.parent, error=status.error)
-        report = report.model_copy(update=counts(status))
+        report = report.model_copy(update={**counts(status), "objective": order.plan.objective})
         if status.state is not JobState.DONE:
             return report
         folder, plan = self._folder(order.key), order.plan

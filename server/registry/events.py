@@ -78,20 +78,20 @@ class LastRound:
     """Number of sites in the round's version; 0 after a failed round."""
     left_out: int = 0
     trained: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """Site → loss summed over its tokens (nats), and the tokens."""
+    """Site → loss summed over its tokens, or pairs of answers (nats), and their number."""
     probes: dict[str, dict[str, tuple[float, int]]] = field(default_factory=dict)
-    """Site → role → held-out loss summed over tokens (nats), and the tokens."""
+    """Site → role → held-out loss summed over tokens, or pairs of answers (nats), and their number."""
     admitted_at: dict[str, float] = field(default_factory=dict)
     """Site → Unix time at which it was last part of a version."""
 
     @property
     def train_loss(self) -> float | None:
-        """Mean loss per token (nats)."""
+        """Mean loss per token, or pair (nats)."""
         return _mean(list(self.trained.values()))
 
     @property
     def heldout_loss(self) -> dict[str, float]:
-        """Role ("base", "live", "shadow") → mean loss per token over all sites (nats)."""
+        """Role ("base", "live", "shadow") → mean loss per token, or pair, over all sites (nats)."""
         roles = {role for probe in self.probes.values() for role in probe}
         means = {role: _mean([probe[role] for probe in self.probes.values() if role in probe]) for role in roles}
         return {role: mean for role, mean in means.items() if mean is not None}
@@ -102,7 +102,8 @@ class LastRound:
         if kind == "round.started" and event["round"] != self.number:
             self.number, self.trained, self.probes = event["round"], {}, {}
         elif kind == "site.trained":
-            self.trained[event["site"]] = (float(event["loss_sum"]), event["num_loss_tokens"])
+            losses = event["num_examples" if event.get("objective") == "dpo" else "num_loss_tokens"]
+            self.trained[event["site"]] = (float(event["loss_sum"]), losses)
         elif kind == "round.published":
             self.admitted, self.left_out = len(event["weights"]), _sites(event.get("left_out", {}))
             self.admitted_at.update(dict.fromkeys(event["weights"], event["at"]))

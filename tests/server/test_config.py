@@ -55,6 +55,13 @@ def test_a_setting_that_is_left_out_is_missing() -> None:
             RunConfig.of({name: value for name, value in DEFAULTS.items() if name != key})
 
 
+def test_an_objective_is_part_of_the_plan() -> None:
+    plan = RunConfig.of(DEFAULTS).plan
+    assert (plan.objective, plan.beta) == ("sft", 0.1)
+    plan = RunConfig.of({**DEFAULTS, "objective": "dpo", "dpo-beta": 0.3}).plan
+    assert (plan.objective, plan.beta) == ("dpo", 0.3)
+
+
 def test_sites_with_other_bases_take_part_only_where_the_run_asks_for_it() -> None:
     assert not RunConfig.of(DEFAULTS).mixed_bases
     assert RunConfig.of({**DEFAULTS, "mixed-bases": True}).mixed_bases

@@ -42,3 +42,14 @@ def test_a_file_that_is_cut_or_holds_a_pickle_is_refused(tmp_path: Path) -> None
         Scores.read(file)
     with pytest.raises(FileNotFoundError):
         Scores.read(tmp_path / "none.npy")
+
+
+def test_scores_of_pairs_are_of_their_margins() -> None:
+    """The chosen answer has a log-probability of -1, -4 and -2, the rejected one of -3, -1 and -2."""
+    rows = Scores(np.array([1.0, 3, 4, 1, 2, 2]), np.full(6, 5, np.int32), np.full(6, True))
+    pairs = rows.paired()
+    assert pairs.loss == pytest.approx(-np.log(1 / (1 + np.exp(-np.array([2.0, -3.0, 0.0])))))
+    assert (pairs.exact.tolist(), pairs.tokens.tolist()) == ([True, False, False], [1, 1, 1])
+    assert (pairs.sums.pairs, pairs.sums.examples, pairs.sums.loss_tokens, pairs.sums.exact) == (True, 3, 3, 1)
+    assert pairs.grouped([0, 0, 1]).by_cluster(pairs.exact).tolist() == [[1.0, 0.0]]
+    assert np.isnan(Scores(np.array([np.nan, 1.0]), rows.tokens[:2], rows.exact[:2]).paired().loss).all()

@@ -71,6 +71,18 @@ def test_what_says_nothing_of_kin_is_written_as_by_earlier_releases_and_read_bac
     assert wire.unpack_model(wire.pack_model(kin), type(said)) == kin
 
 
+def test_what_is_not_about_pairs_is_written_as_by_earlier_releases_and_read_back() -> None:
+    measured = Evaluation(loss_sum=6.0, loss_tokens=4, exact=1, examples=2)
+    report = RoundReport(key="k", state=JobState.DONE, parent="p")
+    for said, of_pairs in (
+        (ORDER.plan, {"objective": "dpo", "beta": 0.5}), (report, {"objective": "dpo"}), (measured, {"pairs": True}),
+    ):  # fmt: skip
+        assert not {"objective", "beta", "pairs"} & json.loads(said.model_dump_json()).keys()
+        assert type(said).model_validate_json(said.model_dump_json()) == said
+        other = said.model_copy(update=of_pairs)
+        assert type(said).model_validate_json(other.model_dump_json()) == other != said
+
+
 @pytest.mark.parametrize("kin", ["1", "1" * 63, "A" * 64, "../" + "1" * 61, "1" * 64 + "\n"])
 def test_kin_is_a_digest_or_empty(kin: str) -> None:
     with pytest.raises(ValidationError, match="kin"):
@@ -87,6 +99,10 @@ def test_a_loss_that_is_no_number_survives_json() -> None:
 def test_means_are_those_of_the_sums_and_of_nothing_they_are_nan() -> None:
     measured = Evaluation(loss_sum=6.0, loss_tokens=4, exact=1, examples=2)
     assert (measured.loss, measured.exact_match) == (1.5, 0.5)
+    pairs = Evaluation(loss_sum=6.0, loss_tokens=4, exact=3, examples=4, pairs=True)
+    assert (pairs.loss, pairs.exact_match) == (1.5, 0.75)
+    report = RoundReport(key="k", state=JobState.DONE, parent="p", num_examples=5, num_loss_tokens=50)
+    assert (report.losses, report.model_copy(update={"objective": "dpo"}).losses) == (50, 5)
     nothing = Evaluation(loss_sum=0.0, loss_tokens=0, exact=0, examples=0)
     assert math.isnan(nothing.loss)
     assert math.isnan(nothing.exact_match)

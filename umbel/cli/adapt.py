@@ -37,8 +37,8 @@ REGISTRY = "registry"
 OPTIONS = {"registry": "--registry", "adapter": "--adapter", "rounds": "--rounds"}
 """Key of the run configuration → the option that says it here."""
 KEYS = frozenset({
-    "round-seconds", "grace-seconds", "rank", "steps", "batch-size", "learning-rate", "schedule", "warmup-steps",
-    "weight-decay", "clip-norm", "seed", "proximal", "signing-key",
+    "round-seconds", "grace-seconds", "rank", "steps", "objective", "dpo-beta", "batch-size", "learning-rate",
+    "schedule", "warmup-steps", "weight-decay", "clip-norm", "seed", "proximal", "signing-key",
 })  # fmt: skip
 """Keys of the run configuration that mean something where one site is alone."""
 

@@ -68,10 +68,12 @@ class AdaptScreen:
         yield f"trains from {self._head()}"
 
     def _site_trained(self, event: Mapping[str, Any]) -> Iterator[str]:
-        loss = float(event["loss_sum"]) / event["num_loss_tokens"] if event["num_loss_tokens"] else float("nan")
+        by_pair = event.get("objective") == "dpo"
+        what, count = ("pair", event["num_examples"]) if by_pair else ("token", event["num_loss_tokens"])
+        loss = float(event["loss_sum"]) / count if count else float("nan")
         yield (
             f"{event['steps']} steps in {event['seconds']:.0f} s, {event['share']:.0%} of them spent on training; "
-            f"training loss {loss:.4f} nats per token"
+            f"training loss {loss:.4f} nats per {what}"
         )
 
     def _round_published(self, event: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ Both ends use these definitions. Every count is a sum, so that the centre can ad
 
 from umbel.messages.hello import Hello, HelloQuery
 from umbel.messages.message import NONCE, Failure, Message
-from umbel.messages.training import JobState, RoundOrder, RoundQuery, RoundReport, Submit, TrainPlan
+from umbel.messages.training import JobState, Objective, RoundOrder, RoundQuery, RoundReport, Submit, TrainPlan
 from umbel.messages.versions import (
     AdapterQuery,
     Decision,
@@ -30,6 +30,7 @@ __all__ = [
     "JobState",
     "LiveVersion",
     "Message",
+    "Objective",
     "Restore",
     "Restored",
     "RoundOrder",

@@ -17,6 +17,14 @@ from umbel.printable import Reason
 RoundKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
 """`<lineage>-<round>-<parent>`: the registry's id, the round, and the version that it trains from."""
 
+Objective = Literal["sft", "dpo"]
+"""sft: supervised fine-tuning on answers. dpo: direct preference optimisation on pairs of answers."""
+BETA = 0.1
+
+
+def _is_sft(objective: str) -> bool:
+    return objective == "sft"
+
 
 class TrainPlan(Message):
     """The settings of one round of training. A site stops at `steps` or after `seconds`, whichever comes first."""
@@ -29,10 +37,9 @@ class TrainPlan(Message):
     """Optimizer steps."""
     seconds: PositiveFloat
     """Wall-clock budget at the site; the update consists of the steps that were applied by then."""
-    objective: Literal["sft", "dpo"] = "sft"
-    """sft: supervised fine-tuning on answers. dpo: direct preference optimisation on pairs of a chosen and a rejected
-    answer (arXiv 2305.18290), with the round's parent as reference."""
-    beta: PositiveFloat = 0.1
+    objective: Objective = Field(default="sft", exclude_if=_is_sft)
+    """Of dpo (arXiv 2305.18290) the reference is the round's parent. Left out for sft, which older sites know."""
+    beta: PositiveFloat = Field(default=BETA, exclude_if=lambda beta: beta == BETA)
     """DPO's β: the smaller, the further the adapter may go from its parent."""
     batch_size: PositiveInt = 8
     """Examples, or pairs, per optimizer step; the site cuts them into its own micro-batches."""
@@ -100,7 +107,8 @@ class RoundReport(Message):
     """Examples, or pairs, trained on in this round, repetitions counted."""
     num_loss_tokens: NonNegativeInt = 0
     loss_sum: float = 0.0
-    """Sum of the training loss (nats): over those tokens, or with `objective = "dpo"` over the pairs."""
+    """Sum of the training losses (nats): of those tokens (sft), or of the pairs (dpo)."""
+    objective: Objective = Field(default="sft", exclude_if=_is_sft)
     held_examples: NonNegativeInt = 0
     """Distinct examples to train on here; the centre weighs by them, or by their `held_loss_tokens`."""
     held_loss_tokens: NonNegativeInt = 0
@@ -116,6 +124,11 @@ class RoundReport(Message):
     """Of an UpdateStatement (umbel/statements.py); empty while there is no update, and where the site has no key."""
     live: VersionName | None = None
     """The version that answers users now, which the signature leaves out; None while the base does."""
+
+    @property
+    def losses(self) -> int:
+        """Number of the losses in `loss_sum`."""
+        return self.num_examples if self.objective == "dpo" else self.num_loss_tokens
 
 
 class Submit(Message):

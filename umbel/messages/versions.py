@@ -1,5 +1,6 @@
 """The messages about versions: measure one beside the live one, make it live, take it back."""
 
+import operator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,15 +16,19 @@ class Evaluation(Message):
     """Measurement of an adapter, or of the base, on a site's held-out examples, as sums."""
 
     loss_sum: float
-    """Nats."""
+    """Nats. Of a pair of answers the loss is −log σ(log π(chosen) − log π(rejected))."""
     loss_tokens: NonNegativeInt
+    """Tokens of answers, or pairs."""
     exact: NonNegativeInt
-    """Examples of which every answer token is the arg max, as in greedy decoding."""
+    """Examples of which every answer token is the arg max, as in greedy decoding; or pairs in which the chosen answer
+    is more likely than the rejected one."""
     examples: NonNegativeInt
+    pairs: bool = Field(default=False, exclude_if=operator.not_)
+    """True if the examples are pairs of answers; then `exact_match` is the preference accuracy."""
 
     @property
     def loss(self) -> float:
-        """Mean loss per token (nats); NaN without tokens."""
+        """Mean loss per token, or per pair (nats); NaN without any."""
         return self.loss_sum / self.loss_tokens if self.loss_tokens else float("nan")
 
     @property

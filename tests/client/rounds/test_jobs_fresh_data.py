@@ -9,6 +9,7 @@ import pytest
 from client.data.prepare import Prepared
 from tests.toys.cotrainer import Queue, Run, ToyCoTrainer
 from tests.toys.deployment import until
+from umbel.errors import DataError
 from umbel.messages import JobState
 
 
@@ -89,5 +90,51 @@ def test_a_round_begins_when_its_data_is_settled_and_can_be_cancelled_before(
         settled.set()
         assert (await queue.ended("r2")).state is JobState.DONE
         assert cotrainer.started == ["r2"]
+
+    run(story)
+
+
+def test_a_round_whose_data_became_pairs_fails_by_name_and_one_of_pairs_is_trained(
+    run: Run, cotrainer: ToyCoTrainer, tmp_path: Path
+) -> None:
+    """And no order of the other objective is taken any more."""
+    first, pairs = newer(tmp_path, "a", 11), replace(newer(tmp_path, "b", 12), pairs=["train", "eval"])
+    mistake = 'objective = "sft", and this site\'s data is pairs of answers; run with objective = "dpo", or give'
+
+    async def story(queue: Queue) -> None:
+        queue.jobs.data.adopt(first)
+        with pytest.raises(
+            DataError, match='round r0: the run has objective = "dpo", and this site\'s data is examples'
+        ):
+            queue.submit("r0", plan={"objective": "dpo"})
+        cotrainer.hold = asyncio.Event()
+        queue.submit("r1")
+        queue.submit("r2")
+        await until(lambda: cotrainer.started == ["r1"])
+        queue.jobs.data.adopt(pairs)
+        cotrainer.hold.set()
+        assert (await queue.ended("r1")).state is JobState.DONE
+        failed = await queue.ended("r2")
+        assert (failed.state, mistake in failed.error) == (JobState.FAILED, True)
+        with pytest.raises(DataError, match="round r3: the run has"):
+            queue.submit("r3")
+        queue.submit("r4", plan={"objective": "dpo"})
+        done = await queue.ended("r4")
+        assert (done.state, done.objective, done.losses) == (JobState.DONE, "dpo", done.num_examples)
+        assert cotrainer.started == ["r1", "r4"]
+
+    run(story)
+
+
+def test_an_evaluation_of_pairs_has_one_score_for_each(run: Run, tmp_path: Path) -> None:
+    """The toy scores forty rows; those of an examples' guard stay rows."""
+    data = replace(newer(tmp_path, "a", 11), pairs=["train", "eval"], guards={"triage": tmp_path / "guard-triage.npy"})
+    data = replace(data, clusters={"eval": [0, 0, *range(1, 19)]})
+
+    async def story(queue: Queue) -> None:
+        scores = await queue.jobs.evaluate(data, None)
+        assert (len(scores), scores.pairs, scores.sums.exact) == (20, True, 0)
+        assert scores.by_cluster(scores.tokens).tolist() == [[2.0, *[1.0] * 18]]
+        assert len(await queue.jobs.evaluate(data, None, "triage")) == 40
 
     run(story)

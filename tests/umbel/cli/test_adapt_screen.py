@@ -44,6 +44,8 @@ def test_training_and_verdict_are_told_in_words(screen: AdaptScreen) -> None:
     (line,) = screen.lines(trained)
     assert line == "round 3: 40 steps in 12 s, 50% of them spent on training; training loss 1.5000 nats per token"
     assert "nan" in screen.lines({**trained, "loss_sum": "NaN"})[0], "as JSON has it"
+    by_pairs = screen.lines({**trained, "objective": "dpo", "num_examples": 60})
+    assert by_pairs[0].endswith("training loss 0.5000 nats per pair")
     assert screen.lines(judged("promote")) == ["round 3: better: held-out loss 1.0 against 2.0"]
     assert screen.lines(judged("keep"))[0].startswith("round 3: undecided: ")
     assert screen.lines(judged("reject"))[0].startswith("round 3: worse: ")
