@@ -10,6 +10,9 @@ Each of the two errors has the probability α = (1 − confidence) / 2, however 
   Scandinavian Journal of Statistics 6, 1979);
 - to promote it must be better on the held-out examples and worse on no set, which needs no correction (Berger,
   Technometrics 24, 1982); but verdicts by the same held-out examples share α (`client.heldout_looks`).
+
+Of pairs of answers the figure is the preference accuracy: the share in which the chosen answer is more likely than the
+rejected one. Better and worse are tests of it alone, by pairs that one version has right and the other one wrong.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,9 +87,28 @@ class _Comparison:
     exact: Difference
 
     @property
-    def p_worse(self) -> tuple[float, float]:
+    def p_worse(self) -> tuple[float, ...]:
         """p-values of a shadow that is worse: in loss, in exact matches."""
         return self.at_allowed.p_higher, self.exact.p_lower
+
+
+@dataclass(frozen=True)
+class _Preferences:
+    """The shadow and the incumbent on one set of pairs of answers."""
+
+    name: str
+    incumbent_name: str
+    incumbent: Scores
+    candidate: Scores
+    accuracy: Difference
+    """Of shares that are right; `p_lower` is of a drop by more than is allowed."""
+    wrong: Difference
+    """Of shares that are wrong; `p_lower` is of a shadow that is better."""
+
+    @property
+    def p_worse(self) -> tuple[float, ...]:
+        """p-value of a shadow that is worse."""
+        return (self.accuracy.p_lower,)
 
 
 def judge(probe: Probe, policy: ShadowSection, look: Look | None = None) -> Verdict:
@@ -100,14 +122,15 @@ def judge(probe: Probe, policy: ShadowSection, look: Look | None = None) -> Verd
     compared += [
         _compare(f"guard {g.name}", role, probe.guards[g.name], g.max_loss_ratio, policy) for g in policy.guard
     ]
-    p_worse = [p for one in compared if isinstance(one, _Comparison) for p in one.p_worse]
-    worse = iter(_holm(p_worse, alpha))
-    findings = [
-        one
-        if isinstance(one, _Finding)
-        else _finding(one, policy, (next(worse), next(worse)), look if number == 0 else None)
-        for number, one in enumerate(compared)
-    ]
+    worse = iter(_holm([p for one in compared if not isinstance(one, _Finding) for p in one.p_worse], alpha))
+    findings = []
+    for number, one in enumerate(compared):
+        looked = look if number == 0 else None
+        if isinstance(one, _Comparison):
+            one = _finding(one, policy, (next(worse), next(worse)), looked)
+        elif isinstance(one, _Preferences):
+            one = _preferred(one, policy, next(worse), looked)
+        findings.append(one)
     heldout = findings[0]
     worst = min(finding.outcome for finding in findings)
     decision: Literal["promote", "keep", "reject"] = "keep"
@@ -137,7 +160,7 @@ def _holm(p_values: Sequence[float], alpha: float) -> list[bool]:
 
 def _compare(
     name: str, incumbent_name: str, scores: Mapping[str, Scores], ratio: float, policy: ShadowSection
-) -> _Comparison | _Finding:
+) -> _Comparison | _Preferences | _Finding:
     """Compare the shadow with the incumbent, the role `incumbent_name`, on one set of examples."""
     incumbent, candidate = scores[incumbent_name], scores["shadow"]
     for subject, asked, outcome in (
@@ -160,8 +183,11 @@ def _compare(
     new, old, tokens, gains, examples = candidate.by_cluster(
         candidate.loss, incumbent.loss, candidate.tokens, gained, ones
     )
-    at = {bar: mean_difference(new - bar * old, tokens, incumbent.sums.loss, alpha) for bar in {allowed, ratio}}
     exact = share_difference(gains, examples, policy.max_exact_drop, alpha)
+    if candidate.pairs:
+        wrong = share_difference(-gains, examples, 0.0, alpha)
+        return _Preferences(name, incumbent_name, incumbent, candidate, exact, wrong)
+    at = {bar: mean_difference(new - bar * old, tokens, incumbent.sums.loss, alpha) for bar in {allowed, ratio}}
     return _Comparison(
         name, incumbent_name, incumbent, candidate, allowed, ratio, at[allowed], at[ratio], exact
     )  # fmt: skip
@@ -179,24 +205,45 @@ def _finding(found: _Comparison, policy: ShadowSection, worse: tuple[bool, bool]
         f"{found.name} loss {candidate.loss:.4f} against {against}: {_word(loss, worse[0], better)}, "
         f"{loss} per token at {100 * policy.confidence:g} % confidence, {len(found.candidate)} examples"
     )
-    if look is not None and look.number > 1:
-        told += f"; look {look.number} at them"
-        if not better and found.at_wanted.p_lower <= alpha:
-            since = f", {look.since} since a promotion" if look.since < look.number else ""
-            told += (
-                f"{since}: p = {found.at_wanted.p_lower:.2g}, and {level:.2g} is asked for by now; give other held-out "
-                "examples, or train for longer"
-            )
+    told += _looked(look, found.at_wanted.p_lower, alpha)
     if look is not None and not better and found.at_wanted.value < 0 and found.at_wanted.widened > MUCH_WIDER:
         told += _skewed(found.at_wanted, level, alpha)
     reasons = (
         told,
         f"{found.name} exact match {candidate.exact_match:.1%} against {role}'s {incumbent.exact_match:.1%}: "
-        f"{_word(found.exact, better=worse[1], worse=False)}, {found.exact}",
+        f"{_word(found.exact, higher=False, lower=worse[1])}, {found.exact}",
     )
     if worse[1]:
         return _Finding(_Outcome.WORSE, reasons[::-1])
     return _Finding(_Outcome.WORSE if worse[0] else _Outcome.BETTER if better else _Outcome.NOT_BETTER, reasons)
+
+
+def _preferred(found: _Preferences, policy: ShadowSection, worse: bool, look: Look | None) -> _Finding:
+    """Say what a comparison by pairs comes to; `look` is of the held-out examples."""
+    alpha = (1 - policy.confidence) / 2
+    better = found.wrong.p_lower <= (look.level(alpha) if look else alpha)
+    incumbent, candidate, role = found.incumbent.sums, found.candidate.sums, found.incumbent_name
+    told = (
+        f"{found.name} preference accuracy {candidate.exact_match:.1%} against {role}'s {incumbent.exact_match:.1%}: "
+        f"{_word(found.accuracy, higher=better, lower=worse)}, {found.accuracy} at {100 * policy.confidence:g} % "
+        f"confidence, {len(found.candidate)} pairs"
+    )
+    outcome = _Outcome.WORSE if worse else _Outcome.BETTER if better else _Outcome.NOT_BETTER
+    return _Finding(outcome, (told + _looked(look, found.wrong.p_lower, alpha),))
+
+
+def _looked(look: Look | None, p_better: float, alpha: float) -> str:
+    """Say which look this was, and if it alone keeps a shadow from being better."""
+    if look is None or look.number == 1:
+        return ""
+    told, level = f"; look {look.number} at them", look.level(alpha)
+    if level < p_better <= alpha:
+        since = f", {look.since} since a promotion" if look.since < look.number else ""
+        told += (
+            f"{since}: p = {p_better:.2g}, and {level:.2g} is asked for by now; give other held-out examples, or train "
+            "for longer"
+        )
+    return told
 
 
 def _skewed(found: Difference, level: float, alpha: float) -> str:
@@ -210,9 +257,9 @@ def _skewed(found: Difference, level: float, alpha: float) -> str:
     )
 
 
-def _word(difference: Difference, worse: bool, better: bool) -> str:
-    """Say which way a difference goes: `worse` is higher, `better` is lower."""
-    if worse or better:
-        return "higher" if worse else "lower"
+def _word(difference: Difference, higher: bool, lower: bool) -> str:
+    """Say which way a difference goes, for certain where one of both is known."""
+    if higher or lower:
+        return "higher" if higher else "lower"
     low, high = difference.low, difference.high
     return "perhaps lower" if high < 0 else "perhaps higher" if low > 0 else "no clear difference"

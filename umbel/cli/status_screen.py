@@ -129,7 +129,8 @@ def _judged(report: Report, ref: str) -> str:
 def _reason(verdict: Report) -> str:
     """Return the reason with the loss and its interval; without one, the deciding reason, which comes first."""
     reasons: list[str] = verdict["reasons"] or ["no reason given"]
-    return next((reason for reason in reasons if reason.startswith("held-out loss")), reasons[0])
+    figures = ("held-out loss", "held-out preference accuracy")
+    return next((reason for reason in reasons if reason.startswith(figures)), reasons[0])
 
 
 def _looks(looks: Report) -> Text:
