@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.aliases import BASE_LABEL
 from umbel.adapter import AdapterName
@@ -47,13 +47,16 @@ class Example(BaseModel):
     version: str = Field(pattern=rf"^({BASE_LABEL}|[a-z0-9_-]{{1,40}}@v[0-9]{{1,9}})$")
     """The version of it that answered, as `support@v12`; `base` before its first one was promoted."""
     kind: Literal["accepted", "corrected"]
+    rejected: str = ""
+    """An answer to the same prompt that its user finds worse; empty without one."""
 
-    @field_validator("messages")
-    @classmethod
-    def _fit_to_be_judged(cls, messages: list[dict[Literal["role", "content"], str]]) -> object:
-        if why := unfit(messages):
+    @model_validator(mode="after")
+    def _fit_to_be_judged(self) -> Self:
+        if why := unfit(
+            [*self.messages, *([{"role": "assistant", "content": self.rejected}] if self.rejected else [])]
+        ):
             raise ValueError(why)
-        return messages
+        return self
 
     @model_validator(mode="after")
     def _answered_by_what_was_asked(self) -> Self:

@@ -1,14 +1,23 @@
 """`load`: a scrubber that removes personal data from a text before it is kept, by Presidio's patterns, offline.
 
+`pseudonym`: what stands for the name of a user who gave one.
+
 E-mail and IP addresses, telephone, account and passport numbers and the like are found. Names in running text are not,
 because that would need a language model: the operator looks for names while an example is in quarantine.
 """
 
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
 from typing import Protocol
 
 from umbel.errors import ConfigError
 
 LANGUAGE = "en"
+KEY = "examples.key"
+"""Name of the file in the state directory with the key of pseudonyms."""
 
 
 class Scrubber(Protocol):
@@ -48,3 +57,18 @@ def load() -> Scrubber:
         return str(anonymizer.anonymize(text, found).text)
 
     return scrub
+
+
+def pseudonym(state_dir: Path, user: str) -> str:
+    """Return the pseudonym of a user: always the same, and not traceable without the site's key (HMAC-SHA256)."""
+    return hmac.new(key_of(state_dir), user.encode(), hashlib.sha256).hexdigest()
+
+
+def key_of(state_dir: Path) -> bytes:
+    """Return the site's secret, which pseudonyms are made with, creating it on first use."""
+    file = state_dir / KEY
+    if not file.is_file():
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with open(descriptor, "wb") as opened:
+            opened.write(secrets.token_bytes(32))
+    return file.read_bytes()

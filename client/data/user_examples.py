@@ -8,12 +8,9 @@ Only the site's user can read `examples.sqlite3` and the JSONL that preparation 
 """
 
 import asyncio
-import hashlib
-import hmac
 import json
 import logging
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable
@@ -23,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from client.data.scrub import Scrubber
+from client.data.scrub import Scrubber, key_of, pseudonym
 from client.database import connect, migrate
 from client.disk import require_room
 from serving.user_example import SETTINGS, ConsentSettings, Example
@@ -33,8 +30,8 @@ from umbel.site.config import SiteConfig
 from umbel.site.sections import ExamplesSection
 from umbel.transaction import transaction
 
-DATABASE, KEY, RELEASED = "examples.sqlite3", "examples.key", "examples"
-"""Names of the files in the state directory, and of the folder of the released examples, a file for each adapter."""
+DATABASE, RELEASED = "examples.sqlite3", "examples"
+"""Names of the file in the state directory, and of the folder of the released examples, a file for each adapter."""
 RELEASED_OF_ALL = "examples.jsonl"
 """Name of the file in the state directory that an older umbel wrote the released examples of all adapters to."""
 RETENTION_CHECK_S = 3600.0
@@ -46,6 +43,7 @@ CREATE TABLE IF NOT EXISTS examples (
 ALTER TABLE examples ADD COLUMN adapter TEXT NOT NULL DEFAULT '';
 UPDATE examples SET adapter = substr(version, 1, instr(version, '@v') - 1);
 """,
+    "ALTER TABLE examples ADD COLUMN rejected TEXT NOT NULL DEFAULT ''",
 )
 """The tables of each release that changed them, as scripts for `migrate`; before, adapters were not told apart."""
 
@@ -77,6 +75,8 @@ class Kept:
     state: str
     """quarantine, waiting (for its release), or released."""
     messages: list[dict[str, str]]
+    rejected: str
+    """An answer to the same prompt that its user finds worse; empty without one."""
 
 
 class ExampleStore:
@@ -114,7 +114,9 @@ class ExampleStore:
         """
         scrubbed = [{"role": one["role"], "content": scrub(one["content"])} for one in example.messages]
         messages = json.dumps(scrubbed, ensure_ascii=False)
-        needed = len(messages.encode())
+        rejected = scrub(example.rejected) if example.rejected else ""
+        rejected = "" if rejected == scrubbed[-1]["content"] else rejected
+        needed = len((messages + rejected).encode())
         require_room(self._state_dir, needed, "example")
         self.purge()
         with transaction(self._db):
@@ -130,8 +132,9 @@ class ExampleStore:
                     f"{self._section.max_mb}, and room comes back as examples are over their retention or forgotten"
                 )
             added = self._db.execute(
-                "INSERT INTO examples (at, user, adapter, version, kind, messages) VALUES (?, ?, ?, ?, ?, ?)",
-                (self._clock(), example.user, example.adapter, example.version, example.kind, messages),
+                "INSERT INTO examples (at, user, adapter, version, kind, messages, rejected)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (self._clock(), example.user, example.adapter, example.version, example.kind, messages, rejected),
             )
         return int(added.lastrowid or 0)
 
@@ -145,17 +148,19 @@ class ExampleStore:
 
     def all(self, adapter: str | None = None) -> list[Kept]:
         """Return every example, or those of one adapter, oldest first."""
-        rows = self._db.execute("SELECT id, at, adapter, version, kind, released, messages FROM examples ORDER BY id")
+        columns = "id, at, adapter, version, kind, released, messages, rejected"
+        rows = self._db.execute(f"SELECT {columns} FROM examples ORDER BY id")  # noqa: S608
         return [
-            Kept(number, at, of, version, kind, self._state(at, bool(released)), json.loads(messages))
-            for number, at, of, version, kind, released, messages in rows
+            Kept(number, at, of, version, kind, self._state(at, bool(released)), json.loads(messages), rejected)
+            for number, at, of, version, kind, released, messages, rejected in rows
             if adapter in (None, of)
         ]
 
     def rows(self, texts: bool, adapter: str | None = None) -> list[dict[str, object]]:
-        """Return the examples as JSON values, with their messages only where `texts` is true."""
+        """Return the examples as JSON values, with their texts only where `texts` is true."""
         return [
-            {key: value for key, value in asdict(kept).items() if texts or key != "messages"}
+            {key: value for key, value in asdict(kept).items() if texts or key not in ("messages", "rejected")}
+            | {"pair": bool(kept.rejected)}
             for kept in self.all(adapter)
         ]
 
@@ -223,7 +228,9 @@ class ExampleStore:
 
 
 def _line(kept: Kept) -> str:
-    return json.dumps({"messages": kept.messages}, ensure_ascii=False) + "\n"
+    *prompt, answer = kept.messages
+    pair = {"messages": prompt, "chosen": answer, "rejected": kept.rejected}
+    return json.dumps(pair if kept.rejected else {"messages": kept.messages}, ensure_ascii=False) + "\n"
 
 
 def prepare(config: SiteConfig) -> None:
@@ -238,7 +245,7 @@ def prepare(config: SiteConfig) -> None:
     if not config.examples.enabled:
         return
     models = {model: name for name in config.adapters for model in (name, f"{config.model.served_name}:{name}")}
-    told = ConsentSettings(key=_key(state_dir).hex(), socket=config.operator_socket, models=models)
+    told = ConsentSettings(key=key_of(state_dir).hex(), socket=config.operator_socket, models=models)
     replace_durably(settings, told.model_dump_json().encode())
     settings.chmod(0o600)
     _purge(config)
@@ -281,18 +288,3 @@ async def keep_retention(config: SiteConfig) -> None:
 
 def _purge(config: SiteConfig) -> None:
     ExampleStore.of(config).close()  # made where it is not there; opening it purges
-
-
-def pseudonym(state_dir: Path, user: str) -> str:
-    """Return the pseudonym of a user: always the same, and not traceable without the site's key (HMAC-SHA256)."""
-    return hmac.new(_key(state_dir), user.encode(), hashlib.sha256).hexdigest()
-
-
-def _key(state_dir: Path) -> bytes:
-    """Return the site's secret, creating it on first use."""
-    file = state_dir / KEY
-    if not file.is_file():
-        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with open(descriptor, "wb") as opened:
-            opened.write(secrets.token_bytes(32))
-    return file.read_bytes()

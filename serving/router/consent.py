@@ -3,6 +3,10 @@
     POST /v1/chat/completions   x-umbel-consent: train, and a `user`   → remembered for an hour, in memory only
     POST /v1/examples           x-umbel-consent: train                 → handed to the site's daemon
          {"id": "<of the answer>", "accept": true}  or  {"id": …, "correction": "<what it should have said>"}
+         {"id": …, "accept": true, "instead_of": "<of a worse answer to the same prompt>"}
+
+What is better than what is kept as a pair: a correction with the answer that it corrects, an accepted answer with the
+one that it is accepted instead of.
 
 With `[examples]`, this is the outermost layer of SGLang's HTTP process: Consent → Router → SGLang. Without, the router
 is the outermost. A request without the header passes unchanged.
@@ -26,6 +30,7 @@ from serving.router.asgi import ASGIApp, Message, Receive, Scope, Send
 from serving.router.bodies import Bodies, BodyRefused, refuse
 from serving.router.latest import Latest
 from serving.user_example import MAX_EXAMPLE_BYTES, ROLES, SETTINGS, ConsentSettings, Example, unfit
+from umbel.errors import RequestRefused
 from umbel.printable import control
 
 CHAT, EXAMPLES = "/v1/chat/completions", "/v1/examples"
@@ -41,18 +46,21 @@ DAEMON_TIMEOUT_S = 30.0
 
 
 class Offer(BaseModel):
-    """The body of POST /v1/examples: a user accepts an answer, or corrects it."""
+    """The body of POST /v1/examples: a user accepts an answer, perhaps instead of a worse one, or corrects it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, Field(min_length=1, max_length=256)]
     accept: Literal[True] | None = None
     correction: Annotated[str, Field(pattern=r"\S")] | None = None
+    instead_of: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.accept is None) == (self.correction is None):
             raise ValueError('say either "accept": true or "correction": "…"')
+        if self.instead_of is not None and (self.correction is not None or self.instead_of == self.id):
+            raise ValueError('"instead_of" names another answer, and goes with "accept": true')
         return self
 
 
@@ -143,29 +151,32 @@ class Consent:
             said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors())
             return await asgi.error(send, 400, said, "invalid_request_error")
         self._forget_old()
-        answer = self._answers.get(offer.id)
-        if answer is None or offer.id in self._handed or not access.sees(answer.example.adapter):
-            message = (
-                f"There is no answer {offer.id!r} that could be kept: one of the last hour, from {CHAT}, asked with "
-                "the header and a 'user', come to its own end rather than cut by max_tokens, and with its prompt at "
-                f"most {MAX_EXAMPLE_BYTES >> 10} KiB of text without control characters, from {', '.join(ROLES)}."
-            )
-            return await asgi.error(send, 404, message, "invalid_request_error")
-        example = answer.example
-        if offer.correction is not None:
-            corrected = [*example.messages[:-1], {"role": "assistant", "content": offer.correction}]
-            if why := unfit(corrected):
-                return await asgi.error(send, 400, f"correction: {why}.", "invalid_request_error", "correction")
-            example = example.model_copy(update={"messages": corrected, "kind": "corrected"})
-        self._handed.add(offer.id)
+        named = [name for name in (offer.id, offer.instead_of) if name is not None]
+        found = [self._known(name, access) for name in named]
+        for name, answer in zip(named, found, strict=True):
+            if answer is None:
+                return await asgi.error(send, 404, _unknown(name), "invalid_request_error")
+        example, *worse = (answer.example for answer in found if answer is not None)
+        try:
+            example = _judged(example, offer, worse)
+        except RequestRefused as refused:
+            return await asgi.error(send, 400, str(refused), "invalid_request_error", refused.field)
+        self._handed.update(named)
         try:
             status, said = await self._hand_over(example)
         finally:
-            self._handed.remove(offer.id)
+            self._handed.difference_update(named)
         if status == 200:
-            self._answers.forget(offer.id)
+            for name in named:
+                self._answers.forget(name)
             return await asgi.reply(send, 200, {"id": offer.id, "object": "example", "state": "quarantine"})
         return await asgi.error(send, status, said, "server_error" if status >= 500 else "invalid_request_error")
+
+    def _known(self, name: str, access: Access) -> _Answer | None:
+        """Return an answer that can be kept and that a key opens; None for any other."""
+        answer = self._answers.get(name)
+        known = answer is not None and name not in self._handed and access.sees(answer.example.adapter)
+        return answer if known else None
 
     async def _hand_over(self, example: Example) -> tuple[int, str]:
         """Send an example to the daemon; return its status, and its reason if it refuses."""
@@ -173,7 +184,7 @@ class Consent:
         transport = self._daemon or httpx.AsyncHTTPTransport(verify=False, uds=str(self._settings.socket))
         try:
             async with httpx.AsyncClient(transport=transport, timeout=DAEMON_TIMEOUT_S) as client:
-                reply = await client.post("http://site/examples", json=example.model_dump())
+                reply = await client.post("http://site/examples", json=example.model_dump(exclude_defaults=True))
         except httpx.HTTPError:
             return 503, "The site cannot keep examples now; try again."
         said = reply.json() if reply.status_code == 200 or "error" in reply.text else {}
@@ -216,6 +227,33 @@ class _Seen:
             return None
         text = "".join(one.get("content") or "" for one in said)
         return (str(parts[0]["id"]), text) if text.strip() and parts[0].get("id") else None
+
+
+def _judged(example: Example, offer: Offer, worse: list[Example]) -> Example:
+    """Return an answer as its user judges it; raise RequestRefused for what cannot be an example."""
+    messages, rejected, field = example.messages, "", "instead_of"
+    answered = messages[-1]["content"]
+    if offer.correction is not None:
+        field, rejected = "correction", answered
+        messages = [*messages[:-1], {"role": "assistant", "content": offer.correction}]
+    for one in worse:
+        rejected = one.messages[-1]["content"]
+        if (one.user, one.adapter, one.messages[:-1]) != (example.user, example.adapter, messages[:-1]):
+            raise RequestRefused("instead_of: that answer is to another prompt, user or adapter.", field)
+    if rejected == messages[-1]["content"]:  # nothing is better than itself
+        rejected = ""
+    if why := unfit([*messages, {"role": "assistant", "content": rejected}]):
+        raise RequestRefused(f"{field}: {why}.", field)
+    kind = "accepted" if offer.correction is None else "corrected"
+    return example.model_copy(update={"messages": messages, "kind": kind, "rejected": rejected})
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"There is no answer {name!r} that could be kept: one of the last hour, from {CHAT}, asked with the header and "
+        f"a 'user', come to its own end rather than cut by max_tokens, and with its prompt at most "
+        f"{MAX_EXAMPLE_BYTES >> 10} KiB of text without control characters, from {', '.join(ROLES)}."
+    )
 
 
 def with_consent(app: ASGIApp, run_dir: Path, keys: ApiKeys | None = None, bodies: Bodies | None = None) -> ASGIApp:

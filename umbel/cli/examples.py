@@ -95,11 +95,12 @@ def _show(row: dict[str, Any], console: Console) -> None:
     """Print one example. No line of its texts, wrapped ones included, begins further left than the texts do."""
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["at"]))
     head = f"{row['id']:>6}  {at}  {row['adapter']:<12} {row['version']:<16} {row['kind']:<9} {row['state']}"
-    console.print(Text(one_line(head)), soft_wrap=True)
+    console.print(Text(one_line(head + ("  pair" if row["pair"] else ""))), soft_wrap=True)
     texts = Table.grid(padding=(0, 1))
     texts.add_column(no_wrap=True)
     texts.add_column(overflow="fold")
-    for message in row.get("messages", []):
+    worse = [{"role": "worse", "content": row["rejected"]}] if row.get("rejected") else []
+    for message in (*row.get("messages", []), *worse):
         said = escaped(message["content"].replace("\r\n", "\n"))
         texts.add_row(Text(f"        {one_line(message['role'], LONGEST_ROLE)}:"), Text(said))
     if texts.row_count:

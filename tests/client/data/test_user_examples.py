@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from client import disk
+from client.data import scrub as scrub_module
 from client.data import user_examples
-from client.data.user_examples import ExampleStore, pseudonym
+from client.data.examples import parse
+from client.data.scrub import pseudonym
+from client.data.user_examples import ExampleStore
 from serving.user_example import SETTINGS, ConsentSettings
 from tests.toys.sites.user_examples import example, scrub
 from umbel.errors import ConfigError, Conflict, NoRoom, NotFound
@@ -65,6 +68,28 @@ def test_it_is_trained_on_after_its_quarantine_and_its_release(tmp_path: Path, c
         {"messages": [{"role": "user", "content": "call <PHONE_NUMBER>"}, {"role": "assistant", "content": "ward 7"}]}
     ]
     assert kept.release() == [], "once"
+
+
+def test_a_worse_answer_is_scrubbed_and_released_with_the_better_one_as_a_pair(tmp_path: Path, clock: Clock) -> None:
+    kept = store(tmp_path, clock, quarantine_hours=0)
+    kept.add(example(tmp_path).model_copy(update={"rejected": "ask 0170 123"}), scrub)
+    kept.add(example(tmp_path, "ada", "0170 123").model_copy(update={"rejected": "ward 7"}), scrub)
+    assert [one.rejected for one in kept.all()] == ["ask <PHONE_NUMBER>", ""], "the same answer is no worse one"
+    assert [{"messages", "rejected"} & row.keys() for row in kept.rows(texts=False)] == [set(), set()]
+    assert kept.rows(texts=True)[0]["rejected"] == "ask <PHONE_NUMBER>"
+    kept.release()
+    file = kept.export("support").file
+    assert file is not None
+    first, second = map(json.loads, file.read_text().splitlines())
+    assert first == {
+        "messages": [{"role": "user", "content": "call <PHONE_NUMBER>"}],
+        "chosen": {"role": "assistant", "content": "ward 7"}, "rejected": "ask <PHONE_NUMBER>",
+    }  # fmt: skip
+    assert second.keys() == {"messages"}
+    assert parse(file.read_bytes().splitlines()[0], "f:1").rejected is not None, "preparation reads it"
+    assert kept.forget("eva") == 1
+    file = kept.export("support").file
+    assert b"ask" not in (tmp_path / user_examples.DATABASE).read_bytes() + (file.read_bytes() if file else b"")
 
 
 def test_only_what_is_named_is_released(tmp_path: Path, clock: Clock) -> None:
@@ -230,7 +255,7 @@ def test_a_new_database_has_the_shape_of_one_that_was_brought_up(tmp_path: Path,
         with closing(store(tmp_path / name, clock)) as kept:
             shapes.append(kept._db.execute("PRAGMA table_info(examples)").fetchall())
     assert shapes[0] == shapes[1]
-    assert shapes[0][-1][1] == "adapter"
+    assert [column[1] for column in shapes[0][-2:]] == ["adapter", "rejected"]
 
 
 def test_the_tables_of_a_newer_umbel_are_left_as_they_are(tmp_path: Path, clock: Clock) -> None:
@@ -239,7 +264,7 @@ def test_the_tables_of_a_newer_umbel_are_left_as_they_are(tmp_path: Path, clock:
     with closing(sqlite3.connect(file)) as newer, newer:
         newer.execute(f"PRAGMA user_version = {len(user_examples.SHAPES) + 1}")
     before = file.read_bytes()
-    with pytest.raises(ConfigError, match=rf"{file}: its tables have version 2, and this umbel knows 1; install the"):
+    with pytest.raises(ConfigError, match=rf"{file}: its tables have version 3, and this umbel knows 2; install the"):
         store(tmp_path, clock)
     assert file.read_bytes() == before
 
@@ -258,7 +283,7 @@ def test_the_engine_is_told_only_where_it_is_enabled(site_file: Path) -> None:
     told = ConsentSettings.model_validate_json((state / SETTINGS).read_text())
     assert told.models == {"support": "support", "base:support": "support"}
     assert pseudonym(state, "eva") == example(state).user
-    assert bytes.fromhex(told.key) == (state / user_examples.KEY).read_bytes()
+    assert bytes.fromhex(told.key) == (state / scrub_module.KEY).read_bytes()
     assert (state / SETTINGS).stat().st_mode & 0o077 == 0
     with pytest.raises(NotFound, match="trains no adapter 'triage'"):
         user_examples.keep(config, example(state, adapter="triage"), scrub)

@@ -122,6 +122,7 @@ def test_a_streamed_answer_passes_unchanged_and_a_correction_takes_its_place(sit
     (kept,) = site.daemon.kept
     assert kept["kind"] == "corrected"
     assert kept["messages"][-1] == {"role": "assistant", "content": "Ward 8."}
+    assert kept["rejected"] == "Ward 7.", "what is corrected is the worse one"
     site.inner.streams("Ward", " 9")
     site.ask(stream=True)
     site.accept()
@@ -210,10 +211,59 @@ def test_bodies_that_are_no_request_are_left_to_the_router(site: Site) -> None:
     assert [len(body) for body in site.inner.bodies] == [0, 1, 2, consent.MAX_BYTES + 1]
 
 
+def answer(site: Site, name: str, text: str, **changes: Any) -> None:
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    site.inner.chunks = [json.dumps({"id": name, "choices": [choice]}).encode()]
+    assert site.ask(**changes).status_code == 200
+
+
+def test_an_answer_is_accepted_instead_of_a_worse_one_to_the_same_prompt(site: Site) -> None:
+    answer(site, "first", "No idea.")
+    answer(site, "again", "Ward 7.")
+    assert site.accept("again", accept=True, instead_of="first").status_code == 200
+    (kept,) = site.daemon.kept
+    assert (kept["kind"], kept["messages"][-1]["content"], kept["rejected"]) == ("accepted", "Ward 7.", "No idea.")
+    assert [site.accept(name).status_code for name in ("first", "again")] == [404, 404], "both are given"
+
+
+def test_a_correction_that_says_the_same_is_no_pair(site: Site) -> None:
+    site.ask()
+    assert site.accept(correction="Ward 7.").status_code == 200
+    assert "rejected" not in site.daemon.kept[0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"user": "ada"}, {"model": "triage"}, {"messages": [{"role": "user", "content": "Which floor?"}]}],
+    ids=["user", "adapter", "prompt"],
+)
+def test_answers_are_compared_for_one_prompt_of_one_user_and_adapter(site: Site, other: dict[str, Any]) -> None:
+    site.inner.version = b"base"
+    answer(site, "first", "No idea.", **other)
+    answer(site, "again", "Ward 7.")
+    refused = site.accept("again", accept=True, instead_of="first")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "instead_of")
+    assert "No idea" not in refused.text
+    assert site.accept("again", accept=True, instead_of="never").status_code == 404
+    assert site.daemon.kept == []
+    assert site.accept("again").status_code == 200, "it can still be accepted alone"
+
+
+def test_both_answers_together_are_bounded(site: Site) -> None:
+    answer(site, "first", "x" * (MAX_EXAMPLE_BYTES - 20))
+    answer(site, "again", "Ward 7." * 20)
+    refused = site.accept("again", accept=True, instead_of="first")
+    assert (refused.status_code, "64 KiB" in refused.text) == (400, True)
+
+
 @pytest.mark.parametrize(
     "said",
-    [{"accept": False}, {"accept": True, "correction": "x"}, {"correction": " "}, {"id": ""}, {"accept": True, "x": 1}],
-)
+    [
+        {"accept": False}, {"accept": True, "correction": "x"}, {"correction": " "}, {"id": ""},
+        {"accept": True, "x": 1}, {"correction": "x", "instead_of": "chatcmpl-0"}, {"instead_of": "chatcmpl-0"},
+        {"accept": True, "instead_of": "chatcmpl-1"},
+    ],
+)  # fmt: skip
 def test_an_offer_that_says_nothing_clear_is_refused_without_a_word_of_it(site: Site, said: dict[str, Any]) -> None:
     site.ask()
     reply = site.post(EXAMPLES, {"id": "chatcmpl-1", **said, "secret": "confidential"})

@@ -135,9 +135,8 @@ def test_what_users_of_one_adapter_gave_never_trains_another(config: SiteConfig)
     for name in ("support", "triage"):
         file = user_examples.export(config, name).file
         assert file is not None
-        assert [json.loads(line)["messages"][-1]["content"] for line in file.read_text().splitlines()] == [
-            f"ONLY OF {name.upper()}"
-        ]
+        (line,) = map(json.loads, file.read_text().splitlines())
+        assert (line["chosen"]["content"], line["rejected"]) == (f"ONLY OF {name.upper()}", "WHERE: WARD 7")
     alone = config.model_copy(update={"adapter": both[:1]})
     user_examples.prepare(alone)
     written = [file for file in config.site.state_dir.rglob("*.jsonl") if "TRIAGE" in file.read_text()]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from client.data.user_examples import pseudonym
+from client.data.scrub import pseudonym
 from serving.user_example import Example
 
 

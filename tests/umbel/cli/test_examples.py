@@ -36,12 +36,22 @@ def test_the_operator_looks_releases_and_forgets(site_file: Path) -> None:
     texts = run.invoke(app, ["examples", "ls", str(site_file), "--texts"]).stdout
     assert re.search(r"user: +call <PHONE_NUMBER>", texts)
     as_json = json.loads(run.invoke(app, ["examples", "ls", str(site_file), "--json"]).stdout)
-    assert as_json[0].keys() == {"id", "at", "adapter", "version", "kind", "state"}
+    assert as_json[0].keys() == {"id", "at", "adapter", "version", "kind", "state", "pair"}
     assert run.invoke(app, ["examples", "release", str(site_file), "2"]).stdout.startswith("1 examples released")
     assert run.invoke(app, ["examples", "forget", str(site_file), "--user", "ada"]).stdout.startswith(
         "1 examples deleted"
     )
     assert [one.state for one in ExampleStore.of(config).all()] == ["waiting"]
+
+
+def test_a_pair_is_shown_with_its_worse_answer(site_file: Path) -> None:
+    config = SiteConfig.load(site_file)
+    given = example(config.site.state_dir).model_copy(update={"rejected": "no\nidea"})
+    user_examples.keep(config, given, scrub)
+    run = CliRunner()
+    assert run.invoke(app, ["examples", "ls", str(site_file)]).stdout.split()[-3:] == ["accepted", "waiting", "pair"]
+    lines = run.invoke(app, ["examples", "ls", str(site_file), "--texts"]).stdout.splitlines()
+    assert [line.split() for line in lines[2:]] == [["assistant:", "ward", "7"], ["worse:", "no"], ["idea"]]
 
 
 def test_the_operator_of_several_adapters_can_do_so_for_one(site_file: Path) -> None:
