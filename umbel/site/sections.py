@@ -173,9 +173,10 @@ class ShadowSection(Section):
     max_loss_ratio: float = Field(default=1.0, gt=0)
     """A shadow is promoted when its held-out loss is, with confidence, below this many times the loss of the version
     (or base) that answers users now. At 1 the shadow must be better; above 1 it may be as good; below 1 it must be
-    better by that much."""
+    better by that much. It says nothing about pairs of answers, of which the preference accuracy must be higher."""
     max_exact_drop: float = Field(default=0.0, ge=0, le=1)
-    """A shadow is rejected when its share of exact matches is, with confidence, lower by more than this."""
+    """A shadow is rejected when its share of exact matches, or of pairs in which the chosen answer is more likely, is,
+    with confidence, lower by more than this."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Confidence level of the intervals used in verdicts (0.95 is 95 %, two-sided). One error is shared by all tests of
     a verdict, and by all verdicts by the same held-out examples since a promotion."""
