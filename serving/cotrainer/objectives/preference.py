@@ -7,7 +7,7 @@ arXiv 2305.18290, equation 7). The reference is the round's parent.
 The gradient of a pair's loss is that of the two rows' summed losses, times βσ(−β […]) and its negative. So a step first
 scores its rows, in a forward pass that keeps nothing; then each row is trained by itself with a known weight, and
 micro-batches of any size give the same gradient. A step so costs another forward pass, about a third more; the
-reference takes one forward pass for each pair, once in a round.
+reference takes one forward pass for each pair, once in a round and again where a round goes on from a checkpoint.
 """
 
 from collections.abc import Callable
