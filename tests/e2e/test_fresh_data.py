@@ -1,4 +1,7 @@
-"""A real site whose data changes under its users: new lines, released examples and forgotten ones; no restart."""
+"""A real site whose data changes under its users: new lines, released examples and forgotten ones; no restart.
+
+At the end the data is of the other kind: pairs of answers, learnt by DPO and judged by preference accuracy.
+"""
 
 import json
 import tempfile
@@ -120,3 +123,28 @@ def test_new_lines_and_forgotten_users_reach_the_next_round_and_users_notice_not
     log = site.log.read_text()
     assert "data.refused" not in log
     assert PRIVATE not in log
+
+
+def test_data_that_became_pairs_is_learnt_by_dpo_and_judged_by_preference(site: SiteProcess) -> None:
+    """The parent, which changes nothing, is the reference of the round and the one that answers users."""
+    parent = random_adapter(site.model, seed=9, b_std=0.0)
+    incumbent = site.deploy(4, parent)
+    for name, first in (("rooms.jsonl", 0), ("train.jsonl", 100)):
+        pairs = [{"prompt": f"desk {i}", "chosen": "the roof", "rejected": "room 1"} for i in range(first, first + 32)]
+        (site.folder / name).write_text("\n".join(map(json.dumps, pairs)))
+    wait_until(lambda: site.status()["data"]["support"]["train"] == 32, "the pairs")
+    refused = site.submit("r4", parent, 4, steps=2)
+    assert (refused.status_code, 'run with objective = \\"dpo\\"' in refused.text) == (422, True), refused.text
+    reply = site.submit("r5", parent, 5, objective="dpo", steps=12, batch_size=4, learning_rate=5e-3)
+    assert reply.status_code == 200, reply.text
+    report = site.wait_round("r5")
+    assert (report["state"], report["objective"], report["num_examples"]) == ("done", "dpo", 48), report["error"]
+    assert report["loss_sum"] / report["num_examples"] < 0.69, "that of a coin is log 2"
+    ref = site.offer(5, site.control.get("/adapters/support/rounds/r5/update").content)
+    judged = site.control.get(f"/adapters/{ref}/shadow").json()
+    probe = judged["probe"]
+    assert all(said["pairs"] and said["examples"] == said["loss_tokens"] == 32 for said in probe.values())
+    assert probe["shadow"]["exact"] > probe["live"]["exact"]
+    assert judged["verdict"]["decision"] == "promote", judged["verdict"]
+    assert judged["verdict"]["reasons"][0].startswith("held-out preference accuracy 100.0% against live's 0.0%: higher")
+    assert site.live() == str(incumbent)
