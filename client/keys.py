@@ -5,7 +5,7 @@ from pathlib import Path
 from umbel import signing
 from umbel.adapter import AdapterManifest
 from umbel.base.origin import BaseOrigin
-from umbel.messages import Hello, RoundOrder, RoundReport, ShadowReport, Submit
+from umbel.messages import Hello, JobState, RoundOrder, RoundReport, ShadowReport, Submit
 from umbel.site.sections import SiteSection
 from umbel.statements import HelloStatement, UpdateStatement, VerdictStatement
 
@@ -32,8 +32,8 @@ class SiteKeys:
             signing.verify(self._trusted, document, signature)
 
     def sign_update(self, order: RoundOrder, report: RoundReport) -> RoundReport:
-        """Return a finished round's report, signed for the order it answers; unchanged without a key or an update."""
-        if self._own is None or report.update is None:
+        """Return a report signed for its order, if the round is done or skipped; unchanged without a key."""
+        if self._own is None or report.state not in (JobState.DONE, JobState.SKIPPED):
             return report
         statement = UpdateStatement.of(self._name, order, report)
         return report.model_copy(update={"signature": signing.sign(self._own, statement)})

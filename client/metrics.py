@@ -68,7 +68,7 @@ def _verdicts(status: Status) -> Values:
 
 
 def _rounds(status: Status) -> Values:
-    return {(state,): status["rounds"].get(state, 0) for state in ("done", "failed", "cancelled")}
+    return {(state,): status["rounds"].get(state, 0) for state in ("done", "skipped", "failed", "cancelled")}
 
 
 def _examples(status: Status) -> Values:

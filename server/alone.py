@@ -7,15 +7,16 @@ site's update the next version.
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from server import loop
 from server.config import ALONE, RunConfig
 from server.dialogues import Dialogue, NameChanged, Outcome, Reply, Request, SiteFailure
 from server.federation import Federation
 from server.keyring import Keyring
-from server.loop import run_round
 from server.registry.events import Events
 from server.registry.pin import Pin
 from server.registry.registry import AdapterRegistry
@@ -32,8 +33,8 @@ T = TypeVar("T")
 
 RETRY_S = 3.0
 """Seconds before a daemon that did not answer, or was not ready, is asked again."""
-PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
-"""Seconds before the next round after one that failed; twice as long after each further one, up to the second."""
+LONGEST_PAUSE_S = {**loop.LONGEST_PAUSE_S, RoundState.FAILED: 300.0}
+"""How a round ended → the longest pause after it, in seconds."""
 
 
 class OwnUpdate(Rule):
@@ -242,19 +243,30 @@ class Alone:
         self._require(site.hello())
         self._federation = Federation(config, registry, site, events, run_id, OwnUpdate(**config.options))
         self.pause_s = 0.0
-        """Seconds before the next round: 0 but after rounds that failed."""
+        """Seconds before the next round: 0 but after rounds that failed or were idle."""
 
     def rounds(self) -> Iterator[RoundRecord]:
         """Run the rounds, those first that were interrupted; yield how each ended."""
         for number in self._federation.rounds():
-            if self.pause_s:
-                self._site.sleep(self.pause_s)
-            run_round(self._federation, number)
+            self._rest()
+            loop.run_round(self._federation, number)
             record = self._registry.rounds.find(self._config.adapter, number)
             assert record is not None  # a round ends for a recorded reason
-            longer = min(max(PAUSE_S, 2 * self.pause_s), LONGEST_PAUSE_S)
-            self.pause_s = longer if record.state is RoundState.FAILED else 0.0
+            self.pause_s = loop.longer(self.pause_s, record.state, LONGEST_PAUSE_S)
             yield record
+
+    def _rest(self) -> None:
+        """Wait for `pause_s`, or until the site has other examples."""
+        over, known = self._site.clock() + self.pause_s, self._examples() if self.pause_s else None
+        while (left := over - self._site.clock()) > 0 and self._examples() == known:
+            self._site.sleep(min(left, loop.PAUSE_S))
+
+    def _examples(self) -> tuple[int, int] | None:
+        """Return the numbers of examples that the site trains on and holds out; None where it does not answer."""
+        with suppress(ConfigError):  # the next round says why
+            hello = self._site.hello()
+            return hello.train_examples, hello.eval_examples
+        return None
 
     def _require(self, hello: Hello) -> None:
         """Raise ConfigError, BaseMismatch or AdapterError unless the site can go on with what is in the registry."""

@@ -79,6 +79,13 @@ Dialogue = Generator[Request[M], Reply[M], T]
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A site's answer to an order that nothing is worth training there now; its report says why."""
+
+    report: RoundReport
+
+
+@dataclass(frozen=True)
 class Outcome(Generic[T]):
     """The result of a conversation."""
 
@@ -144,28 +151,32 @@ def submit(order: Submit, parent: bytes) -> Dialogue[RoundReport, Reply[RoundRep
 
 def collect(
     site: str, base: str, adapter: str, order: RoundOrder, reply: Reply[RoundReport] | None = None
-) -> Dialogue[RoundReport, Update]:
+) -> Dialogue[RoundReport, Update | Skipped]:
     """Wait for a round that a site was given, and fetch the update. `base` is the digest of the base it is for.
+
+    A site that has nothing worth training says so in place of an update.
 
     `reply` is the answer to the order, where it was sent just now. Raises SiteFailure when the training failed, or the
     site answers for another round.
     """
     query = RoundQuery(adapter=adapter, key=order.key)
-    while reply is None or not _is_done(reply.body, order):
+    while reply is None or not _is_over(reply.body, order):
         reply = yield Request("query.collect", query, RoundReport, delay=POLL_S, fetch="if few")
+    if reply.body.state is JobState.SKIPPED:
+        return Skipped(reply.body)
     if reply.adapter is None:
         reply = yield Request("query.collect", query, RoundReport, fetch="yes")
-    if reply.adapter is None or not _is_done(reply.body, order):
+    if reply.adapter is None or not _is_over(reply.body, order):
         raise SiteFailure("said that its round was done, and sent no update")
     return Update(site, reply.adapter, reply.body, base)
 
 
-def _is_done(report: RoundReport, order: RoundOrder) -> bool:
+def _is_over(report: RoundReport, order: RoundOrder) -> bool:
     if report.key != order.key:
         raise SiteFailure(f"answered for round {report.key!r}, asked was {order.key!r}")
     if report.state in (JobState.FAILED, JobState.CANCELLED):
         raise SiteFailure(f"training {report.state}: {report.error or 'no reason given'}")
-    return report.state is JobState.DONE
+    return report.state in (JobState.DONE, JobState.SKIPPED)
 
 
 def shadow(

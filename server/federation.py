@@ -25,7 +25,7 @@ from umbel import peft_dir
 from umbel.adapter import AdapterManifest, AdapterRef
 from umbel.errors import Conflict, NotFound, RegistryError
 from umbel.faults import Point, reach
-from umbel.messages import RoundReport
+from umbel.messages import JobState, RoundReport
 
 
 class Federation:
@@ -78,7 +78,7 @@ class Federation:
                 self.reconcile()
                 self._seconds.clear()
                 if damage := self._damage_of(number):
-                    self._fail(number, {"*": damage})
+                    self._end(number, RoundState.FAILED, {"*": damage})
                 else:
                     yield number
         self._seen.forget_all()  # the last look of a run is at every site
@@ -105,6 +105,11 @@ class Federation:
             return None
         return self._registry.manifest(AdapterRef(self._name, record.version))
 
+    def state_of(self, number: int) -> RoundState | None:
+        """Return how far a round is, or how it ended; None for one that was never begun."""
+        record = self._registry.rounds.find(self._name, number)
+        return record.state if record else None
+
     def _damage_of(self, number: int) -> str:
         """Say why the version of an interrupted round cannot be read; empty where it can, or there is none yet."""
         record = self._registry.rounds.find(self._name, number)
@@ -117,11 +122,14 @@ class Federation:
         return ""
 
     def train(self, number: int) -> AdapterManifest | None:
-        """Train at the sites, aggregate and publish; return None, with the round failed, when there is no quorum."""
+        """Train at the sites, aggregate and publish.
+
+        Return None, with the round failed, when there is no quorum; idle, when it has nothing worth training.
+        """
         self._record(number, RoundState.TRAINING)
         reach(Point.ROUND_RECORDED)
         if not self._quorum.gather():
-            self._fail(number, self._quorum.shortfall())
+            self._end(number, RoundState.FAILED, self._quorum.shortfall())
             return None
         aliases = self._registry.aliases(self._name)
         held = {alias: aliases[alias].version for alias in (HEAD, LIVE) if alias in aliases}
@@ -134,12 +142,17 @@ class Federation:
         self._time_training(result, wall)
         self._seen.forget(result.left_out)
         result.left_out = {**self._exchange.roster.troubles, **result.left_out}
-        self._emit("round.trained", round=number, seconds=round(wall, 3), left_out=result.left_out)
-        if result.admitted < self._config.quorum or not result.aggregate.tensors:
-            admitted = f"{result.admitted} of {self._config.quorum} updates needed were admitted"
-            self._fail(number, {**result.left_out, "*": admitted})
-            return None
-        return self._publish(number, head, result)
+        self._emit(
+            "round.trained", round=number, seconds=round(wall, 3), left_out=result.left_out, skipped=result.skipped
+        )
+        if result.took_part >= self._config.quorum and result.aggregate.tensors:
+            return self._publish(number, head, result)
+        idle = result.took_part >= self._config.quorum and not result.admitted
+        why = f"{result.admitted} of {self._config.quorum} updates needed were admitted"
+        why = f"nothing is worth training at {len(result.skipped)} sites" if idle else why
+        reasons = {**result.skipped, **result.left_out, "*": why}
+        self._end(number, RoundState.IDLE if idle else RoundState.FAILED, reasons)
+        return None
 
     def judge(self, number: int, version: AdapterManifest) -> Judgement:
         """Shadow a version at the sites. A verdict that was recorded before an interruption stands.
@@ -212,25 +225,20 @@ class Federation:
 
     def _publish(self, number: int, parent: AdapterManifest, result: RoundResult) -> AdapterManifest:
         aggregate = result.aggregate
-        reports = {site: result.reports[site] for site in result.sites}
-        tokens = sum(report.num_loss_tokens for report in reports.values())
-        loss = sum(report.loss_sum for report in reports.values())
         version = self._registry.publish(
             self._name, peft_dir.encode(aggregate.tensors), round=number, run_id=self._run_id, parent=parent.digest,
             parents=result.parents, personal=self._strategy.personal, strategy=self._config.strategy,
             options=self._strategy.options.model_dump(),
             kin=self._quorum.kin, bases=result.bases if self._config.mixed_bases else {},
-            weights=aggregate.weights, left_out=result.left_out, certificate=aggregate.certificate,
-            change_certificate=aggregate.change_certificate,
-            metrics={"train-loss": loss / tokens, "num-loss-tokens": tokens} if tokens else {},
-            site_metrics={site: _measured(report, result.staleness[site]) for site, report in reports.items()},
-            counts={site: _counted(report) for site, report in reports.items()},
+            weights=aggregate.weights, left_out=result.left_out, skipped=result.skipped,
+            certificate=aggregate.certificate, change_certificate=aggregate.change_certificate,
+            metrics=result.metrics, site_metrics=result.site_metrics, counts=result.counts,
             code=_code(), config=self._config.digest,
         )  # fmt: skip
         reach(Point.VERSION_PUBLISHED)
         self._emit(
             "round.published", round=number, version=version.version, digest=version.digest,
-            weights=aggregate.weights, left_out=result.left_out,
+            weights=aggregate.weights, left_out=result.left_out, skipped=result.skipped,
             relative_error=max(aggregate.certificate.values(), default=None),
             change_error=max(aggregate.change_certificate.values(), default=None),
         )  # fmt: skip
@@ -239,6 +247,9 @@ class Federation:
     def _tell(self, site: str, report: RoundReport, staleness: int) -> None:
         if site not in self._seen.at(report.live):
             self._seen.forget({site})
+        if report.state is JobState.SKIPPED:
+            self._emit("site.skipped", round=self._round, site=site, reason=report.error)
+            return
         fields = json.loads(report.model_dump_json())  # NaN becomes a string, as JSON needs
         self._emit("site.trained", round=self._round, site=site, staleness=staleness, **fields)
 
@@ -256,9 +267,10 @@ class Federation:
         self._seconds["probe"] += probe
         self._seconds["transfer"] += max(0.0, wall - load - probe)
 
-    def _fail(self, number: int, reasons: dict[str, str]) -> None:
-        self._record(number, RoundState.FAILED, reasons)
-        self._done("round.failed", number, reasons=reasons)
+    def _end(self, number: int, state: RoundState, reasons: dict[str, str]) -> None:
+        """End a round without a version: failed or idle."""
+        self._record(number, state, reasons)
+        self._done(f"round.{state}", number, reasons=reasons)
 
     def _record(self, number: int, state: RoundState, reasons: dict[str, str] | None = None) -> None:
         self._registry.rounds.record(self._name, number, self._run_id, state, reasons=reasons)
@@ -279,22 +291,3 @@ def _code() -> str:
         return importlib.metadata.version("umbel")
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _measured(report: RoundReport, staleness: int) -> dict[str, float]:
-    return {
-        "train-loss": report.loss_sum / report.num_loss_tokens,
-        "seconds": report.seconds,
-        "staleness": staleness,
-        "rank": report.rank or 0,
-    }
-
-
-def _counted(report: RoundReport) -> dict[str, int]:
-    return {
-        "num-examples": report.num_examples,
-        "num-loss-tokens": report.num_loss_tokens,
-        "steps": report.steps,
-        "held-examples": report.held_examples,
-        "held-loss-tokens": report.held_loss_tokens,
-    }

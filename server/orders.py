@@ -17,7 +17,7 @@ from server.keyring import Keyring
 from server.registry.registry import AdapterRegistry
 from umbel import peft_dir, secret_file
 from umbel.errors import RegistryError, UmbelError
-from umbel.messages import RoundOrder, RoundReport, Submit
+from umbel.messages import JobState, RoundOrder, RoundReport, Submit
 from umbel.statements import UpdateStatement
 
 NONCE_KEY = "nonce.key"
@@ -48,8 +48,8 @@ class Orders:
         return submit.model_copy(update={"signature": self._registry.sign(submit)})
 
     def require(self, site: str, order: RoundOrder, report: RoundReport) -> None:
-        """Raise SiteFailure unless the report of the update is signed by the site, for this order."""
-        if self._signed and report.update is None:
+        """Raise SiteFailure unless the site signed its report for this order: of an update, or of a skipped round."""
+        if self._signed and report.update is None and report.state is not JobState.SKIPPED:
             raise SiteFailure(f"round {order.key}: it does not say which update it signed")
         try:
             self._keys.require(site, UpdateStatement.of(site, order, report), report.signature)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from server import dialogues
 from server.config import RunConfig
-from server.dialogues import Dialogue, Sites
+from server.dialogues import Dialogue, Sites, Skipped
 from server.orders import Orders
 from server.registry import run_lock
 from server.registry.registry import AdapterRegistry
@@ -18,8 +18,8 @@ from umbel.adapter import AdapterManifest
 from umbel.base.origin import kin_of
 from umbel.messages import Hello, RoundOrder, RoundReport
 
-OnUpdate = Callable[[str, RoundReport, int], None]
-"""Called for each update that is folded in, with site, report and staleness."""
+OnReport = Callable[[str, RoundReport, int], None]
+"""Called for each site that trained or skipped the round, with site, report and staleness."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class RoundResult:
     parents: tuple[str, ...] = ()
     """Digests of the versions that the sites in the aggregate trained from; this round's parent is the first."""
     left_out: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Site → why nothing was worth training there."""
     reports: dict[str, RoundReport] = field(default_factory=dict)
     """Site → report, for each site whose update came."""
     staleness: dict[str, int] = field(default_factory=dict)
@@ -53,6 +55,29 @@ class RoundResult:
     def sites(self) -> list[str]:
         """Sites with a share in the aggregate, in order of their names."""
         return sorted(site for site, weight in self.aggregate.weights.items() if weight)
+
+    @property
+    def took_part(self) -> int:
+        """Count the sites that carried the order out: their updates were admitted, or nothing was worth training."""
+        return self.admitted + len(self.skipped)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Loss per token (nats) and tokens of the sites in the aggregate, for its manifest."""
+        reports = [self.reports[site] for site in self.sites]
+        tokens = sum(report.num_loss_tokens for report in reports)
+        loss = sum(report.loss_sum for report in reports)
+        return {"train-loss": loss / tokens, "num-loss-tokens": tokens} if tokens else {}
+
+    @property
+    def site_metrics(self) -> dict[str, dict[str, float]]:
+        """Site in the aggregate → `train-loss`, `seconds`, `staleness` and `rank`, for its manifest."""
+        return {site: _measured(self.reports[site], self.staleness[site]) for site in self.sites}
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Site in the aggregate → what it trained on and holds, for its manifest."""
+        return {site: _counted(self.reports[site]) for site in self.sites}
 
     @property
     def bases(self) -> dict[str, float]:
@@ -77,14 +102,14 @@ class Training:
         exchange: Sites,
         orders: Orders,
         strategy: Rule,
-        on_update: OnUpdate,
+        on_report: OnReport,
     ) -> None:
         self._config = config
         self._registry = registry
         self._exchange = exchange
         self._orders = orders
         self._strategy = strategy
-        self._on_update = on_update
+        self._on_report = on_report
         self._late: dict[str, _Given] = {}
         self._given: dict[str, _Given] = {}
         """Site → the round it works on, in this round."""
@@ -141,7 +166,7 @@ class Training:
             lambda site, hello: self._train(site, hello, number, head, parent, fold, result),
             started + config.round_seconds + config.grace_seconds,
             group=f"round {number}",
-            enough=lambda _: clock() >= in_time and len(fold.admitted) >= config.quorum,
+            enough=lambda _: clock() >= in_time and len(fold.admitted) + len(result.skipped) >= config.quorum,
             open=lambda: not fold.admitted,
         )
         fate = "counts in the next round" if config.buffered else "is dropped"
@@ -158,7 +183,7 @@ class Training:
         self, site: str, hello: Hello, number: int, head: AdapterManifest, parent: Adapter, fold: Fold,
         result: RoundResult,
     ) -> Dialogue[RoundReport, None]:  # fmt: skip
-        """Train at one site; its update is kept nowhere but in the fold."""
+        """Train at one site, unless nothing is worth it there; its update is kept nowhere but in the fold."""
         name = self._config.adapter
         self._asked.add(site)
         fold.sites = max(fold.sites, len(self._asked))
@@ -173,11 +198,15 @@ class Training:
         update = yield from dialogues.collect(site, base, name, given.order, reply)
         self._orders.require(site, given.order, update.report)
         began, staleness = self._exchange.clock(), self._staleness(given)
+        if isinstance(update, Skipped):
+            result.skipped[site] = update.report.error or "no reason given"
+            self._on_report(site, update.report, staleness)
+            return
         fold.add(update, staleness)
         result.folding_s += self._exchange.clock() - began
         result.reports[site], result.staleness[site] = update.report, staleness
         result.kinds[site] = hello.packing or hello.dtype
-        self._on_update(site, update.report, staleness)
+        self._on_report(site, update.report, staleness)
 
     def _order(self, hello: Hello, number: int, head: AdapterManifest, parent: Adapter) -> RoundOrder:
         plan = self._strategy.plan(self._config.plan, number, hello.max_lora_rank)
@@ -197,3 +226,22 @@ class Training:
         shutil.rmtree(spool, ignore_errors=True)
         spool.mkdir(parents=True)
         return spool
+
+
+def _measured(report: RoundReport, staleness: int) -> dict[str, float]:
+    return {
+        "train-loss": report.loss_sum / report.num_loss_tokens,
+        "seconds": report.seconds,
+        "staleness": staleness,
+        "rank": report.rank or 0,
+    }
+
+
+def _counted(report: RoundReport) -> dict[str, int]:
+    return {
+        "num-examples": report.num_examples,
+        "num-loss-tokens": report.num_loss_tokens,
+        "steps": report.steps,
+        "held-examples": report.held_examples,
+        "held-loss-tokens": report.held_loss_tokens,
+    }

@@ -220,6 +220,8 @@ class AdapterManifest(BaseModel):
     `weights`; empty but in runs with `mixed-bases`."""
     left_out: dict[str, str] = Field(default_factory=dict)
     """Site → reason why its update is not in the aggregate."""
+    skipped: dict[str, str] = Field(default_factory=dict, exclude_if=operator.not_)
+    """Site → why nothing was worth training there; it took part, and counts for the quorum."""
     certificate: dict[str, float] = Field(default_factory=dict)
     """Module → ‖published − exact‖ / ‖exact‖ (Frobenius): what truncation to `rank` and rounding lost."""
     change_certificate: dict[str, float] = Field(default_factory=dict)

@@ -10,7 +10,7 @@ from umbel.messages import Hello, Message, RoundOrder, RoundReport, ShadowReport
 
 
 class UpdateStatement(Message):
-    """A site's word for an update, and for the counts beside it."""
+    """A site's word for an update, and for the counts beside it; or that a round brought none, and why."""
 
     site: str
     order: RoundOrder

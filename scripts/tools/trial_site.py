@@ -121,7 +121,7 @@ class TrialSite:
 
     def wait_round(self, key: str, adapter: str = "support") -> dict[str, Any]:
         """Wait for a round's end; return its report."""
-        return self._wait(f"/adapters/{adapter}/rounds/{key}", ("done", "failed", "cancelled"))
+        return self._wait(f"/adapters/{adapter}/rounds/{key}", ("done", "skipped", "failed", "cancelled"))
 
     def _client(self, socket: str) -> httpx.Client:
         transport = httpx.HTTPTransport(verify=False, uds=str(self.state_dir / socket))

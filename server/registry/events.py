@@ -62,7 +62,7 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) and _WORD.fullmatch(value) else json.dumps(value)
 
 
-ENDS = {"round.promoted", "round.rejected", "round.failed"}
+ENDS = {"round.promoted", "round.rejected", "round.failed", "round.idle"}
 
 
 @dataclass
@@ -75,8 +75,10 @@ class LastRound:
     seconds: dict[str, float] = field(default_factory=dict)
     """Part of the round ("train", "transfer" …) → seconds it took in the last round that ended."""
     admitted: int = 0
-    """Number of sites in the round's version; 0 after a failed round."""
+    """Number of sites in the round's version; 0 after a round without one."""
     left_out: int = 0
+    skipped: int = 0
+    """Number of sites where nothing was worth training."""
     trained: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Site → loss summed over its tokens (nats), and the tokens."""
     probes: dict[str, dict[str, tuple[float, int]]] = field(default_factory=dict)
@@ -100,9 +102,11 @@ class LastRound:
         """Update the figures with the adapter's next event."""
         kind = event["event"]
         if kind == "round.started" and event["round"] != self.number:
-            self.number, self.trained, self.probes = event["round"], {}, {}
+            self.number, self.trained, self.probes, self.skipped = event["round"], {}, {}, 0
         elif kind == "site.trained":
             self.trained[event["site"]] = (float(event["loss_sum"]), event["num_loss_tokens"])
+        elif kind == "round.trained":
+            self.skipped = _sites(event.get("skipped", {}))
         elif kind == "round.published":
             self.admitted, self.left_out = len(event["weights"]), _sites(event.get("left_out", {}))
             self.admitted_at.update(dict.fromkeys(event["weights"], event["at"]))
@@ -112,8 +116,8 @@ class LastRound:
             }
         elif kind in ENDS:
             self.ended_at, self.seconds = event["at"], event.get("seconds", {})
-            if kind == "round.failed":
-                self.admitted, self.left_out = 0, _sites(event.get("reasons", {}))
+            if kind in ("round.failed", "round.idle"):
+                self.admitted, self.left_out = 0, max(0, _sites(event.get("reasons", {})) - self.skipped)
 
 
 class EventReader:

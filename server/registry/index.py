@@ -182,7 +182,7 @@ class VersionIndex:
         if manifest.round and (record is None or record.version is None):
             self.rounds.record(
                 manifest.name, manifest.round, manifest.run_id, RoundState.PUBLISHED, version=manifest.version,
-                reasons=manifest.left_out,
+                reasons={**manifest.skipped, **manifest.left_out},
             )  # fmt: skip
 
     def rebuild(self, lineage: str) -> list[str]:

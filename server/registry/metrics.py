@@ -75,8 +75,10 @@ METRICS = (
            _each(_last(lambda last: last.ended_at)), ("adapter",)),
     Metric(_PREFIX + "round_part_seconds", "gauge", "Where the time of the last round that ended went.",
            _parts(_last(lambda last: last.seconds)), ("adapter", "part")),
-    Metric(_PREFIX + "round_sites", "gauge", "Sites in the last round's version, and left out of it.",
-           _parts(_last(lambda last: {"admitted": last.admitted, "left_out": last.left_out})),
+    Metric(_PREFIX + "round_sites", "gauge", "Sites in the last round's version, left out of it, and without anything "
+           "worth training.",
+           _parts(_last(lambda last: {
+               "admitted": last.admitted, "left_out": last.left_out, "skipped": last.skipped})),
            ("adapter", "outcome")),
     Metric(_PREFIX + "site_last_admitted_timestamp_seconds", "gauge", "When a site was last part of a version.",
            _parts(_last(lambda last: last.admitted_at)), ("adapter", "site")),

@@ -204,7 +204,12 @@ class AdapterRegistry:
             manifest = self._write(name, pin, blob, facts)
             if round:
                 self.rounds.record(
-                    name, round, run_id, RoundState.PUBLISHED, version=manifest.version, reasons=manifest.left_out
+                    name,
+                    round,
+                    run_id,
+                    RoundState.PUBLISHED,
+                    version=manifest.version,
+                    reasons={**manifest.skipped, **manifest.left_out},
                 )
         return manifest
 

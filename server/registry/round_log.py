@@ -33,10 +33,11 @@ class RoundState(StrEnum):
     PROMOTED = "promoted"
     REJECTED = "rejected"
     FAILED = "failed"  # ended without a version
+    IDLE = "idle"  # ended without a version, because no site had anything worth training
 
     @property
     def final(self) -> bool:
-        return self in (RoundState.PROMOTED, RoundState.REJECTED, RoundState.FAILED)
+        return self in (RoundState.PROMOTED, RoundState.REJECTED, RoundState.FAILED, RoundState.IDLE)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class RoundRecord:
     version: int | None
     """Number of the version that the round made."""
     reasons: dict[str, str]
-    """Site → reason why it was left out, or for its verdict; "*" for the round as a whole."""
+    """Site → reason why it was left out, skipped the round, or for its verdict; "*" for the round as a whole."""
     at: str
     """Time of the last change; ISO 8601, UTC."""
 

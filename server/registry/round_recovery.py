@@ -14,6 +14,7 @@ _FINAL = {
     "round.promoted": RoundState.PROMOTED,
     "round.rejected": RoundState.REJECTED,
     "round.failed": RoundState.FAILED,
+    "round.idle": RoundState.IDLE,
 }
 
 

@@ -44,9 +44,9 @@ def diff(registry: AdapterRegistry, old: str, new: str) -> dict[str, Any]:
 def fleet(registry: AdapterRegistry, name: str | None = None) -> list[dict[str, Any]]:
     """List every adapter, or the one with that name: its pointers, its last round, and whether a run is under way.
 
-    `sites` is site → share in the last round's version, `reasons` site → why it was left out, or for its verdict; "*"
-    is the round as a whole. `damage`, in a list of all, says why nothing else is known of one. Raises NotFound for an
-    unknown name, RegistryError for a damaged one.
+    `sites` is site → share in the last round's version, `reasons` site → why it was left out, skipped the round, or for
+    its verdict; "*" is the round as a whole. `damage`, in a list of all, says why nothing else is known of one. Raises
+    NotFound for an unknown name, RegistryError for a damaged one.
     """
     if name is None:
         return [_told(registry, one) for one in registry.names()]

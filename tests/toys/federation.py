@@ -51,7 +51,7 @@ class World:
         registry = AdapterRegistry(self.root, create=True, key=key)
         exchange = Exchange(self.grid, config.adapter, clock=self.clock, sleep=self.clock.sleep)
         events, strategy = Events(self.root / EVENTS, clock=self.clock), catalogue.find(config.strategy)
-        run(Federation(config, registry, exchange, events, run_id, strategy(**config.options)))
+        run(Federation(config, registry, exchange, events, run_id, strategy(**config.options)), self.clock.sleep)
         return registry
 
     def join_c(self) -> ToySite:

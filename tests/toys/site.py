@@ -39,6 +39,8 @@ class ToySite:
     """Distinct examples that it says it holds."""
     steps = 0
     """Steps that it says it did; 0: all."""
+    skips = ""
+    """Why nothing is worth training here; empty where it trains."""
     kin = ""
     packing: Packing = ""
     waits: frozenset[str] = frozenset()
@@ -129,16 +131,21 @@ class ToySite:
         order = self.orders[key]
         if self._asked[key] <= self.polls:
             return RoundReport(key=key, state=JobState.RUNNING, parent=order.parent, live=self.live)
-        done = RoundReport(
+        done = self._done(key, order)
+        if self.key is not None:
+            signature = signing.sign(self.key, UpdateStatement.of(self.name, order, done))
+            done = done.model_copy(update={"signature": signature})
+        return self.tamper(done.model_copy(update={"live": self.live}))
+
+    def _done(self, key: str, order: RoundOrder) -> RoundReport:
+        if self.skips:
+            return RoundReport(key=key, state=JobState.SKIPPED, parent=order.parent, error=self.skips)
+        return RoundReport(
             key=key, state=JobState.DONE, parent=order.parent, steps=self.steps or order.plan.steps, num_examples=8,
             num_loss_tokens=self.tokens, held_examples=self.held, held_loss_tokens=10 * self.held,
             loss_sum=2.5 * self.tokens, seconds=1.0, share=0.5,
             update=peft_dir.digest(self.update(key)), rank=order.plan.rank,
         )  # fmt: skip
-        if self.key is not None:
-            signature = signing.sign(self.key, UpdateStatement.of(self.name, order, done))
-            done = done.model_copy(update={"signature": signature})
-        return self.tamper(done.model_copy(update={"live": self.live}))
 
     def parent(self, round: int) -> bytes:
         """Return the parent that it received in a round."""

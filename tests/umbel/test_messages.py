@@ -98,4 +98,4 @@ def test_a_statement_is_of_the_report_without_its_signature() -> None:
 
 
 def test_states_of_a_job_that_are_final() -> None:
-    assert [state for state in JobState if state.final] == ["done", "failed", "cancelled"]
+    assert [state for state in JobState if state.final] == ["done", "skipped", "failed", "cancelled"]

@@ -182,7 +182,7 @@ def _run(config: SiteConfig, site_file: Path, adapter: str, run: "RunConfig", *,
         ends = []
         for record in alone.rounds():
             ends.append(record.state)
-            if alone.pause_s and len(ends) < run.rounds:
+            if record.state is RoundState.FAILED and len(ends) < run.rounds:
                 _tell(f"the next round begins in {alone.pause_s:.0f} s")
     return not ends or any(state is not RoundState.FAILED for state in ends)
 

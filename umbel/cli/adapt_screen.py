@@ -46,6 +46,8 @@ class AdaptScreen:
         self._decisions: Counter[str] = Counter()
         """Decisions of the rounds since the last promotion, by how they ended."""
         self._decision = ""
+        self._skipped = ""
+        """Why the last round was skipped; such rounds follow one another, and are told once."""
         self._told = False
         """True once it was said how to ask the adapter."""
 
@@ -65,14 +67,21 @@ class AdaptScreen:
 
     def _round_started(self, event: Mapping[str, Any]) -> Iterator[str]:
         self._decision = ""
-        yield f"trains from {self._head()}"
+        if not self._skipped:
+            yield f"trains from {self._head()}"
 
     def _site_trained(self, event: Mapping[str, Any]) -> Iterator[str]:
+        self._skipped = ""
         loss = float(event["loss_sum"]) / event["num_loss_tokens"] if event["num_loss_tokens"] else float("nan")
         yield (
             f"{event['steps']} steps in {event['seconds']:.0f} s, {event['share']:.0%} of them spent on training; "
             f"training loss {loss:.4f} nats per token"
         )
+
+    def _site_skipped(self, event: Mapping[str, Any]) -> Iterator[str]:
+        if not self._skipped:
+            yield f"{event['reason']}; nothing is trained, and the site is asked again and again"
+        self._skipped = event["reason"]
 
     def _round_published(self, event: Mapping[str, Any]) -> Iterator[str]:
         yield f"v{event['version']} is loaded beside what answers now, and both are measured on held-out examples"

@@ -19,14 +19,17 @@ RoundKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
 
 
 class TrainPlan(Message):
-    """The settings of one round of training. A site stops at `steps` or after `seconds`, whichever comes first."""
+    """The settings of one round of training.
+
+    A site stops at `steps` or after `seconds`, whichever comes first; sooner, where it finds that more brings nothing.
+    """
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     rank: PositiveInt
     """Rank of the shared part, which sites receive and send."""
     steps: PositiveInt
-    """Optimizer steps."""
+    """Optimizer steps, at most."""
     seconds: PositiveFloat
     """Wall-clock budget at the site; the update consists of the steps that were applied by then."""
     batch_size: PositiveInt = 8
@@ -75,13 +78,14 @@ class JobState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
+    SKIPPED = "skipped"  # the site found nothing that is worth training; no failure, and no update
     FAILED = "failed"
     CANCELLED = "cancelled"
 
     @property
     def final(self) -> bool:
         """True for a state that never changes again."""
-        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+        return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
 class RoundReport(Message):
@@ -107,8 +111,10 @@ class RoundReport(Message):
     """Digest of the trained adapter, once done."""
     rank: PositiveInt | None = None
     error: Reason = ""
+    """Reason of a round that failed, was cancelled or skipped."""
     signature: str = Field(default="", pattern=SIGNATURE)
-    """Of an UpdateStatement (umbel/statements.py); empty while there is no update, and where the site has no key."""
+    """Of an UpdateStatement (umbel/statements.py), of a round that is done or skipped; empty before, and where the
+    site has no key."""
     live: VersionName | None = None
     """The version that answers users now, which the signature leaves out; None while the base does."""
 

@@ -5,10 +5,12 @@ from typing import Any
 
 from scripts.tools.demo.answers import no_better
 
-ENDS = {"round.promoted": "promoted", "round.rejected": "rejected", "round.failed": "failed"}
+ENDS = {
+    "round.promoted": "promoted", "round.rejected": "rejected", "round.failed": "failed", "round.idle": "idle",
+}  # fmt: skip
 SHOWN = (
-    "run.started", "round.started", "site.trained", "round.published", "site.judged", "round.promoted",
-    "round.rejected", "round.failed", "run.finished",
+    "run.started", "round.started", "site.trained", "site.skipped", "round.published", "site.judged", "round.promoted",
+    "round.rejected", "round.failed", "round.idle", "run.finished",
 )  # fmt: skip
 
 
@@ -23,6 +25,10 @@ def describe(event: dict[str, Any]) -> str:
         case "site.trained":
             share = f"{event['share']:.0%} of {event['seconds']:.0f} s went into training, the rest into serving"
             return f"round {number}: {event['site']} took {event['steps']} steps; {share}"
+        case "site.skipped":
+            return f"round {number}: {event['site']} does not train: {event['reason']}"
+        case "round.idle":
+            return f"round {number}: {event['reasons']['*']}"
         case "round.published":
             lost = f"{event['change_error']:.0%} of what the round changed is beyond its rank"
             return f"round {number}: published {event['adapter']}@v{event['version']} ({lost} in the worst module)"
@@ -69,11 +75,11 @@ def not_answered(users: Mapping[str, Any]) -> list[str]:
 
 
 def without_an_end(rows: Sequence[Mapping[str, Any]], rounds: int) -> list[str]:
-    """Return a line unless that many rounds were promoted, or rejected for a stated reason."""
-    ended = [row for row in rows if row["end"] == "promoted" or (row["end"] == "rejected" and row["reasons"])]
+    """Return a line unless that many rounds were promoted, or rejected or idle for a stated reason."""
+    ended = [row for row in rows if row["end"] == "promoted" or (row["end"] in ("rejected", "idle") and row["reasons"])]
     if len(ended) >= rounds:
         return []
-    return [f"only {len(ended)} of {rounds} rounds were promoted or rejected for a stated reason"]
+    return [f"only {len(ended)} of {rounds} rounds were promoted, or rejected or idle for a stated reason"]
 
 
 def broken_promises(summary: dict[str, Any], rounds: int) -> list[str]:

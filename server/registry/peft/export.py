@@ -91,6 +91,8 @@ def card(manifest: AdapterManifest, base: str = "") -> str:
         parts.append("## Sites\n\n" + _table(("site", "share", "data", "metrics"), rows))
     if manifest.left_out:
         parts.append("## Left out\n\n" + _table(("site", "why"), sorted(manifest.left_out.items())))
+    if manifest.skipped:
+        parts.append("## Nothing worth training\n\n" + _table(("site", "why"), sorted(manifest.skipped.items())))
     if manifest.certificate:
         certificates = (manifest.certificate, manifest.change_certificate)
         errors = [
