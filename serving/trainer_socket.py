@@ -16,7 +16,7 @@ from umbel.site.config import SiteConfig
 
 REPLY_TIMEOUT_S = 30.0
 """The co-trainer answers between two scheduler iterations; only a stuck or dead engine needs longer."""
-DAEMON_KEYS = {"data", "eval_data", "eval_fraction", "checkpoint_s"}
+DAEMON_KEYS = {"data", "eval_data", "eval_fraction", "checkpoint_s", "worth"}
 """Keys of [training] that the daemon uses itself, for the data and the jobs. The co-trainer gets every other key."""
 
 

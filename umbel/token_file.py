@@ -94,6 +94,17 @@ def write(path: Path, examples: Sequence[LabelledTokens], *, seq_len: int, pad_i
         temporary.unlink(missing_ok=True)
 
 
+def write_rows(path: Path, source: TokenFile, rows: Sequence[int]) -> None:
+    """Write a token file of some rows of another one, which is its owner's only; a file that is there is replaced."""
+    records = np.zeros(len(rows), record(source.seq_len))
+    for part, array in (("length", source.lengths), ("ids", source.ids), ("labels", source.labels)):
+        records[part] = array[np.asarray(rows, np.int64)]
+    path.unlink(missing_ok=True)
+    with open(path, "xb", opener=secret_file.opener) as file:
+        file.write(_header(len(rows), source.seq_len))
+        file.write(records.tobytes())
+
+
 def _header(examples: int, seq_len: int) -> bytes:
     """Return the bytes that numpy writes before the records."""
     described = {"descr": record(seq_len).descr, "fortran_order": False, "shape": (examples,)}

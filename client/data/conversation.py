@@ -51,6 +51,8 @@ class Conversation:
     """Tools that the prompt offers, each `{"type": "function", "function": {...}, "defer_loading": None}`."""
     group: str | None = None
     """Name that whoever wrote the data gave to what the example is about; it is no part of any text."""
+    domain: str | None = None
+    """Name of the part of the data that it belongs to, which is trained or left out as a whole; no part of any text."""
 
     @property
     def answers(self) -> list[int]:

@@ -34,6 +34,8 @@ class Inspected:
     untold: int
     """Answers without a loss, because nothing comes before them."""
     seq_len: int
+    domain: str | None = None
+    """The part of the data that it says it belongs to."""
 
     @property
     def rows(self) -> list[LabelledTokens]:
@@ -80,7 +82,10 @@ def inspect(path: Path, tokenizer: ChatTokenizer, seq_len: int) -> Iterator[Insp
                 refused = error
             else:
                 content, group = content_of(line.conversation), group_of(line.conversation)
-                yield Inspected(line.number, None, content, group, tuple(encoded.rows), encoded.untold, seq_len)
+                yield Inspected(
+                    line.number, None, content, group, tuple(encoded.rows), encoded.untold, seq_len,
+                    line.conversation.domain,
+                )  # fmt: skip
                 continue
         yield Inspected(line.number, refused, "", "", (), 0, seq_len)
 

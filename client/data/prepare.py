@@ -29,11 +29,12 @@ from client.data.chat_tokens import ChatTokenizer
 from client.data.sides import clusters, digest, sides
 from client.data.summary import DATA, EVAL_DATA, HELD_OUT, RELEASED, Asked, Summary, guard_name
 from client.data.survey import survey
+from client.worth.row_keys import KEYS
 from umbel import errors, token_file
 from umbel.errors import ConfigError, DataError, TrainingError, UmbelError
 
 TRAIN, EVAL, COUNTS = "train.npy", "eval.npy", "counts.json"
-FORMAT = 3
+FORMAT = 4
 """Version of the token files, part of every cache key; raise it when the same inputs shall give other files."""
 
 
@@ -64,11 +65,18 @@ class Prepared:
     """Digest of what the held-out examples ask. Verdicts are counted by it."""
     tokenizer: str = ""
     """Digest of the files of the base that the tokens were made with."""
+    domains: tuple[str, ...] = ()
+    """Digest of the name of each domain of the training rows, by its number in their keys."""
 
     @property
     def folder(self) -> Path:
         """The directory of the token files, under a name that no other content has."""
         return self.train.parent
+
+    @property
+    def keys(self) -> Path:
+        """The keys of the training rows (`client.worth.row_keys`)."""
+        return self.train.with_name(KEYS)
 
     @property
     def cut(self) -> int:
@@ -215,6 +223,8 @@ def _write(wanted: Preparation, tokenizer: ChatTokenizer, into: Path) -> Prepare
     for file, examples in {TRAIN: split.train, **asking}.items():
         rows = [row for example in examples for row in example.rows]
         token_file.write(into / file, rows, seq_len=wanted.seq_len, pad_id=tokenizer.pad_id)
+    keys, domains = split.keys()
+    keys.write(into / KEYS)
     return Prepared(
         train=into / TRAIN,
         eval=into / EVAL,
@@ -228,6 +238,7 @@ def _write(wanted: Preparation, tokenizer: ChatTokenizer, into: Path) -> Prepare
         withheld=split.withheld,
         clusters={Path(file).stem: clusters(examples) for file, examples in asking.items()},
         heldout=digest(split.asking[HELD_OUT]),
+        domains=domains,
     )
 
 

@@ -30,9 +30,12 @@ SHAPES: dict[tuple[str, ...], tuple[str, ...]] = {
 """Fields that make a shape → the further fields that it may have."""
 GROUP = "group"
 """Field of any shape that names what the example is about; see `client.data.conversation.group_of`."""
+DOMAIN = "domain"
+"""Field of any shape that names the part of the data which the example belongs to; see `client.worth.row_keys`. With a
+value that is neither a text nor a whole number it has no part in training."""
 NEUTRAL = frozenset([
     "_id", "id", "uid", "uuid", "idx", "index", "hash", "source", "src", "dataset", "origin", "category", "topic",
-    "subject", "domain", "task", "task_type", "type", "tag", "tags", "lang", "language", "split", "date", "time",
+    "subject", DOMAIN, "task", "task_type", "type", "tag", "tags", "lang", "language", "split", "date", "time",
     "timestamp", "created", "created_at", "updated", "updated_at", "author", "user_id", "url", "link", "license",
     "licence", "version", "model", "score", "rating", "quality", "difficulty", "comment", "comments", "note",
     "notes", "meta", "metadata", "info", "conversation_id", "thread_id", "session_id", "request_id", "file",
@@ -45,7 +48,7 @@ def conversation_of(example: Mapping[str, Any], where: str) -> Conversation:
     """Return the conversation of an example; raise DataError, naming `where` and the field, for anything unclear.
 
     >>> conversation_of({"prompt": "1 + 1 =", "completion": "2"}, "train.jsonl:1")
-    Conversation(turns=(Turn(role='user', ...), Turn(role='assistant', ...)), tools=(), group=None)
+    Conversation(turns=(Turn(role='user', ...), Turn(role='assistant', ...)), tools=(), group=None, domain=None)
     """
     shape = _shape_of(example, where)
     known = (*shape, *SHAPES[shape], GROUP)
@@ -60,7 +63,9 @@ def conversation_of(example: Mapping[str, Any], where: str) -> Conversation:
         _require_written(turn, f"{where}: {label}")
     _require_order(turns, where)
     tools, group = tools_of(given.get("tools"), where), _group(given.get(GROUP), where)
-    return Conversation(tuple(turn for _, turn in turns), tools, group)
+    domain = example.get(DOMAIN)
+    named = isinstance(domain, str | int) and not isinstance(domain, bool) and domain != ""
+    return Conversation(tuple(turn for _, turn in turns), tools, group, str(domain) if named else None)
 
 
 _Labelled = tuple[str, Turn]

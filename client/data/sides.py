@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from client.data.examples import held_out
 from client.data.inspection import Inspected
 from client.data.summary import DATA, EVAL_DATA, GROUP_REMEDY, HELD_OUT, RELEASED, Asked
+from client.worth.row_keys import RowKeys
 from serving.scores import effective_size
 from umbel.errors import DataError
 
@@ -22,11 +23,23 @@ class Sides:
     """All usable examples of a site."""
 
     train: list[Inspected]
+    source: list[str]
+    """Name of the file that each of `train` is from."""
     asking: dict[str, list[Inspected]]
     """HELD_OUT, and the name of each guard's file in sentences → its examples, each content once."""
     withheld: dict[str, int]
     """Name of a file → its examples that are not trained on, because one that is held out or in a guard asks the same;
     files without any are left out."""
+
+    def keys(self) -> tuple[RowKeys, tuple[str, ...]]:
+        """Return the keys of the training rows, and the digest of each domain's name: an example's, or its file's."""
+        numbers: dict[str, int] = {}
+        rows = []
+        for example, file in zip(self.train, self.source, strict=True):
+            name = f"file {file}" if example.domain is None else f"domain {example.domain}"
+            number = numbers.setdefault(hashlib.sha256(name.encode()).hexdigest()[:16], len(numbers))
+            rows += [(example.content, example.group, number) for _ in example.rows]
+        return RowKeys.of(rows), tuple(numbers)
 
     @property
     def asked(self) -> dict[str, Asked]:
@@ -62,12 +75,14 @@ def sides(files: Mapping[str, Sequence[Inspected]], fraction: float | None) -> S
         data = [example for example in data if example.group not in chosen]
     known = {key for examples in asking.values() for example in examples for key in (example.group, example.content)}
     train: list[Inspected] = []
+    source: list[str] = []
     withheld: dict[str, int] = {}
     for name, examples in ((DATA, data), (RELEASED, released)):
         left = [example for example in examples if example.group not in known and example.content not in known]
         withheld |= {name: len(examples) - len(left)} if len(left) < len(examples) else {}
         train += left
-    return Sides(train, {name: _once(examples) for name, examples in asking.items()}, withheld)
+        source += [name] * len(left)
+    return Sides(train, source, {name: _once(examples) for name, examples in asking.items()}, withheld)
 
 
 def _twin(name: str, groups: Mapping[str, set[str]]) -> str:

@@ -141,6 +141,9 @@ class TrainingSection(Section):
     checkpoint_s: NonNegativeFloat = 30.0
     """Seconds of a round between two checkpoints, from which it goes on after a death of the engine or the daemon; 0
     means that none are written, and a round that is cut off begins again."""
+    worth: Literal["measured", "all"] = "measured"
+    """With `measured` a round trains what is worth it, while the loss falls on examples that are set aside: a tenth of
+    each domain, 64 at most. With `all` it trains everything, for all of the order's steps."""
     share_floor: float = Field(default=0.0, ge=0, lt=1)
     """Share of the time that training gets even where that breaks the latency targets; the cost is reported."""
     share_cap: float = Field(default=1.0, gt=0, le=1)
