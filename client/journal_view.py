@@ -60,6 +60,7 @@ def without_daemon(config: SiteConfig) -> dict[str, Any]:
         "running_rounds": {},
         "data": {},
         "heldout_looks": {},
+        "worth": {},
     }
 
 

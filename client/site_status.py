@@ -54,6 +54,7 @@ async def report(
         },
         "data": {tenant.name: data(config, tenant.name, tenant.fresh.data) for tenant in tenants},
         "heldout_looks": {tenant.name: looks(config, tenant.name, tenant.prepared) for tenant in tenants},
+        "worth": {tenant.name: tenant.jobs.measured.told for tenant in tenants},
         "recovered": served.recovered,
         "traffic": await _traffic(supervisor),
     }

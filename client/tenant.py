@@ -8,6 +8,7 @@ from client.held_base import HeldBase
 from client.journal import Journal
 from client.keys import SiteKeys
 from client.rounds.jobs import Jobs
+from client.rounds.measured import Measured
 from client.rounds.personal import PersonalPart
 from client.rounds.worth import brought, worths
 from client.versions.background import Background
@@ -52,6 +53,13 @@ class Tenant:
             shapes=shapes,
             max_rank=config.max_rank(name),
             personal=partial(PersonalPart, config, name),
+            measured=partial(
+                Measured,
+                adapter=name,
+                folder=config.site.state_dir / "worth" / name,
+                everything=config.training.worth == "all",
+                judged=partial(_judged, journal, name),
+            ),
             directory=config.site.state_dir / "rounds" / name,
             keys=self.keys,
             share=lambda: self.share * worths_here(config, journal)[name],
@@ -81,6 +89,12 @@ class Tenant:
     def share(self) -> float:
         """The configured part of the training time, in proportion to that of the other adapters."""
         return self._config.section(self.name).share
+
+
+def _judged(journal: Journal, adapter: str, lineage: str, round_: int) -> bool:
+    """Tell whether the version that a round of a registry made came to this site."""
+    every = (version.manifest for version in journal.versions(adapter=adapter))
+    return any((manifest.lineage, manifest.round) == (lineage, round_) for manifest in every)
 
 
 def worths_here(config: SiteConfig, journal: Journal) -> dict[str, float]:

@@ -17,6 +17,8 @@ JOINED, TRAINED, PERSONAL = "joined.safetensors", "trained.safetensors", "person
 """Files of a round with a personal part: the joined input, the trained output, the part that stays at the site."""
 CHECKPOINT = "checkpoint.safetensors"
 """State of a round that is not over, from which it goes on (`serving.checkpoint`)."""
+COURSE, BURSTS = "bursts.json", ("burst-*.safetensors", "*.npy")
+"""What the bursts of a round have come to (`client.rounds.measured_round`), and the files that they need."""
 CHECKPOINTS = 2
 """Checkpoints that are on disk at a time: the last one, and the next while it is written."""
 
@@ -79,6 +81,9 @@ class RoundFolder:
         return 0
 
     def forget_checkpoint(self) -> None:
-        """Remove the checkpoint, once the co-trainer writes none any more: it holds what was learnt of the data."""
+        """Remove all that a round goes on from, once the co-trainer writes none any more: it holds what was learnt."""
+        for pattern in (COURSE, *BURSTS):
+            for file in self.path.glob(pattern):
+                file.unlink()
         self.checkpoint.unlink(missing_ok=True)
         self.checkpoint.with_name(f".{CHECKPOINT}.tmp").unlink(missing_ok=True)

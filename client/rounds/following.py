@@ -56,7 +56,7 @@ class Following:
                     raise
 
 
-def counts(status: CoTrainerStatus) -> dict[str, float]:
+def counts(status: CoTrainerStatus) -> dict[str, int | float]:
     """Return the fields of a `RoundReport` that a job's status tells."""
     return {
         "steps": status.steps,

@@ -16,6 +16,8 @@ from client.rounds.attempts import MAX_ATTEMPTS, Attempts
 from client.rounds.folder import CHECKPOINTS, JOINED, PARENT, RoundFolder
 from client.rounds.following import Following, counts
 from client.rounds.journal import RoundJournal, lineage_of
+from client.rounds.measured import Measured
+from client.rounds.measured_round import Trained
 from client.rounds.personal import PersonalPart
 from serving.scores import Scores
 from serving.supervisor import Supervisor
@@ -56,6 +58,7 @@ class Jobs:
         shapes: peft_dir.Shapes,
         max_rank: int,
         personal: PersonalParts,
+        measured: Callable[[Following], Measured],
         directory: Path,
         keys: SiteKeys,
         share: Callable[[], float],
@@ -68,6 +71,7 @@ class Jobs:
         self._cotrainer = cotrainer
         self._fresh, self.data = fresh, fresh.data
         self._following = Following(supervisor, cotrainer)
+        self.measured = measured(self._following)
         self._base = base
         self._shapes = shapes
         self._max_rank = max_rank
@@ -140,9 +144,10 @@ class Jobs:
         if not report.state.final:
             report = report.model_copy(update={"state": JobState.CANCELLED, "error": reason})
             self._finish(report)
+            job = self.measured.stop(self._id(key))
             try:
                 if self._supervisor.engine is not None:
-                    await self._cotrainer.cancel(self._id(key))
+                    await self._cotrainer.cancel(job)
             finally:
                 self._folder(key).forget_checkpoint()
         return report
@@ -216,7 +221,7 @@ class Jobs:
         )  # fmt: skip
         deaths = self._supervisor.deaths_under_users
         try:
-            status = await self._following.follow(job, note=partial(self._note_progress, order.key))
+            trained = await self.measured.train(order, job, data, partial(self._note_progress, order.key))
         except (EngineGone, TrainingError) as error:  # the round stays open and goes on
             step = folder.steps()
             counted = attempts.cut_off(step, under_users=self._supervisor.deaths_under_users > deaths)
@@ -227,27 +232,28 @@ class Jobs:
             return self._submitted.set()
         if self.report(order.key).state is JobState.CANCELLED:
             return folder.forget_checkpoint()
-        concluded = self._keys.sign_update(order, self._conclude(order, status, data))
+        concluded = self._keys.sign_update(order, self._conclude(order, trained, data))
         reach(Point.UPDATE_WRITTEN)
         self._finish(concluded)
+        self.measured.remember(trained)
         reach(Point.ROUND_DONE)
         return self._settle(order.key)
 
-    def _conclude(self, order: RoundOrder, status: CoTrainerStatus, data: Prepared) -> RoundReport:
-        report = RoundReport(key=order.key, state=status.state, parent=order.parent, error=status.error)
-        report = report.model_copy(update=counts(status))
-        if status.state is not JobState.DONE:
+    def _conclude(self, order: RoundOrder, trained: Trained, data: Prepared) -> RoundReport:
+        report = RoundReport(key=order.key, state=trained.state, parent=order.parent, error=trained.error)
+        report = report.model_copy(update=trained.counts)
+        if trained.state is not JobState.DONE:
             return report
         folder, plan = self._folder(order.key), order.plan
         blob = folder.output(plan).read_bytes()
         try:
-            trained = peft_dir.decode(blob)
-            peft_dir.validate(trained, self._shapes, rank=plan.joined_rank, max_rank=self._max_rank)
+            tensors = peft_dir.decode(blob)
+            peft_dir.validate(tensors, self._shapes, rank=plan.joined_rank, max_rank=self._max_rank)
         except AdapterError as error:
             return report.model_copy(
                 update={"state": JobState.FAILED, "error": f"what was trained is unusable: {error}"}
             )
-        blob = folder.part(trained, blob, plan)
+        blob = folder.part(tensors, blob, plan)
         return report.model_copy(update={"update": peft_dir.digest(blob), "rank": plan.rank, **data.held})
 
     def _settle(self, key: str) -> None:

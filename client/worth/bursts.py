@@ -20,7 +20,7 @@ LEAST = 8
 """Steps of a burst; fewer change too little to be measured."""
 PARTS = 4
 """Bursts that a round's steps are cut into."""
-WORTH = 0.002
+WORTH = 0.005
 """Part of the loss by which a burst has to lower it; less is flat."""
 FLAT = 2
 """Flat bursts in a row that end a round."""
@@ -65,21 +65,23 @@ class Bursts:
 
     @property
     def pays(self) -> bool:
-        """True where the best burst has lowered the loss with confidence, and by more than WORTH."""
-        best = self.gain(self.best)
-        return best.lower > 0 and best.mean >= WORTH * self._mean(self.before)
+        """True where the best burst has lowered the loss with confidence, and by WORTH at least."""
+        return self._falls(self.before, self.losses[self.best])
 
     @property
     def flat(self) -> bool:
-        """True where the last bursts have lowered the loss by less than WORTH each."""
-        means = [self._mean(losses) for losses in (self.before, *self.losses)]
-        flat = [before - after < WORTH * before for before, after in itertools.pairwise(means)]
-        return len(flat) >= FLAT and all(flat[-FLAT:])
+        """True where none of the last bursts has lowered the loss so."""
+        falls = [self._falls(*two) for two in itertools.pairwise([self.before, *self.losses])]
+        return len(falls) >= FLAT and not any(falls[-FLAT:])
 
     @property
     def best(self) -> int:
         """The burst after which the loss was lowest."""
         return int(np.argmin([self._mean(losses) for losses in self.losses]))
+
+    def _falls(self, before: Losses, after: Losses) -> bool:
+        gain = Gain.between(before, after, self.weights)
+        return gain.lower > 0 and gain.mean >= WORTH * self._mean(before)
 
     def _mean(self, losses: Losses) -> float:
         mean = float(np.average(losses, weights=self.weights))

@@ -12,10 +12,10 @@ score that the next one needs: BACK_OFF times what is left. The clock is an argu
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from client.worth.drift import PageHinkley
-from client.worth.memory import DomainMemory, Memory
+from client.worth.memory import Body, DomainMemory, Memory
 
 EXPLORE = 0.1
 """c, in medians of the domains' rates."""
@@ -28,20 +28,18 @@ TINY = 1e-12
 """Least score that is needed after a round that has brought nothing."""
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(Body):
     """One domain as a round finds it, before it trains."""
 
     share: float
     """Its part of the rows: the site does not know which part of its users' requests is about it."""
     above: float = 0.0
     """How far its loss is above what was reached, with confidence; nats per token, at least 0."""
-    drift: PageHinkley = field(default_factory=PageHinkley)
+    drift: PageHinkley = PageHinkley()
     """With its fresh examples."""
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(Body):
     """What a round trains."""
 
     train: tuple[str, ...]
@@ -50,7 +48,6 @@ class Decision:
     """Domains whose fresh examples are not like those of before."""
     doubtful: bool = False
     """True where a few steps have to show that it pays: nothing but the time since the last trial speaks for it."""
-    scores: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     """Why nothing is worth training; empty where something is."""
 
@@ -65,11 +62,11 @@ def decide(memory: Memory, seen: Mapping[str, Seen], now: float) -> Decision:
     train = tuple(key for key in seen if key in due or scores[key] >= memory.domain(key).needed)
     if memory.unadopted >= MOST_UNADOPTED and not due:
         reason = f"{memory.unadopted} updates from this version and these examples were made, and none was adopted"
-        return Decision((), scores=scores, reason=reason)
+        return Decision(train=(), reason=reason)
     if not train:
-        return Decision((), scores=scores, reason=_reason(memory, seen, scores))
+        return Decision(train=(), reason=_reason(memory, seen, scores))
     doubtful = all(memory.domain(key).needed and not seen[key].above and key not in drifted | new for key in train)
-    return Decision(train, drifted & set(train), doubtful, scores)
+    return Decision(train=train, drifted=drifted & set(train), doubtful=doubtful)
 
 
 def unchanged(memory: Memory, parent: str, data: str, now: float) -> str:
@@ -94,24 +91,24 @@ class Taught:
     reached: Mapping[int, float]
 
 
-def learnt(memory: Memory, decision: Decision, seen: Mapping[str, Seen], taught: Mapping[str, Taught],
-           now: float) -> Memory:  # fmt: skip
-    """Return the memory after a round that has `taught` something of the domains in `decision.train`."""
+def learnt(memory: Memory, seen: Mapping[str, Seen], taught: Mapping[str, Taught], now: float) -> Memory:
+    """Return the memory after a look, and a round that has `taught` something of the domains that it trained."""
     tried: dict[str, DomainMemory] = {}
     for key in seen:
         before = memory.domain(key)
         if key not in taught:
             tried[key] = before.model_copy(update={"drift": seen[key].drift})
             continue
-        one = taught[key]
+        one, losses = taught[key], list(taught[key].reached.values())
         tried[key] = DomainMemory(
             trials=before.trials + 1, rate=max(0.0, one.rate), seconds=one.seconds, needed=before.needed,
-            reached=dict(one.reached), tried=now,
+            reached=dict(one.reached), mean=statistics.fmean(losses), spread=statistics.pstdev(losses),
+            drift=before.drift if one.more else PageHinkley(), tried=now,
         )  # fmt: skip
     after = memory.with_domains(tried, looks=memory.looks + 1)
     needed = {}
     for key, one in taught.items():
-        quiet = _score(after, key, Seen(seen[key].share))
+        quiet = _score(after, key, Seen(share=seen[key].share))
         needed[key] = 0.0 if one.more else max(TINY, BACK_OFF * quiet, after.domain(key).needed)
     return after.with_domains(
         {key: after.domain(key).model_copy(update={"needed": least}) for key, least in needed.items()}
@@ -134,6 +131,7 @@ def _reason(memory: Memory, seen: Mapping[str, Seen], scores: Mapping[str, float
     drift = max(one.drift.drift for one in seen.values())
     which = f"the best of {len(seen)} domains" if len(seen) > 1 else "more training"
     return (
-        f"{which} may gain {scores[key]:.2g} nats per token and second, and {memory.domain(key).needed:.2g} are needed "
-        f"after a round that has brought nothing more; drift of fresh examples {drift:.2f}, and 1 is an alarm"
+        f"the last round has brought nothing more, since then the loss has not risen above what was reached, and the "
+        f"drift of fresh examples is {drift:.2f}, where 1 is an alarm; {which} scores {scores[key]:.2g}, and "
+        f"{memory.domain(key).needed:.2g} is needed"
     )

@@ -17,11 +17,13 @@ FILE, CONTENT = "worth.json", "content.npy"
 logger = logging.getLogger(__name__)
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """Base of what is kept as JSON."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class DomainMemory(_Body):
+class DomainMemory(Body):
     """What is remembered of one domain."""
 
     trials: int = 0
@@ -34,12 +36,16 @@ class DomainMemory(_Body):
     """Score below which it is left out; 0 unless its last round has brought nothing more."""
     reached: dict[int, float] = Field(default_factory=dict)
     """Content of each row that it was measured on → the loss that its last round has reached, in nats per token."""
+    mean: float = 0.0
+    """Mean of those losses."""
+    spread: float = 0.0
+    """Standard deviation of those losses; 0 where nothing was measured."""
     drift: PageHinkley = PageHinkley()
     tried: float = 0.0
     """Unix time of its last trial."""
 
 
-class Memory(_Body):
+class Memory(Body):
     """What is remembered of an adapter."""
 
     looks: int = 0

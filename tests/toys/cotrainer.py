@@ -15,6 +15,7 @@ from client.journal import Journal
 from client.keys import SiteKeys
 from client.rounds import following
 from client.rounds.jobs import Jobs
+from client.rounds.measured import Measured
 from client.rounds.personal import PersonalPart
 from serving.aliases import AliasTable
 from serving.checkpoint import CheckpointHeader, FileMark, Origin
@@ -159,6 +160,7 @@ def toy_jobs(
         adapter=adapter, rounds=journal.rounds(adapter), supervisor=supervisor, cotrainer=cotrainer,
         fresh=FreshData(config, adapter, prepared), base=HELD_BASE, shapes=SHAPES, max_rank=4,
         personal=partial(PersonalPart, config, adapter),
+        measured=partial(Measured, adapter=adapter, folder=state_dir / "worth" / adapter, everything=True),
         directory=state_dir / "rounds" / adapter, keys=SiteKeys(config.site), share=lambda: share,
         checkpoint_s=30.0, checkpoint_bytes=1,
     )  # fmt: skip

@@ -102,6 +102,8 @@ def _versions(report: Report, adapter: str, site_file: str) -> Iterator[Row]:
         yield "looks", _looks(looks)
     if adapter in report["data"]:  # without a daemon nothing is known of it
         yield "data", _data(report["data"][adapter])
+    if adapter in report["worth"]:
+        yield "worth", Text(report["worth"][adapter])
     if len(report["training_shares"]) > 1:
         yield "share", Text(_share(report["training_shares"], adapter))
     if aliases["previous"] or aliases["live"]:
