@@ -57,7 +57,7 @@ async def asked(site: Deployment, cotrainer: Any, prepared: Prepared = PREPARED)
         name="support",
         prepared=prepared,
         share=2.0,
-        jobs=SimpleNamespace(running=RUNNING),
+        jobs=SimpleNamespace(running=RUNNING, measured=SimpleNamespace(told="no round yet")),
         fresh=SimpleNamespace(data=DataInUse(prepared)),
     )
     return await site_status.report(site.config, [tenant], {"support": 1.5}, site.supervisor, site.served, cotrainer)

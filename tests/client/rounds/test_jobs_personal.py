@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from client.rounds.folder import PERSONAL, UPDATE
+from client.rounds.measured_round import Trained
 from client.rounds.personal import PersonalPart, first, join
 from serving.trainer_socket import CoTrainerStatus, EvaluateJob, TrainJob
 from tests.toys.cotrainer import PARENT, Queue, Run, ToyCoTrainer, order
@@ -164,7 +165,7 @@ def test_a_round_begun_again_after_a_kill_trains_from_the_same_join(
         await until(lambda: cotrainer.started[-1] == key)
         joins.append(start_of(cotrainer.orders[-1]))
         order, status = queue.journal.rounds("support").get(key)[0], cotrainer.ended(cotrainer.orders[-1])
-        queue.jobs._conclude(order, status, queue.jobs.data.current)
+        queue.jobs._conclude(order, Trained.of(status), queue.jobs.data.current)
         assert (tmp_path / "rounds" / "support" / key / PERSONAL).exists()
 
     async def next_daemon(queue: Queue) -> None:
@@ -202,7 +203,7 @@ def test_a_round_cancelled_after_a_kill_leaves_nothing_behind(run: Run, tmp_path
         key = submit(queue, 1, OWN)
         await until(lambda: cotrainer.started[-1:] == [key])
         order, status = queue.journal.rounds("support").get(key)[0], cotrainer.ended(cotrainer.orders[-1])
-        queue.jobs._conclude(order, status, queue.jobs.data.current)
+        queue.jobs._conclude(order, Trained.of(status), queue.jobs.data.current)
 
     async def cancelling(queue: Queue) -> None:
         cotrainer.forget()

@@ -68,7 +68,7 @@ def test_the_status_says_what_sites_and_the_engine_said() -> None:
             "support@v1": {"taken_back": FAKES},
         },
         "answering": {"support": {"since": 0.0, "event": FAKES}}, "roll_backs": {"support": [[0.0, FAKES, 1]]},
-        "heldout_looks": {}, "data": {}, "training_shares": {}, "running_rounds": {}, "served": [],
+        "heldout_looks": {}, "data": {}, "worth": {}, "training_shares": {}, "running_rounds": {}, "served": [],
         "open_rounds": [], "in_flight": {FAKES: 1}, "training": {"job": "", "error": FAKES}, "recovered": [FAKES],
     }  # fmt: skip
     screen = Console(file=io.StringIO(), width=100, highlight=False)

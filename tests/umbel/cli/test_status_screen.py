@@ -75,6 +75,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "training_shares": {"support": {"share": 1.0, "worth": 1.0}},
         "heldout_looks": {"support": {"verdicts": 31, "since_promotion": 5, "next_level": 0.000422, "due": False}},
         "data": {"support": data()},
+        "worth": {"support": "nothing worth training: the loss is flat"},
         **changes,
     }  # fmt: skip
 
@@ -104,6 +105,7 @@ support: support@v12 answers users, since 2027-01-15 05:59:00 (2 h 1 min)
              verdict promotes at p = 0.0004 or less
   data       1,200 examples to train on, 133 held out, 3 cut at seq_len, 1 left
              out
+  worth      nothing worth training: the loss is flat
   go back    to support@v11: umbel rollback 'clinic a.toml' support
   went back  2027-01-14 02:00:00 support@v10 live again by roll-back"""
 
