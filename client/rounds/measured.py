@@ -70,8 +70,8 @@ class Measured:
             self._tell_everything(data, look)
             return Trained.of(await self._follow(job, note))
         here = (order.parent, data.folder.name)
-        if (known.parent, known.data) != here or not self._judged(lineage_of(order), known.round):
-            known = known.model_copy(update={"unadopted": 0})
+        if known.unadopted and ((known.parent, known.data) != here or not self._judged(lineage_of(order), known.round)):
+            known = known.model_copy(update={"unadopted": 0, "reason": ""})
         if why := unchanged(known, *here, self._clock()):
             trained = skipped(why)
         else:

@@ -1,11 +1,10 @@
 """`Bursts`: how a round spends its steps: in bursts, after each of which its gain is measured, until it is flat.
 
-    parent ──burst──► worth set ──burst──► worth set ── … ──flat twice, or no step left──► the best of all, if it pays
+    parent ──burst──► worth set ──burst──► worth set ── … ──flat, or no step left──► the best of all, if it pays
 
 Steps are spent as in Ekya (arXiv 2012.10557): what a little training brings tells whether more of it is worth the time.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,9 +20,9 @@ LEAST = 8
 PARTS = 4
 """Bursts that a round's steps are cut into."""
 WORTH = 0.005
-"""Part of the loss by which a burst has to lower it; less is flat."""
+"""Part of the loss by which it has to be lower to count as such."""
 FLAT = 2
-"""Flat bursts in a row that end a round."""
+"""Bursts that end a round if they have not lowered the loss; alone, one is lost in the noise of few examples."""
 
 
 @dataclass
@@ -70,9 +69,9 @@ class Bursts:
 
     @property
     def flat(self) -> bool:
-        """True where none of the last bursts has lowered the loss so."""
-        falls = [self._falls(*two) for two in itertools.pairwise([self.before, *self.losses])]
-        return len(falls) >= FLAT and not any(falls[-FLAT:])
+        """True where the last FLAT bursts together have not lowered the loss so."""
+        ends = [self.before, *self.losses]
+        return len(self.losses) >= FLAT and not self._falls(ends[-1 - FLAT], ends[-1])
 
     @property
     def best(self) -> int:

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-CONFIDENCE = 0.95
-"""Of the one-sided bound."""
+CONFIDENCE = 0.8
+"""Of the one-sided bound. An error costs training time, or a little of the gain; what answers users is for verdicts."""
 Losses = npt.NDArray[np.float64]
 """[examples], loss per token of each example, in nats."""
 

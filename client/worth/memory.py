@@ -83,7 +83,7 @@ def read(folder: Path) -> tuple[Memory, Digests]:
     try:
         memory = Memory.model_validate_json((folder / FILE).read_bytes())
         return memory, np.load(folder / CONTENT, allow_pickle=False).astype(np.uint64)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy parses the header as Python, and lets any error of that parser through
         logger.warning("worth.forgotten %s: what is worth training is measured anew (%s)", folder, type(error).__name__)
         return nothing
 

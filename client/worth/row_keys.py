@@ -57,5 +57,5 @@ class RowKeys:
         try:
             records = np.load(path, allow_pickle=False)
             return cls(records["content"], records["asks"], records["domain"])
-        except (OSError, ValueError, IndexError) as error:
+        except Exception as error:  # numpy parses the header as Python, and lets any error of that parser through
             raise DataError(f"{path}: not the keys of a token file ({error}); restart `umbel serve`") from error
