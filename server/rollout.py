@@ -184,7 +184,8 @@ def for_site(hello: Hello, manifest: AdapterManifest, version: Adapter, kin: str
     """
     own = manifest.joined_rank - manifest.rank  # a site serves both as one adapter
     received = version.at_rank(max(1, hello.max_lora_rank - own))  # a site that can hold no rank refuses by itself
-    changes: dict[str, object] = {"site_metrics": {}, "counts": {}}  # a site's measurements are for the centre only
+    # A site's measurements are for the centre only; its reason to skip a round tells them, too.
+    changes: dict[str, object] = {"site_metrics": {}, "counts": {}, "skipped": {}}
     if hello.fingerprint.digest != manifest.base:
         changes["kin"] = kin
     if received is not version:

@@ -1,6 +1,7 @@
 """A real site whose data changes under its users: new lines, released examples and forgotten ones; no restart."""
 
 import json
+import random
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -120,3 +121,45 @@ def test_new_lines_and_forgotten_users_reach_the_next_round_and_users_notice_not
     log = site.log.read_text()
     assert "data.refused" not in log
     assert PRIVATE not in log
+
+
+def test_what_brings_nothing_more_is_not_trained_until_other_data_come(site: SiteProcess) -> None:
+    def write(ask: str, answers: tuple[str, ...]) -> None:
+        lot = random.Random(ask)
+        with (site.folder / "train.jsonl").open("a") as file:
+            for number in range(200):
+                file.write(json.dumps({"prompt": f"{ask} {number}", "completion": lot.choice(answers)}) + "\n")
+
+    def round_() -> dict[str, Any]:
+        """Train a round from what the last one sent."""
+        nonlocal parent, number
+        number += 1
+        reply = site.submit(f"w{number}", parent, number, steps=24, learning_rate=1e-2, seconds=600)
+        assert reply.status_code == 200, reply.text
+        report = site.wait_round(f"w{number}")
+        if report["state"] == "done":
+            parent = site.control.get(f"/adapters/support/rounds/w{number}/update").content
+        return report
+
+    before = site.status()["data"]["support"]["train"]
+    write("bed", ("the north ward", "the south ward"))
+    wait_until(lambda: site.status()["data"]["support"]["train"] >= before + 150, "the new lines")
+    parent, number = random_adapter(site.model, seed=9, b_std=0.0), 10
+    ends = [round_() for _ in range(8)]
+    states = [end["state"] for end in ends]
+    first = states.index("skipped")
+    assert first >= 1, ends[0]
+    assert states == ["done"] * first + ["skipped"] * (8 - first)
+    assert ends[-1]["error"].startswith("nothing worth training: ")
+    assert (ends[-1]["steps"], ends[-1]["num_loss_tokens"], ends[-1]["update"]) == (0, 0, None)
+    assert site.control.get(f"/adapters/support/rounds/w{number}/update").status_code == 409
+    assert site.status()["worth"]["support"] == ends[-1]["error"]
+    assert site.status()["rounds"]["skipped"] == 8 - first
+    write("order", ("blue paint", "red paint", "grey paint"))
+    wait_until(lambda: site.status()["data"]["support"]["train"] >= before + 300, "the other lines")
+    assert round_()["state"] == "done"
+    left = {path.name for folder in (site.state_dir / "rounds" / "support").iterdir() for path in folder.iterdir()}
+    assert left <= {"parent.safetensors", "update.safetensors"}, "what the bursts needed is gone"
+    told = site.log.read_text()
+    assert "paint" not in told
+    assert "ward" not in told

@@ -35,6 +35,7 @@ def test_a_site_that_skips_counts_for_the_quorum_and_the_others_make_the_version
     version = registry.manifest(v(1))
     assert (version.weights, version.skipped, version.left_out) == ({"a": 1.0}, {"b": WHY}, {})
     assert registry.rounds.all("support")[0].reasons["b"] == f"{WHY}; accepted: held-out loss 1.00, live 1.20"
+    assert all(site.manifests["support@v1"].skipped == {} for site in (world.sites["a"], world.sites["b"]))
     assert world.sites["b"].live == "support@v1", "it judges and serves what the others trained"
     assert [(one["site"], one["reason"]) for one in world.told("site.skipped")] == [("b", WHY)]
     assert [one["site"] for one in world.told("site.trained")] == ["a"]
