@@ -127,6 +127,7 @@ class Site:
             max_lora_rank=self.config.max_rank(adapter) if tenant else self.config.engine.max_lora_rank,
             train_examples=tenant.prepared.train_examples if tenant else 0,
             eval_examples=tenant.prepared.eval_examples if tenant else 0,
+            data_changes=tenant.fresh.data.changes if tenant else 0,
             live=self.live(adapter) if tenant else None,
             refused=tuple(map(str, self.journal.refused(adapter))) if tenant else (),
         )

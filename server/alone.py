@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 RETRY_S = 3.0
 """Seconds before a daemon that did not answer, or was not ready, is asked again."""
+LOOK_S = 1.0
+"""Seconds between two looks, in such a pause, at whether the site has other examples."""
 LONGEST_PAUSE_S = {**loop.LONGEST_PAUSE_S, RoundState.FAILED: 300.0}
 """How a round ended → the longest pause after it, in seconds."""
 
@@ -257,15 +259,14 @@ class Alone:
 
     def _rest(self) -> None:
         """Wait for `pause_s`, or until the site has other examples."""
-        over, known = self._site.clock() + self.pause_s, self._examples() if self.pause_s else None
-        while (left := over - self._site.clock()) > 0 and self._examples() == known:
-            self._site.sleep(min(left, loop.PAUSE_S))
+        over, known = self._site.clock() + self.pause_s, self._changes() if self.pause_s else None
+        while (left := over - self._site.clock()) > 0 and self._changes() == known:
+            self._site.sleep(min(left, LOOK_S))
 
-    def _examples(self) -> tuple[int, int] | None:
-        """Return the numbers of examples that the site trains on and holds out; None where it does not answer."""
+    def _changes(self) -> int | None:
+        """Return how often the site has changed its examples; None where it does not answer."""
         with suppress(ConfigError):  # the next round says why
-            hello = self._site.hello()
-            return hello.train_examples, hello.eval_examples
+            return self._site.hello().data_changes
         return None
 
     def _require(self, hello: Hello) -> None:

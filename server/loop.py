@@ -24,7 +24,8 @@ def run(federation: Federation, sleep: Callable[[float], None] = time.sleep) -> 
 
 def longer(pause_s: float, ended: RoundState | None, longest: Mapping[RoundState, float]) -> float:
     """Return the seconds to wait after a round that `ended` so, where it was `pause_s` before it."""
-    return min(max(PAUSE_S, 2 * pause_s), longest[ended]) if ended in longest else 0.0
+    most = longest.get(ended, 0.0) if ended is not None else 0.0
+    return min(max(PAUSE_S, 2 * pause_s), most)
 
 
 def run_round(federation: Federation, number: int) -> None:

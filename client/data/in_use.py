@@ -24,6 +24,8 @@ class DataInUse:
 
     def __init__(self, prepared: Prepared) -> None:
         self.current = prepared
+        self.changes = 0
+        """Times that other files were adopted."""
         self.refused = ""
         """Why the files of examples, as they are now, are not in use; empty where they are."""
         self._held: Counter[str] = Counter()
@@ -35,6 +37,7 @@ class DataInUse:
     def adopt(self, prepared: Prepared) -> None:
         """Let everything that begins from now on use these files."""
         before, self.current = self.current, prepared
+        self.changes += before.folder != prepared.folder
         self._left[before.folder.name] = before
         self._left.pop(prepared.folder.name, None)
         self._clear()

@@ -13,6 +13,8 @@ from umbel.messages import RoundReport, ShadowReport
 
 LEAST, MOST = 0.1, 10.0
 """Bounds: an adapter that brings nothing still trains, so that it can show that this has changed."""
+SHORTEST_S = 1e-3
+"""Less than any round takes, so that a gain by its time is a number."""
 WEIGHT = 0.5
 """Part of the latest round in the running means."""
 
@@ -67,7 +69,7 @@ def _rate(rounds: Sequence[Brought]) -> float | None:
     for one in rounds[1:]:
         gain += WEIGHT * (one.gain - gain)
         seconds += WEIGHT * (one.seconds - seconds)
-    return max(0.0, gain) / seconds if seconds > 0 else None
+    return max(0.0, gain) / max(seconds, SHORTEST_S) if seconds > 0 else None
 
 
 def _gain(report: ShadowReport) -> float | None:

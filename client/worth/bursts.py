@@ -20,7 +20,8 @@ LEAST = 8
 PARTS = 4
 """Bursts that a round's steps are cut into."""
 WORTH = 0.005
-"""Part of the loss by which it has to be lower to count as such."""
+"""Part of the loss by which it has to be lowered to count as such; of a loss below 1 as many nats per token. What is
+learnt to the last token falls by a part for ever."""
 FLAT = 2
 """Bursts that end a round if they have not lowered the loss; alone, one is lost in the noise of few examples."""
 
@@ -80,7 +81,7 @@ class Bursts:
 
     def _falls(self, before: Losses, after: Losses) -> bool:
         gain = Gain.between(before, after, self.weights)
-        return gain.lower > 0 and gain.mean >= WORTH * self._mean(before)
+        return gain.lower > 0 and gain.mean >= WORTH * max(1.0, self._mean(before))
 
     def _mean(self, losses: Losses) -> float:
         mean = float(np.average(losses, weights=self.weights))

@@ -79,7 +79,7 @@ class Look:
         both = [number for number, one in enumerate(content) if one in reached]
         now, then = losses[both], np.array([reached[content[number]] for number in both])
         gain = Gain.between(now, then)
-        sure = gain.lower > 0 and gain.mean >= WORTH * float(now.mean())
+        sure = gain.lower > 0 and gain.mean >= WORTH * max(1.0, float(now.mean()))
         return gain.mean if sure else 0.0
 
     def to_measure(self, train: Sequence[str], drifted: frozenset[str]) -> tuple[Numbers, Losses]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from server.alone import LOOK_S
 from server.registry.events import EVENTS, EventReader
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundState
@@ -121,6 +122,26 @@ def test_after_failed_rounds_the_next_begins_later_and_later(alone: AloneAt, sit
     alone.start("two", rounds=1)
     assert alone.pauses[-1] == 0.0
     assert site.live == "support@v1"
+
+
+def test_after_an_idle_round_it_asks_again_later_or_as_soon_as_the_site_has_other_examples(
+    alone: AloneAt, site: ToySite
+) -> None:
+    site.skips = "nothing worth training: the loss is flat"
+
+    def took(run_id: str) -> float:
+        began = alone.clock.now
+        assert {record.state for record in alone.start(run_id, rounds=6)} == {RoundState.IDLE}
+        return alone.clock.now - began
+
+    patient = took("one")
+    assert alone.pauses == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+
+    def change() -> None:
+        site.changes += 1
+
+    alone.clock.woken = change
+    assert patient - took("two") == 5 + 10 + 20 + 40 + 60 - 5 * LOOK_S
 
 
 def test_nothing_that_is_no_number_becomes_a_version(alone: AloneAt, site: ToySite) -> None:

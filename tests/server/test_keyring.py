@@ -159,6 +159,7 @@ def test_every_field_of_a_hello_is_signed(world: World) -> None:
     other: dict[str, Any] = {
         "site": "b", "adapter": "other", "fingerprint": BASE.model_copy(update={"weights": "o"}),
         "shapes": {"q_proj": (1, 1)}, "dtype": "float32", "max_lora_rank": 1, "train_examples": 11, "eval_examples": 6,
+        "data_changes": 7,
         "kin": "1" * 64, "packing": "nf4",
         "live": "support@v1", "refused": ("support@v1",),
     }  # fmt: skip

@@ -41,6 +41,8 @@ class ToySite:
     """Steps that it says it did; 0: all."""
     skips = ""
     """Why nothing is worth training here; empty where it trains."""
+    changes = 0
+    """Times that it has changed its examples."""
     kin = ""
     packing: Packing = ""
     waits: frozenset[str] = frozenset()
@@ -102,7 +104,7 @@ class ToySite:
         return Hello(
             site=self.name, adapter=adapter, fingerprint=self.base, kin=self.kin, packing=self.packing,
             shapes=self.shapes, dtype="bfloat16", max_lora_rank=self.max_lora_rank, train_examples=10, eval_examples=5,
-            live=self.live, refused=tuple(self.refused),
+            live=self.live, refused=tuple(self.refused), data_changes=self.changes,
         )  # fmt: skip
 
     @property

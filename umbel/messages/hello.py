@@ -50,6 +50,8 @@ class Hello(Message):
     train_examples: NonNegativeInt = 0
     """Examples of the adapter's own data."""
     eval_examples: NonNegativeInt = 0
+    data_changes: NonNegativeInt = 0
+    """Times that the site has taken other examples in use since its daemon began."""
     live: VersionName | None = None
     """The version that answers users; None while the base does."""
     refused: tuple[VersionName, ...] = ()
