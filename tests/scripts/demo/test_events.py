@@ -24,6 +24,8 @@ EVENTS: dict[str, tuple[dict[str, Any], str]] = {
     "site.judged": ({"site": "a", "verdict": VERDICT}, "round 7: a judges the shadow: held-out loss is lower"),
     "round.promoted": ({"version": 2, "sites": ["a", "b"]}, "[bold]round 7: v2 answers users at a, b[/bold]"),
     "round.rejected": ({"reasons": {"a": "worse"}}, "[red]round 7: rejected[/red] a: worse"),
+    "site.skipped": ({"site": "a", "reason": "the loss is flat"}, "round 7: a does not train: the loss is flat"),
+    "round.idle": ({"reasons": {"*": "nothing to train at 2 sites"}}, "round 7: nothing to train at 2 sites"),
     "round.failed": ({}, "[red]round 7: failed[/red] "),
     "run.finished": ({"head": "support@v2"}, "the run is over; support@v2 is where the next one would begin"),
 }  # fmt: skip
@@ -85,7 +87,7 @@ def spoiled(*keys: str, value: Any) -> dict[str, Any]:
          "a: 2 of 9 requests failed: Timeout"),
         (spoiled("users", "b", value={"requests": 0, "failed": 0, "failures": []}), "b: no user was answered"),
         (spoiled("rounds", value=[{"end": "promoted", "reasons": {}}, {"end": "rejected", "reasons": {}}]),
-         "only 1 of 2 rounds were promoted or rejected for a stated reason"),
+         "only 1 of 2 rounds were promoted, or rejected or idle for a stated reason"),
         (spoiled("sites", "b", "live", value=None),
          "the sites do not serve one federated version: ['None', 'support@v1']"),
         (spoiled("quality", "support@v1", "shop", value=SCORE),

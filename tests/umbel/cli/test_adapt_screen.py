@@ -104,3 +104,19 @@ def test_a_site_that_is_brought_to_the_registrys_version_is_told_and_one_that_re
     assert screen.lines(event) == ["a: support@v2 answers users, as the registry says, instead of support@v1"]
     (line,) = screen.lines({**event, "brought": {}, "kept": {"a": "it has rejected support@v2"}})
     assert line.endswith("does not answer users here: it has rejected support@v2")
+
+
+def test_rounds_in_which_nothing_is_worth_training_are_told_once(screen: AdaptScreen) -> None:
+    def told(number: int) -> list[str]:
+        skipped = {"event": "site.skipped", "site": "clinic-a", "reason": f"nothing worth training: flat at {number}"}
+        events = {"event": "round.started"}, skipped, {"event": "round.idle", "reasons": {}}
+        return [line for event in events for line in screen.lines({**event, "round": number})]
+
+    assert told(3) == [
+        "round 3: trains from v2",
+        "round 3: nothing worth training: flat at 3; nothing is trained, and the site is asked again and again",
+    ]
+    assert told(4) == told(5) == []
+    trained = {"event": "site.trained", "steps": 40, "seconds": 12.4, "share": 0.5, "loss_sum": 30.0}
+    assert len(screen.lines({**trained, "round": 6, "num_loss_tokens": 20})) == 1
+    assert len(told(7)) == 2, "it has trained meanwhile"
