@@ -37,8 +37,12 @@ class RowKeys:
 
     @classmethod
     def of(cls, rows: Sequence[tuple[str, str, int]]) -> "RowKeys":
-        """Make the keys of (content, asks, domain) for each row; the first two are digests in hexadecimal digits."""
-        taken = [(int(content[:16], 16), int(asks[:16], 16), domain) for content, asks, domain in rows]
+        """Make the keys of (content, asks, domain) for each row; the first two are digests in hexadecimal digits.
+
+        Of what is asked other digits are taken than those by which examples are held out for verdicts: all that are
+        smallest by those are held out already.
+        """
+        taken = [(int(content[:16], 16), int(asks[16:32], 16), domain) for content, asks, domain in rows]
         records = np.array(taken, _RECORD)
         return cls(records["content"], records["asks"], records["domain"])
 

@@ -14,8 +14,8 @@ promoted version.
 
 It runs with TLS, with SuperNodes that are known by their keys, and with signed orders, versions and updates; with
 `--insecure` it runs without all of these. The exit status is 0 only if no user's request failed, every round was
-promoted, or rejected or idle for a stated reason, and the federated adapter beats the base on both tasks; with the real base
-also in the answers to the questions that it shows.
+promoted, or rejected or idle for a stated reason, and the federated adapter beats the base on both tasks; with the real
+base also in the answers to the questions that it shows.
 """
 
 import argparse

@@ -79,7 +79,7 @@ class DemoSite:
     def trained_alone(self) -> Path | None:
         """Return the weights from `train_alone`, or None until they are there. Raises ProcessError if it failed."""
         report = self._control.get(ALONE).json()
-        if report["state"] in ("failed", "cancelled"):
+        if report["state"] in ("skipped", "failed", "cancelled"):
             raise ProcessError(f"{self.name} could not train alone: {report['error']}")
         if report["state"] != "done":
             return None

@@ -15,6 +15,8 @@ from client.data.chat_tokens import ChatTokenizer
 from client.data.conversation import Conversation, Turn
 from client.data.examples import MAX_LINE
 from client.data.prepare import Preparation, forget_others, prepare, prepare_in_child
+from client.worth.row_keys import RowKeys
+from client.worth.worth_set import worth_set
 from tests.toys.sites.training_data import SECRET, rows, write_lines
 from umbel.errors import DataError
 from umbel.token_file import TokenFile
@@ -38,6 +40,29 @@ def test_prepares_splits_and_counts(tiny_llama: Path, tmp_path: Path) -> None:
     again = prepare(Preparation(longer, None, 0.2, tiny_llama, 32, tmp_path / "other"))
     assert rows(done.train) <= rows(again.train)  # nobody moved
     assert rows(done.eval) <= rows(again.eval)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3])
+def test_of_what_is_not_held_out_a_tenth_can_still_be_set_aside(
+    tiny_llama: Path, tmp_path: Path, fraction: float
+) -> None:
+    data = write_lines(tmp_path / "data.jsonl", [(f"question {n}", f"answer {n}") for n in range(400)])
+    done = prepare(Preparation(data, None, fraction, tiny_llama, 32, tmp_path / "tokens"))
+    keys = RowKeys.read(done.keys)
+    assert (len(keys), done.domains) == (done.train_examples, (done.domains[0],))
+    assert done.keys.stat().st_mode & 0o077 == 0
+    assert 0.05 * len(keys) <= worth_set(keys).aside.sum() <= 0.15 * len(keys)
+
+
+def test_a_domain_is_what_an_example_says_or_its_file(tiny_llama: Path, tmp_path: Path) -> None:
+    said = ["a", "a", 7, None, ["no", "name"]]
+    lines = [{"prompt": f"p {n}", "completion": "c", "domain": domain} for n, domain in enumerate(said)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    given = write_lines(tmp_path / "given.jsonl", [("q", "c")])
+    held = write_lines(tmp_path / "held.jsonl", [("other", "c")])
+    done = prepare(Preparation(tmp_path / "data.jsonl", held, 0.1, tiny_llama, 32, tmp_path / "tokens", released=given))
+    assert RowKeys.read(done.keys).domain.tolist() == [0, 0, 1, 2, 2, 3]
+    assert len(set(done.domains)) == 4
 
 
 @pytest.mark.parametrize("fraction", [0.0001, 0.9999])
