@@ -202,10 +202,15 @@ class MeasuredRound:
             f"{-gain.mean:+.4f} ± {gain.error:.4f} nats per token, from {before:.4f}"
         )
         more = pays and not bursts.flat
-        memory = self._after(course.seen, self._taught(course, bursts, rows, more), reason="" if pays else told)
+        memory = self._after(course.seen, self._taught(course, bursts, rows, more), reason="")
+        rests = all(memory.domain(key).needed for key in course.decision.train)
         memory = memory.model_copy(
-            update={"unadopted": self._memory.unadopted + pays, "round": self._order.round}
-        )  # fmt: skip
+            update={
+                "reason": told if rests and not pays else "",
+                "unadopted": self._memory.unadopted + pays,
+                "round": self._order.round,
+            }
+        )
         logger.info(
             "worth.round key=%s domains=%d drifted=%d bursts=%s best=%d flat=%s evaluations_s=%.3g",
             self._order.key, len(course.decision.train), len(course.decision.drifted), list(bursts.taken),

@@ -5,8 +5,8 @@ Not every update is worth training (MACE, arXiv 2510.03283). A domain's score is
     score = share · (max(rate, above / seconds) + c √(ln(1 + looks) / (1 + trials))) · (1 + drift)
 
 with the rate of its last burst, how far its loss is above what was reached once, a bonus for what was rarely tried
-(UCB1: Auer et al., Machine Learning 47, 2002), and its drift. A round that ended because nothing more came sets the
-score that the next one needs: BACK_OFF times what is left. The clock is an argument, and all state is a `Memory`.
+(UCB1: Auer et al., Machine Learning 47, 2002), and its drift. After FLAT_ROUNDS that ended because nothing more came,
+the next one needs BACK_OFF times what is left. The clock is an argument, and all state is a `Memory`.
 """
 
 import math
@@ -19,6 +19,8 @@ from client.worth.memory import Body, DomainMemory, Memory
 
 EXPLORE = 0.1
 """c, in medians of the domains' rates."""
+FLAT_ROUNDS = 2
+"""Rounds in a row without more after which a domain is left out: by one, a slow gain may be lost in the noise."""
 BACK_OFF = 1.5
 STALE_S = 1800.0
 """Seconds after which a domain is tried again, whatever its score."""
@@ -102,14 +104,16 @@ def learnt(memory: Memory, seen: Mapping[str, Seen], taught: Mapping[str, Taught
         one, losses = taught[key], list(taught[key].reached.values())
         tried[key] = DomainMemory(
             trials=before.trials + 1, rate=max(0.0, one.rate), seconds=one.seconds, needed=before.needed,
+            flat=0 if one.more else before.flat + 1,
             reached=dict(one.reached), mean=statistics.fmean(losses), spread=statistics.pstdev(losses),
             drift=before.drift if one.more else PageHinkley(), tried=now,
         )  # fmt: skip
     after = memory.with_domains(tried, looks=memory.looks + 1)
     needed = {}
-    for key, one in taught.items():
+    for key in taught:
         quiet = _score(after, key, Seen(share=seen[key].share))
-        needed[key] = 0.0 if one.more else max(TINY, BACK_OFF * quiet, after.domain(key).needed)
+        rests = after.domain(key).flat >= FLAT_ROUNDS
+        needed[key] = max(TINY, BACK_OFF * quiet, after.domain(key).needed) if rests else 0.0
     return after.with_domains(
         {key: after.domain(key).model_copy(update={"needed": least}) for key, least in needed.items()}
     )
@@ -131,7 +135,7 @@ def _reason(memory: Memory, seen: Mapping[str, Seen], scores: Mapping[str, float
     drift = max(one.drift.drift for one in seen.values())
     which = f"the best of {len(seen)} domains" if len(seen) > 1 else "more training"
     return (
-        f"the last round has brought nothing more, since then the loss has not risen above what was reached, and the "
+        f"the last rounds have brought nothing more, since then the loss has not risen above what was reached, and the "
         f"drift of fresh examples is {drift:.2f}, where 1 is an alarm; {which} scores {scores[key]:.2g}, and "
         f"{memory.domain(key).needed:.2g} is needed"
     )

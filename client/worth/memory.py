@@ -32,8 +32,10 @@ class DomainMemory(Body):
     """Gain of its last burst, in nats per token and second of the device."""
     seconds: float = 0.0
     """Time of the device that its last round took."""
+    flat: int = 0
+    """Its last rounds, in a row, that ended because nothing more came."""
     needed: float = 0.0
-    """Score below which it is left out; 0 unless its last round has brought nothing more."""
+    """Score below which it is left out; 0 unless several of them have."""
     reached: dict[int, float] = Field(default_factory=dict)
     """Content of each row that it was measured on → the loss that its last round has reached, in nats per token."""
     mean: float = 0.0

@@ -30,11 +30,14 @@ def site(sockets: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> It
         yield Paying(sockets, make(**MODEST))
 
 
-def until_skipped(site: Paying, most: int = 8) -> int:
-    """Train rounds until one is skipped; return how many sent something."""
-    for number in range(most):
-        if site.round().state is SKIPPED:
-            return number
+def until_it_rests(site: Paying, most: int = 9) -> int:
+    """Train rounds until one is skipped that trained nothing; return how many sent something."""
+    sent = 0
+    for _ in range(most):
+        trained = site.round()
+        if trained.state is SKIPPED and not trained.counts:
+            return sent
+        sent += trained.state is DONE
     pytest.fail("it never stops")
 
 
@@ -44,7 +47,7 @@ def evaluations(site: Paying) -> int:
 
 def test_a_site_learns_its_data_and_then_trains_nothing_until_they_change(site: Paying) -> None:
     site.write("bed", WARDS)
-    assert 1 <= until_skipped(site) <= 5
+    assert 1 <= until_it_rests(site) <= 5
     tokens, jobs = site.tokens, len(site.jobs)
     for _ in range(9):
         trained = site.round()
@@ -60,7 +63,7 @@ def test_a_site_learns_its_data_and_then_trains_nothing_until_they_change(site: 
     trained = site.round()
     assert trained.state is DONE
     assert trained.memory is not None
-    assert 1 <= until_skipped(site) <= 6
+    assert 1 <= until_it_rests(site) <= 6
     site.now += STALE_S
     tried = site.round()
     assert (tried.state, tried.counts["steps"]) == (SKIPPED, TRIAL), "a few steps, after a long time"
@@ -68,16 +71,16 @@ def test_a_site_learns_its_data_and_then_trains_nothing_until_they_change(site: 
 
 def test_the_loss_falls_as_far_as_with_all_steps_and_most_of_the_tokens_are_saved(site: Paying) -> None:
     site.write("bed", WARDS)
-    for _ in range(9):
+    for _ in range(12):
         site.round()
     measured, tokens = loss(site), site.tokens
     site.head.write_bytes(b"")
     everything = Paying(site.folder, site.scheduler)
     everything.anew(everything=True)
     everything.write("bed", WARDS)
-    for _ in range(9):
+    for _ in range(12):
         assert everything.round().state is DONE
-    assert measured <= 1.05 * loss(everything)
+    assert measured <= 1.08 * loss(everything)
     assert tokens <= 0.4 * everything.tokens
 
 
@@ -98,7 +101,7 @@ def loss(site: Paying) -> float:
 
 def test_a_domain_that_brings_nothing_more_is_left_out_but_for_a_few_of_its_rows(site: Paying) -> None:
     site.write("bed", WARDS, domain="wards")
-    until_skipped(site)
+    until_it_rests(site)
     site.write("order", PAINTS, domain="paints")
     site.jobs.clear()
     assert site.round().state is DONE
@@ -161,7 +164,7 @@ def test_an_update_that_is_never_adopted_is_made_three_times(site: Paying) -> No
 def test_a_version_that_is_worse_than_what_was_reached_is_trained_again(site: Paying) -> None:
     site.write("bed", WARDS)
     before = site.head.read_bytes()
-    until_skipped(site)
+    until_it_rests(site)
     site.head.write_bytes(before)
     assert site.round().state is DONE
 

@@ -28,7 +28,7 @@ def after(**rounds: list[Taught]) -> Memory:
 
 def test_what_was_never_trained_is_trained() -> None:
     assert decide(Memory(), {"a": Seen(share=1.0)}, NOW) == Decision(train=("a",))
-    found = decide(after(a=[taught()]), {"a": Seen(share=0.5), "b": Seen(share=0.5)}, NOW)
+    found = decide(after(a=[taught()] * 2), {"a": Seen(share=0.5), "b": Seen(share=0.5)}, NOW)
     assert (found.train, found.doubtful) == (("b",), False)
 
 
@@ -37,35 +37,40 @@ def test_what_still_gained_is_trained_again_without_doubt() -> None:
     assert found == Decision(train=("a",))
 
 
+def test_one_round_without_more_is_not_enough() -> None:
+    assert decide(after(a=[taught(0.1)]), {"a": Seen(share=1.0)}, NOW) == Decision(train=("a",))
+    assert decide(after(a=[taught(), taught(0.1, more=True), taught()]), {"a": Seen(share=1.0)}, NOW).train
+
+
 @pytest.mark.parametrize("rate", [0.0, 1e-3, 5.0])
 def test_what_brought_nothing_more_is_left_out_and_the_reason_says_so(rate: float) -> None:
-    found = decide(after(a=[taught(rate)]), {"a": Seen(share=1.0)}, NOW)
+    found = decide(after(a=[taught(rate)] * 2), {"a": Seen(share=1.0)}, NOW)
     assert (found.train, "brought nothing more" in found.reason) == ((), True)
 
 
 def test_it_is_tried_for_a_few_steps_when_the_trial_is_long_ago() -> None:
-    memory = after(a=[taught(0.1)])
+    memory = after(a=[taught(0.1)] * 2)
     assert not decide(memory, {"a": Seen(share=1.0)}, NOW + STALE_S - 1).train
     found = decide(memory, {"a": Seen(share=1.0)}, NOW + STALE_S)
     assert (found.train, found.doubtful) == (("a",), True)
 
 
 def test_a_loss_above_what_was_reached_is_worth_as_much_as_it_may_gain() -> None:
-    memory = after(a=[taught(0.01, seconds=10.0)])
+    memory = after(a=[taught(0.01, seconds=10.0)] * 2)
     assert not decide(memory, {"a": Seen(share=1.0, above=0.05)}, NOW).train, "0.005 a second, and 0.015 are needed"
     found = decide(memory, {"a": Seen(share=1.0, above=0.2)}, NOW)
     assert (found.train, found.doubtful) == (("a",), False)
 
 
 def test_drift_is_trained_whatever_the_score() -> None:
-    memory = after(a=[taught()], b=[taught()])
+    memory = after(a=[taught()] * 2, b=[taught()] * 2)
     found = decide(memory, {"a": Seen(share=0.9), "b": Seen(share=0.1, drift=DRIFTED)}, NOW)
     assert found == Decision(train=("b",), drifted=frozenset("b"))
 
 
 def test_half_a_drift_makes_a_score_half_again_as_large_which_is_what_is_needed() -> None:
     assert BACK_OFF == 1.5
-    memory = after(a=[taught(0.1)])
+    memory = after(a=[taught(0.1)] * 2)
     assert decide(memory, {"a": Seen(share=1.0, drift=HALF)}, NOW).train == ("a",)
 
 
@@ -80,13 +85,13 @@ def test_an_update_that_is_never_adopted_is_made_three_times() -> None:
 
 
 def test_the_drift_of_what_is_left_out_adds_up_and_begins_anew_once_it_is_trained() -> None:
-    memory = learnt(after(a=[taught()]), {"a": Seen(share=1.0, drift=HALF)}, {}, NOW)
+    memory = learnt(after(a=[taught()] * 2), {"a": Seen(share=1.0, drift=HALF)}, {}, NOW)
     assert memory.domain("a").drift == HALF
     assert learnt(memory, {"a": Seen(share=1.0, drift=DRIFTED)}, {"a": taught()}, NOW).domain("a").drift.drift == 0
 
 
 def test_nothing_is_looked_at_again_while_version_and_data_are_the_same() -> None:
-    memory = after(a=[taught()]).model_copy(update={"parent": "p", "data": "d", "reason": "flat"})
+    memory = after(a=[taught()] * 2).model_copy(update={"parent": "p", "data": "d", "reason": "flat"})
     assert unchanged(memory, "p", "d", NOW) == "flat"
     assert (unchanged(memory, "q", "d", NOW), unchanged(memory, "p", "e", NOW)) == ("", "")
     assert unchanged(memory, "p", "d", NOW + STALE_S) == ""
@@ -100,7 +105,7 @@ RATES = st.floats(0, 10, allow_subnormal=False)
 def test_after_a_flat_end_nothing_is_trained_until_something_has_changed(
     rounds: list[tuple[float, float, bool]], looks: int
 ) -> None:
-    memory = after(a=[taught(rate, seconds, more) for rate, seconds, more in rounds] + [taught(rounds[-1][0])])
+    memory = after(a=[taught(rate, seconds, more) for rate, seconds, more in rounds] + [taught(rounds[-1][0])] * 2)
     for _ in range(looks):
         assert not decide(memory, {"a": Seen(share=1.0)}, NOW).train
         memory = learnt(memory, {"a": Seen(share=1.0)}, {}, NOW)
@@ -112,12 +117,12 @@ def test_a_decision_always_has_domains_or_a_reason(a: float, b: float, above: fl
         "a": Seen(share=0.5, above=above),
         "b": Seen(share=0.5, drift=PageHinkley(total=drift * 2 * ALARM, lowest=0.0)),
     }
-    found = decide(after(a=[taught(a, more=more)], b=[taught(b)]), seen, NOW)
+    found = decide(after(a=[taught(a, more=more)], b=[taught(b)] * 2), seen, NOW)
     assert bool(found.train) != bool(found.reason)
     assert found.drifted <= set(found.train) <= set(seen)
 
 
 def test_what_is_remembered_is_numbers_and_survives_json() -> None:
-    memory = after(a=[taught(0.1)], b=[taught(0.2, more=True)])
+    memory = after(a=[taught(0.1)] * 2, b=[taught(0.2, more=True)])
     assert Memory.model_validate_json(memory.model_dump_json()) == memory
     assert memory.domain("c") == DomainMemory()
