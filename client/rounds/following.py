@@ -10,8 +10,9 @@ from serving.trainer_socket import REPLY_TIMEOUT_S, CoTrainerClient, CoTrainerSt
 from umbel.errors import CoTrainerSilent, EngineGone
 from umbel.messages import JobState
 
-POLL_S = 0.5
-"""Seconds between two questions to the co-trainer."""
+FIRST_POLL_S, POLL_S = 0.02, 0.5
+"""Seconds until the first question to the co-trainer how a job stands, and between two later ones; they double between.
+Evaluations and bursts are often over within a few of them."""
 
 
 class Following:
@@ -33,14 +34,15 @@ class Following:
 
         Raises EngineGone when the engine dies, and CoTrainerSilent when it lives and its co-trainer says no more.
         """
-        status = await self._ask(lambda: self._cotrainer.start(job))
+        status, pause_s = await self._ask(lambda: self._cotrainer.start(job)), FIRST_POLL_S
         while not status.state.final or status.job != job.id:
             if status.job != job.id:  # refused with a reason, or a new engine that knows no job
                 if status.error:
                     return status.model_copy(update={"job": job.id, "state": JobState.FAILED})
                 raise EngineGone("the engine was started anew")
             note(status)
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(POLL_S, 2 * pause_s)
             status = await self._ask(lambda: self._cotrainer.status(job=job.id))
         return status
 
