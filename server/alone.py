@@ -21,8 +21,9 @@ from server.registry.events import Events
 from server.registry.pin import Pin
 from server.registry.registry import AdapterRegistry
 from server.registry.round_log import RoundRecord, RoundState
-from strategies.adapter import Adapter, Errors, Factors
+from strategies.adapter import Adapter
 from strategies.fold import Mean
+from strategies.own import Own
 from strategies.rule import Rule
 from umbel.errors import ConfigError, UmbelError
 from umbel.messages import Hello, HelloQuery, RoundQuery, Shadow, Submit
@@ -45,20 +46,7 @@ class OwnUpdate(Rule):
     name = ALONE
 
     def mean(self, parent: Adapter) -> Mean:
-        return _Own()
-
-
-class _Own:
-    """The `Mean` over one site."""
-
-    def __init__(self) -> None:
-        self._update: Factors = {}
-
-    def add(self, update: Factors, received: Adapter, amount: float) -> None:
-        self._update = update
-
-    def finish(self, total: float) -> tuple[Factors, dict[str, Errors]]:
-        return self._update, dict.fromkeys(self._update, Errors(0.0, 0.0))
+        return Own()
 
 
 class OnlySite:
