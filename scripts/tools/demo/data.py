@@ -80,7 +80,11 @@ _WHEN = ("today", "Monday", "Friday", "last week", "this morning", "yesterday")
 
 def examples(task: str, *, heldout: bool) -> list[dict[str, Any]]:
     """Return all examples of a task, in a fixed order: those of the held-out pairs of words, or of all other pairs."""
-    rule = TASKS[task]
+    return examples_of(TASKS[task], heldout=heldout)
+
+
+def examples_of(rule: Task, *, heldout: bool) -> list[dict[str, Any]]:
+    """Return the same of a task that is not among `TASKS`."""
     found: dict[str, dict[str, Any]] = {}
     for i, (first, first_answer) in enumerate(rule.first.items()):
         for j, (second, second_answer) in enumerate(rule.second.items()):
