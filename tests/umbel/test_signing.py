@@ -40,6 +40,7 @@ FULL: dict[str, Any] = {
     "site_metrics": {"clinic-a": {"seconds": 1.5}}, "counts": {"clinic-a": {"num-examples": 7}}, "run_id": "9",
     "code": "0.1.0", "config": "4" * 64, "created": "2026-11-21T07:00:00+00:00",
     "personal": Personal(part="adapter", rank=4), "kin": "7" * 64, "bases": {"nf4": 0.6, "bfloat16": 0.4},
+    "skipped": {"clinic-c": "nothing worth training: 1"},
 }  # fmt: skip
 OTHER: dict[str, Any] = {
     "name": "other", "version": 4, "digest": "5" * 64, "base": "5" * 64, "fingerprint": None, "lineage": "f00e",
@@ -50,6 +51,7 @@ OTHER: dict[str, Any] = {
     "metrics": {"train-loss": 0.0, "other": float("inf")}, "site_metrics": {}, "counts": {"clinic-a": {}},
     "run_id": "", "code": "0.1.1", "config": "", "created": "",
     "personal": Personal(part="adapter", rank=3), "kin": "", "bases": {"nf4": 0.6, "float16": 0.4},
+    "skipped": {"clinic-c": "nothing worth training: 2"},
 }  # fmt: skip
 """Field → another value that is as near as possible."""
 

@@ -8,6 +8,7 @@ Training adds a number to B, and the loss falls with it: every version is better
 
 import argparse
 import asyncio
+import os
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,6 +116,7 @@ def main() -> None:
         setattr(site, name, replacement)
     fresh.prepare_in_child = no_data
     jobs.Following = NoFollowing
+    os.environ["UMBEL_SITE__TRAINING__WORTH"] = "all"  # there is no example by which anything could be measured
     asyncio.run(daemon.serve(SiteConfig.load(parser.parse_args().site)))
 
 
