@@ -25,8 +25,10 @@ from umbel.site.config import SiteConfig
 
 LOOK_S = 2.0
 """Seconds between two looks at the files."""
+SPARE_S = 120.0
+"""Seconds of preparations that may come without a rest: who changes a file now and then never waits for one."""
 REST = 10.0
-"""Seconds without a preparation for each second that the last one took: a file that grows all the time costs at most
+"""Seconds without a preparation for each further second that they took: a file that grows all the time costs at most
 about a tenth of a core."""
 REST_OF_A_ROUND = 1.0
 """The same while a round waits for data without deleted examples."""
@@ -61,8 +63,8 @@ class FreshData:
         """Inputs that are not tried again as they are, and the reason."""
         self._torn = ""
         """The last reason that may be a file's that was read while it was written."""
-        self._ended_at, self._took_s = clock(), 0.0
-        """When the last preparation ended, and how long it took."""
+        self._ended_at, self._owed_s = clock(), 0.0
+        """When the last preparation ended, and the seconds of preparations for which there was no rest by then."""
         self._one_at_a_time = asyncio.Lock()
 
     @classmethod
@@ -102,8 +104,8 @@ class FreshData:
                 self._refused, self._torn, self.data.refused = None, "", ""
             elif self._refused is not None and inputs == self._refused[0]:
                 self._say(self._refused[1])
-            elif self._clock() >= self._ended_at + self._took_s * (REST_OF_A_ROUND if urgent else REST):
-                await self._prepare(inputs)
+            elif (owed_s := self._owed(REST_OF_A_ROUND if urgent else REST)) <= SPARE_S:
+                await self._prepare(inputs, owed_s)
 
     async def _try_to_look(self, urgent: bool = False) -> None:
         try:
@@ -124,7 +126,11 @@ class FreshData:
         except (OSError, sqlite3.Error, UmbelError):
             return True
 
-    async def _prepare(self, inputs: Inputs) -> None:
+    def _owed(self, rest: float) -> float:
+        """Return the seconds of preparations for which there was no rest yet, where each takes `rest` seconds."""
+        return max(0.0, self._owed_s - (self._clock() - self._ended_at) / rest)
+
+    async def _prepare(self, inputs: Inputs, owed_s: float) -> None:
         """Prepare the files as they are, unless one is half-written; adopt what comes of it, or say what is wrong."""
         if await asyncio.to_thread(self._watched.half_written):
             return
@@ -140,7 +146,7 @@ class FreshData:
             await self._refuse(inputs, str(error))
         finally:
             self._ended_at = self._clock()
-            self._took_s = self._ended_at - began
+            self._owed_s = owed_s + self._ended_at - began
 
     def _take(self, inputs: Inputs, prepared: Prepared, now: Inputs) -> None:
         """Adopt prepared data, but none with an example that was deleted meanwhile: it is prepared again."""
