@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from server import loop
 from server.config import ALONE, RunConfig
-from server.dialogues import Dialogue, NameChanged, Outcome, Reply, Request, SiteFailure
+from server.dialogues import Dialogue, NameChanged, Outcome, Reply, Request, SiteFailure, refusal
 from server.federation import Federation
 from server.keyring import Keyring
 from server.registry.events import Events
@@ -81,24 +81,17 @@ class OnlySite:
         """Check the site with `admit`; nothing has to be signed: who may open the socket is who the site trusts."""
         self._admit = admit
         if self._hello is not None:
-            self._trouble = self._refusal(self._hello)
+            self._trouble = refusal(self._admit, self._hello)
 
     def hear(self, hello: Hello) -> None:
         """Take note of what the site says of itself."""
         self.hellos += 1
-        self._hello, self._trouble = hello, self._refusal(hello)
+        self._hello, self._trouble = hello, refusal(self._admit, hello)
 
     def lose(self, reason: str) -> None:
         """Take note that the daemon does not answer: it may be another one when it does again."""
         self._hello, self._trouble = None, reason
         self._connection += 1
-
-    def _refusal(self, hello: Hello) -> str:
-        try:
-            self._admit(hello)
-        except UmbelError as refusal:
-            return str(refusal)
-        return ""
 
 
 class Direct:

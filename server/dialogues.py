@@ -125,6 +125,15 @@ class Roster(Protocol):
         """Check every site with `admit`, which raises UmbelError to refuse one, and hellos that come with `keys`."""
 
 
+def refusal(admit: Callable[[Hello], None], hello: Hello) -> str:
+    """Return why `admit` refuses a site, empty where it does not."""
+    try:
+        admit(hello)
+    except UmbelError as refused:
+        return str(refused)
+    return ""
+
+
 class Sites(Protocol):
     """Holds dialogues with sites: `server.exchange.Exchange` over Flower, `server.alone.Direct` over a socket."""
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from server.dialogues import refusal
 from server.keyring import Keyring, new_nonce
 from server.mailbox import Answer, Broken, Letter, Lost
 from strategies.records import pack, unpack
@@ -70,7 +71,7 @@ class Roster:
         self._keys = keys or self._keys
         for node in self._nodes.values():
             if node.hello is not None and not node.barred:
-                node.trouble = self._refusal(node.hello)
+                node.trouble = refusal(self._admit, node.hello)
         self._assign()
 
     @property
@@ -164,7 +165,7 @@ class Roster:
             return str(unproven)
         self.hellos += 1
         node.hello, node.number = heard, self.hellos
-        return self._refusal(heard)
+        return refusal(self._admit, heard)
 
     def _bar(self, node: _Node, said: str) -> str:
         node.hello, node.barred = None, True
@@ -172,13 +173,6 @@ class Roster:
             f"it said that it is site {node.name}, and then {said}; a SuperNode has one name until it "
             "reconnects: if the new one is right, stop its `umbel supernode` for a minute and start it again"
         )
-
-    def _refusal(self, hello: Hello) -> str:
-        try:
-            self._admit(hello)
-        except UmbelError as refusal:
-            return str(refusal)
-        return ""
 
     def _assign(self) -> None:
         """Take names from nodes that may not have them; give a free name to the newest node that claims it."""

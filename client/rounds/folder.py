@@ -18,7 +18,7 @@ JOINED, TRAINED, PERSONAL = "joined.safetensors", "trained.safetensors", "person
 CHECKPOINT = "checkpoint.safetensors"
 """State of a round that is not over, from which it goes on (`serving.checkpoint`)."""
 COURSE, BURSTS = "bursts.json", ("burst-*.safetensors", "*.npy")
-"""What the bursts of a round have come to (`client.rounds.measured_round`), and the files that they need."""
+"""Files of the bursts of a round: their results so far (`client.rounds.measured_round`), and what they need."""
 CHECKPOINTS = 2
 """Checkpoints that are on disk at a time: the last one, and the next while it is written."""
 

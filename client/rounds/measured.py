@@ -52,7 +52,7 @@ class Measured:
         self._stopped: set[str] = set()
         """The co-trainer's names of rounds of which no further job is begun."""
         self.told = "every example is trained, because [training].worth is all" if everything else "no round yet"
-        """How it stands with the last round, in words."""
+        """Outcome of the last round, in words."""
 
     async def train(self, order: RoundOrder, job: TrainJob, data: Prepared, note: Note) -> Trained:
         """Train a round, whose whole job is `job`; what it sends is then in the job's output.

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """How a round's training ended."""
+    """The end of a round's training."""
 
     state: JobState
     """DONE with what it sends in the job's output, SKIPPED, or how the co-trainer ended it otherwise."""
@@ -49,9 +49,9 @@ class Trained:
     counts: dict[str, int | float] = field(default_factory=dict)
     """Fields of the report, of what it sends; of a skipped round, of what was tried and thrown away."""
     told: str = ""
-    """What was measured, in words."""
+    """The measured gain, in words."""
     memory: Memory | None = None
-    """What the site remembers from now on; None where it learnt nothing."""
+    """The site's memory from now on; None where it learnt nothing."""
     content: Digests = field(default_factory=lambda: np.empty(0, np.uint64))
     """Content of the rows that it remembers."""
 

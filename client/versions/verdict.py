@@ -101,9 +101,9 @@ class _Preferences:
     incumbent: Scores
     candidate: Scores
     accuracy: Difference
-    """Of shares that are right; `p_lower` is of a drop by more than is allowed."""
+    """Difference of the shares that are right; `p_lower` is of a drop by more than is allowed."""
     wrong: Difference
-    """Of shares that are wrong; `p_lower` is of a shadow that is better."""
+    """Difference of the shares that are wrong; `p_lower` is of a shadow that is better."""
 
     @property
     def p_worse(self) -> tuple[float, ...]:

@@ -1,1 +1,1 @@
-"""What is worth training: measured gains, drift of fresh data, and the decision. Pure; the clock is an argument."""
+"""Decide what is worth training, by measured gains and drift of fresh data. Pure; the clock is an argument."""
